@@ -1,0 +1,340 @@
+"""The encoder: a timm backbone and a small head, from images to unit-length embeddings.
+
+Letters: B batch, F features of the backbone, D embedding dimension.
+"""
+
+import hashlib
+import os
+import uuid
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from sobook import images as image_files
+from sobook import micro, resources
+from sobook.datasets import ImageSet
+
+TOKENS = ("cls", "dist", "mean")
+
+
+class EncoderError(ValueError):
+    """An encoder that cannot be made: unknown name, or weights that do not fit."""
+
+
+class Encoder(nn.Module):
+    """Backbone and head. Make one with `Encoder.create`.
+
+    Attributes:
+        backbone: a timm model without classifier.
+        head: LayerNorm without parameters and a Linear layer, or the identity.
+        name, image_size, token: as given to `create`.
+        num_features: F. dim: D (equal to F without a head).
+        mean, std: (3,) statistics the backbone was trained with, for images in 0..1.
+    """
+
+    def __init__(self, backbone: nn.Module, name: str, dim: int | None, image_size: int, token):
+        super().__init__()
+        self.backbone, self.name, self.image_size, self.token = backbone, name, image_size, token
+        self.num_features = backbone.num_features
+        self.has_head = dim is not None
+        self.dim = dim or self.num_features
+        self.head = _make_head(self.num_features, dim)
+        data = timm.data.resolve_model_data_config(backbone)
+        for statistic in ("mean", "std"):
+            tensor = torch.tensor(data[statistic]).view(3, 1, 1)
+            self.register_buffer(statistic, tensor, persistent=False)
+
+    @classmethod
+    def create(
+        cls,
+        name: str = "deit_small_distilled_patch16_224",
+        *,
+        dim: int | None = None,
+        weights: str | os.PathLike | None = "pretrained",
+        image_size: int | None = None,
+        token: str | None = None,
+    ) -> "Encoder":
+        """Make an encoder.
+
+        Args:
+            name: any timm model, or "deit_micro_patch8_64", sobook's own for laptops.
+            dim: D, the embedding dimension of the head. None: no head, the embedding is the
+                backbone's feature, normalised.
+            weights: "pretrained" (timm's, downloaded once), "micro" (bundled, for the micro
+                encoder), a file (.safetensors or .pth, also nested as {"model": …}), or None for
+                random numbers.
+            image_size: side of the input in pixels; None is the backbone's own. Position
+                embeddings are resampled where it differs.
+            token: what of a vision transformer becomes the feature: "cls", "dist" (distilled DeiT
+                only) or "mean" of the two. None is timm's way: the class token, and for distilled
+                DeiT the mean, in training and evaluation alike. (Hyp-ViT and HIER trained the
+                class token alone and evaluated the mean, by an old default of timm.)
+
+        Raises:
+            EncoderError: unknown name or token, weights missing or of another architecture.
+        """
+        _check_name(name)
+        if dim is not None and dim < 1:
+            raise EncoderError(f"dim is {dim}: give at least 1, or None for no head.")
+        backbone = _make_backbone(name, weights, image_size)
+        if token is not None:
+            _check_token(token, backbone, name)
+        side = image_size or timm.data.resolve_model_data_config(backbone)["input_size"][-1]
+        return cls(backbone, name, dim, side, token)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed images.
+
+        Args:
+            images: (B, 3, H, W): uint8 (normalised here with the backbone's own mean and
+                std), or floating point, normalised already.
+
+        Returns:
+            (B, D) embeddings of unit length, float32 even under autocast.
+        """
+        return F.normalize(self.head(self.features(images)).float(), dim=1)
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, F): the backbone alone, not normalised. Images as for `forward`."""
+        images = self.normalise(images)
+        if self.token is None:
+            return self.backbone(images)
+        tokens = self.backbone.forward_features(images)  # (B, T, F)
+        prefix = {"cls": slice(0, 1), "dist": slice(1, 2), "mean": slice(0, 2)}[self.token]
+        return tokens[:, prefix].mean(1)
+
+    def attention(self, images: Tensor) -> Tensor:
+        """What the class token looks at in the last block: (B, heads, T), summing to 1 over T.
+
+        The first `num_prefix_tokens` of the T tokens are not patches (class, distillation); the
+        others are the patches, row by row.
+
+        Raises:
+            EncoderError: the backbone has no transformer blocks.
+        """
+        if not hasattr(self.backbone, "blocks"):
+            raise EncoderError(f"{self.name} has no attention to show: choose a DeiT or a ViT.")
+        layer = self.backbone.blocks[-1].attn
+        seen = []
+        hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        try:
+            self.backbone(self.normalise(images))
+        finally:
+            hook.remove()
+        tokens = seen[0]  # (B, T, F), after the block's LayerNorm
+        shape = (*tokens.shape[:2], 3, layer.num_heads, -1)
+        query, key, _ = layer.qkv(tokens).reshape(shape).permute(2, 0, 3, 1, 4)  # (B, heads, T, d)
+        query, key = layer.q_norm(query), layer.k_norm(key)
+        scores = query[:, :, :1] @ key.transpose(-2, -1) * layer.scale  # (B, heads, 1, T)
+        return scores.softmax(-1)[:, :, 0]
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before the patches: 1 for DeiT, 2 for distilled DeiT."""
+        return self.backbone.num_prefix_tokens
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 to floating point with the backbone's mean and std; floats pass unchanged."""
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images have shape {tuple(images.shape)}, expected (B, 3, H, W).")
+        if images.dtype != torch.uint8:
+            return images
+        return (images.to(self.mean.device).float() / 255 - self.mean) / self.std
+
+    def settings(self) -> dict:
+        """What `create` needs to build this encoder again (with weights=None)."""
+        return {
+            "name": self.name,
+            "dim": self.dim if self.has_head else None,
+            "image_size": self.image_size,
+            "token": self.token,
+        }
+
+    def fingerprint(self) -> str:
+        """Short hash of settings and weights: the key of cached embeddings."""
+        digest = hashlib.sha256(repr(self.settings()).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()[:16]
+
+
+@torch.inference_mode()
+def embed(
+    encoder: Encoder,
+    image_set: ImageSet,
+    *,
+    batch_size: int = 64,
+    cache: bool = True,
+    progress: bool = True,
+) -> np.ndarray:
+    """Embed a whole image set with the evaluation transform (short side 256 → centre 224).
+
+    For other sizes the transform is in proportion (64: short side 73 → centre 64).
+
+    Args:
+        encoder: used in evaluation mode, on the device it is on.
+        image_set: N images.
+        batch_size: images at a time.
+        cache: keep the result under ``<data root>/cache`` and read it the next time.
+        progress: show a bar.
+
+    Returns:
+        (N, D) float32, rows of unit length.
+    """
+    short_side = image_files.evaluation_short_side(encoder.image_size)
+    key = image_files.fingerprint(image_set, short_side) + encoder.fingerprint()
+    file = resources.data_root() / "cache" / f"embeddings-{key}.npy"
+    if cache and file.exists():
+        return np.load(file)
+    source = image_files.pixels(image_set, short_side, progress=progress)
+    device = next(encoder.parameters()).device
+    was_training, rows = encoder.training, []
+    encoder.eval()
+    bar = tqdm(total=len(source), desc="embedding", unit="image", disable=not progress)
+    with bar:
+        for batch in image_files.evaluation_batches(source, encoder.image_size, batch_size):
+            rows.append(encoder(batch.to(device)).float().cpu().numpy())
+            bar.update(len(batch))
+    encoder.train(was_training)
+    embeddings = np.concatenate(rows)
+    if cache:
+        _save(file, embeddings)
+    return embeddings
+
+
+def _save(file: Path, embeddings: np.ndarray) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f"{file.stem}.{uuid.uuid4().hex[:8]}.partial.npy")
+    try:
+        np.save(partial, embeddings)
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _make_head(features: int, dim: int | None) -> nn.Module:
+    """LayerNorm without parameters, then Linear with orthogonal start: HIER's head for DeiT."""
+    if dim is None:
+        return nn.Identity()
+    linear = nn.Linear(features, dim)
+    nn.init.orthogonal_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return nn.Sequential(nn.LayerNorm(features, elementwise_affine=False), linear)
+
+
+def _check_name(name: str) -> None:
+    if not timm.is_model(name.split(".")[0]):
+        near = resources.suggest(name, timm.list_models())
+        raise EncoderError(f"unknown encoder {name!r}: give the name of a timm model.{near}")
+
+
+def _check_token(token: str, backbone: nn.Module, name: str) -> None:
+    if token not in TOKENS:
+        raise EncoderError(
+            f"unknown token {token!r}: choose one of {TOKENS}.{resources.suggest(token, TOKENS)}"
+        )
+    prefix = getattr(backbone, "num_prefix_tokens", 0)
+    if prefix < (1 if token == "cls" else 2):
+        raise EncoderError(f"{name} has no {token!r} token: leave token out (None).")
+
+
+def _make_backbone(name: str, weights, image_size: int | None) -> nn.Module:
+    sized = {} if image_size is None else {"img_size": image_size}
+    is_micro = name.split(".")[0] == micro.NAME
+    if weights == "pretrained" and not is_micro:
+        return _download(name, sized)
+    try:
+        backbone = timm.create_model(name, num_classes=0, **sized)
+    except (TypeError, AssertionError) as error:
+        raise EncoderError(
+            f"{name} cannot be made for images of {image_size} pixels ({error}): leave image_size "
+            "out, or choose a multiple of its patch size."
+        ) from None
+    if weights in ("micro", "pretrained"):
+        if not is_micro:
+            raise EncoderError(
+                f"weights='micro' belong to {micro.NAME!r}, not to {name!r}: change one of the two."
+            )
+        weights = resources.path(micro.WEIGHTS)
+    if weights is not None:
+        _load(backbone, Path(weights), name)
+    return backbone
+
+
+def _download(name: str, sized: dict) -> nn.Module:
+    try:
+        return timm.create_model(name, pretrained=True, num_classes=0, **sized)
+    except Exception as error:  # whatever hub, cache or network raise, the remedy is the same
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        raise EncoderError(
+            f"the weights of {name!r} could not be downloaded ({reason}): connect to the network "
+            "once, or give a local file (weights='deit.pth'), or use the bundled micro encoder "
+            f"(encoder={micro.NAME!r}, weights='micro')."
+        ) from None
+
+
+def _load(backbone: nn.Module, file: Path, name: str) -> None:
+    """Load a state dict strictly, after dropping classifiers and resampling positions."""
+    state = {key: value for key, value in _read(file).items() if not key.startswith("head")}
+    wanted = backbone.state_dict()
+    position = "pos_embed"
+    if position in state and position in wanted and state[position].shape != wanted[position].shape:
+        state[position] = _resample(state[position], backbone)
+    missing, extra = sorted(wanted.keys() - state), sorted(state.keys() - wanted)
+    other = [key for key in wanted.keys() & state.keys() if wanted[key].shape != state[key].shape]
+    if missing or extra or other:
+        differences = [
+            f"{len(keys)} {what} (e.g. {keys[0]})"
+            for keys, what in (
+                (missing, "missing"),
+                (extra, "not known"),
+                (sorted(other), "of another shape"),
+            )
+            if keys
+        ]
+        raise EncoderError(
+            f"the weights in {file} are not those of {name!r}: tensors differ, "
+            f"{', '.join(differences)}; name the encoder they belong to."
+        )
+    backbone.load_state_dict({key: value.float() for key, value in state.items()})
+
+
+def _resample(position: Tensor, backbone: nn.Module) -> Tensor:
+    prefix = backbone.num_prefix_tokens
+    old_side = round((position.shape[1] - prefix) ** 0.5)
+    if position.shape[2] != backbone.embed_dim or old_side**2 + prefix != position.shape[1]:
+        return position  # another width or another kind of token: reported by the caller
+    return resample_abs_pos_embed(
+        position.float(), list(backbone.patch_embed.grid_size), num_prefix_tokens=prefix
+    )
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise EncoderError(
+            f"there is no weights file {str(file)!r}: give the path of a .safetensors or .pth "
+            "file, or one of 'pretrained', 'micro', None."
+            f"{resources.suggest(str(file), ['pretrained', 'micro'])}"
+        )
+    try:
+        if file.suffix == ".safetensors":
+            state = load_file(file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # safetensors, zip and unpickling errors have no common parent
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        raise EncoderError(f"the weights file {file} cannot be read ({reason}).") from None
+    for nested in ("model", "state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(nested), dict):
+            state = state[nested]
+    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
+        raise EncoderError(f"the weights file {file} does not hold a state dict of tensors.")
+    return state
