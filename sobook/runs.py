@@ -1,0 +1,195 @@
+"""The folder of a training run: what is written there, and how it is read back.
+
+    config.json             the settings
+    metrics.jsonl           one line a step and one an epoch
+    proxies.safetensors     the proxies at the start and after every epoch, float16
+    checkpoint.safetensors  encoder and proxies of the epoch that was kept
+    state.json              which epoch that was, class names, versions, what to know of the data
+    retrieval.json          the measures on the test classes
+    resume.safetensors      while unfinished: everything needed to go on
+
+Every file is written under another name first and then renamed, so none is ever half there.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sobook.config import TrainConfig
+from sobook.encoder import Encoder
+
+
+class RunError(ValueError):
+    """A run folder that is not one, is not finished, or belongs to other settings."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run on disk. Made by `sobook.training.fit`, read by `Run.load`.
+
+    Attributes:
+        path: the run folder.
+        config: its `TrainConfig`.
+    """
+
+    path: Path
+    config: TrainConfig
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Run":
+        """Open a run folder.
+
+        Raises:
+            RunError: the folder is not there, or holds no run.
+        """
+        path = Path(path).expanduser()
+        if not (path / "config.json").is_file():
+            what = "has no config.json" if path.is_dir() else "does not exist"
+            raise RunError(
+                f"{path} is not a run folder (it {what}): give the folder that `sobook train` "
+                "wrote."
+            )
+        return cls(path, TrainConfig.from_dict(_read_json(path / "config.json")))
+
+    @property
+    def finished(self) -> bool:
+        """Did training and evaluation come to their end?"""
+        return (self.path / "retrieval.json").is_file()
+
+    @property
+    def metrics(self) -> list[dict]:
+        """Lines of metrics.jsonl, {"kind": "step" | "epoch", …}."""
+        file = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    @property
+    def epochs(self) -> list[dict]:
+        """The lines of kind "epoch" alone; epoch 0 is the state before training."""
+        return [line for line in self.metrics if line["kind"] == "epoch"]
+
+    @property
+    def state(self) -> dict:
+        """What state.json holds: selected_epoch, class_names, notes, versions …"""
+        return self._json("state.json")
+
+    @property
+    def retrieval(self) -> dict:
+        """The measures on the test classes, see `sobook.retrieval.Retrieval.summary`."""
+        return self._json("retrieval.json")
+
+    def proxies(self, epoch: int | None = None) -> Tensor:
+        """(C, D) float32 proxies after an epoch (0: before training; None: the one kept)."""
+        epoch = self.state["selected_epoch"] if epoch is None else epoch
+        with safe_open(self._file("proxies.safetensors"), "pt") as file:
+            known = len(file.keys())
+            if not 0 <= epoch < known:
+                raise RunError(f"{self.path} has no proxies of epoch {epoch}: give 0..{known - 1}.")
+            return file.get_tensor(_epoch_key(epoch)).float()
+
+    def encoder(self) -> Encoder:
+        """The trained encoder of the epoch that was kept, on the CPU, in evaluation mode."""
+        settings = self.state["encoder"]
+        encoder = Encoder.create(weights=None, **settings)
+        weights = load_file(self._file("checkpoint.safetensors"))
+        encoder.load_state_dict(
+            {key.removeprefix("encoder."): w for key, w in weights.items() if key != "proxies"}
+        )
+        return encoder.eval()
+
+    def _json(self, name: str) -> dict:
+        return _read_json(self._file(name))
+
+    def _file(self, name: str) -> Path:
+        file = self.path / name
+        if not file.is_file():
+            raise RunError(
+                f"{self.path} has no {name}: the run is not finished; run `sobook train` on the "
+                "same folder to go on."
+            )
+        return file
+
+
+def open_folder(config: TrainConfig) -> Run:
+    """Make or reopen the folder of a run; a folder of other settings is refused."""
+    path = config.folder()
+    if (path / "config.json").is_file():
+        run = Run.load(path)
+        if changed := config.differences(run.config):
+            listed = ", ".join(f"{k}: {old!r} → {new!r}" for k, (new, old) in changed.items())
+            raise RunError(
+                f"{path} holds a run with other settings ({listed}): choose another run_dir, or "
+                "remove the folder."
+            )
+        return Run(path, config)
+    if path.is_dir() and any(path.iterdir()):
+        raise RunError(f"{path} is not empty and not a run folder: choose another run_dir.")
+    path.mkdir(parents=True, exist_ok=True)
+    write_json(path / "config.json", config.to_dict())
+    return Run(path, config)
+
+
+@contextlib.contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Write to the name this gives; it becomes `file` only when all went well."""
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(file: Path, values) -> None:
+    """JSON, atomically."""
+    with replacing(file) as partial:
+        partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_tensors(file: Path, tensors: dict[str, Tensor], **metadata) -> None:
+    """safetensors, atomically, with JSON metadata in its header."""
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    with replacing(file) as partial:
+        save_file(tensors, partial, {"sobook": json.dumps(metadata)})
+
+
+def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict]:
+    """What `write_tensors` wrote: tensors and metadata."""
+    with safe_open(file, "pt") as opened:
+        metadata = json.loads(opened.metadata()["sobook"])
+    return load_file(file), metadata
+
+
+def write_proxies(path: Path, epoch: int, proxies: Tensor) -> None:
+    """Add the proxies of an epoch; those of later epochs, left by a killed run, go."""
+    file = path / "proxies.safetensors"
+    kept = load_file(file) if file.exists() else {}
+    kept = {key: value for key, value in kept.items() if key < _epoch_key(epoch)}
+    write_tensors(file, {**kept, _epoch_key(epoch): proxies.to(torch.float16)})
+
+
+def write_metrics(path: Path, epoch: int, lines: list[dict]) -> None:
+    """Add the lines of an epoch; those of later epochs, left by a killed run, go."""
+    file = path / "metrics.jsonl"
+    old = file.read_text().splitlines() if file.exists() else []
+    kept = [line for line in old if json.loads(line)["epoch"] < epoch]
+    with replacing(file) as partial:
+        partial.write_text("".join(f"{line}\n" for line in [*kept, *map(json.dumps, lines)]))
+
+
+def _epoch_key(epoch: int) -> str:
+    return f"epoch_{epoch:04d}"
+
+
+def _read_json(file: Path):
+    try:
+        return json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise RunError(f"{file} is not valid JSON ({error}): the run folder is damaged.") from None
