@@ -1,0 +1,5 @@
+import sys
+
+from sobook.cli import main
+
+sys.exit(main())

@@ -1,0 +1,240 @@
+"""The command `sobook`: prepare, train, evaluate, compare, embed."""
+
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import tyro
+
+from sobook import datasets, geometry
+from sobook.config import TrainConfig
+from sobook.encoder import Encoder, embed
+from sobook.retrieval import Retrieval, difference
+from sobook.runs import Run
+from sobook.training import TrainingError, evaluate_run, fit
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which encoder, on which images: a finished run, or an encoder and a data set by name."""
+
+    run: Annotated[str | None, tyro.conf.Positional] = None
+    """Run folder. Without one, the encoder named below is used as it comes (frozen)."""
+    dataset: str | None = None
+    """aviary, cub200, cars196, sop, inshop or folder; default: that of the run, else aviary."""
+    root: str | None = None
+    """Folder that holds the data set's own folder; default: $SOBOOK_DATA, else data/."""
+    options: dict[str, int] = field(default_factory=dict)
+    """Options of the data set, e.g. species 40 seed 1."""
+    allow_partial: bool = False
+    """Accept a benchmark with images missing."""
+    encoder: str = TrainConfig.encoder
+    """Name of a timm model, or the bundled micro encoder."""
+    weights: str | None = "pretrained"
+    """pretrained, micro, or a .safetensors or .pth file."""
+    image_size: int | None = None
+    """Side of the input in pixels; default: the encoder's own."""
+    token: str | None = None
+    """Which token is the feature: cls, dist or mean."""
+    device: str | None = None
+    """cpu, cuda …; default: a GPU where there is one."""
+
+    def open(self) -> tuple[TrainConfig, Encoder]:
+        """The settings of the data, and the encoder on its device."""
+        if self.run is None:
+            config = TrainConfig(dataset=self.dataset or "aviary", encoder=self.encoder, dim=None)
+            encoder = Encoder.create(
+                self.encoder,
+                weights=self.weights,
+                image_size=self.image_size,
+                token=self.token,
+            ).eval()
+        else:
+            run = Run.load(self.run)
+            config, encoder = run.config, run.encoder()
+            if self.dataset not in (None, config.dataset):  # the run's options are of its own data
+                config = config.replace(dataset=self.dataset, options={}, allow_partial=False)
+        config = config.replace(
+            root=self.root or config.root,
+            options=self.options or config.options,
+            allow_partial=self.allow_partial or config.allow_partial,
+        )
+        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return config, encoder.to(device)
+
+
+def prepare(
+    name: tyro.conf.Positional[str],
+    /,
+    root: str | None = None,
+    options: dict[str, int] = {},  # noqa: B006 (tyro reads the default, nobody changes it)
+) -> None:
+    """Bring a data set onto this machine: download, verify, unpack; or draw, for the aviary.
+
+    For instance:
+      sobook prepare aviary
+      sobook prepare aviary --options species 40 seed 1
+      sobook prepare cub200 --root ~/datasets
+
+    Args:
+        name: aviary, cub200, cars196, sop, inshop or folder.
+        root: folder that holds the data sets; default: $SOBOOK_DATA, else data/.
+        options: options of the data set.
+    """
+    print(datasets.prepare(name, root, **options))
+
+
+def train(config: Annotated[TrainConfig, tyro.conf.arg(name="")]) -> None:
+    """Train an encoder, evaluate it on the test classes, and leave a run folder.
+
+    A finished run with the same settings is opened, not repeated; an unfinished one goes on.
+
+    For instance:
+      sobook train
+      sobook train --so-weight 100 --seed 1
+      sobook train --dataset cub200 --root ~/data --encoder deit_tiny_patch16_224 --image-size 128
+    """
+    run = fit(config)
+    _print_result(run.path.name, run.retrieval)
+    print(run.path)
+
+
+def evaluate(source: Annotated[Source, tyro.conf.arg(name="")]) -> None:
+    """Recall@K, MAP@R and R-precision on the test classes.
+
+    For instance:
+      sobook evaluate data/runs/my-run
+      sobook evaluate --encoder deit_tiny_patch16_224 --dataset cub200 --root ~/datasets
+    """
+    config, encoder = source.open()
+    result = evaluate_run(config, encoder, progress=True)
+    notes = [] if config.dataset == "inshop" else list(_test_set(config).notes)
+    _print_result(source.run or f"{encoder.name}, frozen", {**result.summary(), "notes": notes})
+
+
+def compare(runs: tyro.conf.Positional[tuple[str, ...]], /) -> None:
+    """Set runs on the same data side by side; differences are to the first.
+
+    Intervals are 95 % bootstrap intervals over classes, paired where two runs are compared.
+
+    For instance:
+      sobook compare data/runs/pa data/runs/so100
+
+    Args:
+        runs: two or more run folders.
+    """
+    if len(runs) < 2:
+        raise ValueError("compare needs at least two run folders.")
+    opened = [Run.load(path) for path in runs]
+    data = {(run.config.dataset, str(run.config.options)) for run in opened}
+    if len(data) > 1:
+        raise ValueError(f"the runs are on different data: {sorted(data)}; compare like with like.")
+    results = [evaluate_run(run.config, run.encoder(), progress=True) for run in opened]
+    width = max(len(run.path.name) for run in opened)
+    print(f"{'run':{width}}  so_weight  R@1    95 % interval   difference      RMS cos  coherence")
+    for run, result in zip(opened, results, strict=True):
+        shape = geometry.describe(run.proxies())
+        low, high = result.interval(1)
+        print(
+            f"{run.path.name:{width}}  {run.config.so_weight:<9g}  {result.recall[1]:.3f}  "
+            f"{low:.3f} – {high:.3f}   {_difference(results[0], result):14}  "
+            f"{shape.rms_cosine:.3f}    {shape.coherence:.3f}"
+        )
+
+
+def embed_images(
+    source: Annotated[Source, tyro.conf.arg(name="")], out: Path, split: str = "test"
+) -> None:
+    """Write the embeddings of a split to an .npz file: embeddings, labels, paths, class_names.
+
+    For instance:
+      sobook embed data/runs/my-run --out test.npz
+      sobook embed --dataset folder --root ~/pictures --split train --out pictures.npz
+
+    Args:
+        source: which encoder, on which images.
+        out: the file to write, ending in .npz.
+        split: train, validation, test, query or gallery.
+    """
+    if out.suffix != ".npz":
+        raise ValueError(f"--out {out}: the file must end in .npz.")
+    config, encoder = source.open()
+    found = datasets.load(
+        config.dataset, split, config.root, allow_partial=config.allow_partial, **config.options
+    )
+    embeddings = embed(encoder, found)
+    partial = out.with_name(f".{out.stem}.{os.getpid()}.npz")
+    try:
+        np.savez(
+            partial,
+            embeddings=embeddings,
+            labels=found.labels,
+            paths=np.array([str(path) for path in found.paths]),
+            class_names=np.array(found.class_names),
+        )
+        os.replace(partial, out)
+    finally:
+        partial.unlink(missing_ok=True)
+    print(f"{out}: {len(embeddings):,} embeddings of dimension {embeddings.shape[1]}")
+
+
+def _test_set(config: TrainConfig) -> datasets.ImageSet:
+    return datasets.load(
+        config.dataset, "test", config.root, allow_partial=config.allow_partial, **config.options
+    )
+
+
+def _difference(first: Retrieval, other: Retrieval) -> str:
+    if first is other:
+        return "–"
+    value, low, high = difference(first, other)
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def _print_result(title: str, result: dict) -> None:
+    low, high = result[next(key for key in result if key.endswith("_interval"))]
+    recalls = "  ".join(f"R@{k} {value:.3f}" for k, value in result["recall"].items())
+    print(f"{title}: {recalls}")
+    print(f"  95 % interval of the first over classes {low:.3f} – {high:.3f}", end="; ")
+    print(f"MAP@R {result['map_at_r']:.3f}, R-precision {result['r_precision']:.3f}", end="; ")
+    print(f"{result['queries']:,} queries")
+    for note in result.get("notes", ()):
+        print(f"  note: {note}")
+
+
+COMMANDS = {
+    "prepare": prepare,
+    "train": train,
+    "evaluate": evaluate,
+    "compare": compare,
+    "embed": embed_images,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0 well, 1 an error, 2 wrong usage."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="sobook",
+            description="Deep metric learning with soft orthogonal proxies.",
+            args=arguments,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+    except (ValueError, TrainingError, OSError) as error:
+        print(f"sobook: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            "sobook: stopped; the same command goes on from the last whole epoch.", file=sys.stderr
+        )
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
