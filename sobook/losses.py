@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sobook.resources import suggest
 
 REDUCTIONS = ("mean", "sum")
+SO_WEIGHT = 100.0  # λ where nobody chose one, for reduction "mean"; our choice, not the paper's
 # Stands for "not in this sum" inside a log-sum-exp: exp(−10⁴) is exactly 0 in any precision, and
 # unlike −inf it leaves no 0·inf in the gradient when nothing at all is in the sum.
 _NOTHING = -1e4
@@ -147,7 +148,7 @@ class SoftOrthogonalProxyAnchor(ProxyAnchor):
         *,
         margin: float = 0.1,
         scale: float = 32.0,
-        so_weight: float = 100.0,
+        so_weight: float = SO_WEIGHT,
         so_reduction: str = "mean",
     ):
         super().__init__(num_classes, dim, margin=margin, scale=scale)

@@ -1,0 +1,739 @@
+"""Static figures: what a run, its proxies and its retrievals look like.
+
+Every function takes plain arrays or tensors (or dicts of them, PA first, PA+SO second) and returns
+one `Figure`. It shows itself in a notebook, saves with `figure.savefig(path)`, and carries one
+sentence of alternative text, computed from what it shows: `alt_text(figure)`.
+
+Three promises hold throughout: a method keeps its colour in every figure, things that are compared
+share one scale, and colour is never the only way to tell two things apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import squareform
+from scipy.special import gammaln
+from scipy.stats import spearmanr
+
+from sobook import drawing, geometry
+from sobook.drawing import (  # what is not used below is here for the reader's own figures
+    COLOURS,
+    Figure,
+    alt_text,  # noqa: F401
+    as_array,
+    as_matrix,
+    colour,
+    finish,
+    new_figure,
+    use_style,
+)
+
+
+def class_order(proxies) -> np.ndarray:
+    """An order of the classes in which similar proxies stand together.
+
+    Average linkage on the cosine distance; beyond 4,000 classes, where that takes too long, groups
+    of classes are ordered so, and each group is kept together.
+
+    Args:
+        proxies: (C, D).
+
+    Returns:
+        (C,) a permutation of 0..C−1.
+    """
+    unit = geometry.unit_rows(proxies, "proxies")
+    if len(unit) < 3:
+        return np.arange(len(unit))
+    if len(unit) > 4000:
+        return _coarse_order(unit)
+    distance = np.clip(1 - unit @ unit.T, 0, 2)
+    np.fill_diagonal(distance, 0)
+    pairs = squareform(distance, checks=False)
+    return leaves_list(linkage(pairs, "average", optimal_ordering=len(unit) <= 500))
+
+
+@use_style()
+def proxy_heatmaps(
+    proxies: Mapping[str, object],
+    *,
+    order=None,
+    groups: Sequence | None = None,
+    class_names: Sequence[str] | None = None,
+    difference: bool = False,
+    limit: float | None = None,
+) -> Figure:
+    """Cosines between all proxies, side by side: one class order, one scale centred on zero.
+
+    Args:
+        proxies: name → (C, D), the same classes in each.
+        order: (C,) class order; by default similar proxies of the first set stand together.
+        groups: (C,) a genus (or other group) per class, drawn as a bar at the side.
+        class_names: (C,) written at the side for at most 40 classes.
+        difference: adds a panel second − first, on the same scale.
+        limit: the scale runs over ±limit; by default the largest cosine shown, rounded up to 0.1.
+    """
+    sets = _proxy_sets(proxies, same_classes=True)
+    names = list(sets)
+    if difference and len(names) != 2:
+        raise ValueError(f"difference=True needs exactly two sets of proxies, not {len(names)}")
+    clustered = order is None
+    order = class_order(sets[names[0]]) if clustered else _permutation(order, len(sets[names[0]]))
+    panels = {name: _cosine_cells(p[order]) for name, p in sets.items()}
+    numbers = {name: _cosine_numbers(geometry.describe(p)) for name, p in sets.items()}
+    if difference:
+        panels[f"{names[1]} − {names[0]}"] = panels[names[1]] - panels[names[0]]
+    named = class_names is not None and len(order) <= 40
+
+    figure = new_figure(4.2 * len(panels) + 1.2 + 1.9 * named, 4.7 + 0.3 * (groups is not None))
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    _draw_cells(figure, axes, panels, limit)
+    for axis, name in zip(axes, panels, strict=True):
+        drawing.group_bar(axis, groups, order)
+        axis.set_title(name, loc="left", weight="bold", color=COLOURS.get(name, "#222222"))
+        axis.set_title(numbers.get(name, ""), loc="right", fontsize=11)
+    if named:
+        drawing.class_ticks(axes[0], [class_names[c] for c in order])
+    drawing.group_legend(figure, groups)
+    what = f"{len(order)} classes" + (f", clustered by {names[0]}" if clustered else "")
+    block = len(order) / len(panels[names[0]])
+    means = f"; each cell is the mean of about {block**2:.0f} cosines" if block > 1 else ""
+    figure.supxlabel(what + means, fontsize=12)
+    said = "; ".join(f"{name}: {text}" for name, text in numbers.items())
+    return finish(figure, f"Heatmaps of proxy cosines for {len(order)} classes; {said}.")
+
+
+@use_style()
+def angle_histogram(proxies: Mapping[str, object]) -> Figure:
+    """How the angles between proxies are spread, against those of random directions.
+
+    The grey curve is exact: the angle θ between random directions in D dimensions has a density
+    proportional to sin^(D−2) θ. Marked are 90°, the angles of cosine ±1/√D and, when C > D, the
+    Welch bound: the smallest angle of any set of C directions cannot exceed it.
+
+    Args:
+        proxies: name → (C, D), the same D in each.
+    """
+    sets = _proxy_sets(proxies)
+    classes, dim = next(iter(sets.values())).shape
+    shapes = {name: geometry.describe(p) for name, p in sets.items()}
+    angles = {name: _angles(shape) for name, shape in shapes.items()}
+    chance = math.degrees(math.asin(1 / math.sqrt(dim)))
+    bins = _angle_bins(angles, chance)
+
+    figure = new_figure(9.5, 5.6)
+    axis = figure.subplots()
+    theta = np.linspace(bins[0], bins[-1], 800)
+    density = _random_angle_density(theta, dim)
+    axis.fill_between(theta, density, color=drawing.QUIET, alpha=0.45, lw=0)
+    axis.plot(theta, density, color=COLOURS["chance"], lw=1.6, label=f"random directions, {dim}-D")
+    for (name, values), dash in zip(angles.items(), drawing.dashes(), strict=False):
+        height = np.histogram(values, bins, density=True)[0]
+        label = f"{name}: mean {values.mean():.1f}°, smallest {values.min():.1f}°"
+        axis.stairs(height, bins, color=colour(name), lw=2.6, ls=dash, label=label)
+    axis.axvline(90, color="#222222", lw=1.2, label="90°: orthogonal")
+    axis.axvline(90 - chance, color="#222222", lw=1.4, ls=":",
+                 label=f"cosine ±1/√{dim} (90° ± {chance:.1f}°)")  # fmt: skip
+    axis.axvline(90 + chance, color="#222222", lw=1.4, ls=":")
+    if classes > dim:
+        bound = math.degrees(math.acos(next(iter(shapes.values())).welch_bound))
+        axis.axvline(bound, color=COLOURS["wrong"], lw=1.8, ls="-.",
+                     label=f"Welch bound {bound:.1f}°")  # fmt: skip
+    axis.set(xlim=(bins[0], bins[-1]), ylim=(0, None), xlabel="angle between two proxies (degrees)",
+             ylabel="share of pairs per degree")  # fmt: skip
+    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+    figure.legend(loc="outside upper center", ncols=2)
+    said = "; ".join(f"{n}: mean {a.mean():.1f}°, smallest {a.min():.1f}°"
+                     for n, a in angles.items())  # fmt: skip
+    return finish(figure, f"Histogram of the angles between {classes} proxies in {dim} dimensions "
+                          f"against random directions; {said}.")  # fmt: skip
+
+
+@use_style()
+def spectra(proxies: Mapping[str, object]) -> Figure:
+    """Singular values of the row-normalised proxies against the flat spectrum.
+
+    Flat is what proxies reach when they use all directions equally: √(C / min(C, D)).
+
+    Args:
+        proxies: name → (C, D), the same C and D in each.
+    """
+    sets = _proxy_sets(proxies, same_classes=True)
+    classes, dim = next(iter(sets.values())).shape
+    size, flat = min(classes, dim), math.sqrt(classes / min(classes, dim))
+    figure = new_figure(8, 4.8)
+    axis = figure.subplots()
+    axis.axhline(flat, color=COLOURS["chance"], lw=1.6, ls=":",
+                 label=f"flat spectrum: rank {size}")  # fmt: skip
+    ranks = {}
+    for (name, p), dash in zip(sets.items(), drawing.dashes(), strict=False):
+        shape = geometry.describe(p)
+        values, ranks[name] = shape.spectrum, shape.effective_rank
+        label = f"{name}: effective rank {ranks[name]:.1f}"
+        axis.plot(np.arange(1, size + 1), values, color=colour(name), ls=dash, label=label)
+    axis.set(xlim=(1, size), ylim=(0, None), xlabel="direction, strongest first",
+             ylabel="singular value")  # fmt: skip
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.legend()
+    numbers = "; ".join(f"{n} {r:.1f}" for n, r in ranks.items())
+    return finish(figure, f"Singular values of the proxies; effective rank of {size}: {numbers}.")
+
+
+@use_style()
+def training_curves(runs: Mapping[str, Sequence], *, dim: int | None = None) -> Figure:
+    """Loss parts, proxy correlation and held-out Recall@1 on one axis of epochs.
+
+    Args:
+        runs: name → the lines of a run's ``metrics.jsonl``, or a list of those (several seeds:
+            their mean is drawn, with the range from the lowest to the highest).
+        dim: draws the chance level 1/√dim among the cosines.
+    """
+    if not runs:
+        raise ValueError("training_curves got no runs; pass {name: run.metrics}")
+    figure = new_figure(12, 4.4)
+    panels = figure.subplot_mosaic([["pa", "cosine", "recall"], ["so", "cosine", "recall"]])
+    keys = {"pa": "proxy_anchor", "so": "soft_orthogonality", "cosine": "rms_cosine",
+            "recall": "recall_at_1"}  # fmt: skip
+    for panel, axis in panels.items():
+        for (name, run), dash in zip(runs.items(), drawing.dashes(), strict=False):
+            drawing.curve(axis, *_series(run, keys[panel]), colour(name), dash)
+        if not axis.lines:
+            axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axis.sharex(panels["recall"])
+        axis.set_xlabel("epoch" if panel != "pa" else "")
+    panels["pa"].set_title("Proxy Anchor loss")
+    panels["so"].set_title("soft orthogonality")
+    panels["cosine"].set_title("RMS cosine of proxies")
+    panels["recall"].set_title("Recall@1, held-out classes")
+    panels["recall"].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    panels["pa"].tick_params(labelbottom=False)
+    for panel in ("pa", "so", "cosine"):
+        panels[panel].set_ylim(0, None)
+    handles = [Line2D([], [], color=colour(n), ls=d)
+               for n, d in zip(runs, drawing.dashes(), strict=False)]  # fmt: skip
+    labels = list(runs)
+    if dim:
+        line = panels["cosine"].axhline(1 / math.sqrt(dim), color=COLOURS["chance"], ls=":", lw=1.6)
+        handles, labels = [*handles, line], [*labels, f"random directions, 1/√{dim}"]
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    last = "; ".join(f"{name}: Recall@1 {_last(run, 'recall_at_1')}, RMS cosine "
+                     f"{_last(run, 'rms_cosine')}" for name, run in runs.items())  # fmt: skip
+    return finish(figure, f"Loss parts, proxy cosine and Recall@1 over epochs; at the end {last}.")
+
+
+def project(embeddings, *, method: str = "umap", seed: int = 0, neighbours: int = 15) -> np.ndarray:
+    """Lay embeddings out in the plane, by cosine neighbourhood ("umap") or linearly ("pca").
+
+    Args:
+        embeddings: (N, D).
+
+    Returns:
+        (N, 2)
+    """
+    points = geometry.unit_rows(embeddings, "embeddings")
+    if method not in ("umap", "pca"):
+        raise ValueError(f'method must be "umap" or "pca", not {method!r}')
+    if len(points) < 4:
+        raise ValueError(f"a map needs at least 4 embeddings, not {len(points)}")
+    if method == "pca":
+        from sklearn.decomposition import PCA
+
+        return PCA(2, svd_solver="full").fit_transform(points)
+    import umap  # here, not above: its import takes seconds
+
+    layout = umap.UMAP(n_neighbors=min(neighbours, len(points) - 1), metric="cosine",
+                       random_state=seed, n_jobs=1)  # fmt: skip
+    return layout.fit_transform(points)
+
+
+def embedding_map(
+    embeddings,
+    labels,
+    *,
+    proxies=None,
+    proxy_labels=None,
+    title: str | None = None,
+    **options,
+) -> Figure:
+    """One map of embeddings, coloured by class, proxies as stars; fitted on both together.
+
+    Args:
+        embeddings: (N, D).
+        labels: (N,) classes.
+        proxies: (C, D), drawn as stars.
+        proxy_labels: (C,) their classes; 0..C−1 by default.
+        options: as in `embedding_maps`.
+    """
+    proxies = None if proxies is None else {title or "": proxies}
+    return embedding_maps({title or "": embeddings}, labels, proxies=proxies,
+                          proxy_labels=proxy_labels, **options)  # fmt: skip
+
+
+@use_style()
+def embedding_maps(
+    embeddings: Mapping[str, object],
+    labels,
+    *,
+    proxies: Mapping[str, object] | None = None,
+    proxy_labels=None,
+    class_names: Sequence[str] | None = None,
+    method: str = "umap",
+    seed: int = 0,
+    neighbours: int = 15,
+    highlight: Sequence[int] | None = None,
+) -> Figure:
+    """Maps of the same images under several models, side by side, each fitted on its own.
+
+    Two models have two spaces, so a point's place in one map says nothing about its place in the
+    other. The trustworthiness printed on each map is 1 when all neighbours in the map are
+    neighbours in the space too.
+
+    Args:
+        embeddings: name → (N, D).
+        labels: (N,) classes.
+        proxies: name → (C, D), drawn as stars.
+        proxy_labels: (C,) their classes; 0..C−1 by default. Proxies of other classes than those
+            shown (training proxies among test images) need it: a class not shown is grey.
+        class_names: class → name.
+        highlight: at most 20 classes to colour; by default all, or 12 spread evenly.
+    """
+    labels, proxies = as_array(labels).astype(int), dict(proxies or {})
+    if set(proxies) - set(embeddings):
+        raise ValueError(f"proxies of {sorted(proxies)}, embeddings of {sorted(embeddings)}: use "
+                         "the same names")  # fmt: skip
+    styles, total = drawing.class_styles(labels, highlight), len(np.unique(labels))
+    figure = new_figure(6.2 * len(embeddings) + 2.4, 6.2)
+    axes = figure.subplots(1, len(embeddings), squeeze=False)[0]
+    note = f"UMAP, {neighbours} neighbours, seed {seed}" if method == "umap" else method.upper()
+    trust = {}
+    for axis, (name, points) in zip(axes, embeddings.items(), strict=True):
+        points = as_matrix(points, f"the embeddings of {name}")
+        if len(points) != len(labels):
+            raise ValueError(f"{name}: {len(points)} embeddings but {len(labels)} labels")
+        stars = as_matrix(proxies.get(name, points[:0]), f"the proxies of {name}")
+        plane = project(np.concatenate([points, stars]), method=method, seed=seed,
+                        neighbours=neighbours)  # fmt: skip
+        places, star_places = np.split(plane, [len(points)])
+        drawing.points_on_map(axis, places, labels, styles)
+        classes = np.arange(len(stars)) if proxy_labels is None else as_array(proxy_labels)
+        drawing.stars_on_map(axis, star_places, classes, styles)
+        trust[name] = _trustworthiness(points, places, neighbours)
+        axis.set_title(name, color=COLOURS.get(name, "#222222"), weight="bold")
+        axis.set_xlabel(f"{note}; trustworthiness {trust[name]:.2f}", fontsize=12)
+    drawing.class_legend(figure, styles, class_names, total, bool(proxies))
+    if len(embeddings) > 1:
+        figure.supxlabel("each map is fitted on its own: compare shapes, not places", fontsize=12)
+    said = "; ".join(f"{name or 'the map'} {value:.2f}" for name, value in trust.items())
+    return finish(figure, f"{method.upper()} of {len(labels)} embeddings of {total} classes; "
+                          f"trustworthiness: {said}.")  # fmt: skip
+
+
+def retrieval_wall(query_images, retrieved_images, right, similarities=None, titles=None) -> Figure:
+    """Each query and its nearest images, right ones framed and ticked, wrong ones crossed.
+
+    Args:
+        query_images: Q images, (H, W, 3) uint8.
+        retrieved_images: Q rows of k images.
+        right: (Q, k) bool.
+        similarities: (Q, k), written under the images.
+        titles: Q names of the queries.
+    """
+    similarities = None if similarities is None else {"": similarities}
+    return _retrievals(query_images, {"": retrieved_images}, {"": right}, similarities, titles)
+
+
+def retrieval_comparison(
+    query_images,
+    retrieved_images: Mapping[str, Sequence],
+    right: Mapping[str, object],
+    similarities: Mapping[str, object] | None = None,
+    titles=None,
+) -> Figure:
+    """The same queries under several models, one above the other.
+
+    Args:
+        query_images: Q images, (H, W, 3) uint8.
+        retrieved_images: name → Q rows of k images.
+        right: name → (Q, k) bool.
+        similarities: name → (Q, k).
+        titles: Q names of the queries.
+    """
+    return _retrievals(query_images, retrieved_images, right, similarities, titles)
+
+
+@use_style()
+def contact_sheet(images, titles: Sequence[str] | None = None, columns: int = 10) -> Figure:
+    """Images in rows, as a photographer would lay them out.
+
+    Args:
+        images: N images, (H, W, 3) uint8.
+        titles: N captions.
+    """
+    if len(images) == 0:
+        raise ValueError("contact_sheet got no images")
+    columns = min(columns, len(images))
+    rows, pitch = -(-len(images) // columns), 1.04 if titles is None else 1.36
+    figure, axis = drawing.tiles(columns * 1.04, rows * pitch, top=0.0)
+    for index, image in enumerate(images):
+        caption = None if titles is None else titles[index]
+        drawing.tile(axis, image, index % columns * 1.04, index // columns * pitch, caption=caption)
+    return finish(figure, f"A contact sheet of {len(images)} images.")
+
+
+@use_style()
+def attention_maps(images, attention, names: Sequence[str] | None = None) -> Figure:
+    """Where the class token looks: image, mean of the heads laid over it, and every head.
+
+    All maps share one scale, in multiples of uniform attention: 1 is what every patch would get if
+    the token looked everywhere alike.
+
+    Args:
+        images: B images, (H, W, 3) uint8, as the encoder saw them.
+        attention: (B, heads, patches), prefix tokens left out.
+        names: B titles.
+    """
+    attention = as_array(attention)
+    if attention.ndim != 3:
+        raise ValueError(f"attention must be (B, heads, patches), not {attention.shape}")
+    side = math.isqrt(attention.shape[2])
+    if side * side != attention.shape[2]:
+        raise ValueError(f"{attention.shape[2]} patches are no square grid; leave out the class "
+                         "and distillation tokens")  # fmt: skip
+    maps = attention / attention.mean(axis=2, keepdims=True)
+    maps = maps.reshape(*attention.shape[:2], side, side)
+    limit, heads = max(2.0, float(np.ceil(np.quantile(maps, 0.995)))), attention.shape[1]
+    pitch = 1.06 if names is None else 1.36
+    figure, axis = drawing.tiles((heads + 2) * 1.05, len(images) * pitch, extra=1.0)
+    scale = {"cmap": "magma", "vmin": 0, "vmax": limit}
+    for row, (image, grid) in enumerate(zip(images, maps, strict=True)):
+        y = row * pitch
+        drawing.tile(axis, image, 0, y, caption=None if names is None else names[row])
+        drawing.tile(axis, np.asarray(image).mean(axis=2), 1.05, y, cmap="gray", vmin=0, vmax=255)
+        mean = grid.mean(axis=0)
+        drawing.tile(axis, mean, 1.05, y, alpha=np.clip(mean / limit + 0.25, 0, 0.8), **scale)
+        for head in range(heads):
+            mesh = drawing.tile(axis, grid[head], (head + 2) * 1.05, y, **scale)
+    titles = ["image", "mean head", *(f"head {h + 1}" for h in range(heads))]
+    drawing.headings(axis, {i * 1.05: title for i, title in enumerate(titles)})
+    figure.colorbar(mesh, ax=axis, shrink=0.8, pad=0.02, extend="max",
+                    label="attention (1 = uniform)")  # fmt: skip
+    return finish(figure, f"Attention of the class token in {len(images)} images, {heads} heads; "
+                          f"the scale runs from 0 to {limit:g} times uniform.")  # fmt: skip
+
+
+def sphere(embeddings, labels, proxies, *, title: str = "", **options) -> Figure:
+    """Three-dimensional embeddings on the unit sphere; proxies are arrows that end in stars.
+
+    Args:
+        embeddings: (N, 3).
+        labels: (N,) classes 0..C−1.
+        proxies: (C, 3).
+        options: as in `spheres`.
+    """
+    return spheres({title: (embeddings, proxies)}, labels, **options)
+
+
+@use_style()
+def spheres(
+    models: Mapping[str, tuple],
+    labels,
+    *,
+    class_names: Sequence[str] | None = None,
+    view: tuple[float, float] = (22.0, 38.0),
+) -> Figure:
+    """Spheres side by side, seen from the same place; what lies behind is paler.
+
+    Args:
+        models: name → (embeddings (N, 3), proxies (C, 3)).
+        labels: (N,) classes 0..C−1.
+        view: elevation and azimuth in degrees.
+    """
+    labels = np.asarray(as_array(labels)).astype(int)
+    styles = drawing.class_styles(labels, None)
+    figure = new_figure(5.4 * len(models) + 1.6, 5.4)
+    for column, (name, (embeddings, proxies)) in enumerate(models.items()):
+        points = geometry.unit_rows(embeddings, "embeddings")
+        stars = geometry.unit_rows(proxies, "proxies")
+        if points.shape[1] != 3 or stars.shape[1] != 3:
+            raise ValueError("a sphere shows 3-dimensional embeddings and proxies; these have "
+                             f"{points.shape[1]} and {stars.shape[1]} dimensions")  # fmt: skip
+        axis = figure.add_subplot(1, len(models), column + 1, projection="3d")
+        axis.view_init(*view)
+        drawing.globe(axis, view)
+        drawing.points_on_globe(axis, points, labels, stars, styles, view)
+        if name:
+            numbers = _cosine_numbers(geometry.describe(stars))
+            axis.set_title(f"{name}: {numbers}", color=colour(name), fontsize=13)
+    drawing.class_legend(figure, styles, class_names, len(styles), True)
+    said = ": " + " | ".join(models) if any(models) else ""
+    return finish(figure, f"{len(labels)} embeddings of {len(styles)} classes and their proxies "
+                          f"on the unit sphere{said}.")  # fmt: skip
+
+
+@use_style()
+def recall_curves(
+    recalls: Mapping[str, Mapping[int, float]],
+    intervals: Mapping[str, Mapping[int, tuple[float, float]]] | None = None,
+) -> Figure:
+    """Recall@K over K, with intervals where given.
+
+    Args:
+        recalls: name → {K: recall in 0..1}.
+        intervals: name → {K: (low, high)}.
+    """
+    ks = sorted({k for values in recalls.values() for k in values})
+    figure = new_figure(7.5, 5)
+    axis = figure.subplots()
+    shifts = np.linspace(-0.06, 0.06, len(recalls)) if len(recalls) > 1 else [0.0]
+    marks = zip(recalls.items(), shifts, drawing.dashes(), "osD^v" * len(recalls), strict=False)
+    for (name, values), shift, dash, marker in marks:
+        at = np.array([ks.index(k) for k in sorted(values)]) + shift
+        heights = np.array([values[k] for k in sorted(values)])
+        axis.plot(at, heights, color=colour(name), ls=dash, marker=marker, ms=8,
+                  label=f"{name}: Recall@{ks[0]} {values.get(ks[0], math.nan):.1%}")  # fmt: skip
+        for k, (low, high) in (intervals or {}).get(name, {}).items():
+            axis.vlines(ks.index(k) + shift, low, high, color=colour(name), lw=2)
+    axis.set_xticks(range(len(ks)), [str(k) for k in ks])
+    axis.set(xlabel="K: nearest images looked at", ylabel="Recall@K")
+    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axis.grid(axis="y", color="#E4E4E4", lw=0.8)
+    axis.legend(loc="lower right")
+    numbers = "; ".join(f"{n} {v.get(ks[0], math.nan):.1%}" for n, v in recalls.items())
+    return finish(figure, f"Recall at K = {', '.join(map(str, ks))}; at {ks[0]}: {numbers}.")
+
+
+@use_style()
+def interval_plot(
+    rows: Sequence[tuple], xlabel: str, *, reference: float | None = None, decimals: int = 3
+) -> Figure:
+    """Values with their 95% intervals, one line each.
+
+    Args:
+        rows: (label, value, low, high, group); the group gives the colour.
+        reference: a value to compare with, drawn as a line.
+    """
+    if not rows:
+        raise ValueError("interval_plot got no rows; pass (label, value, low, high, group)")
+    figure = new_figure(9, 0.55 * len(rows) + 1.5)
+    axis = figure.subplots()
+    groups = list(dict.fromkeys(row[4] for row in rows))
+    for y, (_, value, low, high, group) in enumerate(rows):
+        marker = "osD^v"[groups.index(group) % 5]
+        axis.hlines(y, low, high, color=colour(group), lw=2.5)
+        axis.plot(value, y, marker, color=colour(group), ms=8)
+        axis.text(1.02, y, f"{value:.{decimals}f}  [{low:.{decimals}f}, {high:.{decimals}f}]",
+                  va="center", fontsize=11, transform=axis.get_yaxis_transform())  # fmt: skip
+    if reference is not None:
+        axis.axvline(reference, color=COLOURS["chance"], ls=":", lw=1.6)
+    axis.set_yticks(range(len(rows)), [row[0] for row in rows])
+    axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel=f"{xlabel} (dot, 95% interval)")
+    axis.tick_params(axis="y", length=0)
+    axis.grid(axis="x", color="#E4E4E4", lw=0.8)
+    numbers = "; ".join(f"{r[0]} {r[1]:.{decimals}f} [{r[2]:.{decimals}f}, {r[3]:.{decimals}f}]"
+                        for r in rows)  # fmt: skip
+    return finish(figure, f"{xlabel} with 95% intervals: {numbers}.")
+
+
+@use_style()
+def paired_differences(
+    values: Mapping[str, object],
+    interval: tuple[float, float] | None = None,
+    *,
+    metric: str = "Recall@1",
+) -> Figure:
+    """Two methods over the same seeds: each seed as a line, and the differences by themselves.
+
+    Args:
+        values: two names → (S,) one value per seed, in the same order of seeds.
+        interval: (low, high) of the mean difference, drawn beside the dots.
+        metric: what is measured.
+    """
+    if len(values) != 2:
+        raise ValueError(f"paired_differences compares two methods, not {len(values)}")
+    (first, a), (second, b) = ((name, as_array(v).ravel()) for name, v in values.items())
+    if len(a) != len(b):
+        raise ValueError(f"{first} has {len(a)} seeds and {second} has {len(b)}; pair them")
+    change = b - a
+    figure = new_figure(9.5, 4.8)
+    left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
+    left.plot([0, 1], [a, b], color=drawing.QUIET, lw=1.8, zorder=1)
+    for x, (name, v) in enumerate(((first, a), (second, b))):
+        left.plot(np.full(len(v), x), v, "os"[x], color=colour(name), ms=10, mec="white")
+    left.set_xticks([0, 1], [f"{first}\nmean {a.mean():.3f}", f"{second}\nmean {b.mean():.3f}"])
+    left.set(xlim=(-0.35, 1.35), ylabel=metric, title=f"{len(a)} seeds")
+    right.axhline(0, color=COLOURS["chance"], lw=1.6, ls=":")
+    right.plot(np.linspace(-0.12, 0.12, len(change)), change, "D", color="#555555", ms=8,
+               mec="white")  # fmt: skip
+    right.plot(0.45, change.mean(), "o", color="#222222", ms=11)
+    text = f"mean {change.mean():+.3f}"
+    if interval is not None:
+        right.vlines(0.45, *interval, color="#222222", lw=3)
+        text += f"\n95% [{interval[0]:+.3f}, {interval[1]:+.3f}]"
+    right.set_xticks([0, 0.45], ["each seed", text])
+    right.set(xlim=(-0.3, 0.85), title=f"{second} − {first}")
+    return finish(figure, f"{metric} of {first} and {second} over {len(a)} seeds: "
+                          f"{text.replace(chr(10), ', ')}.")  # fmt: skip
+
+
+@use_style()
+def confusion_vs_cosine(cosines, confusions, *, name: str = "PA") -> Figure:
+    """Are classes with close proxies confused more often? One dot per pair of classes.
+
+    Args:
+        cosines: (C, C) cosines of the proxies.
+        confusions: (C, C) how often a query of the row's class finds the column's class.
+        name: the method, for the colour.
+    """
+    cosines, confusions = as_matrix(cosines, "cosines"), as_matrix(confusions, "confusions")
+    if cosines.shape != confusions.shape or len(set(cosines.shape)) != 1:
+        raise ValueError(f"cosines {cosines.shape} and confusions {confusions.shape} must both be "
+                         "(C, C)")  # fmt: skip
+    pairs = np.triu_indices(len(cosines), 1)
+    x, y = cosines[pairs], ((confusions + confusions.T) / 2)[pairs]
+    rho = float(spearmanr(x, y).statistic)
+    figure = new_figure(8, 5)
+    axis = figure.subplots()
+    size = float(np.clip(20_000 / len(x), 5, 40))
+    axis.scatter(x, y, s=size, color=colour(name), alpha=0.35, lw=0, label="a pair of classes")
+    parts = np.array_split(np.argsort(x), min(10, len(x)))
+    axis.plot([x[p].mean() for p in parts], [y[p].mean() for p in parts], "o-", color="#222222",
+              ms=7, label=f"mean of each {'tenth' if len(parts) == 10 else 'part'}")  # fmt: skip
+    axis.set(xlabel="cosine of the two proxies", ylabel="confusion (mean of both ways)")
+    axis.set_title(f"{name}: Spearman ρ = {rho:+.2f} over {len(x):,} pairs", loc="left")
+    axis.legend(loc="upper left", markerscale=1.5)
+    return finish(figure, f"Confusion of two classes against the cosine of their proxies, {name}: "
+                          f"Spearman correlation {rho:+.2f} over {len(x)} pairs.")  # fmt: skip
+
+
+def _proxy_sets(proxies, *, same_classes: bool = False) -> dict[str, np.ndarray]:
+    if not isinstance(proxies, Mapping) or not proxies:
+        raise ValueError('pass proxies by name, as in {"PA": run.proxies(-1)}')
+    sets = {name: as_matrix(p, f"the proxies of {name}") for name, p in proxies.items()}
+    for name, p in sets.items():
+        first = next(iter(sets.values())).shape
+        if p.shape[1] != first[1] or (same_classes and p.shape != first):
+            raise ValueError(f"the proxies of {name} have shape {p.shape}, the first have {first}")
+    return sets
+
+
+def _permutation(order, classes: int) -> np.ndarray:
+    order = np.asarray(as_array(order)).astype(int)
+    if not np.array_equal(np.sort(order), np.arange(classes)):
+        raise ValueError(f"order must name each of the {classes} classes once")
+    return order
+
+
+def _coarse_order(unit: np.ndarray) -> np.ndarray:
+    from sklearn.cluster import MiniBatchKMeans
+
+    groups = MiniBatchKMeans(256, random_state=0, n_init=1).fit(unit)
+    rank = np.argsort(class_order(groups.cluster_centers_))[groups.labels_]
+    return np.argsort(rank, kind="stable")
+
+
+def _cosine_numbers(shape: geometry.ProxyGeometry) -> str:
+    return f"RMS cosine {shape.rms_cosine:.2f}, coherence {shape.coherence:.2f}"
+
+
+def _cosine_cells(proxies: np.ndarray, most: int = 400) -> np.ndarray:
+    """Cosines without the diagonal; for more than `most` classes, means over blocks of classes."""
+    unit = geometry.unit_rows(proxies, "proxies")
+    cells = most // 2 if len(unit) > most else len(unit)
+    starts = np.linspace(0, len(unit), cells, endpoint=False).astype(int)
+    sizes = np.diff(np.append(starts, len(unit)))
+    sums = np.add.reduceat(unit, starts)  # (cells, D): a block's mean cosine needs only these
+    pairs = np.outer(sizes, sizes) - np.diag(sizes)
+    with np.errstate(invalid="ignore"):
+        return (sums @ sums.T - np.diag(sizes)) / np.where(pairs, pairs, np.nan)
+
+
+def _draw_cells(figure: Figure, axes, panels: Mapping[str, np.ndarray], limit) -> None:
+    """All panels on one scale centred on zero, with one colour bar."""
+    largest = max(np.nanmax(np.abs(cells), initial=0.0) for cells in panels.values())
+    limit = limit or max(0.1, math.ceil(largest * 10 - 1e-6) / 10)
+    cmap = mpl.colormaps["RdBu_r"].with_extremes(bad="#E4E4E4")
+    for axis, cells in zip(axes, panels.values(), strict=True):
+        mesh = axis.imshow(cells, cmap=cmap, vmin=-limit, vmax=limit, interpolation="nearest")
+        axis.spines[:].set_visible(False)
+        axis.set(xticks=[], yticks=[])
+    bar = figure.colorbar(mesh, ax=list(axes), shrink=0.8, pad=0.02, aspect=26,
+                          extend="both" if largest > limit + 1e-6 else "neither")  # fmt: skip
+    bar.set_label(f"cosine (all panels ±{limit:g}; diagonal left out)", fontsize=12)
+
+
+def _angle_bins(angles: Mapping[str, np.ndarray], chance: float) -> np.ndarray:
+    """Bins that hold all angles and the curve of chance: at most 70, of a round width."""
+    low = min(90 - 3.5 * chance, *(a.min() for a in angles.values()))
+    high = max(90 + 3.5 * chance, *(a.max() for a in angles.values()))
+    low, high = max(low, 0.0), min(high, 180.0)
+    step = next((s for s in (0.25, 0.5, 1, 2) if (high - low) / s <= 70), 3)
+    return np.arange(math.floor(low / step), math.ceil(high / step) + 1) * step
+
+
+def _angles(shape: geometry.ProxyGeometry) -> np.ndarray:
+    return np.degrees(np.arccos(geometry.off_diagonal(shape.cosines)))
+
+
+def _random_angle_density(theta: np.ndarray, dim: int) -> np.ndarray:
+    """Density, per degree, of the angle between two random directions in `dim` ≥ 2 dimensions."""
+    log_norm = gammaln(dim / 2) - gammaln((dim - 1) / 2) - 0.5 * math.log(math.pi)
+    sine = np.maximum(np.sin(np.radians(theta)), 1e-300)
+    return np.exp(log_norm + (dim - 2) * np.log(sine)) * math.pi / 180
+
+
+def _series(run: Sequence, key: str) -> tuple[list[int], np.ndarray]:
+    """Epochs (E,) and values (S, E) of one metric, S seeds; epochs that every seed has."""
+    seeds = [run] if len(run) and isinstance(run[0], Mapping) else run
+    tables = [{line["epoch"]: line[key] for line in seed
+               if line.get("kind") == "epoch" and line.get(key) is not None}
+              for seed in seeds]  # fmt: skip
+    epochs = sorted(set.intersection(*map(set, tables))) if tables else []
+    return epochs, np.array([[table[e] for e in epochs] for table in tables])
+
+
+def _last(run: Sequence, key: str) -> str:
+    values = _series(run, key)[1]
+    return f"{values[:, -1].mean():.3f}" if values.size else "unknown"
+
+
+def _trustworthiness(points: np.ndarray, plane: np.ndarray, neighbours: int) -> float:
+    """Share of the map's neighbourhoods that the space confirms; a sample of 2,000 if more."""
+    from sklearn.manifold import trustworthiness
+
+    chosen = np.random.default_rng(0).permutation(len(points))[:2000]
+    k = min(neighbours, (len(chosen) - 1) // 2)
+    unit = geometry.unit_rows(points[chosen], "embeddings")
+    return float(trustworthiness(unit, plane[chosen], n_neighbors=k, metric="cosine"))
+
+
+@use_style()
+def _retrievals(query_images, retrieved, right, similarities, titles) -> Figure:
+    """Queries at the left, one line of retrieved images a method at the right."""
+    right = {name: as_matrix(r, "right").astype(bool) for name, r in right.items()}
+    rows, k = next(iter(right.values())).shape
+    if len(query_images) != rows:
+        raise ValueError(f"{len(query_images)} query images but {rows} rows in right")
+    start = 1.2 if len(right) == 1 else 2.05
+    block = len(right) * 1.2 + (0.25 if len(right) > 1 else 0.16 * (titles is not None))
+    figure, axis = drawing.tiles(start + k * 1.06, rows * block)
+    for row, query in enumerate(query_images):
+        middle = row * block + (len(right) - 1) * 0.6
+        drawing.tile(axis, query, 0, middle, caption=None if titles is None else titles[row])
+        for line, name in enumerate(right):
+            y = row * block + line * 1.2
+            axis.text(start - 0.1, y + 0.5, name, color=colour(name), weight="bold", ha="right",
+                      va="center")  # fmt: skip
+            for rank, image in enumerate(retrieved[name][row]):
+                said = None if similarities is None else f"{similarities[name][row][rank]:.2f}"
+                drawing.tile(axis, image, start + rank * 1.06, y, right=right[name][row, rank],
+                      caption=said)  # fmt: skip
+    drawing.headings(axis, {0: "query", start: "nearest images, nearest first"})
+    numbers = "; ".join(f"{name} {r.sum()} of {r.size} right".strip() for name, r in right.items())
+    return finish(figure, f"{rows} queries with their {k} nearest images: {numbers}.")

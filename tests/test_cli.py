@@ -1,0 +1,94 @@
+"""The command line, as a user types it."""
+
+import numpy as np
+import pytest
+
+from sobook.cli import COMMANDS, main
+
+
+@pytest.fixture
+def data(tiny_aviary, tiny_options):
+    options = [text for item in tiny_options.items() for text in map(str, item)]
+    return ["--root", str(tiny_aviary), "--options", *options]
+
+
+@pytest.fixture
+def train(data, tmp_path):
+    def run(name, *more):
+        folder = tmp_path / name
+        quick = ["--epochs", "1", "--batch-size", "8", "--dim", "16", "--selection", "last"]
+        assert main(["train", *data, *quick, "--run-dir", str(folder), *more]) == 0
+        return folder
+
+    return run
+
+
+def test_train_evaluate_compare_embed(train, tmp_path, capsys):
+    """The whole way, on eight species."""
+    pa, so = train("pa"), train("so", "--so-weight", "100")
+    assert "R@1" in capsys.readouterr().out
+    assert main(["evaluate", str(pa)]) == 0
+    assert "24 queries" in capsys.readouterr().out
+    assert main(["compare", str(pa), str(so)]) == 0
+    table = capsys.readouterr().out
+    assert "RMS cos" in table and "so_weight" in table and table.count("\n") == 3
+    out = tmp_path / "test.npz"
+    assert main(["embed", str(so), "--out", str(out)]) == 0
+    with np.load(out, allow_pickle=False) as file:
+        assert file["embeddings"].shape == (24, 16) and len(file["paths"]) == 24
+        assert len(file["class_names"]) == 4
+
+
+def test_evaluate_a_frozen_encoder(data, capsys):
+    assert main(["evaluate", *data]) == 0
+    assert "deit_micro_patch8_64, frozen" in capsys.readouterr().out
+
+
+def test_prepare_prints_where(data, capsys):
+    assert main(["prepare", "aviary", *data]) == 0
+    assert "aviary" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prepare", "cub2000"], "Did you mean 'cub200'"),
+        (["evaluate", "no-such-run"], "no-such-run is not a run folder"),
+        (["compare", "one"], "two or more|at least two"),
+        (["train", "--encoder", "deit_mikro_patch8_64"], "deit_micro_patch8_64"),
+        (["train", "--options", "specis", "8"], "species"),
+        (["embed", "--out", "x.csv"], "must end in .npz"),
+    ],
+)
+def test_errors_are_one_sentence_and_status_1(arguments, message, capsys):
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("sobook: ") and "Traceback" not in error
+    import re
+
+    assert re.search(message, error)
+
+
+@pytest.mark.parametrize("arguments", [[], ["trian"], ["train", "--epochs", "many"]])
+def test_wrong_usage_is_status_2(arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"  sobook {command}" in capsys.readouterr().out
+
+
+def test_module_can_be_run():
+    import subprocess
+    import sys
+
+    done = subprocess.run(
+        [sys.executable, "-m", "sobook", "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "compare" in done.stdout

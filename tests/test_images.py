@@ -1,0 +1,189 @@
+"""Decoding, the pixel cache, and batches."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sobook import images
+from sobook.datasets import ImageSet
+
+
+def save(path, array, **options):
+    Image.fromarray(array).save(path, **options)
+    return path
+
+
+@pytest.fixture
+def colours(rng):
+    """A smooth (40, 60, 3) picture, so that JPEG keeps it."""
+    y, x = np.mgrid[0:40, 0:60]
+    return np.stack([x * 4, y * 6, 255 - x * 2], axis=2).astype(np.uint8)
+
+
+@pytest.fixture
+def some_images(tmp_path, rng):
+    """Twelve small pictures of four classes, of different shapes."""
+    paths = []
+    for number in range(12):
+        height, width = 20 + number, 30 - number
+        array = rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
+        paths.append(save(tmp_path / f"{number}.png", array))
+    return ImageSet(tuple(paths), np.arange(12) % 4, tuple("abcd"), "folder", "train")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOBOOK_DATA", str(tmp_path / "data"))
+
+
+class TestReadImage:
+    @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "CMYK", "1", "I;16"])
+    def test_any_mode_becomes_upright_8_bit_rgb(self, tmp_path, colours, mode):
+        suffix = ".jpg" if mode == "CMYK" else ".png"
+        if mode == "I;16":
+            sixteen = colours[..., 0].astype(np.uint16) * 257
+            Image.fromarray(sixteen).save(tmp_path / "image.png")
+        else:
+            Image.fromarray(colours).convert(mode).save(tmp_path / f"image{suffix}")
+        found = images.read_image(next(tmp_path.glob("image.*")))
+        assert found.mode == "RGB" and found.size == (60, 40)
+        if mode in ("RGB", "RGBA"):
+            np.testing.assert_array_equal(np.asarray(found), colours)
+        if mode == "I;16":
+            np.testing.assert_array_equal(np.asarray(found)[..., 0], colours[..., 0])
+
+    def test_transparent_pixels_become_white(self, tmp_path):
+        clear = np.zeros((5, 5, 4), np.uint8)
+        found = images.read_image(save(tmp_path / "clear.png", clear))
+        assert np.all(np.asarray(found) == 255)
+
+    def test_exif_rotation_is_undone(self, tmp_path, colours):
+        exif = Image.Exif()
+        exif[0x0112] = 6  # turned by 90 degrees
+        Image.fromarray(colours).save(tmp_path / "turned.png", exif=exif)
+        found = np.asarray(images.read_image(tmp_path / "turned.png"))
+        np.testing.assert_array_equal(found, np.rot90(colours, -1))
+
+    def test_animation_gives_its_first_frame(self, tmp_path):
+        frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+        frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])
+        assert images.read_image(tmp_path / "two.gif").getpixel((3, 3)) == (255, 0, 0)
+
+    def test_missing_file_is_named(self, tmp_path):
+        with pytest.raises(images.ImageError, match="gone.jpg is missing.*sobook prepare"):
+            images.read_image(tmp_path / "gone.jpg")
+
+    @pytest.mark.parametrize("content", [b"", b"no picture", "truncated"])
+    def test_corrupt_file_is_named(self, tmp_path, colours, content):
+        file = tmp_path / "broken.jpg"
+        Image.fromarray(colours).save(file, quality=95)
+        file.write_bytes(file.read_bytes()[:400] if content == "truncated" else content)
+        with pytest.raises(images.ImageError, match="broken.jpg cannot be read.*replace it"):
+            images.read_image(file)
+
+
+class TestPixels:
+    def test_equal_to_decoding_each_file(self, some_images):
+        source = images.pixels(some_images, 16, progress=False)
+        assert len(source) == 12
+        for index, path in enumerate(some_images.paths):
+            with Image.open(path) as image:
+                scale = 16 / min(image.size)
+                size = [int(side * scale + 1e-9) for side in image.size]
+                expected = np.asarray(image.resize(size, Image.Resampling.BICUBIC))
+            np.testing.assert_array_equal(source[index], expected)
+
+    def test_small_images_are_kept_when_not_enlarged(self, some_images):
+        source = images.pixels(some_images, 64, enlarge=False, progress=False)
+        assert source[3].shape == (23, 27, 3)
+
+    def test_second_call_reads_the_cache_and_a_changed_file_makes_a_new_one(self, some_images):
+        first = images.pixels(some_images, 16, progress=False)
+        assert images.pixels(some_images, 16, progress=False).folder == first.folder
+        save(some_images.paths[0], np.zeros((99, 33, 3), np.uint8))
+        changed = images.pixels(some_images, 16, progress=False)
+        assert changed.folder != first.folder and changed[0].max() == 0
+
+    def test_corrupt_image_leaves_nothing_behind(self, some_images, tmp_path):
+        some_images.paths[5].write_bytes(b"nothing")
+        with pytest.raises(images.ImageError, match="5.png"):
+            images.pixels(some_images, 16, progress=False)
+        assert not list((tmp_path / "data" / "cache").iterdir())
+
+
+class TestTrainingBatches:
+    def make(self, some_images, **options):
+        source = images.pixels(some_images, 20, progress=False)
+        settings = {"image_size": 16, "batch_size": 4, **options}
+        return images.TrainingBatches(source, some_images.labels, **settings)
+
+    def test_shapes_types_and_whole_batches(self, some_images):
+        batches = self.make(some_images, batch_size=5)
+        batch, labels = batches[0]
+        assert len(batches) == 2
+        assert batch.shape == (5, 3, 16, 16) and batch.dtype == torch.uint8
+        assert labels.dtype == torch.int64
+
+    def test_an_epoch_visits_every_image_once(self, some_images):
+        assert sorted(self.make(some_images).plan.ravel()) == list(range(12))
+
+    def test_batch_depends_on_seed_epoch_and_number_alone(self, some_images):
+        once, again = (
+            self.make(some_images, seed=3, epoch=2),
+            self.make(some_images, seed=3, epoch=2),
+        )
+        torch.manual_seed(99)
+        once[0], once[1]  # reading others first changes nothing
+        torch.testing.assert_close(once[2][0], again[2][0], rtol=0, atol=0)
+        for changed in ({"seed": 4, "epoch": 2}, {"seed": 3, "epoch": 3}):
+            assert not torch.equal(self.make(some_images, **changed)[2][0], again[2][0])
+
+    def test_torch_generator_is_left_alone(self, some_images):
+        batches = self.make(some_images)
+        torch.manual_seed(5)
+        expected = torch.rand(3)
+        torch.manual_seed(5)
+        batches[1]
+        torch.testing.assert_close(torch.rand(3), expected, rtol=0, atol=0)
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_batches_do_not_depend_on_workers_or_start(self, some_images, workers):
+        batches = self.make(some_images)
+        loaded = list(images.training_loader(batches, workers=workers, start=1))
+        assert len(loaded) == 2
+        for number, (batch, labels) in enumerate(loaded, start=1):
+            torch.testing.assert_close(batch, batches[number][0], rtol=0, atol=0)
+            torch.testing.assert_close(labels, batches[number][1])
+
+    def test_balanced_batches(self, some_images):
+        batches = self.make(some_images, images_per_class=2)
+        for row in batches.plan:
+            _, counts = np.unique(some_images.labels[row], return_counts=True)
+            assert list(counts) == [2, 2] and len(set(row)) == 4
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"batch_size": 13}, "batch_size is 13.*only 12 training images"),
+            ({"images_per_class": 3}, "multiple of 3"),
+            ({"images_per_class": 2, "batch_size": 10}, "5 classes out of 4"),
+        ],
+    )
+    def test_impossible_batches(self, some_images, options, message):
+        with pytest.raises(ValueError, match=message):
+            self.make(some_images, **options)
+
+
+def test_evaluation_transform_equals_torchvision(tmp_path, rng):
+    """Short side 256 → centre 224 in proportion, against torchvision's Resize and CenterCrop."""
+    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+
+    array = rng.integers(0, 255, (90, 131, 3), dtype=np.uint8)
+    path = save(tmp_path / "one.png", array)
+    one = ImageSet((path,), np.array([0]), ("a",), "folder", "test")
+    source = images.pixels(one, images.evaluation_short_side(64), progress=False)
+    (batch,) = images.evaluation_batches(source, 64, 8)
+    torchvision_way = Compose([Resize(73, InterpolationMode.BICUBIC), CenterCrop(64)])
+    expected = np.asarray(torchvision_way(Image.fromarray(array)))
+    np.testing.assert_array_equal(batch[0].permute(1, 2, 0).numpy(), expected)
