@@ -248,6 +248,8 @@ def _check_token(token: str, backbone: nn.Module, name: str) -> None:
 
 def _make_backbone(name: str, weights, image_size: int | None) -> nn.Module:
     sized = {} if image_size is None else {"img_size": image_size}
+    if image_size is not None and image_size < 1:
+        raise EncoderError(f"image_size is {image_size}: give pixels, or None for the usual size.")
     is_micro = name.split(".")[0] == micro.NAME
     if weights == "pretrained" and not is_micro:
         return _download(name, sized)
@@ -256,8 +258,9 @@ def _make_backbone(name: str, weights, image_size: int | None) -> nn.Module:
     except (TypeError, AssertionError) as error:
         raise EncoderError(
             f"{name} cannot be made for images of {image_size} pixels ({error}): leave image_size "
-            "out, or choose a multiple of its patch size."
+            "out."
         ) from None
+    _check_patches(backbone, name, image_size)
     if weights in ("micro", "pretrained"):
         if not is_micro:
             raise EncoderError(
@@ -267,6 +270,16 @@ def _make_backbone(name: str, weights, image_size: int | None) -> nn.Module:
     if weights is not None:
         _load(backbone, Path(weights), name)
     return backbone
+
+
+def _check_patches(backbone: nn.Module, name: str, image_size: int | None) -> None:
+    """timm would silently cut off what does not fill a patch."""
+    patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", None)
+    if image_size is not None and patch is not None and image_size % patch[0]:
+        raise EncoderError(
+            f"{name} cannot be made for images of {image_size} pixels: choose a multiple of its "
+            f"patch size, {patch[0]}."
+        )
 
 
 def _download(name: str, sized: dict) -> nn.Module:

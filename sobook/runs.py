@@ -117,12 +117,11 @@ class Run:
         return file
 
 
-def open_folder(config: TrainConfig) -> Run:
-    """Make or reopen the folder of a run; a folder of other settings is refused."""
+def find(config: TrainConfig) -> Run | None:
+    """The run of these settings, if its folder is there; a folder of other settings is refused."""
     path = config.folder()
     if (path / "config.json").is_file():
-        run = Run.load(path)
-        if changed := config.differences(run.config):
+        if changed := config.differences(Run.load(path).config):
             listed = ", ".join(f"{k}: {old!r} → {new!r}" for k, (new, old) in changed.items())
             raise RunError(
                 f"{path} holds a run with other settings ({listed}): choose another run_dir, or "
@@ -131,6 +130,14 @@ def open_folder(config: TrainConfig) -> Run:
         return Run(path, config)
     if path.is_dir() and any(path.iterdir()):
         raise RunError(f"{path} is not empty and not a run folder: choose another run_dir.")
+    return None
+
+
+def create(config: TrainConfig) -> Run:
+    """Make the folder of a run, or reopen it."""
+    if run := find(config):
+        return run
+    path = config.folder()
     path.mkdir(parents=True, exist_ok=True)
     write_json(path / "config.json", config.to_dict())
     return Run(path, config)

@@ -49,11 +49,10 @@ def fit(config: TrainConfig, *, progress: bool = True) -> Run:
         RunError: the folder belongs to a run with other settings.
         TrainingError: the loss became NaN or infinite.
     """
-    run = runs.open_folder(config)
-    if run.finished:
+    if (run := runs.find(config)) and run.finished:
         return run
-    train, validation = _training_sets(config)
-    trainer = _Trainer(config, train, validation, run)
+    trainer = _Trainer(config)
+    run = trainer.run = runs.create(config)  # only now: settings that cannot work leave no folder
     first = trainer.resume()
     total = config.epochs * trainer.steps_per_epoch
     with tqdm(
@@ -67,7 +66,7 @@ def fit(config: TrainConfig, *, progress: bool = True) -> Run:
             trainer.epoch(epoch, bar)
     encoder = run.encoder().to(trainer.device)
     retrieval = evaluate_run(config, encoder, progress=progress)
-    runs.write_json(run.path / "retrieval.json", _report(config, retrieval, trainer.notes))
+    runs.write_json(run.path / "retrieval.json", _report(config, retrieval, trainer.train.notes))
     (run.path / "resume.safetensors").unlink(missing_ok=True)
     return run
 
@@ -109,14 +108,12 @@ def learning_rate_factor(step: int, total: int, schedule: str) -> float:
 class _Trainer:
     """What a run needs while it trains: model, loss, optimiser, data."""
 
-    def __init__(self, config, train, validation, run):
+    run: Run
+
+    def __init__(self, config: TrainConfig):
         torch.manual_seed(config.seed)
-        self.config, self.run = config, run
-        self.train, self.validation = train, validation
-        self.notes = list(train.notes)
-        self.device = torch.device(
-            config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        )
+        self.config = config
+        self.device = _device(config)
         self.encoder = Encoder.create(
             config.encoder,
             dim=config.dim,
@@ -124,8 +121,9 @@ class _Trainer:
             image_size=config.image_size,
             token=config.token,
         ).to(self.device)
+        self.train, self.validation = _training_sets(config)
         self.loss = SoftOrthogonalProxyAnchor(
-            train.num_classes,
+            self.train.num_classes,
             self.encoder.dim,
             margin=config.margin,
             scale=config.scale,
@@ -135,7 +133,7 @@ class _Trainer:
         self.optimiser = torch.optim.AdamW(self._groups(), weight_decay=config.weight_decay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         side = round(self.encoder.image_size * _TRAIN_SHORT_SIDE)
-        self.pixels = images.pixels(train, side, enlarge=False, progress=False)
+        self.pixels = images.pixels(self.train, side, enlarge=False, progress=False)
         self.steps_per_epoch = len(self._batches(1))
         self.best = {"epoch": None, "recall": -1.0}
 
@@ -205,7 +203,7 @@ class _Trainer:
             group["lr"] = group["rate"] * factor
 
     def _finite(self, parts: dict[str, Tensor], step: int) -> dict[str, float]:
-        values = {name: float(value) for name, value in parts.items()}
+        values = {name: float(value.detach()) for name, value in parts.items()}
         for name, value in values.items():
             if not math.isfinite(value):
                 raise TrainingError(
@@ -252,7 +250,7 @@ class _Trainer:
             "encoder": self.encoder.settings(),
             "class_names": list(self.train.class_names),
             "train_images": len(self.train),
-            "notes": self.notes,
+            "notes": list(self.train.notes),
             "versions": _versions(),
             "device": str(self.device),
         }
@@ -292,6 +290,10 @@ class _Trainer:
         return metadata["epoch"] + 1
 
 
+def _device(config: TrainConfig) -> torch.device:
+    return torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
 def _training_sets(config: TrainConfig):
     """Training images, and the held-out training classes where they choose the epoch."""
     train = _load(config, "train")
@@ -310,10 +312,10 @@ def _load(config: TrainConfig, split: str) -> datasets.ImageSet:
     )
 
 
-def _report(config: TrainConfig, retrieval: Retrieval, notes: list[str]) -> dict:
+def _report(config: TrainConfig, retrieval: Retrieval, notes: tuple[str, ...]) -> dict:
     if config.selection == "test":
-        notes = [*notes, "peeking: the epoch was chosen on the test classes"]
-    return {**retrieval.summary(), "notes": notes}
+        notes = (*notes, "peeking: the epoch was chosen on the test classes")
+    return {**retrieval.summary(), "notes": list(notes)}
 
 
 def _postfix(line: dict, best: dict) -> str:

@@ -161,7 +161,8 @@ class TestWeights:
             ({"name": MICRO, "token": "clss"}, "unknown token.*Did you mean 'cls'"),
             ({"name": TINY, "token": "dist", "weights": None}, "no 'dist' token"),
             ({"name": MICRO, "dim": 0}, "dim is 0"),
-            ({"name": MICRO, "image_size": 60, "weights": None}, "60 pixels.*patch size"),
+            ({"name": MICRO, "image_size": 60, "weights": None}, "60 pixels.*patch size, 8"),
+            ({"name": MICRO, "image_size": 0, "weights": None}, "image_size is 0"),
         ],
     )
     def test_bad_arguments(self, arguments, message):

@@ -133,8 +133,7 @@ class TestFit:
         assert seen == [(False, True)] * 3 + [(True, True)] * 3
 
     def test_three_groups_with_their_own_rates(self, config):
-        run = runs.open_folder(config)
-        trainer = training._Trainer(config, *training._training_sets(config), run)
+        trainer = training._Trainer(config)
         groups = trainer.optimiser.param_groups
         assert [group["rate"] for group in groups] == [config.lr, config.head_lr, config.proxy_lr]
         assert groups[2]["params"] == [trainer.loss.proxies]
@@ -186,8 +185,13 @@ class TestRunFolder:
         with pytest.raises(RunError, match="not empty and not a run folder"):
             fit(config, progress=False)
 
+    def test_settings_that_cannot_work_leave_no_folder(self, config):
+        with pytest.raises(ValueError, match="batch_size is 500"):
+            fit(config.replace(batch_size=500), progress=False)
+        assert not config.folder().exists()
+
     def test_unfinished_run_says_so(self, config):
-        run = runs.open_folder(config)
+        run = runs.create(config)
         with pytest.raises(RunError, match="no retrieval.json: the run is not finished"):
             run.retrieval  # noqa: B018
 

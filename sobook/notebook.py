@@ -1,0 +1,148 @@
+"""What every notebook of the course does first: seeds, threads, figure format, and which mode.
+
+Quick mode (the default) is made for a laptop and never touches the network; full mode is made for
+a GPU and the real benchmarks. ``SOBOOK_MODE`` chooses.
+"""
+
+import os
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import matplotlib.pyplot as plt
+import numpy as np
+import timm
+import torch
+
+import sobook
+from sobook import figures, resources
+from sobook.config import TrainConfig
+
+MODES = ("quick", "full")
+_MOST_THREADS = 8  # small images and small models gain nothing from more
+_DPI = 88  # keeps a notebook with all its figures below 1 MB
+
+Choice = TypeVar("Choice")
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a notebook needs to know about the machine it runs on.
+
+    >>> session = Session(mode="quick", device="cpu", data_root=Path("data"), seed=0)
+    >>> session.pick(quick=3, full=60)
+    3
+    """
+
+    mode: str
+    device: str
+    data_root: Path
+    seed: int
+
+    @property
+    def quick(self) -> bool:
+        return self.mode == "quick"
+
+    def pick(self, quick: Choice, full: Choice) -> Choice:
+        """The first value in quick mode, the second in full mode."""
+        return quick if self.quick else full
+
+    def config(self, **changes) -> TrainConfig:
+        """The settings the notebooks train with in this mode, with some of them changed.
+
+        Quick: the aviary and the micro encoder, about a minute on two cores. Full: CUB-200-2011
+        and DeiT-Small distilled, starting from HIER's documented recipe (batch 180, 224 pixels,
+        one epoch of warm-up, head with LayerNorm); rates, epochs and schedule are our choice.
+        """
+        full = {
+            "dataset": "cub200",
+            "encoder": "deit_small_distilled_patch16_224",
+            "dim": 384,
+            "batch_size": 180,
+            "epochs": 30,
+            "lr": 1e-5,
+            "precision": "bfloat16" if self.device == "cuda" else "float32",
+            "workers": min(_available_cores(), 8),
+        }
+        base = {"seed": self.seed} | self.pick(quick={}, full=full)
+        return TrainConfig(**(base | changes))
+
+    def __str__(self) -> str:
+        if self.device == "cuda":
+            where = torch.cuda.get_device_name()
+        else:
+            where = f"CPU, {torch.get_num_threads()} threads"
+        return (
+            f"sobook {sobook.__version__} · torch {torch.__version__} · timm {timm.__version__}"
+            f" · {self.mode} mode · {where} · seed {self.seed}"
+        )
+
+
+def mode() -> str:
+    """``"quick"`` or ``"full"``, from the setting ``SOBOOK_MODE``; quick unless it says otherwise.
+
+    Raises:
+        ValueError: the setting holds another word.
+    """
+    word = os.environ.get("SOBOOK_MODE") or "quick"
+    if word not in MODES:
+        raise ValueError(
+            f"SOBOOK_MODE is {word!r}, but must be 'quick' or 'full'."
+            f"{resources.suggest(word, MODES)}"
+        )
+    return word
+
+
+def setup(seed: int = 0) -> Session:
+    """Seed everything, choose threads and figure format, and say in one line what was found.
+
+    Args:
+        seed: for Python's, NumPy's and torch's global generators.
+    """
+    session = Session(
+        mode=mode(),
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        data_root=resources.data_root(),
+        seed=seed,
+    )
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)  # seeds the GPUs as well
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(_available_cores(), _MOST_THREADS))
+    _prepare_figures()
+    print(session)
+    if not session.quick and session.device == "cpu":
+        print("Full mode is made for a GPU, and there is none here: expect hours, not minutes.")
+    return session
+
+
+def _available_cores() -> int:
+    """Cores this process may use, which in a container can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _prepare_figures() -> None:
+    """The book's style for a reader's own figures; in a notebook, inline PNG of moderate size."""
+    with figures.use_style():
+        style = {key: value for key, value in plt.rcParams.items() if key != "backend"}
+    plt.rcParams.update(style | {"figure.dpi": _DPI})
+    shell = _notebook_shell()
+    if shell is not None:
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+        shell.run_line_magic("matplotlib", "inline")
+        set_matplotlib_formats("png")
+
+
+def _notebook_shell():
+    """IPython's shell if this runs in a notebook kernel, else None."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return None
+    shell = get_ipython()
+    return shell if shell is not None and hasattr(shell, "kernel") else None
