@@ -1,9 +1,10 @@
 """The aviary: a retrieval benchmark of drawn birds that needs no download.
 
-Species live in genera of five. A genus fixes the silhouette and the base colours; its species
+Species live in genera of ten. A genus fixes the silhouette and the base colours; its species
 differ in field marks only (cap, wing bars, throat, belly …), so that they are truly confusable.
-Species are sorted by genus, as in a field guide, and the first half of them is for training:
-the genera of the test half are new. How a bird is drawn stands in `aviary_art`.
+They are listed as in a field guide of two volumes: each sorted by genus, with half the species of
+every genus. The first volume is for training, the second for testing, so no test species was seen
+before, but its relatives were, as in CUB. How a bird is drawn stands in `aviary_art`.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from sobook.aviary_art import PAINTS, Look, Marks, paint
 from sobook.aviary_scene import Colour, mix
 from sobook.aviary_scene import pick as _pick
 
-VERSION = 2  # of the drawings; part of the folder's name, so old and new ones never mix
-SPECIES_PER_GENUS = 5
+VERSION = 3  # of the drawings; part of the folder's name, so old and new ones never mix
+SPECIES_PER_GENUS = 10
 
 # --- what a genus can look like -----------------------------------------------------------------
 
@@ -214,7 +215,7 @@ def _differences(a: Marks, b: Marks) -> list[str]:
 
 
 def _genus_marks(look: Look, rng: random.Random) -> list[Marks]:
-    """Five sets of marks around one prototype, any two of them two to four marks apart."""
+    """Ten sets of marks around one prototype, any two of them two to four marks apart."""
     choices = _choices(look)
     usual = {name: values[0] for name, values in choices.items()} | {"bill_length": 1}
     for name, values in choices.items():
@@ -265,29 +266,34 @@ def _genera(number: int, seed: int) -> tuple[tuple[Species, ...], ...]:
         while not genus or genus in names:
             genus = (_pick(rng, PLACES) + _pick(rng, ROOTS[form])).capitalize()
         names.add(genus)
-        out.append(tuple(_family(g, genus, look, rng)))
+        out.append(tuple(_family(genus, look, rng)))
     return tuple(out)
 
 
-def _family(g: int, genus: str, look: Look, rng: random.Random) -> Iterator[Species]:
+def _family(genus: str, look: Look, rng: random.Random) -> Iterator[Species]:
     family, taken = _genus_marks(look, rng), set()
-    for i, marks in enumerate(family):
+    for marks in family:
         epithet = next(e for e in _epithets(marks, family, rng) if e not in taken)
         taken.add(epithet)
-        yield Species(g * SPECIES_PER_GENUS + i, f"{epithet} {genus}", genus, look, marks)
+        yield Species(-1, f"{epithet} {genus}", genus, look, marks)  # numbered once listed
 
 
 def species(number: int = 100, *, seed: int = 0) -> tuple[Species, ...]:
-    """Return the first `number` species of the aviary of this seed, sorted by genus.
+    """Return `number` species of the aviary of this seed: two volumes, each sorted by genus.
 
-    Fewer species are a prefix of more. Species of different seeds differ.
+    Both volumes hold half the species of every genus. Species of different seeds differ.
     """
     if number < 2:
         raise ValueError(f"species is {number}, but a retrieval task needs at least 2.")
     if number > 5000:
         raise ValueError(f"species is {number}, but there are names for at most 5000.")
     genera = _genera(-(-number // SPECIES_PER_GENUS), seed)
-    return tuple(one for genus in genera for one in genus)[:number]
+    volumes: tuple[list[Species], list[Species]] = ([], [])
+    for g, genus in enumerate(genera):
+        size = number // len(genera) + (g < number % len(genera))
+        for place, one in enumerate(genus[:size]):
+            volumes[place >= size // 2].append(one)
+    return tuple(replace(one, index=i) for i, one in enumerate(volumes[0] + volumes[1]))
 
 
 def attributes(number: int = 100, *, seed: int = 0) -> pd.DataFrame:
@@ -304,7 +310,7 @@ def draw(one: Species, instance: int, *, size: int = 96, seed: int = 0) -> Image
 
     The image depends on nothing but these arguments, so any order of drawing is fine.
     """
-    rng = random.Random(f"aviary image {seed} {one.index} {instance}")
+    rng = random.Random(f"aviary image {seed} {one.name} {instance}")
     return paint(one.look, one.marks, rng, size)
 
 
