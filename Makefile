@@ -1,0 +1,72 @@
+# Needed on the machine: Python >= 3.10 with venv, and make. Everything else goes into .venv.
+#
+#   make PYTHON=python3.12 tutorial     chooses the Python that .venv is made from
+#   SOBOOK_MODE=full make tutorial      the GPU version of the course instead of the laptop's
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+OUT := build/tutorial
+NOTEBOOKS = $(wildcard notebooks/*.ipynb notebooks/solutions/*.ipynb)
+
+# What an installation depends on. The stamp that holds this is written last, so an interrupted
+# or outdated installation has none that fits, and the next run takes it up again.
+FINGERPRINT = $(PY) -c 'import hashlib, os, sys; print(hashlib.sha256((open("pyproject.toml").read() + sys.version + os.getcwd()).encode()).hexdigest())'
+
+.DEFAULT_GOAL := help
+.PHONY: help tutorial test lab notebooks bench lint clean venv install
+.NOTPARALLEL:
+
+help: ## print this list
+	@echo "sobook: deep metric learning with soft orthogonal proxies"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s%s\n", $$1, $$2 }'
+
+tutorial: install ## run the whole course; executed notebooks and pages land in build/tutorial
+	@SOBOOK_MODE=$${SOBOOK_MODE:-quick} $(PY) notebooks/build.py execute --out $(OUT)
+	@$(PY) notebooks/build.py pages --out $(OUT)
+
+test: install ## run unit tests, doctests and every notebook
+	@tests=0; books=0; \
+	$(PY) -m pytest || tests=$$?; \
+	SOBOOK_MODE=quick $(PY) -m pytest --nbmake --nbmake-timeout=900 --timeout=0 $(NOTEBOOKS) || books=$$?; \
+	exit $$(( tests > books ? tests : books ))
+
+lab: install ## open the notebooks in JupyterLab
+	@$(PY) -m jupyterlab --notebook-dir=notebooks
+
+notebooks: install ## regenerate the committed notebooks from notebooks/source and execute them
+	@$(PY) notebooks/build.py generate
+	@SOBOOK_MODE=quick $(PY) notebooks/build.py execute
+	@$(PY) notebooks/build.py check
+
+bench: install ## measure the speed of the parts that matter
+	@$(PY) -m pytest -o addopts= --timeout=0 --benchmark-only tests/benchmarks
+
+lint: install ## check style (ruff) and that the notebooks fit their sources
+	@$(PY) -m ruff check .
+	@$(PY) notebooks/build.py check
+
+clean: ## remove what was built (keeps .venv and data/)
+	rm -rf build dist .pytest_cache .ruff_cache .benchmarks .hypothesis
+	find sobook tests notebooks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+venv: ## create .venv and install nothing: for choosing your own torch first
+	@{ test -s $(STAMP) && $(PY) -c '' || $(PY) -m pip --version; } >/dev/null 2>&1 || { \
+	$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+		echo "sobook needs Python 3.10 or newer with its venv module (on Debian or Ubuntu: package python3-venv), but '$(PYTHON) --version' says '$$($(PYTHON) --version 2>&1)': name another with make PYTHON=python3.12 ..." >&2; exit 1; }; \
+	echo "Creating $(VENV) ..."; \
+	$(PYTHON) -m venv --clear $(VENV); }
+
+# pip writes a package's INSTALLER file after everything else: a package without one was
+# interrupted half-way, and forgetting it makes pip install it anew.
+install: venv
+	@test -s $(STAMP) && test "$$(cat $(STAMP))" = "$$($(FINGERPRINT))" || { \
+	rm -f $(STAMP); \
+	for info in $(VENV)/lib/python*/site-packages/*.dist-info; do \
+		test -f "$$info/INSTALLER" || rm -rf "$$info"; \
+	done; \
+	echo "Installing sobook and what it needs into $(VENV): some minutes, and on Linux up to 6 GB (README: 'CPU only')."; \
+	{ $(PY) -m pip install --quiet --disable-pip-version-check -e '.[notebooks,dev]' && $(PY) -c 'import sobook'; } || { \
+	echo "sobook: the installation failed, the reason is above; once it is mended (often the network), the same command goes on from here." >&2; exit 1; }; \
+	$(FINGERPRINT) > $(STAMP).new && mv $(STAMP).new $(STAMP); }

@@ -1,0 +1,429 @@
+"""From source scripts to notebooks and pages: ``python notebooks/build.py COMMAND``.
+
+``notebooks/source/NN_name.py`` (jupytext percent format) is the file to edit. From each of them
+
+* ``generate`` writes the notebook ``notebooks/NN_name.ipynb``, the same bytes every time; cells
+  tagged ``solution`` appear only in its twin in ``notebooks/solutions/``;
+* ``execute`` runs notebooks, in place or, with ``--out``, into another folder;
+* ``pages`` turns executed notebooks into HTML that needs no network, with an index;
+* ``check`` fails when notebooks do not fit their sources, are too large or name this machine;
+* ``setup`` copies the setup cell below into every source script.
+"""
+
+import argparse
+import copy
+import difflib
+import hashlib
+import html
+import os
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jupytext
+import nbformat
+from jupyter_client import AsyncKernelManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from traitlets import default
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+SOURCE = HERE / "source"
+MAX_BYTES = 1_000_000
+CELL_TIMEOUT = 900
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+# The first code cell of every notebook. The address of the repository is set here and nowhere
+# else: after a change, run `build.py setup` and `build.py generate`.
+SETUP = """\
+# On Colab this installs sobook; on your machine `make` has installed it already.
+import importlib.util
+import subprocess
+import sys
+
+REPOSITORY = "https://github.com/sobook/sobook"  # a fork, or not published yet? your address here
+if importlib.util.find_spec("sobook") is None:
+    package = f"sobook @ git+{REPOSITORY}"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+
+from sobook import notebook
+
+session = notebook.setup()"""
+
+
+class BuildError(Exception):
+    """Something in the notebooks or their sources needs mending; the message says what."""
+
+
+# --- sources and the notebooks made from them ----------------------------------------------------
+
+
+def sources(names: list[str] | tuple[str, ...] = ()) -> list[Path]:
+    """Source scripts in course order: all of them, or those named (``03`` is enough)."""
+    scripts = sorted(SOURCE.glob("[0-9][0-9]_*.py"))
+    if not names:
+        return scripts
+    chosen = []
+    for name in names:
+        wanted = Path(name).stem
+        found = [s for s in scripts if wanted in (s.stem, s.stem[:2])]
+        if not found:
+            near = difflib.get_close_matches(wanted, [s.stem for s in scripts], n=1, cutoff=0.4)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise BuildError(f"there is no notebook {name!r} in notebooks/source.{hint}")
+        chosen += found
+    return chosen
+
+
+def tags(cell) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def build(script: Path, *, solved: bool) -> nbformat.NotebookNode:
+    """The notebook of a script, without outputs: ids, metadata and bytes depend on it alone."""
+    parsed = jupytext.read(script, fmt="py:percent")
+    cells = [cell for cell in parsed.cells if solved or "solution" not in tags(cell)]
+    for position, cell in enumerate(cells):
+        cell.id = hashlib.sha256(f"{script.stem}:{position}".encode()).hexdigest()[:8]
+        for key in [k for k in cell.metadata if k.startswith("lines_to_")]:  # jupytext's own notes
+            del cell.metadata[key]
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata=copy.deepcopy(METADATA))
+    notebook.nbformat_minor = 5
+    return notebook
+
+
+def targets(script: Path) -> list[tuple[Path, nbformat.NotebookNode]]:
+    """Where a script's notebooks go, and what they hold: the student's, and one with solutions."""
+    made = [(HERE / f"{script.stem}.ipynb", build(script, solved=False))]
+    solved = build(script, solved=True)
+    if any("solution" in tags(cell) for cell in solved.cells):
+        made.append((HERE / "solutions" / f"{script.stem}.ipynb", solved))
+    return made
+
+
+def title(notebook: nbformat.NotebookNode, fallback: str) -> str:
+    """The first heading of a notebook."""
+    for cell in notebook.cells:
+        found = re.search(r"^# +(.+)$", cell.source, re.MULTILINE)
+        if cell.cell_type == "markdown" and found:
+            return found.group(1).strip()
+    return fallback
+
+
+def read(path: Path) -> nbformat.NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def write(path: Path, text: str) -> None:
+    """Write by way of a temporary name, so that an interruption leaves no half file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_notebook(path: Path, notebook: nbformat.NotebookNode) -> None:
+    write(path, nbformat.writes(notebook, version=nbformat.NO_CONVERT) + "\n")
+
+
+def code_of(notebook: nbformat.NotebookNode) -> list[str]:
+    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def keep_outputs(old: nbformat.NotebookNode, new: nbformat.NotebookNode) -> None:
+    """Carry outputs over where only prose changed: they still belong to the code."""
+    if code_of(old) != code_of(new):
+        return
+    cells = [[c for c in book.cells if c.cell_type == "code"] for book in (old, new)]
+    for before, after in zip(*cells, strict=True):
+        after.outputs, after.execution_count = before.outputs, before.execution_count
+
+
+def generate(names: list[str]) -> None:
+    for script in sources(names):
+        for path, notebook in targets(script):
+            if path.exists():
+                keep_outputs(read(path), notebook)
+            write_notebook(path, notebook)
+            print(f"wrote {path.relative_to(ROOT)}")
+
+
+def setup(names: list[str]) -> None:
+    """Put the setup cell's one text into the source scripts."""
+    for script in sources(names):
+        before = script.read_text(encoding="utf-8")
+        cell = re.compile(r'(^# %% tags=\["setup"\]\n).*?(?=\n+# %%|\Z)', re.DOTALL | re.MULTILINE)
+        after = cell.sub(lambda found: found.group(1) + SETUP, before)
+        if after != before:
+            write(script, after)
+            print(f"updated {script.relative_to(ROOT)}")
+
+
+# --- running them --------------------------------------------------------------------------------
+
+
+class LocalKernel(AsyncKernelManager):
+    """A kernel reached through files, not TCP: it works where there is no network at all."""
+
+    @default("transport")
+    def _through_files(self) -> str:
+        return "tcp" if os.name == "nt" else "ipc"
+
+    @default("ip")
+    def _folder_of_files(self) -> str:
+        if self.transport == "tcp":
+            return "127.0.0.1"
+        self._folder = tempfile.TemporaryDirectory(prefix="sobook-")  # goes when the kernel goes
+        return f"{self._folder.name}/kernel"
+
+
+def run(notebook: nbformat.NotebookNode) -> Exception | None:
+    """Execute in place, as from the notebooks folder; returns what went wrong, if anything."""
+    environment = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}  # else no figures
+    environment.setdefault("SOBOOK_MODE", "quick")
+    client = NotebookClient(
+        notebook,
+        timeout=CELL_TIMEOUT,
+        kernel_name="python3",
+        kernel_manager_class=LocalKernel,
+        record_timing=False,  # time stamps would change the file at every run
+        coalesce_streams=True,  # one output for a progress bar, not one for each of its steps
+        resources={"metadata": {"path": str(HERE)}},
+    )
+    try:
+        client.execute(env=environment)
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+        return error
+    finally:
+        widgets = notebook.metadata.get("widgets")
+        notebook.metadata = nbformat.from_dict(copy.deepcopy(METADATA))
+        if widgets:
+            notebook.metadata["widgets"] = widgets
+    return None
+
+
+def failing_cell(notebook: nbformat.NotebookNode) -> str:
+    """Which cell stopped a notebook: the last that was started, and its first line."""
+    number, cell = 0, notebook.cells[0]
+    for position, candidate in enumerate(notebook.cells, 1):
+        if candidate.get("execution_count") or candidate.get("outputs"):
+            number, cell = position, candidate
+    first = next(iter(cell.source.strip().splitlines()), "")
+    return f"cell {number} of {len(notebook.cells)} ({first})"
+
+
+def report(name: str, notebook: nbformat.NotebookNode, error: Exception) -> None:
+    """Say on stderr where a notebook stopped, with the last lines of the error."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    lines = "\n    ".join(plain.splitlines()[-6:])
+    print(f"  {name}, {failing_cell(notebook)}:\n    {lines}", file=sys.stderr)
+
+
+def execute(names: list[str], out: Path | None, solutions: bool) -> None:
+    """Run notebooks one after the other; all are tried, then a failure of any is reported."""
+    failed, begin = [], time.perf_counter()
+    for script in sources(names):
+        for path, notebook in targets(script):
+            if (path.parent != HERE) != solutions:
+                continue
+            target = out / path.name if out else path
+            print(f"{script.stem} ...", end=" ", flush=True)
+            start = time.perf_counter()
+            error = run(notebook)
+            seconds = time.perf_counter() - start
+            print(f"{'FAILED after ' if error else ''}{seconds:.0f} s", flush=True)
+            if out or not error:  # a failed run does not replace a committed notebook
+                write_notebook(target, notebook)
+            if error:
+                failed.append(script.stem)
+                report(script.stem, notebook, error)
+    minutes, seconds = divmod(round(time.perf_counter() - begin), 60)
+    print(f"all notebooks: {minutes} min {seconds} s")
+    if failed:
+        raise BuildError(f"these notebooks did not run to their end: {', '.join(failed)}.")
+
+
+# --- pages ---------------------------------------------------------------------------------------
+
+# The page of a notebook loads no script: mathematics becomes MathML, which browsers draw
+# themselves, so what nbconvert would fetch from the network is left out.
+PAGE = """{% extends "lab/index.html.j2" %}
+{% block html_head_js %}{% endblock %}
+{% block html_head_js_mathjax %}
+<style>main { max-width: 60rem; margin: 0 auto; } math[display="block"] { margin: 1em 0; }</style>
+{% endblock %}
+{% block html_head_js_mermaidjs %}{% endblock %}
+"""
+INDEX = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>sobook</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>:root {{ color-scheme: light dark; }}
+body {{ font: 1.1rem/1.6 system-ui, sans-serif; max-width: 44rem; margin: 3rem auto;
+  padding: 0 1rem; }} li {{ margin: .4rem 0; }} ol {{ list-style: none; padding: 0; }}</style>
+</head><body><h1>Deep metric learning with soft orthogonal proxies</h1>
+<p>The notebooks of the course, executed on this machine.</p>
+<ol>
+{items}
+</ol></body></html>
+"""
+
+
+def mathml(tex: str, **options) -> str:
+    """A formula as HTML understands it; what the converter does not know stays as it was typed."""
+    from latex2mathml.converter import convert
+
+    tex = re.sub(r"\\(begin|end)\{aligned\}", r"\\\1{split}", tex.strip())  # one it does not know
+    try:
+        return convert(tex, **options).replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")
+    except Exception:  # of many kinds; a page is worth more than a formula
+        return f"<code>{html.escape(tex)}</code>"
+
+
+def page_exporter():
+    """An nbconvert exporter whose pages stand alone."""
+    from jinja2 import DictLoader
+    from nbconvert import HTMLExporter
+    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+    class Renderer(IPythonRenderer):
+        def block_math(self, body):
+            return mathml(body, display="block")
+
+        def inline_math(self, body):
+            return mathml(body)
+
+        def latex_environment(self, name, body):
+            return mathml(f"\\begin{{{name}}}{body}\\end{{{name}}}", display="block")
+
+    def to_html(source):
+        return MarkdownWithMath(renderer=Renderer(escape=False)).render(source)
+
+    exporter = HTMLExporter(
+        template_file="page.html.j2", extra_loaders=[DictLoader({"page.html.j2": PAGE})]
+    )
+    exporter.register_filter("markdown2html", to_html)
+    return exporter
+
+
+def pages(out: Path) -> None:
+    """HTML pages beside the executed notebooks of a folder, and an index of them."""
+    exporter, items = page_exporter(), []
+    for path in sorted(out.glob("[0-9][0-9]_*.ipynb")):
+        notebook = read(path)
+        heading = title(notebook, path.stem)
+        notebook.metadata["title"] = f"{heading} · sobook"
+        for cell in notebook.cells:  # a link to another notebook leads to its page
+            if cell.cell_type == "markdown":
+                cell.source = re.sub(r"\]\((\d\d_\w+)\.ipynb", r"](\1.html", cell.source)
+        body, _ = exporter.from_notebook_node(notebook)
+        write(path.with_suffix(".html"), body)
+        link = f'<a href="{path.stem}.html">{html.escape(heading)}</a>'
+        items.append(f"<li>{path.stem[:2]} · {link}</li>")
+    if not items:
+        raise BuildError(f"there are no notebooks in {out}: run `build.py execute --out {out}`.")
+    write(out / "index.html", INDEX.format(items="\n".join(items)))
+    print(f"executed notebooks: {out}/*.ipynb\npages to read in a browser: {out}/index.html")
+
+
+# --- checks --------------------------------------------------------------------------------------
+
+
+def shape(notebook: nbformat.NotebookNode) -> list[tuple]:
+    """What must agree between a notebook and its source: all but the outputs."""
+    return [(c.id, c.cell_type, c.source, c.metadata) for c in notebook.cells]
+
+
+def setup_problem(script: Path) -> str | None:
+    cells = [c for c in build(script, solved=True).cells if "setup" in tags(c)]
+    if len(cells) == 1 and cells[0].source == SETUP:
+        return None
+    return (
+        f"notebooks/source/{script.name}: its setup cell is not the common one; put a cell "
+        '`# %% tags=["setup"]` first and run `python notebooks/build.py setup`.'
+    )
+
+
+def output_problems(path: Path, notebook: nbformat.NotebookNode) -> list[str]:
+    """What is wrong with the outputs of a committed notebook."""
+    problems, name = [], path.relative_to(ROOT)
+    temporary = f"{tempfile.gettempdir()}/ipykernel"  # where warnings say a cell's code lies
+    machine = (f"{ROOT}/", f"{Path.home()}/", temporary)
+    for number, cell in enumerate(notebook.cells, 1):
+        if cell.cell_type != "code" or not cell.source.strip():
+            continue
+        if cell.execution_count is None:
+            problems.append(f"{name}: cell {number} was not executed; run `make notebooks`.")
+            break
+        if any(output.output_type == "error" for output in cell.outputs):
+            problems.append(f"{name}: cell {number} ended in an error.")
+        text = str(cell.outputs)
+        if any(place in text for place in machine):
+            problems.append(f"{name}: the output of cell {number} names a path of this machine.")
+    return problems
+
+
+def problems() -> list[str]:
+    """All that is wrong with the committed notebooks, one sentence each."""
+    found, expected = [], set()
+    for script in sources():
+        found += [p] if (p := setup_problem(script)) else []
+        for path, notebook in targets(script):
+            expected.add(path)
+            name = path.relative_to(ROOT)
+            if not path.exists():
+                found.append(f"{name} is missing; run `make notebooks`.")
+                continue
+            committed = read(path)
+            if shape(committed) != shape(notebook):
+                found.append(f"{name} does not fit {script.relative_to(ROOT)}; `make notebooks`.")
+            if (size := path.stat().st_size) > MAX_BYTES:
+                found.append(f"{name} has {size / 1e6:.2f} MB, more than {MAX_BYTES / 1e6:.0f} MB.")
+            if path.parent == HERE:
+                found += output_problems(path, committed)
+    for path in sorted({*HERE.glob("*.ipynb"), *HERE.glob("solutions/*.ipynb")} - expected):
+        found.append(f"{path.relative_to(ROOT)} has no source script; delete it.")
+    return found
+
+
+def check() -> None:
+    found = problems()
+    if found:
+        raise BuildError("the notebooks need attention:\n  " + "\n  ".join(found))
+    print(f"{len(sources())} notebooks fit their sources.")
+
+
+def command_line() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="build.py", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True)
+    for command in (generate, setup, execute, pages, check):
+        sub = commands.add_parser(command.__name__)
+        sub.set_defaults(command=command)
+        if command in (generate, setup, execute):
+            sub.add_argument("names", nargs="*", help="such as 03 or 03_proxy_anchor; default all")
+        if command is execute:
+            sub.add_argument("--out", type=Path, help="write here, not over the notebooks")
+            sub.add_argument("--solutions", action="store_true", help="the solved notebooks")
+        if command is pages:
+            sub.add_argument("--out", type=Path, default=Path("build/tutorial"))
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = vars(command_line().parse_args(arguments))
+    command = options.pop("command")
+    try:
+        command(**options)
+    except BuildError as error:
+        print(f"build.py {command.__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
