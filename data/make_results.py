@@ -2,20 +2,25 @@
 
     python data/make_results.py aviary                   # PA and PA + SO, ten seeds each
     python data/make_results.py gather RUN [RUN ...] --out data/results/cub_58_42.csv
+    python data/make_results.py hero                     # the picture at the top of the README
 
 Runs that are finished are read, not repeated, so an interrupted table goes on where it stopped.
 """
 
 import argparse
+import io
 import os
 import sys
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from PIL import Image
 
-from sobook import datasets, geometry
+from sobook import datasets, figures, geometry
 from sobook.encoder import Encoder, embed
+from sobook.images import read_image
 from sobook.losses import SO_WEIGHT
 from sobook.retrieval import evaluate
 from sobook.runs import Run, replacing
@@ -97,6 +102,32 @@ def aviary(seeds: int, so_weights: list[float], out: Path) -> None:
     write(runs, out, f"python data/make_results.py {' '.join(sys.argv[1:])}")
 
 
+def hero(out: Path) -> None:
+    """The birds, and the cosines of the proxies that two runs learned on them."""
+    pa, so = (fit(TrainConfig(so_weight=so_weight)) for so_weight in (0.0, SO_WEIGHT))
+    train = datasets.load("aviary", "train")
+    birds = [np.asarray(read_image(train.paths[i])) for i in range(3, 2000, 160)]
+    names = [name.split(".")[1].rsplit("_", 1)[-1] for name in pa.state["class_names"]]
+    drawn = [
+        figures.contact_sheet(birds, columns=len(birds)),
+        figures.proxy_heatmaps({"PA": pa.proxies(), "PA+SO": so.proxies()}, groups=names),
+    ]
+    parts = []
+    for figure in drawn:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, dpi=110, format="png")
+        parts.append(Image.open(buffer).convert("RGB"))
+    width = max(part.width for part in parts)
+    parts = [part.resize((width, part.height * width // part.width)) for part in parts]
+    page = Image.new("RGB", (width, sum(part.height for part in parts)), "white")
+    top = 0
+    for part in parts:
+        page.paste(part, (0, top))
+        top += part.height
+    page.quantize(256).save(out, optimize=True)
+    print(out)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -107,8 +138,12 @@ def main() -> None:
     second = commands.add_parser("gather", help="gather finished runs")
     second.add_argument("runs", nargs="+")
     second.add_argument("--out", type=Path, required=True)
+    third = commands.add_parser("hero", help="draw the picture at the top of the README")
+    third.add_argument("--out", type=Path, default=RESULTS / "hero.png")
     args = parser.parse_args()
-    if args.command == "aviary":
+    if args.command == "hero":
+        hero(args.out)
+    elif args.command == "aviary":
         aviary(args.seeds, args.so_weights, args.out)
     else:
         names = " ".join(Path(run).name for run in args.runs)

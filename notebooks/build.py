@@ -323,8 +323,7 @@ def pages(out: Path) -> None:
                 cell.source = re.sub(r"\]\((\d\d_\w+)\.ipynb", r"](\1.html", cell.source)
         body, _ = exporter.from_notebook_node(notebook)
         write(path.with_suffix(".html"), body)
-        link = f'<a href="{path.stem}.html">{html.escape(heading)}</a>'
-        items.append(f"<li>{path.stem[:2]} · {link}</li>")
+        items.append(f'<li><a href="{path.stem}.html">{html.escape(heading)}</a></li>')
     if not items:
         raise BuildError(f"there are no notebooks in {out}: run `build.py execute --out {out}`.")
     write(out / "index.html", INDEX.format(items="\n".join(items)))

@@ -1,5 +1,6 @@
 """For `pytest --nbmake notebooks/*.ipynb`: its kernels, too, are reached without any network."""
 
+# ruff: noqa: I001 (whether `build` counts as ours would depend on a folder build/ being there)
 import functools
 
 import nbmake.nb_run

@@ -121,7 +121,7 @@ def _unpack_all(archive: Path, folder: Path, limit: int, progress: bool) -> None
     left = limit
     bar = tqdm(
         _members(archive, folder), desc=f"unpacking {archive.name}", unit=" files",
-        disable=not progress, leave=False,
+        disable=None if progress else True, leave=False,
     )  # fmt: skip
     for name, source in bar:
         try:

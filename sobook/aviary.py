@@ -88,27 +88,115 @@ ROOTS = {
     "jay": ("jay", "magpie", "treepie"),
 }
 PLACES = (
-    "moss", "moor", "reed", "sun", "rain", "dawn", "dusk", "river", "stone", "thorn", "bramble",
-    "thistle", "clover", "willow", "birch", "hazel", "heath", "fen", "cloud", "star", "frost",
-    "ember", "honey", "plum", "fern", "lake", "cliff", "dune", "sea", "storm", "meadow", "orchard",
-    "maple", "ivy", "pepper", "saffron", "velvet", "harbour", "lantern", "apple", "cedar", "poppy",
-    "juniper", "marble", "copper", "shadow", "winter", "island", "mountain", "ginger",
+    "moss",
+    "moor",
+    "reed",
+    "sun",
+    "rain",
+    "dawn",
+    "dusk",
+    "river",
+    "stone",
+    "thorn",
+    "bramble",
+    "thistle",
+    "clover",
+    "willow",
+    "birch",
+    "hazel",
+    "heath",
+    "fen",
+    "cloud",
+    "star",
+    "frost",
+    "ember",
+    "honey",
+    "plum",
+    "fern",
+    "lake",
+    "cliff",
+    "dune",
+    "sea",
+    "storm",
+    "meadow",
+    "orchard",
+    "maple",
+    "ivy",
+    "pepper",
+    "saffron",
+    "velvet",
+    "harbour",
+    "lantern",
+    "apple",
+    "cedar",
+    "poppy",
+    "juniper",
+    "marble",
+    "copper",
+    "shadow",
+    "winter",
+    "island",
+    "mountain",
+    "ginger",
 )
 EPITHETS = (
-    "Lesser", "Greater", "Dusky", "Little", "Common", "Elegant", "Hidden", "Wandering", "Solemn",
-    "Merry", "Shy", "Bold", "Quiet", "Lonely", "Royal", "Humble", "Drowsy", "Curious", "Gentle",
-    "Nimble", "Northern", "Southern", "Eastern", "Western",
+    "Lesser",
+    "Greater",
+    "Dusky",
+    "Little",
+    "Common",
+    "Elegant",
+    "Hidden",
+    "Wandering",
+    "Solemn",
+    "Merry",
+    "Shy",
+    "Bold",
+    "Quiet",
+    "Lonely",
+    "Royal",
+    "Humble",
+    "Drowsy",
+    "Curious",
+    "Gentle",
+    "Nimble",
+    "Northern",
+    "Southern",
+    "Eastern",
+    "Western",
 )
 
 BACKS: tuple[Colour, ...] = (
-    (138, 104, 72), (160, 116, 66), (112, 116, 74), (92, 104, 116), (132, 136, 142),
-    (88, 72, 62), (170, 92, 56), (70, 122, 110), (62, 112, 164), (78, 134, 82), (194, 156, 92),
-    (120, 86, 118), (198, 92, 70), (208, 168, 58), (60, 66, 82), (164, 150, 132), (52, 132, 150),
-    (214, 128, 128), (150, 166, 92), (104, 120, 176),
+    (138, 104, 72),
+    (160, 116, 66),
+    (112, 116, 74),
+    (92, 104, 116),
+    (132, 136, 142),
+    (88, 72, 62),
+    (170, 92, 56),
+    (70, 122, 110),
+    (62, 112, 164),
+    (78, 134, 82),
+    (194, 156, 92),
+    (120, 86, 118),
+    (198, 92, 70),
+    (208, 168, 58),
+    (60, 66, 82),
+    (164, 150, 132),
+    (52, 132, 150),
+    (214, 128, 128),
+    (150, 166, 92),
+    (104, 120, 176),
 )
 UNDERS: tuple[Colour, ...] = (
-    (240, 232, 212), (232, 214, 176), (224, 224, 222), (238, 214, 134), (236, 186, 142),
-    (206, 214, 184), (222, 196, 190), (204, 220, 232),
+    (240, 232, 212),
+    (232, 214, 176),
+    (224, 224, 222),
+    (238, 214, 134),
+    (236, 186, 142),
+    (206, 214, 184),
+    (222, 196, 190),
+    (204, 220, 232),
 )
 
 # --- what a species can look like ---------------------------------------------------------------
@@ -131,15 +219,26 @@ CHOICES: dict[str, tuple] = {
 BOLD = ("cap", "throat", "breast_band", "belly", "belly_pattern", "wing_bars", "wing_tip", "face")
 UNSEEN = {"swim": {"leg_colour"}, "hover": {"leg_colour"}}  # nothing to see of it in this stance
 WORDS = {  # what a mark is called in a name
-    "cap": "{}-capped", "throat": "{}-throated", "breast_band": "{}-banded", "belly": "{}-bellied",
-    "wing_tip": "{}-winged", "leg_colour": "{}-legged", "bill_colour": "{}-billed",
+    "cap": "{}-capped",
+    "throat": "{}-throated",
+    "breast_band": "{}-banded",
+    "belly": "{}-bellied",
+    "wing_tip": "{}-winged",
+    "leg_colour": "{}-legged",
+    "bill_colour": "{}-billed",
 }
 PLAIN_WORDS = {
-    ("belly_pattern", "spots"): "Spotted", ("belly_pattern", "streaks"): "Streaked",
-    ("belly_pattern", "bars"): "Barred", ("face", "mask"): "Masked", ("face", "brow"): "Browed",
-    ("wing_bars", 2): "Two-barred", ("tail_fork", 2): "Fork-tailed",
-    ("bill_length", 2): "Long-billed", ("bill_length", 0): "Short-billed",
-    ("eye_ring", "white"): "Spectacled", ("eye_ring", "yellow"): "Golden-eyed",
+    ("belly_pattern", "spots"): "Spotted",
+    ("belly_pattern", "streaks"): "Streaked",
+    ("belly_pattern", "bars"): "Barred",
+    ("face", "mask"): "Masked",
+    ("face", "brow"): "Browed",
+    ("wing_bars", 2): "Two-barred",
+    ("tail_fork", 2): "Fork-tailed",
+    ("bill_length", 2): "Long-billed",
+    ("bill_length", 0): "Short-billed",
+    ("eye_ring", "white"): "Spectacled",
+    ("eye_ring", "yellow"): "Golden-eyed",
 }
 
 
@@ -184,16 +283,36 @@ def _genus_look(form: str, rng: random.Random) -> Look:
     crown = _pick(rng, (back, back, mix(back, under, 0.5), tinted(_pick(rng, BACKS))))
     wings = _pick(rng, (mix(back, (20, 20, 30), 0.3), tinted(_pick(rng, BACKS))))
     return Look(
-        form, round(posture + 8 * rng.random() - 4, 1), length, depth, head, neck, tail,
-        tail_width, lift, wing, legs, bill, round(bill_length * (0.9 + 0.2 * rng.random()), 1),
-        _pick(rng, crests), rng.random() < 0.5 or bill == "owl", stance, back, under, crown, wings,
+        form,
+        round(posture + 8 * rng.random() - 4, 1),
+        length,
+        depth,
+        head,
+        neck,
+        tail,
+        tail_width,
+        lift,
+        wing,
+        legs,
+        bill,
+        round(bill_length * (0.9 + 0.2 * rng.random()), 1),
+        _pick(rng, crests),
+        rng.random() < 0.5 or bill == "owl",
+        stance,
+        back,
+        under,
+        crown,
+        wings,
     )
 
 
 def _choices(look: Look) -> dict[str, tuple]:
     """The values of each mark that can be seen on this look."""
     hosts = {
-        "cap": look.crown, "throat": look.under, "breast_band": look.under, "belly": look.under,
+        "cap": look.crown,
+        "throat": look.under,
+        "breast_band": look.under,
+        "belly": look.under,
         "wing_tip": look.wings,
     }
     out = dict(CHOICES)
@@ -332,8 +451,13 @@ def prepare(
     appears only when complete, so interrupted and simultaneous calls do no harm.
     """
     _check(species, images_per_species, size, seed)
-    options = {"species": species, "images_per_species": images_per_species, "size": size,
-               "seed": seed, "version": VERSION}
+    options = {
+        "species": species,
+        "images_per_species": images_per_species,
+        "size": size,
+        "seed": seed,
+        "version": VERSION,
+    }
     key = f"v{VERSION}-{species}x{images_per_species}-{size}px-seed{seed}"
     folder = Path(root) / "aviary" / key
     if (folder / "aviary.json").is_file():
@@ -356,8 +480,12 @@ def prepare(
 
 
 def _check(number: int, images_per_species: int, size: int, seed: int) -> None:
-    named = {"species": number, "images_per_species": images_per_species, "size": size,
-             "seed": seed}
+    named = {
+        "species": number,
+        "images_per_species": images_per_species,
+        "size": size,
+        "seed": seed,
+    }
     for name, value in named.items():
         if isinstance(value, bool) or not isinstance(value, int):
             raise ValueError(f"{name} is {value!r}, but it must be a whole number.")
@@ -372,7 +500,9 @@ def _check(number: int, images_per_species: int, size: int, seed: int) -> None:
 def _draw_all(folder: Path, options: dict, progress: bool) -> None:
     number, workers = options["species"], min(_cpus(), options["species"])
     total = number * options["images_per_species"]
-    bar = tqdm(total=total, desc="drawing the aviary", unit="image", disable=not progress)
+    bar = tqdm(
+        total=total, desc="drawing the aviary", unit="image", disable=None if progress else True
+    )
     with bar:
         if workers == 1 or total < 400:  # starting processes would cost more than it saves
             for done in map(_draw_species, repeat(folder), repeat(options), range(number)):

@@ -37,9 +37,15 @@ from sobook.aviary_scene import (
 Places = tuple[tuple[float, float], ...]
 
 PAINTS: dict[str, Colour] = {
-    "black": (34, 32, 38), "white": (250, 247, 238), "crimson": (208, 40, 48),
-    "yellow": (250, 206, 48), "rufous": (184, 88, 38), "azure": (62, 138, 222),
-    "orange": (243, 132, 36), "grey": (128, 132, 142), "dark": (52, 48, 54),
+    "black": (34, 32, 38),
+    "white": (250, 247, 238),
+    "crimson": (208, 40, 48),
+    "yellow": (250, 206, 48),
+    "rufous": (184, 88, 38),
+    "azure": (62, 138, 222),
+    "orange": (243, 132, 36),
+    "grey": (128, 132, 142),
+    "dark": (52, 48, 54),
 }
 
 
@@ -135,10 +141,19 @@ class Pose:
 
     def outline(self) -> Points:
         """Return the silhouette of the body without head, neck and limbs."""
-        return smooth(self.body_line(
-            (0.50, 0.02), (0.40, -0.32), (0.10, -0.46), (-0.26, -0.34), (-0.52, -0.14),
-            (-0.52, 0.06), (-0.28, 0.36), (0.06, 0.50), (0.36, 0.36),
-        ))
+        return smooth(
+            self.body_line(
+                (0.50, 0.02),
+                (0.40, -0.32),
+                (0.10, -0.46),
+                (-0.26, -0.34),
+                (-0.52, -0.14),
+                (-0.52, 0.06),
+                (-0.28, 0.36),
+                (0.06, 0.50),
+                (0.36, 0.36),
+            )
+        )
 
 
 # --- behind the body: tail, legs, crest, bill ---------------------------------------------------
@@ -153,8 +168,14 @@ def draw_tail(sheet: Sheet, pose: Pose, look: Look, marks: Marks) -> None:
     outer, tip = length + 0.35 * fork, length - 0.65 * fork if fork else 1.06 * length
     near = mix(look.wings, BLACK, 0.2)
     for side, colour in ((-1, near), (1, mix(near, look.back, 0.5))):
-        feather = ((0, 0.7 * width), (0.6 * outer, 0.5 * width + 0.4 * spread), (outer, spread),
-                   (0.97 * outer, 0.62 * spread), (tip, 0), (0, -0.2 * width))
+        feather = (
+            (0, 0.7 * width),
+            (0.6 * outer, 0.5 * width + 0.4 * spread),
+            (outer, spread),
+            (0.97 * outer, 0.62 * spread),
+            (tip, 0),
+            (0, -0.2 * width),
+        )
         sheet.shape([root + complex(x, side * y) * pose.tail for x, y in feather], colour)
 
 
@@ -175,12 +196,19 @@ def draw_legs(sheet: Sheet, pose: Pose, look: Look, marks: Marks) -> None:
 CRESTS: dict[str, tuple[Places, ...]] = {  # polygons on the head, painted like the crown
     "none": (),
     "peak": (((0.55, -0.7), (-0.1, -1.2), (-0.95, -1.95), (-1.0, -0.2)),),
-    "shag": (((0.3, -0.8), (-0.35, -1.6), (-0.5, -0.4)), ((0.0, -0.8), (-1.0, -1.4), (-0.6, 0.0)),
-             ((-0.4, -0.7), (-1.45, -0.9), (-0.7, 0.2))),
-    "ears": (((-0.96, -0.55), (-0.8, -1.55), (-0.2, -0.8)), ((0.96, -0.55), (0.8, -1.55),
-             (0.2, -0.8))),
-    "plume": (((-0.2, -0.75), (-1.3, -0.95), (-2.4, -0.35), (-1.2, -0.62), (-0.3, -0.35)),
-              ((-0.4, -0.45), (-1.2, -0.55), (-2.0, 0.15), (-1.1, -0.25), (-0.4, 0.0))),
+    "shag": (
+        ((0.3, -0.8), (-0.35, -1.6), (-0.5, -0.4)),
+        ((0.0, -0.8), (-1.0, -1.4), (-0.6, 0.0)),
+        ((-0.4, -0.7), (-1.45, -0.9), (-0.7, 0.2)),
+    ),
+    "ears": (
+        ((-0.96, -0.55), (-0.8, -1.55), (-0.2, -0.8)),
+        ((0.96, -0.55), (0.8, -1.55), (0.2, -0.8)),
+    ),
+    "plume": (
+        ((-0.2, -0.75), (-1.3, -0.95), (-2.4, -0.35), (-1.2, -0.62), (-0.3, -0.35)),
+        ((-0.4, -0.45), (-1.2, -0.55), (-2.0, 0.15), (-1.1, -0.25), (-0.4, 0.0)),
+    ),
     "topknot": (((0.1, -0.8), (0.1, -1.5), (0.5, -2.1), (1.1, -1.95), (0.65, -1.6), (0.35, -0.8)),),
     "fan": (),  # feathers with dark tips, see draw_crest
 }
@@ -198,17 +226,27 @@ def draw_crest(sheet: Sheet, pose: Pose, look: Look, colour: Colour) -> None:
 
 BILLS: dict[str, tuple[Places, Places]] = {  # upper and lower half: along its length, across
     "thin": (((0, -0.22), (0.6, -0.06), (1, 0.10), (0, 0.12)), ((0, 0.06), (0.95, 0.1), (0, 0.32))),
-    "cone": (((0, -0.45), (0.55, -0.25), (1, 0.12), (0, 0.14)),
-             ((0, 0.1), (0.95, 0.13), (0.5, 0.36), (0, 0.52))),
+    "cone": (
+        ((0, -0.45), (0.55, -0.25), (1, 0.12), (0, 0.14)),
+        ((0, 0.1), (0.95, 0.13), (0.5, 0.36), (0, 0.52)),
+    ),
     "dagger": (((0, -0.32), (1, 0.08), (0, 0.1)), ((0, 0.08), (1, 0.08), (0.5, 0.26), (0, 0.38))),
-    "needle": (((0, -0.17), (0.5, -0.1), (1, 0.22), (0.5, 0.08), (0, 0.12)),
-               ((0, 0.05), (0.5, 0.05), (0.96, 0.22), (0.5, 0.15), (0, 0.22))),
-    "hook": (((0, -0.5), (0.6, -0.42), (1, 0.05), (0.95, 0.62), (0.6, 0.2), (0, 0.2)),
-             ((0, 0.15), (0.6, 0.2), (0.5, 0.52), (0, 0.55))),
-    "spatula": (((0, -0.38), (0.5, -0.06), (0.9, -0.1), (1.06, 0.1), (0, 0.22)),
-                ((0, 0.18), (1, 0.12), (0.9, 0.28), (0, 0.42))),
-    "banana": (((0, -0.62), (0.5, -0.62), (0.85, -0.3), (1, 0.3), (0.6, 0.1), (0, 0.12)),
-               ((0, 0.1), (0.6, 0.1), (0.9, 0.26), (0.5, 0.46), (0, 0.5))),
+    "needle": (
+        ((0, -0.17), (0.5, -0.1), (1, 0.22), (0.5, 0.08), (0, 0.12)),
+        ((0, 0.05), (0.5, 0.05), (0.96, 0.22), (0.5, 0.15), (0, 0.22)),
+    ),
+    "hook": (
+        ((0, -0.5), (0.6, -0.42), (1, 0.05), (0.95, 0.62), (0.6, 0.2), (0, 0.2)),
+        ((0, 0.15), (0.6, 0.2), (0.5, 0.52), (0, 0.55)),
+    ),
+    "spatula": (
+        ((0, -0.38), (0.5, -0.06), (0.9, -0.1), (1.06, 0.1), (0, 0.22)),
+        ((0, 0.18), (1, 0.12), (0.9, 0.28), (0, 0.42)),
+    ),
+    "banana": (
+        ((0, -0.62), (0.5, -0.62), (0.85, -0.3), (1, 0.3), (0.6, 0.1), (0, 0.12)),
+        ((0, 0.1), (0.6, 0.1), (0.9, 0.26), (0.5, 0.46), (0, 0.5)),
+    ),
 }
 
 
@@ -217,8 +255,9 @@ def draw_bill(sheet: Sheet, pose: Pose, look: Look, marks: Marks) -> None:
         return
     length = look.bill_length * (0.66, 1.0, 1.45)[marks.bill_length] * pose.turned / look.head
     paint = PAINTS[marks.bill_colour]
-    upper, lower = ([pose.on_head(0.8 + (0.2 + length) * x, y) for x, y in half]
-                    for half in BILLS[look.bill])
+    upper, lower = (
+        [pose.on_head(0.8 + (0.2 + length) * x, y) for x, y in half] for half in BILLS[look.bill]
+    )
     sheet.shape(lower, mix(paint, BLACK, 0.22))
     sheet.shape(upper, paint)
 
@@ -239,26 +278,57 @@ def draw_plumage(sheet: Sheet, pose: Pose, look: Look, marks: Marks) -> None:
     _paint_underside(coat, pose, look, marks)
     coat.mark(ellipse(pose.head, 1.06 * look.head, 1.03 * look.head), look.crown)
     if not look.hood:
-        cheek = ((1.3, 0.02), (0.5, 0.10), (-0.15, 0.22), (-0.62, 0.62), (-0.35, 1.3), (0.5, 1.5),
-                 (1.3, 1.1))
+        cheek = (
+            (1.3, 0.02),
+            (0.5, 0.10),
+            (-0.15, 0.22),
+            (-0.62, 0.62),
+            (-0.35, 1.3),
+            (0.5, 1.5),
+            (1.3, 1.1),
+        )
         coat.mark(smooth(pose.head_line(*cheek)), look.under)
     _paint_head(coat, pose, look, marks)
     sheet.add(coat)
 
 
-_FLECKS = ((0.34, 0.05), (0.26, 0.22), (0.12, 0.20), (0.18, 0.38), (0.03, 0.36), (-0.10, 0.26),
-           (-0.22, 0.34), (-0.14, 0.42), (0.39, 0.20), (0.08, 0.46), (-0.33, 0.2), (0.24, 0.08),
-           (0.31, 0.36))
+_FLECKS = (
+    (0.34, 0.05),
+    (0.26, 0.22),
+    (0.12, 0.20),
+    (0.18, 0.38),
+    (0.03, 0.36),
+    (-0.10, 0.26),
+    (-0.22, 0.34),
+    (-0.14, 0.42),
+    (0.39, 0.20),
+    (0.08, 0.46),
+    (-0.33, 0.2),
+    (0.24, 0.08),
+    (0.31, 0.36),
+)
 
 
 def _paint_underside(coat: Sheet, pose: Pose, look: Look, marks: Marks) -> None:
     belly = look.under
     if marks.belly != "plain":
         belly = mix(belly, PAINTS[marks.belly], 0.82)
-    coat.mark(smooth(pose.body_line(
-        (0.30, -0.30), (0.62, -0.55), (0.80, 0.2), (0.5, 0.8), (-0.2, 0.8), (-0.56, 0.3),
-        (-0.42, 0.12), (-0.1, 0.16), (0.16, 0.06),
-    )), belly)
+    coat.mark(
+        smooth(
+            pose.body_line(
+                (0.30, -0.30),
+                (0.62, -0.55),
+                (0.80, 0.2),
+                (0.5, 0.8),
+                (-0.2, 0.8),
+                (-0.56, 0.3),
+                (-0.42, 0.12),
+                (-0.1, 0.16),
+                (0.16, 0.06),
+            )
+        ),
+        belly,
+    )
     ink = mix(belly, BLACK, 0.75)
     if marks.belly_pattern == "bars":
         for x in (0.30, 0.16, 0.02, -0.12, -0.26):
@@ -312,8 +382,9 @@ def _paint_owl(coat: Sheet, pose: Pose, look: Look, marks: Marks) -> None:
     for x in (-1, 1):
         coat.mark(ellipse(pose.on_head(0.4 * x + to_side, 0.08), 0.50 * r, 0.56 * r), disc)
     for x in (-1, 1):
-        brow = pose.head_line((0.12 * x + to_side, -0.12), (0.36 * x + to_side, -0.46),
-                              (0.9 * x + to_side, -0.62))
+        brow = pose.head_line(
+            (0.12 * x + to_side, -0.12), (0.36 * x + to_side, -0.46), (0.9 * x + to_side, -0.62)
+        )
         if marks.face == "brow":
             coat.mark(limb(brow, [0.10 * r, 0.14 * r, 0.05 * r]), PAINTS["white"])
         elif marks.face != "none":
@@ -337,8 +408,21 @@ def draw_wing(sheet: Sheet, pose: Pose, look: Look, marks: Marks, *, far: bool =
     def line(*places: tuple[float, float]) -> Points:
         return [root + complex(x * length, -y * depth) * axis for x, y in places]
 
-    wing.shape(smooth(line((-0.08, 0.0), (0.08, -0.42), (0.45, -0.42), (0.80, -0.22), (1.06, 0.04),
-                           (0.78, 0.30), (0.42, 0.58), (0.10, 0.44))), base)
+    wing.shape(
+        smooth(
+            line(
+                (-0.08, 0.0),
+                (0.08, -0.42),
+                (0.45, -0.42),
+                (0.80, -0.22),
+                (1.06, 0.04),
+                (0.78, 0.30),
+                (0.42, 0.58),
+                (0.10, 0.44),
+            )
+        ),
+        base,
+    )
     tip = mix(base, BLACK, 0.22) if marks.wing_tip == "none" else PAINTS[marks.wing_tip]
     wing.mark(line((0.62, -0.8), (1.3, -0.8), (1.3, 0.9), (0.50, 0.9)), tip)
     wing.mark(line((-0.3, -0.9), (0.34, -0.9), (0.26, 0.9), (-0.3, 0.9)), mix(base, WHITE, 0.13))
@@ -368,8 +452,10 @@ def _blank_sheet(pose: Pose, look: Look, rng: Random, side: int) -> Sheet:
     low, high = NUISANCE.scale
     span = (low + (high - low) * rng.random()) * side
     trunk = pose.outline() + ellipse(pose.head, look.head, look.head)
-    ends = [pose.at(-0.4, 0) + pose.tail * look.tail,
-            pose.on_head(1 + look.bill_length / look.head, 0)]
+    ends = [
+        pose.at(-0.4, 0) + pose.tail * look.tail,
+        pose.on_head(1 + look.bill_length / look.head, 0),
+    ]
     if look.stance in ("perch", "ground"):
         ends.append(complex(0, pose.ground))
     core, (middle, whole) = _extent(trunk)[1], _extent(trunk + ends)

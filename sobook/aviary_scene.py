@@ -67,8 +67,12 @@ def turn(degrees: float) -> complex:
 
 _CIRCLE = [turn(15 * i) for i in range(24)]
 _CATMULL_ROM = [
-    ((-t + 2 * t**2 - t**3) / 2, (2 - 5 * t**2 + 3 * t**3) / 2,
-     (t + 4 * t**2 - 3 * t**3) / 2, (t**3 - t**2) / 2)
+    (
+        (-t + 2 * t**2 - t**3) / 2,
+        (2 - 5 * t**2 + 3 * t**3) / 2,
+        (t + 4 * t**2 - 3 * t**3) / 2,
+        (t**3 - t**2) / 2,
+    )
     for t in (0.0, 0.25, 0.5, 0.75)
 ]
 
@@ -219,8 +223,12 @@ def draw_front(scene: Image.Image, sheet: Sheet, stance: str, water: float, rng:
         return
     if rng.random() < 0.5:
         x, lean = swing(rng, 60), swing(rng, 80)
-        path = bezier(complex(x - lean, -260), complex(x + lean, -60), complex(x - lean, 80),
-                      complex(x + lean, 260))
+        path = bezier(
+            complex(x - lean, -260),
+            complex(x + lean, -60),
+            complex(x - lean, 80),
+            complex(x + lean, 260),
+        )
         twig = limb(path, [2.6 + 0.3 * i for i in range(9)])
         brush.polygon(sheet.place(twig), fill=(104, 82, 60))
         _leaf(brush, sheet, path[4], 34, rng)
@@ -248,8 +256,12 @@ def lay_on(scene: Image.Image, sheet: Sheet) -> None:
     """Lay the bird on the scene, with a soft dark rim and a shade that makes it round."""
     side, margin = sheet.side, sheet.side // 60 + 4
     left, top, right, bottom = sheet.mask.getbbox() or (0, 0, side, side)
-    box = (max(0, left - margin), max(0, top - margin), min(side, right + margin),
-           min(side, bottom + margin))
+    box = (
+        max(0, left - margin),
+        max(0, top - margin),
+        min(side, right + margin),
+        min(side, bottom + margin),
+    )
     bird, mask = sheet.image.crop(box), sheet.mask.crop(box)
     scene.paste((42, 36, 38), box, mask.filter(ImageFilter.BoxBlur(side / 130)).point(_RIM))
     inside = mask.reduce(4)

@@ -53,21 +53,21 @@ class TrainConfig:
     so_reduction: str = "mean"
     """mean (squared cosine of a pair) or sum (‖P̂P̂ᵀ−I‖²)."""
 
-    epochs: int = 4
+    epochs: int = 8
     """Passes over the training images, warm-up included."""
     warmup_epochs: int = 1
     """First epochs in which only head and proxies learn and the backbone stands still."""
-    batch_size: int = 90
+    batch_size: int = 40
     """B, images in a batch."""
     images_per_class: int = 0
     """0: batches drawn at random. m ≥ 2: m images each of B/m classes."""
-    crop_scale: float = 0.2
+    crop_scale: float = 0.4
     """Least share of the area that a random crop keeps."""
-    lr: float = 2e-4
+    lr: float = 1e-3
     """Learning rate of the backbone."""
-    head_lr: float = 1e-3
+    head_lr: float = 5e-3
     """Learning rate of the head."""
-    proxy_lr: float = 3e-2
+    proxy_lr: float = 1e-1
     """Learning rate of the proxies."""
     weight_decay: float = 1e-4
     """Of AdamW, on everything that learns."""

@@ -278,7 +278,7 @@ def _begin(wanted: _Wanted, response: requests.Response) -> None:
 def _append(response, wanted: _Wanted, start: int, total: int | None, progress: bool) -> None:
     bar = tqdm(
         total=total, initial=start, unit="B", unit_scale=True, desc=wanted.dest.name,
-        disable=not progress, leave=False,
+        disable=None if progress else True, leave=False,
     )  # fmt: skip
     have, total = start, total or wanted.size
     with bar, wanted.part.open("ab") as file:

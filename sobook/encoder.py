@@ -198,7 +198,9 @@ def embed(
     device = next(encoder.parameters()).device
     was_training, rows = encoder.training, []
     encoder.eval()
-    bar = tqdm(total=len(source), desc="embedding", unit="image", disable=not progress)
+    bar = tqdm(
+        total=len(source), desc="embedding", unit="image", disable=None if progress else True
+    )
     with bar:
         for batch in image_files.evaluation_batches(source, encoder.image_size, batch_size):
             rows.append(encoder(batch.to(device)).float().cpu().numpy())

@@ -139,7 +139,9 @@ def _decode_all(image_set, short_side, enlarge, folder, progress) -> None:
         return np.asarray(_resized(read_image(path), short_side, enlarge))
 
     shapes = []
-    bar = tqdm(total=len(image_set), desc="decoding", unit="image", disable=not progress)
+    bar = tqdm(
+        total=len(image_set), desc="decoding", unit="image", disable=None if progress else True
+    )
     with ThreadPoolExecutor(os.cpu_count()) as pool, open(folder / "pixels.bin", "wb") as file, bar:
         for start in range(0, len(image_set), 256):  # bounds what waits in memory to be written
             for array in pool.map(decode, image_set.paths[start : start + 256]):

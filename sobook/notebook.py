@@ -61,7 +61,10 @@ class Session:
             "dim": 384,
             "batch_size": 180,
             "epochs": 30,
-            "lr": 1e-5,
+            "crop_scale": 0.2,
+            "lr": 3e-5,
+            "head_lr": 1e-3,
+            "proxy_lr": 3e-2,
             "precision": "bfloat16" if self.device == "cuda" else "float32",
             "workers": min(_available_cores(), 8),
         }

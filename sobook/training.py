@@ -60,7 +60,7 @@ def fit(config: TrainConfig, *, progress: bool = True) -> Run:
         initial=(first - 1) * trainer.steps_per_epoch,
         desc=run.path.name[:40],
         unit="step",
-        disable=not progress,
+        disable=None if progress else True,
     ) as bar:
         for epoch in range(first, config.epochs + 1):
             trainer.epoch(epoch, bar)

@@ -6,10 +6,11 @@ import importlib.util
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from sobook import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -64,16 +65,17 @@ def test_make_without_a_target_lists_all_of_them():
         assert f"make {target} " in shown
 
 
-def test_readme_uses_subcommands_and_options_that_exist():
+def test_readme_uses_subcommands_and_options_that_exist(capsys):
     lines = commands("sobook")
     assert lines
     for subcommand in {words[0] for words in lines}:
-        command = [sys.executable, "-m", "sobook.cli", subcommand, "--help"]
-        shown = subprocess.run(command, capture_output=True, text=True)
-        assert shown.returncode == 0, f"README uses `sobook {subcommand}`: {shown.stderr}"
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([subcommand, "--help"])
+        shown = capsys.readouterr()
+        assert stopped.value.code == 0, f"README uses `sobook {subcommand}`: {shown.err}"
         used = {w for words in lines if words[0] == subcommand for w in words if w[:2] == "--"}
         for option in used:
-            assert re.search(rf"{option}\b", shown.stdout), f"sobook {subcommand} has no {option}"
+            assert re.search(rf"{option}\b", shown.out), f"sobook {subcommand} has no {option}"
 
 
 def test_readme_python_imports_what_exists():

@@ -1,0 +1,400 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 00 · Start here
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/sobook/sobook/blob/main/notebooks/00_start_here.ipynb)
+#
+# Two trainings, some figures and one honest comparison: this notebook is the whole course at low magnification. Nothing is explained to the end here; every section names the notebook that opens the box.
+#
+# **What you will learn**
+#
+# - what *metric learning* is for: searching with pictures of classes the model has never seen;
+# - how far the features of a transformer get without any training on the task;
+# - what training with *Proxy Anchor* (PA) and with *Proxy Anchor plus soft orthogonality* (PA+SO) adds to that;
+# - how *proxies* look after training, as a heatmap of cosines, and what SO changes there;
+# - how to say which of two methods is better without fooling yourself.
+#
+# **Before you start** Python, and the idea that a network turns a picture into a vector. The mathematics here is one fraction and two sums.
+#
+# **Time** less than a minute on a two-core laptop once the two training runs exist, plus TIME_TRAIN if they do not; on a T4 GPU in full mode: not measured.
+
+# %% tags=["setup"]
+# On Colab this installs sobook; on your machine `make` has installed it already.
+import importlib.util
+import subprocess
+import sys
+
+REPOSITORY = "https://github.com/sobook/sobook"  # a fork, or not published yet? your address here
+if importlib.util.find_spec("sobook") is None:
+    package = f"sobook @ git+{REPOSITORY}"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+
+from sobook import notebook
+
+session = notebook.setup()
+# %% [markdown]
+# That line says what was found: the versions, the mode and the machine. In *quick* mode the pictures are drawn by the package itself and the network is small; in *full* mode (`SOBOOK_MODE=full`, with a GPU) the same cells run on photographs of birds, CUB-200-2011, with a DeiT-Small.
+
+# %%
+import numpy as np
+import pandas as pd
+
+from sobook import datasets, figures, geometry, images
+from sobook.encoder import Encoder, embed
+from sobook.losses import SO_WEIGHT
+from sobook.retrieval import difference, evaluate, neighbours
+from sobook.training import fit
+
+config = session.config()  # the settings that all notebooks share
+datasets.prepare(config.dataset, progress=not session.quick)  # drawn once, then read from disk
+test = datasets.load(config.dataset, "test")
+test.describe()
+
+# %% [markdown]
+# ## 1 · The birds
+#
+# Every row below is one *genus*, and every picture is another *species* of it. Before you run the cell: a genus fixes a bird's shape and base colours, a species only its field marks. **Which will be harder to tell apart, two rows or two pictures of one row?**
+
+# %%
+def picture(image_set, index):
+    """One image as (H, W, 3) uint8."""
+    return np.asarray(images.read_image(image_set.paths[index]))
+
+
+def genus(class_name):
+    """051.Little_Mossdove → Mossdove; the last word also serves for the birds of CUB."""
+    return class_name.split("_")[-1]
+
+
+def title(class_name):
+    return class_name.partition(".")[2].replace("_", " ")
+
+
+genera = np.array([genus(name) for name in test.class_names])  # (C,)
+largest = pd.Series(genera).value_counts(sort=False).loc[lambda counts: counts >= 5].index[:4]
+shown = np.concatenate([np.flatnonzero(genera == name)[:5] for name in largest])  # 20 classes
+first = [int(np.flatnonzero(test.labels == label)[0]) for label in shown]
+figures.finish(
+    figures.contact_sheet(
+        [picture(test, i) for i in first], [title(test.class_names[label]) for label in shown], columns=5
+    ),
+    f"Twenty birds, a row each of five species of {', '.join(largest)}.",
+)
+
+# %% [markdown]
+# Shape gives the genus away at a glance. The species needs a second look, at a cap, a throat, a bar on the wing. That is the difficulty of real field guides, and of real retrieval: the nearest wrong answers are relatives. [01 · Data](01_data.ipynb) takes the birds apart.
+
+# %% [markdown]
+# ## 2 · What metric learning is for
+#
+# A classifier has one output a class, so it can only answer with classes it was trained on. Often that is no use: a shop has new articles every week, an ornithologist has new birds. What one wants is a *map* from pictures to vectors (*embeddings*) in which pictures of the same class lie close together, **whatever the class**. A query is then answered by its nearest neighbours, and a new class needs no training, only pictures.
+#
+# So the test is: take classes that the model has never seen, let every picture ask for its nearest neighbours among all the others, and count how often they are right. The training species and the test species are different ones:
+
+# %%
+train = datasets.load(config.dataset, "train")
+shared_species = set(train.class_names) & set(test.class_names)
+shared_genera = {genus(name) for name in train.class_names} & set(genera)
+print(f"training: {len(train):,} pictures of {train.num_classes} species")
+print(f"test:     {len(test):,} pictures of {test.num_classes} species")
+print(f"species in both: {len(shared_species)}; genera in both: {len(shared_genera)}")
+
+# %% [markdown]
+# The species are all new, their genera need not be: among the birds of CUB, too, most test species have relatives in training. So the model may have learnt the look of a genus; which of its new species this one is, it has to see for itself.
+
+# %% [markdown]
+# ## 3 · Without any training: frozen features
+#
+# A *DeiT* (a vision transformer) that was trained elsewhere already turns pictures into useful vectors. In quick mode that is the bundled `deit_micro_patch8_64`, which learnt on other drawn birds, none of which occurs here; in full mode a DeiT-Small that learnt on ImageNet.
+#
+# Embeddings $x_i$ have unit length, so closeness is the cosine $s_{ij} = x_i^\top x_j$. With $y_i$ the species of picture $i$, and every picture asking all the others,
+#
+# $$\text{Recall@}K = \frac{1}{N}\sum_{i=1}^{N} \big[\text{at least one of the } K \text{ nearest neighbours of } i \text{ has class } y_i\big].$$
+#
+# **What do you expect for Recall@1 on species that the network has never seen?** Guessing at random would be right about once in as many tries as there are species.
+
+# %%
+frozen_encoder = Encoder.create(config.encoder, weights=config.weights).to(session.device)
+frozen_embeddings = embed(frozen_encoder, test, progress=False)  # (N, F), rows of unit length
+frozen = evaluate(frozen_embeddings, test.labels)
+low, high = frozen.interval(1)
+
+print(f"embeddings: {frozen_embeddings.shape}")
+print(frozen)
+print(f"Recall@1 {frozen.recall[1]:.3f}, 95 % interval over species [{low:.3f}, {high:.3f}]")
+print(f"a random neighbour: about {1 / test.num_classes:.3f}")
+
+# %% [markdown]
+# Far better than chance, far from good. The interval says how much the number would move with *other test species*: whole species are resampled, because the pictures of one species succeed and fail together.
+#
+# ### Exercise 1 · Recall@K by hand
+#
+# Write Recall@K from the matrix of cosines: set the diagonal aside (a picture must not find itself), look at the `k` largest entries of each row, and ask whether any of them has the right label. `np.argpartition` or `np.argsort` will do.
+
+# %%
+def recall_at_k(embeddings, labels, k):
+    """Share of queries with a picture of their class among their k nearest; (N, D) and (N,)."""
+    return float("nan")  # your code here
+
+
+for k in (1, 4):
+    print(f"K = {k}: yours {recall_at_k(frozen_embeddings, test.labels, k):.4f}, expected {frozen.recall[k]:.4f}")
+
+# %% tags=["solution"]
+def recall_at_k(embeddings, labels, k):
+    cosines = embeddings @ embeddings.T  # (N, N)
+    np.fill_diagonal(cosines, -np.inf)  # never its own neighbour
+    nearest = np.argsort(-cosines, axis=1)[:, :k]  # (N, k)
+    return float((labels[nearest] == labels[:, None]).any(axis=1).mean())
+
+
+for k in (1, 4):
+    print(f"K = {k}: yours {recall_at_k(frozen_embeddings, test.labels, k):.4f}, expected {frozen.recall[k]:.4f}")
+
+# %% [markdown]
+# ## 4 · Train: Proxy Anchor, and Proxy Anchor with soft orthogonality
+#
+# Proxy Anchor gives every training class a learnt vector $p_c$, its *proxy*, and pulls the pictures of a class to their proxy and away from all others ([03](03_proxy_anchor.ipynb) derives the formula). Soft orthogonality adds one term, which asks that different proxies be at right angles. With $\hat p_c$ the proxies at unit length, $C$ of them,
+#
+# $$L = L_{\text{PA}} + \lambda\,L_{\text{SO}}, \qquad L_{\text{SO}} = \frac{1}{C(C-1)}\sum_{c \ne c'} \big(\hat p_c^\top \hat p_{c'}\big)^2 .$$
+#
+# The two runs below differ in $\lambda$ and in nothing else: same pictures, same crops, same start. Both hold out some of the *training* species to choose their best epoch; the test species are not looked at until the end. A finished run is kept on disk and opened again the next time.
+
+# %%
+pa = fit(session.config(so_weight=0.0))
+
+# %%
+pa_so = fit(session.config(so_weight=SO_WEIGHT))
+print(f"settings that differ: {pa.config.differences(pa_so.config)}")
+for run in (pa, pa_so):
+    print(f"λ = {run.config.so_weight:g}: kept the state after epoch {run.state['selected_epoch']} of {run.config.epochs}, the best on held-out training species")
+
+# %% [markdown]
+# ## 5 · Who retrieves best?
+#
+# **Write down an order before you run the cell: frozen, PA, PA+SO. And how far apart?**
+
+# %%
+names = ["frozen", "PA", "PA+SO"]
+embeddings = {
+    "frozen": frozen_embeddings,
+    "PA": embed(pa.encoder().to(session.device), test, progress=False),  # (N, D)
+    "PA+SO": embed(pa_so.encoder().to(session.device), test, progress=False),
+}
+results = {name: evaluate(embeddings[name], test.labels) for name in names}
+figures.interval_plot(
+    [(name, results[name].recall[1], *results[name].interval(1), name) for name in names],
+    "Recall@1 on unseen species",
+)
+
+# %% [markdown]
+# Look at the intervals, not only at the dots. Overlapping intervals do not settle the matter, though: the three methods answered *the same queries*, and a species that is hard for one is hard for all. The fair comparison is of the differences, species by species; what makes a species hard for all of them cancels, and the interval is narrower:
+
+# %%
+pairs = [("frozen", "PA"), ("frozen", "PA+SO"), ("PA", "PA+SO")]
+changes = {(a, b): difference(results[a], results[b]) for a, b in pairs}
+figures.interval_plot(
+    [(f"{b} − {a}", *changes[a, b], f"{b} − {a}") for a, b in pairs],
+    "change of Recall@1",
+    reference=0.0,
+)
+
+# %% [markdown]
+# An interval that lies wholly on one side of the dotted line shows a change; one that contains zero does not. The sentences follow from the numbers:
+
+# %%
+def verdict(before, after):
+    change, low, high = changes[before, after]
+    numbers = f"{change:+.3f} [{low:+.3f}, {high:+.3f}]"
+    if low > 0:
+        return f"{after} retrieves better than {before}: Recall@1 {numbers}."
+    if high < 0:
+        return f"{after} retrieves worse than {before}: Recall@1 {numbers}."
+    return f"Between {before} and {after} no difference is shown: Recall@1 {numbers}."
+
+
+for before, after in pairs:
+    print(verdict(before, after))
+
+# %% [markdown]
+# One reservation belongs to the last of these sentences. The interval covers the choice of *species*, not the luck of *one training run*: another seed gives other weights. [07 · Benchmark](07_benchmark.ipynb) trains over several seeds before it says anything about PA against PA+SO.
+
+# %% [markdown]
+# ## 6 · What the pictures say
+#
+# Numbers hide what has changed. Below are four queries, drawn at random: two that training repaired, one that it broke, and one that both get wrong. In both lines the nearest neighbours come first.
+
+# %%
+right = {name: results[name].hits[:, 0] for name in ("frozen", "PA")}  # (N,) is the nearest right?
+kinds = {
+    "repaired": np.flatnonzero(~right["frozen"] & right["PA"]),
+    "broken": np.flatnonzero(right["frozen"] & ~right["PA"]),
+    "wrong in both": np.flatnonzero(~right["frozen"] & ~right["PA"]),
+    "right in both": np.flatnonzero(right["frozen"] & right["PA"]),
+}
+for kind, members in kinds.items():
+    print(f"{kind:14} {len(members):5,} of {len(test):,} queries")
+
+rng = np.random.default_rng(session.seed)
+queries = [
+    int(query)
+    for kind, count in (("repaired", 2), ("broken", 1), ("wrong in both", 1))
+    for query in rng.choice(kinds[kind], min(count, len(kinds[kind])), replace=False)
+]
+
+# %%
+found = {name: neighbours(embeddings[name], 6)[1][queries] for name in ("frozen", "PA")}  # (Q, 6)
+figures.retrieval_comparison(
+    [picture(test, query) for query in queries],
+    {name: [[picture(test, i) for i in row] for row in rows] for name, rows in found.items()},
+    {name: test.labels[rows] == test.labels[queries][:, None] for name, rows in found.items()},
+    titles=[title(test.class_names[test.labels[query]]) for query in queries],
+)
+
+# %% [markdown]
+# Look at the crossed pictures first. Are they nonsense, or do they have the right shape and the wrong marks? [02 · DeiT features](02_deit_features.ipynb) counts how many are relatives, and [06 · Embedding maps](06_embedding_maps.ipynb) draws all of this as a map.
+
+# %% [markdown]
+# ## 7 · Proxies drift
+#
+# Now to the vectors themselves. Before training, proxies are random, and random directions in many dimensions are nearly at right angles: their cosines spread around zero with a standard deviation of $1/\sqrt{D}$. **What will training with PA do to the cosines between proxies? And with SO?** The heatmap shows the cosine of every pair, in both panels with the same order of classes and the same scale; the strip at the left marks the genera.
+
+# %%
+last = config.epochs
+proxies = {"PA": pa.proxies(last), "PA+SO": pa_so.proxies(last)}  # (C, D) each, after the last epoch
+groups = [genus(name) for name in pa.state["class_names"]]
+figures.proxy_heatmaps(proxies, groups=groups)
+
+# %% [markdown]
+# Look for blocks along the diagonal of the left panel: sets of proxies that point the same way. Then look for the same blocks on the right. The next figure shows how it came to that. Its middle panel is the one to watch: the root mean square (RMS) cosine between proxies after every epoch, and the level of random directions as a dotted line.
+
+# %%
+figures.training_curves({"PA": pa.metrics, "PA+SO": pa_so.metrics}, dim=proxies["PA"].shape[1])
+
+# %%
+shapes = {name: geometry.describe(p) for name, p in proxies.items()}
+start = geometry.describe(pa.proxies(0))
+table = pd.DataFrame({"before training": start.summary(), **{n: s.summary() for n, s in shapes.items()}})
+table.loc[["num_classes", "dim", "chance_cosine", "rms_cosine", "mean_cosine", "coherence", "mean_angle", "effective_rank"]].round(3)
+
+# %%
+ratio = {name: shape.rms_cosine / start.rms_cosine for name, shape in shapes.items()}
+for name, factor in ratio.items():
+    change = f"{factor:.1f} times" if factor >= 1 else f"{factor:.2f} of"
+    print(f"After {name} the RMS cosine of the proxies is {change} what it was before training.")
+
+# %% [markdown]
+# Is the correlation noise, or does it mean something? **Do species of one genus get more similar proxies than species of two?**
+
+# %%
+groups = np.array(groups)
+kin = groups[:, None] == groups[None]  # (C, C)
+np.fill_diagonal(kin, False)
+other = groups[:, None] != groups[None]
+for name, shape in shapes.items():
+    print(f"{name:6} mean cosine of two proxies: {shape.cosines[kin].mean():+.3f} within a genus, {shape.cosines[other].mean():+.3f} between genera")
+
+# %% [markdown]
+# Two things to take along. Near-orthogonality at the start is *chance*, not merit; correlation is *made by training*, and that is what SO works against. And where relatives have the larger cosines, correlation is information as much as redundancy: whether removing it helps retrieval is a question for section 5, not for the heatmap. [04](04_soft_orthogonality.ipynb) derives the term and its limits, [05](05_proxy_geometry.ipynb) measures the geometry.
+#
+# ### Exercise 2 · The RMS cosine by hand
+#
+# Compute the root mean square cosine of all pairs of different proxies: scale the rows to unit length, take all cosines, leave out the diagonal, square, average, take the root.
+
+# %%
+def rms_cosine(proxies):
+    """Root mean square cosine of two different proxies; proxies (C, D)."""
+    proxies = np.asarray(proxies, dtype=np.float64)
+    return float("nan")  # your code here
+
+
+for name, p in proxies.items():
+    print(f"{name:6} yours {rms_cosine(p):.6f}, expected {shapes[name].rms_cosine:.6f}")
+
+# %% tags=["solution"]
+def rms_cosine(proxies):
+    proxies = np.asarray(proxies, dtype=np.float64)
+    unit = proxies / np.linalg.norm(proxies, axis=1, keepdims=True)  # (C, D)
+    cosines = unit @ unit.T  # (C, C)
+    count = len(unit)
+    off_diagonal = (cosines**2).sum() - count  # the diagonal holds C ones
+    return float(np.sqrt(off_diagonal / (count * (count - 1))))
+
+
+for name, p in proxies.items():
+    print(f"{name:6} yours {rms_cosine(p):.6f}, expected {shapes[name].rms_cosine:.6f}")
+
+# %% [markdown]
+# ## 8 · What came out
+#
+# The conclusion is a cell as well, so that it cannot say more than the numbers do.
+
+# %%
+print(f"On {test.num_classes} species never seen in training ({len(test):,} queries, one seed):")
+for before, after in pairs:
+    print(f"- {verdict(before, after)}")
+towards = "closer to" if shapes["PA+SO"].rms_cosine < shapes["PA"].rms_cosine else "no closer to"
+print(
+    f"- The proxies of PA+SO are {towards} right angles than those of PA: RMS cosine "
+    f"{shapes['PA+SO'].rms_cosine:.3f} against {shapes['PA'].rms_cosine:.3f}, where random directions "
+    f"have {start.chance_cosine:.3f}."
+)
+change, low, high = changes["PA", "PA+SO"]
+if low <= 0:
+    print("- Whatever SO does to the proxies: that it helps retrieval is not shown here.")
+
+# %% [markdown]
+# ## The map of the course
+#
+# | | notebook | opens the box of |
+# |---|---|---|
+# | 01 | [Data](01_data.ipynb) | section 1 and 2: species, splits, crops, the real benchmarks |
+# | 02 | [DeiT features](02_deit_features.ipynb) | section 3: patches, tokens, attention, frozen retrieval |
+# | 03 | [Proxy Anchor](03_proxy_anchor.ipynb) | section 4: the loss, built, checked, seen on a sphere, trained |
+# | 04 | [Soft orthogonality](04_soft_orthogonality.ipynb) | section 4: the term, its floor, its weight |
+# | 05 | [Proxy geometry](05_proxy_geometry.ipynb) | section 7: heatmaps, angles, spectra against chance and theory |
+# | 06 | [Embedding maps](06_embedding_maps.ipynb) | section 6: UMAP, and what not to read in it |
+# | 07 | [Benchmark](07_benchmark.ipynb) | section 5: several seeds, intervals, a sober comparison |
+#
+# Each runs alone, so start wherever your question is. Behind all of them is the package `sobook`, short files meant to be read: what a cell calls is never more than one file away.
+#
+# ## Summary
+#
+# - Metric learning makes a map in which pictures of one class lie together; it is tested on classes that were not trained on.
+# - Recall@K is the share of queries with a right picture among their K nearest neighbours, the query itself left out.
+# - Frozen DeiT features are a baseline that every training has to beat, and the intervals say whether it did.
+# - PA learns one proxy a class; SO penalises the squared cosines between proxies. The heatmap shows the effect on the proxies, and only the paired interval shows an effect on retrieval.
+#
+# ## Questions
+#
+# 1. Why are the *species*, not the pictures, resampled for the interval?
+#
+# <details><summary>Answer</summary>
+# Pictures of one species share what makes them easy or hard, so they are not independent: two thousand queries of fifty species carry much less information than two thousand independent ones. Resampling pictures would give an interval that is too narrow.
+# </details>
+#
+# 2. Someone reports that proxies are "nearly orthogonal after training with SO" and shows a heatmap of random-looking small values. What else would you ask to see?
+#
+# <details><summary>Answer</summary>
+# The same heatmap before training, and after training without SO, on the same scale. Random directions in D dimensions have cosines of about 1/√D already, so near-orthogonality alone proves nothing.
+# </details>
+#
+# 3. Why is the best epoch chosen on held-out training species and not on the test species?
+#
+# <details><summary>Answer</summary>
+# The best of several epochs on the test species is the largest of several noisy numbers, so it is too high on average, and more so for a method that swings more. What is chosen must be chosen on other classes than those it is reported on.
+# </details>
+#
+# ## Further reading
+#
+# - F. Saberi-Movahed et al., [Deep Metric Learning with Soft Orthogonal Proxies](https://arxiv.org/abs/2306.13055), 2023: the idea this course rebuilds. We know its abstract, not its settings; the settings here are ours.
+# - S. Kim, D. Kim, M. Cho, S. Kwak, *Proxy Anchor Loss for Deep Metric Learning*, CVPR 2020: the loss, with the recipe most of the field starts from.
+# - K. Musgrave, S. Belongie, S.-N. Lim, [A Metric Learning Reality Check](https://arxiv.org/abs/2003.08505), 2020: how gains shrink once nobody chooses on the test classes.
+# - N. Bansal, X. Chen, Z. Wang, [Can We Gain More from Orthogonality Regularizations in Training Deep CNNs?](https://arxiv.org/abs/1810.09102), NeurIPS 2018: where the name "soft orthogonality" comes from, for weights rather than proxies.

@@ -1,0 +1,429 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 06 · Embedding maps
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/sobook/sobook/blob/main/notebooks/06_embedding_maps.ipynb)
+#
+# Every paper on metric learning has a picture with coloured islands. This notebook makes such pictures, and then asks them for their papers.
+#
+# **What you will learn**
+#
+# - to lay embeddings out in the plane, linearly (PCA) and by neighbourhood (UMAP), and what each of the two keeps;
+# - to measure how far a map can be trusted: trustworthiness, shared neighbours, Recall@1 on the map itself;
+# - what distances, sizes and gaps in a UMAP mean (less than one thinks), and what changes with seed and settings;
+# - where the proxies lie among the embeddings of their own classes, and why test classes have none;
+# - what no map can show, and which number to look at instead.
+#
+# **Before you start** Notebooks 03 and 04 for the two models, 05 for the proxies. Nearest neighbours by cosine are all the mathematics needed.
+#
+# **Time** About a minute on a two-core laptop once the two training runs exist, and the minutes of their training (notebook 00) if they do not; on a T4 GPU in full mode: not measured.
+
+# %% tags=["setup"]
+# On Colab this installs sobook; on your machine `make` has installed it already.
+import importlib.util
+import subprocess
+import sys
+
+REPOSITORY = "https://github.com/sobook/sobook"  # a fork, or not published yet? your address here
+if importlib.util.find_spec("sobook") is None:
+    package = f"sobook @ git+{REPOSITORY}"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+
+from sobook import notebook
+
+session = notebook.setup()
+# %%
+import numpy as np
+import pandas as pd
+from scipy.spatial.distance import pdist
+from scipy.stats import spearmanr
+from sklearn.decomposition import PCA
+from sklearn.manifold import trustworthiness
+from sklearn.neighbors import NearestNeighbors
+
+from sobook import datasets, drawing, figures, geometry
+from sobook.encoder import embed
+from sobook.losses import SO_WEIGHT
+from sobook.retrieval import evaluate, neighbours
+from sobook.training import fit
+
+# %% [markdown]
+# ## 1 · One set of pictures, two spaces
+#
+# The two runs are those of the other notebooks; they are loaded if they are finished. Of the test images we take the same number of each class, some hundreds in all: enough to see everything a map has to say, few enough to make a dozen of them.
+
+# %%
+runs = {
+    "PA": fit(session.config(so_weight=0.0)),
+    "PA+SO": fit(session.config(so_weight=SO_WEIGHT)),
+}
+config = runs["PA"].config
+
+
+def some_images(split, classes=None, total=750):
+    """About `total` images, equally many of each class; `classes` keeps those named."""
+    images = datasets.load(config.dataset, split, config.root, allow_partial=config.allow_partial, **config.options)
+    if classes is not None:
+        images = images.subset(np.isin(np.array(images.class_names)[images.labels], classes))
+    each = max(2, total // images.num_classes)
+    return images.subset(np.concatenate([np.flatnonzero(images.labels == c)[:each] for c in range(images.num_classes)]))
+
+
+test = some_images("test")
+spaces = {name: embed(run.encoder().to(session.device), test, progress=False) for name, run in runs.items()}  # (N, D) each
+N, D = spaces["PA"].shape
+names = [name.partition(".")[2].replace("_", " ") for name in test.class_names]  # 051.Little_Mossdove → Little Mossdove
+print(f"{N:,} images of {test.num_classes} test classes in {D} dimensions")
+for name, points in spaces.items():
+    print(f"{name:>6}: {evaluate(points, test.labels)}")
+
+# %% [markdown]
+# (These recalls are not those of notebook 07, where every test image takes part: here a query has fewer wrong images to meet, but fewer right ones as well. Recalls may be compared on the same images only.)
+#
+# ## 2 · The best flat picture: PCA
+#
+# PCA projects onto the plane in which the points vary most. It is linear: straight lines stay straight, nothing is torn, and the share of the variance kept says how much the picture holds.
+#
+# **Predict.** If the embeddings filled their $D$ dimensions evenly, two of them would hold $2/D$ of the variance. How much do they hold here?
+
+# %%
+def variance_kept(points):
+    """(min(N, D),) share of the variance that the first k principal components keep."""
+    return np.cumsum(PCA(svd_solver="full").fit(points).explained_variance_ratio_)
+
+
+print(f"evenly filled: 2 of {D} directions hold {2 / D:.1%}")
+for name, points in spaces.items():
+    kept = variance_kept(points)
+    print(f"{name:>6}: the first 2 directions hold {kept[1]:.0%}, the first 10 hold {kept[9]:.0%}")
+
+# %%
+figures.embedding_maps(spaces, test.labels, class_names=names, method="pca")
+
+# %% [markdown]
+# Look for one colour and ask whether it is alone in its place. Mostly it is not: the classes lie on top of each other, and you could hardly retrieve anything by looking, although the nearest neighbour in the full space is right far more often, as section 1 printed. The plane is honest and too small. What overlaps here is the shadow; in other directions the classes are apart. How many other directions is a question of its own, and the answer is not $D$:
+#
+# ### Exercise 1 · How many directions?
+#
+# How many principal components does it take to keep 90 % of the variance of PA's embeddings? Use `variance_kept`.
+
+# %%
+def directions_for(share, points):
+    """The least number of principal components that keep `share` of the variance."""
+    return float("nan")  # your code here
+
+
+expected = PCA(0.9, svd_solver="full").fit(spaces["PA"]).n_components_
+print(f"yours {directions_for(0.9, spaces['PA'])}, expected {expected}")
+
+# %% tags=["solution"]
+def directions_for(share, points):
+    return int(np.searchsorted(variance_kept(points), share, side="right")) + 1
+
+
+print({name: directions_for(0.9, points) for name, points in spaces.items()})
+print(f"yours {directions_for(0.9, spaces['PA'])}, expected {expected}")
+
+# %% [markdown]
+# ## 3 · The neighbourhood map: UMAP
+#
+# UMAP gives up on straight lines and keeps neighbours. It joins every point to its $k$ nearest ones with weights that fall off from 1 at the nearest,
+#
+# $$w_{j \mid i} = \exp\!\big(-\max(0,\, d_{ij} - \rho_i)/\sigma_i\big), \qquad w_{ij} = w_{j\mid i} + w_{i\mid j} - w_{j\mid i}\,w_{i\mid j},$$
+#
+# where $\rho_i$ is the distance to the nearest neighbour and $\sigma_i$ is set so that every point has about the same total weight. Then it looks for places in the plane whose own weights $v_{ij} = 1/(1 + a\,\lVert y_i - y_j\rVert^{2b})$ fit, by pulling joined points together and pushing random other ones apart.
+#
+# Two things follow from the formulas, before any picture. Because each point brings its own $\rho_i$ and $\sigma_i$, **density is evened out**. And because only the $k$ nearest are joined, **the distance between two islands is set by almost nothing**.
+#
+# **Predict.** Will the PA+SO map look more orderly than the PA map? Decide before you look, and decide what "more orderly" would mean.
+#
+# (The first map takes a while longer: UMAP's numerical code is compiled on its first use.)
+
+# %%
+figures.embedding_maps(spaces, test.labels, class_names=names)
+
+# %% [markdown]
+# Each model has its own map, fitted on its own; the same place in both means nothing. What may be compared: whether a colour forms one island or several, whether islands touch, how many stray points sit in a foreign colour.
+#
+# It is tempting to go on and say which model is better. Resist for a section.
+
+# %% [markdown]
+# ## 4 · How far to trust it: three numbers
+#
+# **Shared neighbours.** Of the $k$ nearest images in $D$ dimensions, which share are among the $k$ nearest on the map?
+#
+# **Trustworthiness** (Venna and Kaski) asks whether neighbours on the map are true ones, and counts a false one by how far away it really is. With $U_i$ the false neighbours of point $i$ and $r_{ij}$ their rank in the space,
+#
+# $$T = 1 - \frac{2}{Nk(2N - 3k - 1)} \sum_i \sum_{j \in U_i} (r_{ij} - k).$$
+#
+# Exchange map and space and it is called **continuity**: are true neighbours still neighbours on the map, or was something torn?
+#
+# **Recall@1 on the map.** If the plane were our embedding, how good would retrieval be?
+#
+# **Predict.** Which of the numbers will look best, and which worst?
+#
+# ### Exercise 2 · Shared neighbours
+#
+# Write the first of the three. `near` and `near_on_map` are (N, k) arrays of indices; the order within a row does not matter.
+
+# %%
+K = 15
+
+
+def shared_neighbours(near, near_on_map):
+    """Mean share of a row of `near` that is also in the same row of `near_on_map`."""
+    return float("nan")  # your code here
+
+
+small = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3]]), np.array([[3, 2, 1], [0, 4, 5], [4, 5, 6]])
+print(f"yours {shared_neighbours(*small):.4f}, expected {4 / 9:.4f}")
+
+# %% tags=["solution"]
+def shared_neighbours(near, near_on_map):
+    return float((near[:, :, None] == near_on_map[:, None, :]).any(axis=2).mean())
+
+
+print(f"yours {shared_neighbours(*small):.4f}, expected {4 / 9:.4f}")
+
+# %%
+def nearest_on_map(plane, k):
+    """(N, k) nearest points in the plane by plain distance, the point itself left out."""
+    return NearestNeighbors(n_neighbors=k).fit(plane).kneighbors(return_distance=False)
+
+
+def overlap(near, near_on_map):  # the same as in the exercise, another way
+    return float(np.mean([len(np.intersect1d(a, b)) for a, b in zip(near, near_on_map, strict=True)])) / near.shape[1]
+
+
+def judge(points, plane, labels):
+    unit = geometry.unit_rows(points)  # for unit vectors, plain distance orders as cosine does
+    near, near_on_map = neighbours(points, K)[1], nearest_on_map(plane, K)
+    return {
+        "trustworthiness": trustworthiness(unit, plane, n_neighbors=K),
+        "continuity": trustworthiness(plane, unit, n_neighbors=K),
+        f"shared of {K} neighbours": overlap(near, near_on_map),
+        "Recall@1 in the space": (labels[near[:, 0]] == labels).mean(),
+        "Recall@1 on the map": (labels[near_on_map[:, 0]] == labels).mean(),
+    }
+
+
+maps = {(name, "PCA"): figures.project(points, method="pca") for name, points in spaces.items()}
+maps |= {(name, "UMAP"): figures.project(points) for name, points in spaces.items()}  # as drawn in section 3
+judged = pd.DataFrame({key: judge(spaces[key[0]], plane, test.labels) for key, plane in maps.items()}).T
+judged.round(3)
+
+# %%
+for kind in ("PCA", "UMAP"):
+    rows = judged.xs(kind, level=1)
+    print(f"{kind:>5}: trustworthiness {rows['trustworthiness'].mean():.2f}, yet "
+          f"{1 - rows[f'shared of {K} neighbours'].mean():.0%} of a point's {K} nearest images are not the nearest on the map; "
+          f"Recall@1 falls by {(rows['Recall@1 in the space'] - rows['Recall@1 on the map']).mean():.2f}")
+
+# %% [markdown]
+# **What we see.** Trustworthiness is a forgiving number: a false neighbour which is really the thirtieth nearest of many hundreds costs it next to nothing. Shared neighbours and Recall@1 are strict, and they are what retrieval is about. Quote all three, or the strict ones.
+#
+# And mind the last two columns: the difference between PA and PA+SO *on the map* need not be the difference between PA and PA+SO in the space. The map is one more noisy instrument.
+
+# %% [markdown]
+# ## 5 · What a map shows that is not there
+#
+# Three habits of reading a UMAP, each tested on the maps above.
+#
+# 1. *"These two islands are far apart, so the classes are very different."* If so, the distances between class centres on the map should follow those in the space.
+# 2. *"This island is large, so the class is diverse."* Then the spread of a class on the map should follow its spread in the space.
+# 3. *"There are clear clusters, so the model has found structure."* Then a map of structureless points should have none.
+#
+# **Predict.** Which of the three habits survives best?
+
+# %%
+def centres_and_spreads(points, labels):
+    """Class means (C, ·) and each class' mean distance from its own (C,)."""
+    centres = np.stack([points[labels == c].mean(axis=0) for c in np.unique(labels)])
+    spread = [np.linalg.norm(points[labels == c] - m, axis=1).mean() for c, m in enumerate(centres)]
+    return centres, np.array(spread)
+
+
+rows = {}
+for (name, kind), plane in maps.items():
+    (true_centres, true_spread), (centres, spread) = (
+        centres_and_spreads(p, test.labels) for p in (geometry.unit_rows(spaces[name]), plane)
+    )
+    rows[name, kind] = {
+        "distances between classes": spearmanr(pdist(true_centres), pdist(centres)).statistic,
+        "sizes of classes": spearmanr(true_spread, spread).statistic,
+    }
+print("Spearman ρ between the space and the map (1 = same order, 0 = unrelated)")
+pd.DataFrame(rows).T.round(2)
+
+# %% [markdown]
+# Neither column is near 1. Coarse distances survive in part: islands of relatives tend to be on the same continent. But the order of distances is not to be read off, and sizes still less: evening out density is what $\rho_i$ and $\sigma_i$ are for.
+#
+# Now the third habit. Below are *random directions*, with no classes at all, mapped with the least possible number of neighbours, with one more, and with the usual number. (UMAP counts a point among its own neighbours, so 2 means: one other.)
+
+# %%
+noise = np.random.default_rng(session.seed).standard_normal((500, D))
+noise_maps = {k: figures.project(noise, neighbours=k) for k in (2, 3, 15)}
+figure = figures.new_figure(11, 4.1)
+for axis, (k, plane) in zip(figure.subplots(1, 3), noise_maps.items(), strict=True):
+    axis.scatter(*plane.T, s=8, color=figures.COLOURS["chance"], lw=0)
+    axis.set(xticks=[], yticks=[], xlabel=f"UMAP, {k} neighbours", title="random directions")
+figures.finish(figure, "UMAP maps of 500 random directions with 2, 3 and 15 neighbours: many small islands, then filaments, then one cloud without structure.")
+
+# %%
+for k, plane in noise_maps.items():
+    print(f"{k:>2} neighbours: trustworthiness {trustworthiness(geometry.unit_rows(noise), plane, n_neighbors=K):.2f}, "
+          f"{overlap(neighbours(noise, K)[1], nearest_on_map(plane, K)):.0%} of the {K} neighbours shared")
+
+# %% [markdown]
+# With very few neighbours, pure noise has islands and filaments: UMAP has to put joined points together, and chance joins some. With the usual number it has none: here the picture tells the truth. So of the three habits the third is the safest, *if* the setting is an ordinary one and stated. The numbers give noise away under all three: trustworthiness and shared neighbours are far below those of the real maps.
+
+# %% [markdown]
+# ## 6 · Another seed, another map
+#
+# **Predict.** The same points, two seeds, three values of $k$: what stays, what moves?
+
+# %%
+points, settings = spaces["PA+SO"], [(k, seed) for k in (5, 15, 50) for seed in (0, 1)]
+panel = {(k, seed): figures.project(points, neighbours=k, seed=seed) for k, seed in settings if (k, seed) != (15, 0)}
+panel[15, 0] = maps["PA+SO", "UMAP"]  # this one we have
+
+figure = figures.new_figure(11, 7.6)
+styles = drawing.class_styles(test.labels, None)  # 12 classes in colour
+axes = figure.subplots(2, 3)
+for (k, seed), axis in zip(settings, axes.T.ravel(), strict=True):
+    drawing.points_on_map(axis, panel[k, seed], test.labels, styles)
+    trust = trustworthiness(geometry.unit_rows(points), panel[k, seed], n_neighbors=K)
+    axis.set_xlabel(f"{k} neighbours, seed {seed}; trustworthiness {trust:.2f}", fontsize=11)
+figures.finish(figure, f"Six UMAP maps of the same {N} embeddings of PA+SO with 5, 15 and 50 neighbours and two seeds.")
+
+# %%
+def agreement(one, other):
+    """Two maps of the same points: do they agree on neighbours, and on distances between classes?"""
+    centres = [centres_and_spreads(plane, test.labels)[0] for plane in (one, other)]
+    return (
+        overlap(nearest_on_map(one, K), nearest_on_map(other, K)),
+        spearmanr(pdist(centres[0]), pdist(centres[1])).statistic,
+    )
+
+
+pairs = {
+    "another seed (15 neighbours)": ((15, 0), (15, 1)),
+    "another seed (5 neighbours)": ((5, 0), (5, 1)),
+    "5 against 15 neighbours": ((5, 0), (15, 0)),
+    "15 against 50 neighbours": ((15, 0), (50, 0)),
+}
+pd.DataFrame(
+    {what: agreement(panel[a], panel[b]) for what, (a, b) in pairs.items()},
+    index=[f"shared of {K} neighbours", "ρ of distances between classes"],
+).T.round(2)
+
+# %% [markdown]
+# **What we see.** Islands mostly keep their members and change their places. A change of seed alone, with nothing learnt and nothing lost, replaces part of a point's neighbourhood and reorders the distances between classes. A difference between *models* which is no larger than this difference between *seeds* is not a difference. And the number of islands depends on $k$: it is partly a setting, not only a discovery.
+
+# %% [markdown]
+# ## 7 · Where are the proxies?
+#
+# Test classes have **no proxies**: proxies are parameters of the training loss, one for each training class, and the test classes were never part of it. Anyone who draws proxies among test embeddings draws those of *other* classes. So for this section we change to training images.
+#
+# In the loss, image and proxy of a class attract each other. **Predict.** Does a proxy lie in the middle of its class, at its edge, or somewhere else? What is the typical cosine of an image with its own proxy: near 1, about a half, near 0?
+
+# %%
+train = some_images("train", classes=runs["PA"].state["class_names"], total=600)
+trained = {name: embed(run.encoder().to(session.device), train, progress=False) for name, run in runs.items()}  # (N, D)
+proxies = {name: run.proxies().numpy() for name, run in runs.items()}  # (C, D)
+
+rows = {}
+for name in runs:
+    x, p = geometry.unit_rows(trained[name]), geometry.unit_rows(proxies[name])
+    to_proxies, to_images = x @ p.T, x @ x.T  # (N, C) and (N, N)
+    same = train.labels[:, None] == train.labels[None, :]
+    own = np.arange(len(p)) == train.labels[:, None]  # (N, C)
+    closest = to_proxies.argmax(axis=0)  # (C,) the image nearest to each proxy
+    nearest_proxy = (p @ p.T - 2 * np.eye(len(p))).max(axis=1)  # (C,) cosine of the nearest other proxy
+    rows[name] = {
+        "cosine image – own proxy": to_proxies[own].mean(),
+        "cosine image – other proxies": to_proxies[~own].mean(),
+        "cosine image – image, same class": to_images[same & ~np.eye(len(x), dtype=bool)].mean(),
+        "cosine image – image, other class": to_images[~same].mean(),
+        "images whose nearest proxy is their own": (to_proxies.argmax(axis=1) == train.labels).mean(),
+        "proxies whose nearest image is of their class": (train.labels[closest] == np.arange(len(p))).mean(),
+        "proxies nearer to another proxy than to any image": (nearest_proxy > to_proxies.max(axis=0)).mean(),
+    }
+pd.DataFrame(rows).round(3)
+
+# %%
+genus = np.array([name.split("_")[-1] for name in train.class_names])  # (C,)
+genera, genus_of = np.unique(genus, return_inverse=True)
+figures.embedding_maps(
+    trained, genus_of[train.labels], proxies=proxies, proxy_labels=genus_of, class_names=genera
+)
+
+# %% [markdown]
+# This time the colours are genera, not species: every star is the proxy of one species, and has the colour of its genus. Look at whether stars sit on islands of their own colour, or keep to themselves.
+#
+# **Why a proxy is not the mean of its class.** Proxy Anchor does not ask for cosines near 1. It asks an image to have a cosine above $+\delta$ with its own proxy and below $-\delta$ with all others, where $\delta$ is small; there are many others, so their push can win over the one pull. What counts is which *side* of zero an image is on. A proxy is therefore less like a flag in the middle of its class than like the normal vector of a plane that has its class on one side and the rest on the other: a linear classifier. Compare the first row of the table with the third: images are far closer to their classmates than to their proxy.
+#
+# **And why may the two maps look so different?** Look at the last row of the table. UMAP sees neighbours only. Where a proxy's nearest points are other proxies, the stars gather on an island of their own; where its nearest points are images, stars sit among these. A modest change of cosines flips which is nearer, and the picture flips with it. However striking such a difference looks, it has this plain reason, and it says nothing about retrieval, in which proxies take no part.
+
+# %%
+for name in runs:
+    x, p = geometry.unit_rows(trained[name]), geometry.unit_rows(proxies[name])
+    means = geometry.unit_rows(np.stack([x[train.labels == c].mean(axis=0) for c in range(len(p))]))
+    print(f"{name:>6}: cosine of a proxy with the mean of its class {np.mean((means * p).sum(axis=1)):.2f}; RMS cosine "
+          f"between proxies {geometry.describe(p).rms_cosine:.2f}, between class means {geometry.describe(means).rms_cosine:.2f}")
+
+# %% [markdown]
+# These two lines are worth remembering for soft orthogonality: SO acts on *proxies*, and the RMS cosine of proxies follows. That of the class means need not, and it is images, not proxies, that retrieval sees.
+
+# %% [markdown]
+# ## 8 · What a map cannot show
+#
+# - **That a model is better.** Retrieval quality is a number over all queries; a map is one seed of one layout of some of them. Use Recall@1 with an interval (notebook 07).
+# - **Orthogonality of proxies.** Forty directions at right angles have no arrangement in the plane which shows it; the heatmap of notebook 05 does.
+# - **Distances, sizes and gaps.** Tested in section 5.
+# - **The queries that fail.** They are a few points of the wrong colour under others. Retrieval walls show them (notebook 00).
+#
+# What it is good for: finding mislabelled images, duplicates and odd groups, to be looked at one by one; and making one curious.
+
+# %% [markdown]
+# ## Summary
+#
+# - PCA keeps what is global and flat, and says how much; UMAP keeps neighbourhoods, and does not say how badly.
+# - Trustworthiness is lenient. Shared neighbours and Recall@1 on the map are strict. Quote them under the picture.
+# - Distances between islands and their sizes follow those of the space only loosely; with few neighbours, noise has islands too.
+# - Two seeds of the same map differ. A difference between two models has to be larger than that.
+# - Proxies exist for training classes only. They work like the normals of planes, not like the centres of classes.
+#
+# ## Questions
+#
+# 1. A reviewer asks for "a t-SNE showing that the classes are better separated with SO". What do you offer instead?
+#
+# <details><summary>Answer</summary>
+# Recall@1 and MAP@R on the test classes for several seeds, with an interval of the paired difference; and, if a picture is wanted, both maps with several seeds each and trustworthiness and shared neighbours under them. The map illustrates a number, it does not replace it.
+# </details>
+#
+# 2. A map has a trustworthiness of 0.95. Can you retrieve images by nearest neighbours on it?
+#
+# <details><summary>Answer</summary>
+# You can, but section 4 shows what it costs: Recall@1 falls, and a large part of the true neighbours is not among those of the map. Trustworthiness forgives a false neighbour that is really fairly near, and a fairly near image of another species is just the error that counts.
+# </details>
+#
+# 3. Why is each model's map fitted on its own, and not both models' embeddings together on one map?
+#
+# <details><summary>Answer</summary>
+# The two runs have two different spaces: direction 17 of the one has nothing to do with direction 17 of the other, so cosines between embeddings of different models mean nothing. A common map would show two continents, one for each model, and no comparison.
+# </details>
+#
+# ## Further reading
+#
+# - L. McInnes, J. Healy, J. Melville, [UMAP: Uniform Manifold Approximation and Projection for Dimension Reduction](https://arxiv.org/abs/1802.03426), 2018: the method, with its graph and its loss.
+# - J. Venna, S. Kaski, *Neighborhood preservation in nonlinear projection methods: an experimental study*, ICANN 2001: trustworthiness and continuity.
+# - M. Wattenberg, F. Viégas, I. Johnson, [How to Use t-SNE Effectively](https://distill.pub/2016/misread-tsne/), Distill 2016: the same warnings for the older method, with interactive examples.
+# - S. Kim, D. Kim, M. Cho, S. Kwak, *Proxy Anchor Loss for Deep Metric Learning*, CVPR 2020: the forces between proxies and images that section 7 looks at.

@@ -1,0 +1,288 @@
+"""Proxy geometry: against slow loops, SciPy and sets of vectors whose numbers are known.
+
+Letters: C classes, D embedding dimension.
+"""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.distance import pdist
+from scipy.stats import entropy, ortho_group
+
+from sobook.geometry import (
+    ProxyGeometry,
+    describe,
+    effective_rank,
+    off_diagonal,
+    orthogonality_floor,
+    unit_rows,
+    welch_bound,
+)
+from sobook.losses import soft_orthogonality
+
+quick = settings(max_examples=30, deadline=None)
+sets = {
+    "seed": st.integers(0, 2**32 - 1),
+    "classes": st.integers(2, 12),
+    "dim": st.integers(1, 12),
+}
+SIZES = [(2, 1), (3, 7), (5, 5), (12, 4), (40, 64)]  # C, D
+
+
+def draw(seed: int, classes: int, dim: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(classes, dim))
+
+
+def simplex(classes: int) -> np.ndarray:
+    """C directions in C dimensions, all at the same angle to each other, summing to zero."""
+    return np.eye(classes) - 1 / classes
+
+
+# --- Against slow loops and SciPy ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes, dim", SIZES)
+def test_numbers_of_pairs_equal_slow_loops(classes, dim):
+    proxies = draw(0, classes, dim)
+    geometry = describe(proxies)
+    pairs = []
+    for i, p in enumerate(proxies.tolist()):
+        for j, q in enumerate(proxies.tolist()):
+            cosine = sum(a * b for a, b in zip(p, q, strict=True)) / math.hypot(*p) / math.hypot(*q)
+            assert geometry.cosines[i, j] == pytest.approx(cosine, abs=1e-12)
+            if i < j:
+                pairs.append(cosine)
+    angles = [math.degrees(math.acos(max(-1, min(1, cosine)))) for cosine in pairs]
+    squares = sum(cosine**2 for cosine in pairs)
+    assert geometry.coherence == pytest.approx(max(map(abs, pairs)), rel=1e-12)
+    assert geometry.mean_cosine == pytest.approx(sum(pairs) / len(pairs), abs=1e-12)
+    assert geometry.rms_cosine == pytest.approx(math.sqrt(squares / len(pairs)), rel=1e-12)
+    assert geometry.mean_angle == pytest.approx(sum(angles) / len(angles), abs=1e-5)
+    assert geometry.orthogonality == pytest.approx(2 * squares, rel=1e-12)
+    assert (geometry.num_classes, geometry.dim) == (classes, dim)
+
+
+@pytest.mark.parametrize("classes, dim", SIZES)
+def test_numbers_equal_scipy(classes, dim):
+    proxies = draw(1, classes, dim)
+    geometry = describe(proxies)
+    cosines = 1 - pdist(proxies, "cosine")
+    np.testing.assert_allclose(off_diagonal(geometry.cosines), cosines, atol=1e-12)
+    assert geometry.coherence == pytest.approx(np.abs(cosines).max())
+    assert geometry.rms_cosine == pytest.approx(np.sqrt(np.mean(cosines**2)))
+    # Squared singular values of P̂ are the eigenvalues of its Gram matrix.
+    eigenvalues = np.linalg.eigvalsh(geometry.cosines)[::-1][: min(classes, dim)]
+    np.testing.assert_allclose(geometry.spectrum**2, eigenvalues, atol=1e-10)
+    assert geometry.effective_rank == pytest.approx(np.exp(entropy(geometry.spectrum)))
+
+
+@pytest.mark.parametrize("classes, dim", SIZES)
+def test_orthogonality_is_what_the_loss_computes(classes, dim):
+    proxies = torch.from_numpy(draw(2, classes, dim))
+    geometry = describe(proxies)
+    total = soft_orthogonality(proxies, reduction="sum").item()
+    assert geometry.orthogonality == pytest.approx(total, rel=1e-10)
+    assert geometry.rms_cosine == pytest.approx(math.sqrt(soft_orthogonality(proxies)), rel=1e-10)
+
+
+# --- Sets of vectors whose numbers are known -----------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [2, 3, 8])
+def test_simplex(classes):
+    geometry = describe(simplex(classes))
+    cosine = -1 / (classes - 1)
+    assert geometry.coherence == pytest.approx(-cosine)
+    assert geometry.mean_cosine == pytest.approx(cosine)
+    assert geometry.rms_cosine == pytest.approx(-cosine)
+    assert geometry.mean_angle == pytest.approx(math.degrees(math.acos(cosine)))
+    assert geometry.spectrum[-1] == pytest.approx(0, abs=1e-12)  # C vectors in C − 1 dimensions
+    assert geometry.effective_rank == pytest.approx(classes - 1)
+    # In the C − 1 dimensions it fills, it meets both bounds.
+    assert geometry.coherence == pytest.approx(welch_bound(classes, classes - 1))
+    assert geometry.orthogonality == pytest.approx(orthogonality_floor(classes, classes - 1))
+
+
+def test_mercedes_star_meets_both_bounds():
+    turns = np.radians([90, 210, 330])
+    geometry = describe(np.stack([np.cos(turns), np.sin(turns)], axis=1))
+    assert geometry.mean_angle == pytest.approx(120)
+    assert geometry.coherence == pytest.approx(0.5)
+    assert geometry.welch_bound == pytest.approx(0.5)
+    assert geometry.orthogonality == pytest.approx(1.5)
+    assert geometry.orthogonality_floor == pytest.approx(1.5)
+    np.testing.assert_allclose(geometry.spectrum, math.sqrt(3 / 2))
+
+
+def test_a_tight_frame_may_meet_the_floor_and_not_the_welch_bound():
+    frame = np.concatenate([np.eye(4), ortho_group.rvs(4, random_state=0)])  # two bases: C = 2D
+    geometry = describe(frame)
+    assert geometry.orthogonality_floor == 8
+    assert geometry.orthogonality == pytest.approx(8)
+    assert geometry.effective_rank == pytest.approx(4)
+    assert geometry.coherence > geometry.welch_bound + 0.1
+
+
+@pytest.mark.parametrize("classes, dim", [(2, 2), (4, 4), (3, 9)])
+def test_orthonormal_proxies(classes, dim):
+    geometry = describe(3 * ortho_group.rvs(dim, random_state=0)[:classes])
+    assert geometry.coherence == pytest.approx(0, abs=1e-12)
+    assert geometry.orthogonality == pytest.approx(0, abs=1e-12)
+    assert geometry.mean_angle == pytest.approx(90)
+    assert geometry.effective_rank == pytest.approx(classes)
+    assert geometry.orthogonality_floor == geometry.welch_bound == 0
+    np.testing.assert_allclose(geometry.spectrum, 1)
+
+
+def test_proxies_on_one_line():
+    geometry = describe([[1.0, 2.0, 3.0], [2.0, 4.0, 6.0], [-1.0, -2.0, -3.0]])
+    assert geometry.coherence == pytest.approx(1)
+    assert geometry.rms_cosine == pytest.approx(1)
+    assert geometry.mean_cosine == pytest.approx(-1 / 3)
+    assert geometry.mean_angle == pytest.approx(120, abs=1e-4)  # 0, 180, 180
+    assert geometry.effective_rank == pytest.approx(1, abs=1e-6)
+    assert geometry.orthogonality == pytest.approx(6)
+
+
+@pytest.mark.parametrize("dim", [16, 128])
+def test_random_directions_have_the_cosine_of_chance(dim):
+    geometry = describe(draw(3, 400, dim))
+    assert geometry.chance_cosine == pytest.approx(1 / math.sqrt(dim))
+    assert geometry.rms_cosine == pytest.approx(geometry.chance_cosine, rel=0.02)
+    assert geometry.mean_cosine == pytest.approx(0, abs=0.1 * geometry.chance_cosine)
+    assert geometry.mean_angle == pytest.approx(90, abs=0.5)
+
+
+def test_bounds_by_hand():
+    assert orthogonality_floor(11318, 512) == pytest.approx(238_872, abs=1)
+    assert orthogonality_floor(98, 384) == orthogonality_floor(512, 512) == 0
+    assert welch_bound(5, 4) == pytest.approx(1 / 4)
+    assert welch_bound(4, 4) == welch_bound(3, 9) == 0
+    assert welch_bound(7, 1) == 1  # on a line there are only two directions
+
+
+def test_effective_rank_by_hand():
+    assert effective_rank([3, 3, 0]) == pytest.approx(2)
+    assert effective_rank([1, 3]) == pytest.approx(4 / 3**0.75)
+    assert effective_rank([5.0]) == pytest.approx(1)
+
+
+# --- What must hold for any proxies --------------------------------------------------------------
+
+
+@quick
+@given(**sets)
+def test_bounds_hold(seed, classes, dim):
+    geometry = describe(draw(seed, classes, dim))
+    slack = 1e-9
+    assert geometry.welch_bound - slack <= geometry.coherence <= 1 + slack
+    assert geometry.orthogonality >= geometry.orthogonality_floor - slack
+    assert abs(geometry.mean_cosine) - slack <= geometry.rms_cosine <= geometry.coherence + slack
+    assert 1 - slack <= geometry.effective_rank <= min(classes, dim) + slack
+    assert geometry.spectrum.shape == (min(classes, dim),)
+    assert (np.diff(geometry.spectrum) <= 0).all()
+    assert (geometry.spectrum**2).sum() == pytest.approx(classes)
+    assert np.abs(geometry.cosines).max() <= 1
+    assert (geometry.cosines.diagonal() == 1).all()
+    np.testing.assert_allclose(geometry.cosines, geometry.cosines.T, atol=1e-15)
+
+
+@quick
+@given(**sets)
+def test_lengths_turns_and_order_do_not_matter(seed, classes, dim):
+    proxies = draw(seed, classes, dim)
+    rng = np.random.default_rng(seed)
+    expected = describe(proxies).summary()
+    turn = np.linalg.qr(rng.normal(size=(dim, dim))).Q
+    for same in (
+        proxies * 10 ** rng.uniform(-6, 6, (classes, 1)),
+        proxies @ turn,
+        rng.permutation(proxies),
+    ):
+        assert describe(same).summary() == pytest.approx(expected, abs=1e-5)
+    signs = rng.choice([-1, 1], (classes, 1))
+    flipped = describe(proxies * signs)
+    np.testing.assert_allclose(flipped.cosines, describe(proxies).cosines * signs * signs.T)
+    assert flipped.orthogonality == pytest.approx(describe(proxies).orthogonality)
+
+
+@quick
+@given(**sets)
+def test_unit_rows_keep_their_direction(seed, classes, dim):
+    rows = draw(seed, classes, dim)
+    before = rows.copy()
+    unit = unit_rows(rows)
+    assert unit.dtype == np.float64
+    np.testing.assert_allclose((unit**2).sum(1), 1)
+    np.testing.assert_allclose(unit * np.linalg.norm(rows, axis=1, keepdims=True), rows)
+    np.testing.assert_array_equal(rows, before)  # the caller's array is left alone
+
+
+def test_off_diagonal_has_every_pair_once():
+    matrix = np.array([[0, 1, 2], [9, 0, 3], [9, 9, 0]])
+    assert off_diagonal(matrix).tolist() == [1, 2, 3]
+
+
+# --- What may be given, what comes out -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_tensors_lists_and_arrays_give_the_same(dtype):
+    tensor = torch.nn.Parameter(torch.randn(4, 3, dtype=dtype))
+    expected = describe(tensor.tolist())
+    for same in (tensor, tensor.detach().double().numpy(), tensor.T.contiguous().T):
+        geometry = describe(same)
+        np.testing.assert_allclose(geometry.cosines, expected.cosines, atol=1e-15)
+        assert geometry.summary() == expected.summary()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_proxies_on_a_gpu():
+    proxies = torch.randn(6, 4)
+    assert describe(proxies.cuda()).summary() == describe(proxies).summary()
+
+
+def test_summary_holds_the_single_numbers_for_json():
+    geometry = describe(draw(0, 5, 3))
+    summary = json.loads(json.dumps(geometry.summary()))
+    assert set(summary) == set(ProxyGeometry.__dataclass_fields__) - {"cosines", "spectrum"}
+    for name, value in summary.items():
+        assert value == pytest.approx(getattr(geometry, name), abs=5e-7)
+    assert "[" not in repr(geometry)  # no arrays in what a notebook prints
+
+
+GOOD = np.ones((4, 3))
+
+
+def with_row(row: int, value: float) -> np.ndarray:
+    rows = GOOD.copy()
+    rows[row] = value
+    return rows
+
+
+@pytest.mark.parametrize(
+    "proxies, message",
+    [
+        (np.ones(3), r"proxies have shape \(3,\), expected \(C, D\): one row a class"),
+        (np.ones((2, 3, 4)), r"proxies have shape \(2, 3, 4\), expected \(C, D\)"),
+        (np.ones((0, 3)), r"proxies have shape \(0, 3\), expected \(C, D\)"),
+        (torch.ones(2, 0), r"proxies have shape \(2, 0\), expected \(C, D\)"),
+        (np.ones((1, 3)), r"one proxy alone has no angles: give at least two classes"),
+        (with_row(2, math.nan), r"row 2 of the proxies has .*NaN.* \(1 such rows\): leave it"),
+        (with_row(1, 0.0), r"row 1 of the proxies has zero length.* no direction \(1 such"),
+        (torch.from_numpy(with_row(3, math.inf)), r"row 3 of the proxies has"),
+    ],
+)
+def test_bad_proxies(proxies, message):
+    with pytest.raises(ValueError, match=message):
+        describe(proxies)
+
+
+def test_infinite_proxies_are_called_infinite():
+    with pytest.raises(ValueError, match="infinite"):
+        describe(with_row(3, math.inf))

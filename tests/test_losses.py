@@ -1,0 +1,616 @@
+"""Proxy Anchor and soft orthogonality: against slow loops, another library, and what must hold.
+
+Letters: B batch, C classes, D embedding dimension.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pytorch_metric_learning.losses import ProxyAnchorLoss
+from scipy.spatial.distance import pdist
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from sobook.losses import SO_WEIGHT, ProxyAnchor, SoftOrthogonalProxyAnchor, soft_orthogonality
+
+EXACT = {"rtol": 1e-9, "atol": 1e-9}  # float64 against float64
+quick = settings(max_examples=30, deadline=None)
+seeds = st.integers(0, 2**32 - 1)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def draw(seed: int, size: int, classes: int, dim: int, dtype=torch.float64):
+    """Embeddings (B, D), proxies (C, D) and labels (B,), all random."""
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = torch.randn(size, dim, generator=generator, dtype=torch.float64)
+    proxies = torch.randn(classes, dim, generator=generator, dtype=torch.float64)
+    labels = torch.randint(classes, (size,), generator=generator)
+    return embeddings.to(dtype), proxies.to(dtype), labels
+
+
+def proxy_anchor(embeddings, proxies, labels, **options):
+    """The loss as a function of its proxies too."""
+    module = ProxyAnchor(*proxies.shape, **options)
+    return functional_call(module, {"proxies": proxies}, (embeddings, labels))
+
+
+def slow_proxy_anchor(embeddings, proxies, labels, margin=0.1, scale=32.0):
+    """The formula, class by class and image by image."""
+
+    def cosine(x, p):
+        return x @ p / (x.norm() * p.norm())
+
+    pull, push, present = 0.0, 0.0, 0
+    for c, proxy in enumerate(proxies):
+        near, far = [], []
+        for x, label in zip(embeddings, labels, strict=True):
+            if label == c:
+                near.append(torch.exp(-scale * (cosine(x, proxy) - margin)))
+            else:
+                far.append(torch.exp(scale * (cosine(x, proxy) + margin)))
+        if near:
+            present += 1
+            pull = pull + torch.log(1 + sum(near))
+        if far:
+            push = push + torch.log(1 + sum(far))
+    return pull / present + push / len(proxies)
+
+
+def slow_soft_orthogonality(proxies) -> float:
+    """The sum of squared cosines over all ordered pairs of different rows."""
+    rows, total = proxies.tolist(), 0.0
+    for i, p in enumerate(rows):
+        for j, q in enumerate(rows):
+            if i != j:
+                dot = sum(a * b for a, b in zip(p, q, strict=True))
+                total += dot**2 / (sum(a * a for a in p) * sum(b * b for b in q))
+    return total
+
+
+def full_soft_orthogonality(proxies):
+    """‖P̂P̂ᵀ − I‖² by the definition, through the (C, C) matrix."""
+    unit = proxies / proxies.norm(dim=1, keepdim=True)
+    return (unit @ unit.T - torch.eye(len(unit), dtype=unit.dtype)).square().sum()
+
+
+def gradients(function, *tensors):
+    """Value of a function and its gradients by each of the tensors."""
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
+    value = function(*leaves)
+    return value.detach(), torch.autograd.grad(value, leaves)
+
+
+def assert_near(actual, expected, tolerance):
+    """Equal up to a share of the largest entry."""
+    size = float(expected.abs().max())
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance * size)
+
+
+def rotation(seed: int, dim: int):
+    square = torch.randn(dim, dim, generator=torch.Generator().manual_seed(seed)).double()
+    return torch.linalg.qr(square).Q
+
+
+# --- Proxy Anchor against slow loops and pytorch-metric-learning ---------------------------------
+
+SHAPES = [(1, 2, 1), (6, 4, 3), (9, 3, 8), (12, 7, 5), (4, 30, 6)]  # B, C, D
+
+
+@pytest.mark.parametrize("size, classes, dim", SHAPES)
+@pytest.mark.parametrize("options", [{}, {"margin": 0.3, "scale": 5.0}, {"margin": 0, "scale": 64}])
+def test_proxy_anchor_equals_the_slow_loops(size, classes, dim, options):
+    embeddings, proxies, labels = draw(size, size, classes, dim)
+    value, slopes = gradients(
+        lambda x, p: proxy_anchor(x, p, labels, **options), embeddings, proxies
+    )
+    slow_value, slow_slopes = gradients(
+        lambda x, p: slow_proxy_anchor(x, p, labels, **options), embeddings, proxies
+    )
+    torch.testing.assert_close(value, slow_value, **EXACT)
+    torch.testing.assert_close(slopes, slow_slopes, **EXACT)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size, classes, dim", [(5, 2, 3), (32, 10, 16), (90, 98, 64), (8, 300, 4)])
+def test_proxy_anchor_equals_pytorch_metric_learning(size, classes, dim, dtype, seed):
+    embeddings, proxies, labels = draw(seed, size, classes, dim, dtype)
+    wide = torch.promote_types(dtype, torch.float32)  # their loss does not survive half precision
+    theirs = ProxyAnchorLoss(classes, dim, margin=0.1, alpha=32)
+    del theirs.proxies  # a parameter; a plain tensor takes its place
+
+    def library(x, p):
+        theirs.proxies = p
+        return theirs(x.to(wide), labels)
+
+    theirs.cast_types = lambda *_: None  # it would write into .data of the leaf
+    value, (by_x, by_p) = gradients(
+        lambda x, p: proxy_anchor(x, p, labels), embeddings, proxies.to(wide)
+    )
+    their_value, (their_x, their_p) = gradients(library, embeddings, proxies.to(wide))
+
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(value, their_value, rtol=tolerance, atol=tolerance)
+    assert_near(by_p, their_p, tolerance)
+    assert_near(by_x, their_x, max(tolerance, torch.finfo(dtype).eps))  # rounded to the embeddings
+
+
+def test_proxies_start_as_in_the_official_code():
+    torch.manual_seed(7)
+    ours = ProxyAnchor(12, 5)
+    torch.manual_seed(7)
+    theirs = ProxyAnchorLoss(12, 5)
+    assert torch.equal(ours.proxies, theirs.proxies)
+    assert [name for name, _ in ours.named_parameters()] == ["proxies"]
+
+
+# --- Proxy Anchor: closed forms and what must hold -----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pytest.param([0, 0, 1, 2, 2, 2, 3], id="every class"),
+        pytest.param([0, 0, 2], id="classes 1 and 3 absent"),
+        pytest.param([1, 1, 1, 1, 1], id="one class only"),
+        pytest.param([3], id="one image"),
+    ],
+)
+@pytest.mark.parametrize("margin, scale", [(0.1, 32.0), (0.25, 4.0)])
+def test_proxy_anchor_closed_form_for_orthonormal_proxies(labels, margin, scale):
+    proxies = torch.eye(4, 6, dtype=torch.float64)
+    labels = torch.tensor(labels)
+    counts = torch.bincount(labels, minlength=4).tolist()
+    # Each embedding lies on its proxy: cosine 1 with it, 0 with all others.
+    pull = [math.log1p(n * math.exp(-scale * (1 - margin))) for n in counts if n]
+    push = [math.log1p((len(labels) - n) * math.exp(scale * margin)) for n in counts]
+    value = proxy_anchor(proxies[labels], proxies, labels, margin=margin, scale=scale)
+    assert value.item() == pytest.approx(sum(pull) / len(pull) + sum(push) / 4, rel=1e-12)
+
+
+def test_proxy_anchor_keeps_tiny_terms_in_float32():
+    # On its proxy, opposite the other: pull and push are log(1 + e^-28.8) = 3e-13 each, which
+    # float32 would round to zero if one were added first.
+    loss = proxy_anchor(torch.eye(1, 2), torch.tensor([[1.0, 0], [-1, 0]]), torch.tensor([0]))
+    assert loss.item() == pytest.approx(1.5 * math.exp(-28.8), rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_proxy_anchor_does_not_overflow_where_exponents_are_largest(dtype):
+    assert torch.tensor(35.2, dtype=torch.float16).exp().isinf()  # so this can go wrong
+    embeddings = torch.ones(6, 4, dtype=dtype)  # all on all proxies, none with its own class only
+    proxies, labels = torch.ones(3, 4), torch.tensor([0, 0, 0, 1, 1, 2])
+    value, slopes = gradients(lambda x, p: proxy_anchor(x, p, labels), embeddings, proxies)
+    pull = sum(math.log1p(n * math.exp(-28.8)) for n in (3, 2, 1)) / 3
+    push = sum(math.log1p((6 - n) * math.exp(35.2)) for n in (3, 2, 1)) / 3
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(pull + push, rel=1e-6)
+    assert all(slope.isfinite().all() for slope in slopes)
+
+
+def test_proxy_anchor_of_far_larger_scales_stays_finite():
+    embeddings, proxies, labels = draw(0, 8, 5, 4, torch.float32)
+    value, slopes = gradients(
+        lambda x, p: proxy_anchor(x, p, labels, scale=5000.0), embeddings, proxies
+    )
+    # So large a scale leaves the hardest image of each class alone, and log(1 + e^z) = max(z, 0).
+    cosines = torch.cosine_similarity(embeddings[:, None], proxies, dim=2)  # (B, C)
+    own = torch.nn.functional.one_hot(labels, 5).bool()
+    pull = (5000 * (0.1 - cosines)).where(own, -torch.inf).amax(0)[labels.unique()].relu()
+    push = (5000 * (0.1 + cosines)).where(~own, -torch.inf).amax(0).relu()
+    torch.testing.assert_close(value, pull.mean() + push.mean(), rtol=1e-3, atol=0)
+    assert value.isfinite() and all(slope.isfinite().all() for slope in slopes)
+
+
+@quick
+@given(seed=seeds, size=st.integers(1, 9), classes=st.integers(2, 6), dim=st.integers(1, 6))
+def test_proxy_anchor_does_not_care_about_order_names_and_lengths(seed, size, classes, dim):
+    embeddings, proxies, labels = draw(seed, size, classes, dim)
+    expected = proxy_anchor(embeddings, proxies, labels)
+    rng = np.random.default_rng(seed)
+
+    order = torch.from_numpy(rng.permutation(size))
+    torch.testing.assert_close(
+        proxy_anchor(embeddings[order], proxies, labels[order]), expected, **EXACT
+    )
+    renamed = torch.from_numpy(rng.permutation(classes))  # class c is now called renamed[c]
+    torch.testing.assert_close(
+        proxy_anchor(embeddings, proxies[renamed.argsort()], renamed[labels]), expected, **EXACT
+    )
+    lengths = torch.from_numpy(10 ** rng.uniform(-4, 4, (size + classes, 1)))
+    torch.testing.assert_close(
+        proxy_anchor(embeddings * lengths[:size], proxies * lengths[size:], labels),
+        expected,
+        **EXACT,
+    )
+    turn = rotation(seed, dim)
+    torch.testing.assert_close(
+        proxy_anchor(embeddings @ turn, proxies @ turn, labels), expected, **EXACT
+    )
+
+
+@quick
+@given(seed=seeds, size=st.integers(1, 9), classes=st.integers(2, 6), dim=st.integers(2, 6))
+def test_proxy_anchor_slopes_are_orthogonal_to_the_rows(seed, size, classes, dim):
+    embeddings, proxies, labels = draw(seed, size, classes, dim)
+    _, slopes = gradients(lambda x, p: proxy_anchor(x, p, labels), embeddings, proxies)
+    for rows, slope in zip((embeddings, proxies), slopes, strict=True):
+        assert slope.abs().max() > 0
+        torch.testing.assert_close((rows * slope).sum(1), torch.zeros(len(rows)).double(), **EXACT)
+
+
+def test_an_absent_class_only_pushes():
+    embeddings, proxies, _ = draw(3, 5, 3, 4)
+    labels = torch.tensor([0, 0, 0, 1, 1])
+    _, (_, slope) = gradients(lambda x, p: proxy_anchor(x, p, labels), embeddings, proxies)
+    moved = proxies.clone()
+    moved[2] -= 1e-3 * slope[2]  # descent takes the absent proxy away from every image
+    closer = torch.cosine_similarity(embeddings, moved[2], dim=1).max()
+    assert closer < torch.cosine_similarity(embeddings, proxies[2], dim=1).max()
+    assert proxy_anchor(embeddings, moved, labels) < proxy_anchor(embeddings, proxies, labels)
+
+
+def test_a_batch_of_one_class_pulls_it_and_pushes_the_others():
+    embeddings, proxies, _ = draw(4, 5, 3, 4)
+    labels = torch.ones(5, dtype=torch.int64)
+    _, (_, slope) = gradients(lambda x, p: proxy_anchor(x, p, labels), embeddings, proxies)
+    cosines = torch.nn.functional.normalize(embeddings) @ torch.nn.functional.normalize(proxies).T
+    # Its own push term is empty, so its slope is that of the pull alone.
+    pull = (1 + (-32 * (cosines[:, 1] - 0.1)).exp().sum()).log()
+    push = (1 + (32 * (cosines[:, [0, 2]] + 0.1)).exp().sum(0)).log().sum() / 3
+    torch.testing.assert_close(proxy_anchor(embeddings, proxies, labels), pull + push, **EXACT)
+    _, (alone,) = gradients(
+        lambda p: slow_proxy_anchor(embeddings, p, torch.zeros(5), scale=32.0), proxies[1:2]
+    )
+    torch.testing.assert_close(slope[1:2], alone, **EXACT)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 1, 2], [2, 2, 2, 2]])
+def test_proxy_anchor_first_and_second_derivatives(labels):
+    embeddings, proxies, _ = draw(5, 4, 4, 3)
+    labels = torch.tensor(labels)
+    inputs = (embeddings.requires_grad_(), proxies.requires_grad_())
+
+    def loss(x, p):
+        return proxy_anchor(x, p, labels, scale=4.0)
+
+    assert torch.autograd.gradcheck(loss, inputs)
+    assert torch.autograd.gradgradcheck(loss, inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_changes_nothing(dtype):
+    embeddings, proxies, labels = draw(6, 16, 10, 8, torch.float32)
+    results = []
+    for enabled in (False, True):
+        x, p = embeddings.to(dtype).requires_grad_(), proxies.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            assert (p @ p.T).dtype == (torch.bfloat16 if enabled else torch.float32)
+            loss = proxy_anchor(x, p, labels) + 100 * soft_orthogonality(p)
+        assert loss.dtype == torch.float32
+        results.append([loss, *torch.autograd.grad(loss, (x, p))])
+    assert all(map(torch.equal, *results))
+
+
+@pytest.mark.parametrize("proxy_dtype", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_float64_of_either_side_gives_float64_and_all_else_float32(dtype, proxy_dtype):
+    embeddings, proxies, labels = draw(7, 12, 5, 4, dtype)
+    proxies = proxies.to(proxy_dtype)
+    wide = torch.float64 if torch.float64 in (dtype, proxy_dtype) else torch.float32
+    value, (by_x, by_p) = gradients(lambda x, p: proxy_anchor(x, p, labels), embeddings, proxies)
+    slow = slow_proxy_anchor(embeddings.double(), proxies.double(), labels)
+    tolerance = 1e-10 if wide == torch.float64 else 1e-5
+    assert (value.dtype, by_x.dtype, by_p.dtype) == (wide, dtype, proxy_dtype)
+    assert value.item() == pytest.approx(slow.item(), rel=tolerance)
+
+
+@pytest.mark.parametrize("which", ["proxy_anchor", "soft_orthogonality"])
+def test_rows_may_be_very_short(which):
+    embeddings, proxies, labels = draw(8, 6, 3, 4, torch.float32)
+    loss = {
+        "proxy_anchor": lambda x, p: proxy_anchor(x, p, labels),
+        "soft_orthogonality": lambda x, p: soft_orthogonality(p),
+    }[which]
+    short = loss(embeddings * 1e-15, proxies * 1e-15)
+    torch.testing.assert_close(short, loss(embeddings, proxies), rtol=1e-4, atol=1e-4)
+
+
+# --- Soft orthogonality --------------------------------------------------------------------------
+
+SIDES = [(2, 1), (3, 7), (5, 5), (6, 5), (11, 3)]  # C below, at and above D
+
+
+@pytest.mark.parametrize("classes, dim", SIDES)
+def test_soft_orthogonality_equals_its_definition(classes, dim):
+    _, proxies, _ = draw(classes, 1, classes, dim)
+    value, (slope,) = gradients(lambda p: soft_orthogonality(p, reduction="sum"), proxies)
+    full, (full_slope,) = gradients(full_soft_orthogonality, proxies)
+    cosines = 1 - pdist(proxies.numpy(), "cosine")
+    assert value.item() == pytest.approx(slow_soft_orthogonality(proxies), rel=1e-12)
+    assert value.item() == pytest.approx(2 * np.square(cosines).sum(), rel=1e-12)
+    assert value.item() == pytest.approx(full.item(), rel=1e-12)
+    torch.testing.assert_close(slope, full_slope, **EXACT)
+    mean = soft_orthogonality(proxies)
+    assert mean.item() == pytest.approx(np.square(cosines).mean(), rel=1e-12)
+    assert mean.item() * classes * (classes - 1) == pytest.approx(value.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("classes, dim", [(50, 64), (65, 64), (2000, 16)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_soft_orthogonality_of_narrow_types_is_computed_in_float32(classes, dim, dtype):
+    proxies = draw(0, 1, classes, dim, dtype)[1]
+    value, (slope,) = gradients(lambda p: soft_orthogonality(p, reduction="sum"), proxies)
+    full, (full_slope,) = gradients(full_soft_orthogonality, proxies.double())
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(full.item(), rel=1e-5)
+    assert_near(slope.double(), full_slope, max(1e-5, torch.finfo(dtype).eps))
+
+
+@pytest.mark.parametrize("classes, dim", [(2, 2), (4, 4), (3, 9)])
+def test_soft_orthogonality_is_exactly_zero_for_orthonormal_rows(classes, dim):
+    lengths = torch.tensor([[1.0], [-2.0], [0.25], [-1.0]])[:classes]
+    rows = torch.eye(dim)[torch.randperm(dim)[:classes]] * lengths
+    value, (slope,) = gradients(lambda p: soft_orthogonality(p, reduction="sum"), rows)
+    assert value.item() == 0.0
+    assert torch.equal(slope, torch.zeros_like(slope))
+    turned = rotation(1, dim)[:classes]
+    assert soft_orthogonality(turned, reduction="sum").item() == pytest.approx(0, abs=1e-28)
+    assert soft_orthogonality(turned.float(), reduction="sum").item() == pytest.approx(0, abs=1e-12)
+
+
+@quick
+@given(seed=seeds, classes=st.integers(2, 14), dim=st.integers(1, 14))
+def test_soft_orthogonality_does_not_care_about_lengths_signs_order_and_turns(seed, classes, dim):
+    proxies = draw(seed, 1, classes, dim)[1]
+    expected = soft_orthogonality(proxies)
+    rng = np.random.default_rng(seed)
+    lengths = 10 ** rng.uniform(-4, 4, (classes, 1)) * rng.choice([-1, 1], (classes, 1))
+    for same in (
+        proxies * torch.from_numpy(lengths),
+        proxies[torch.from_numpy(rng.permutation(classes))],
+        proxies @ rotation(seed, dim),
+    ):
+        torch.testing.assert_close(soft_orthogonality(same), expected, **EXACT)
+
+
+@quick
+@given(seed=seeds, classes=st.integers(2, 14), dim=st.integers(1, 14))
+def test_soft_orthogonality_stays_between_floor_and_ceiling(seed, classes, dim):
+    proxies = draw(seed, 1, classes, dim, torch.float32)[1]
+    value = soft_orthogonality(proxies, reduction="sum").item()
+    floor = max(0.0, classes**2 / dim - classes)
+    assert value >= floor * (1 - 1e-5)
+    assert value <= classes * (classes - 1) * (1 + 1e-5)
+    alike = proxies[:1].expand(classes, dim)
+    assert soft_orthogonality(alike).item() == pytest.approx(1, rel=1e-5)
+
+
+@quick
+@given(seed=seeds, classes=st.integers(2, 14), dim=st.integers(2, 14))
+def test_soft_orthogonality_slope_is_known_and_orthogonal_to_the_rows(seed, classes, dim):
+    proxies = draw(seed, 1, classes, dim)[1]
+    _, (slope,) = gradients(lambda p: soft_orthogonality(p, reduction="sum"), proxies)
+    lengths = proxies.norm(dim=1, keepdim=True)
+    unit = proxies / lengths
+    outward = 4 * (unit @ unit.T - torch.eye(classes)) @ unit
+    along = (outward * unit).sum(1, keepdim=True) * unit
+    torch.testing.assert_close(slope, (outward - along) / lengths, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close((proxies * slope).sum(1), torch.zeros(classes).double(), **EXACT)
+
+
+@pytest.mark.parametrize("classes, dim", [(3, 5), (6, 3)])
+def test_soft_orthogonality_first_and_second_derivatives(classes, dim):
+    proxies = draw(0, 1, classes, dim)[1].requires_grad_()
+    assert torch.autograd.gradcheck(soft_orthogonality, (proxies,))
+    assert torch.autograd.gradgradcheck(soft_orthogonality, (proxies,))
+
+
+@pytest.mark.parametrize("classes, dim", [(4, 6), (3, 2), (7, 3)])
+def test_descent_on_soft_orthogonality_reaches_the_floor(classes, dim):
+    proxies = draw(2, 1, classes, dim)[1].requires_grad_()
+    optimiser = torch.optim.LBFGS([proxies], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimiser.zero_grad()
+        loss = soft_orthogonality(proxies, reduction="sum")
+        loss.backward()
+        return loss
+
+    assert closure().item() > max(0, classes**2 / dim - classes) + 0.1
+    optimiser.step(closure)
+    assert closure().item() == pytest.approx(max(0, classes**2 / dim - classes), abs=1e-6)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the number of entries of the largest tensor made inside."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        self.entries = max([self.entries, *sizes])
+        return result
+
+
+@pytest.mark.parametrize("classes, dim", [(300, 4), (4, 300)])
+def test_soft_orthogonality_forms_the_smaller_gram_matrix_only(classes, dim):
+    proxies = torch.randn(classes, dim, requires_grad=True)
+    with LargestTensor() as largest:
+        soft_orthogonality(proxies).backward()
+    assert largest.entries == classes * dim  # that of the proxies; the larger Gram has 90,000
+
+
+def test_proxy_anchor_forms_nothing_larger_than_the_cosines():
+    loss, embeddings = ProxyAnchor(300, 4), torch.randn(20, 4, requires_grad=True)
+    with LargestTensor() as largest:
+        loss(embeddings, torch.arange(20)).backward()
+    assert largest.entries == 20 * 300
+
+
+# --- The sum -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("weight", [0.0, 0.7, 250.0])
+def test_sum_is_proxy_anchor_plus_weight_times_soft_orthogonality(weight, reduction):
+    embeddings, proxies, labels = draw(9, 10, 6, 4, torch.float32)
+    module = SoftOrthogonalProxyAnchor(6, 4, so_weight=weight, so_reduction=reduction)
+    module.load_state_dict({"proxies": proxies})
+    parts = module.parts(embeddings, labels)
+    assert list(parts) == ["proxy_anchor", "soft_orthogonality", "loss"]
+    assert torch.equal(parts["proxy_anchor"], proxy_anchor(embeddings, proxies, labels))
+    assert torch.equal(
+        parts["soft_orthogonality"], soft_orthogonality(proxies, reduction=reduction)
+    )
+    assert torch.equal(parts["loss"], module(embeddings, labels))
+
+    def by_hand(p):
+        so = soft_orthogonality(p, reduction=reduction)
+        return proxy_anchor(embeddings, p, labels) + weight * so
+
+    value, (slope,) = gradients(by_hand, proxies)
+    parts["loss"].backward()
+    torch.testing.assert_close(parts["loss"].detach(), value)
+    torch.testing.assert_close(module.proxies.grad, slope)
+
+
+def test_sum_is_a_proxy_anchor_with_the_same_weights_and_settings():
+    module = SoftOrthogonalProxyAnchor(5, 3, margin=0.2, scale=16)
+    assert isinstance(module, ProxyAnchor)
+    assert (module.margin, module.scale) == (0.2, 16.0)
+    assert (module.so_weight, module.so_reduction) == (SO_WEIGHT, "mean")
+    assert list(module.state_dict()) == ["proxies"]
+    plain = ProxyAnchor(5, 3, margin=0.2, scale=16)
+    plain.load_state_dict(module.state_dict())
+    embeddings, _, labels = draw(1, 8, 5, 3, torch.float32)
+    assert torch.equal(module.parts(embeddings, labels)["proxy_anchor"], plain(embeddings, labels))
+
+
+def test_a_few_steps_separate_the_classes_and_weight_spreads_the_proxies():
+    _, _, labels = draw(0, 24, 6, 16)
+    cosine = {}
+    for weight in (0.0, 100.0):
+        torch.manual_seed(0)
+        module = SoftOrthogonalProxyAnchor(6, 16, so_weight=weight)
+        embeddings = torch.nn.Parameter(torch.randn(24, 16) + 2)  # a direction shared by all
+        module.proxies.data += 2
+        optimiser = torch.optim.SGD([embeddings, module.proxies], lr=0.05)
+        before = module.parts(embeddings, labels)["proxy_anchor"].item()
+        for _ in range(20):
+            optimiser.zero_grad()
+            module(embeddings, labels).backward()
+            optimiser.step()
+        parts = module.parts(embeddings, labels)
+        assert parts["proxy_anchor"].item() < before
+        cosine[weight] = parts["soft_orthogonality"].item()
+    assert cosine[100.0] < cosine[0.0]
+
+
+# --- Bad input -----------------------------------------------------------------------------------
+
+GOOD = torch.ones(4, 3)
+
+
+def with_row(row: int, value: float):
+    rows = GOOD.clone()
+    rows[row] = value
+    return rows
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"num_classes": 1}, r"num_classes is 1: .*nothing to push apart; give at least 2"),
+        ({"num_classes": 0}, r"num_classes is 0: .*give at least 2"),
+        ({"dim": 0}, r"dim is 0: .*must be at least 1"),
+        ({"scale": 0}, r"scale is 0: it must be positive \(the usual value is 32\)"),
+        ({"scale": -32.0}, r"scale is -32.0: it must be positive"),
+        ({"scale": math.nan}, r"scale is nan: it must be positive"),
+        ({"so_weight": -1}, r"so_weight is -1: it must be zero or positive"),
+        ({"so_weight": math.nan}, r"so_weight is nan: it must be zero or positive"),
+        ({"so_reduction": "men"}, r"'men': choose 'mean' or 'sum'\. Did you mean 'mean'\?"),
+        ({"so_reduction": "none"}, r"unknown reduction 'none': choose 'mean' or 'sum'"),
+    ],
+)
+def test_settings_that_make_no_sense(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SoftOrthogonalProxyAnchor(**{"num_classes": 3, "dim": 4, **arguments})
+
+
+@pytest.mark.parametrize("kind", [ProxyAnchor, SoftOrthogonalProxyAnchor])
+@pytest.mark.parametrize(
+    "embeddings, labels, message",
+    [
+        (torch.ones(4, 5), [0, 1, 2, 0], r"embeddings have shape \(4, 5\), expected \(B, 3\)"),
+        (torch.ones(3), [0, 1, 2], r"embeddings have shape \(3,\), expected \(B, 3\): one row"),
+        (torch.ones(1, 4, 3), [0], r"embeddings have shape \(1, 4, 3\), expected \(B, 3\)"),
+        (torch.ones(2, 3).int(), [0, 1], r"torch.int32: give floating point numbers"),
+        (torch.ones(0, 3), [], r"the batch is empty: give at least one embedding"),
+        (GOOD, [0, 1, 2], r"labels have shape \(3,\), expected \(4,\): one label an embedding"),
+        (GOOD, [[0], [1], [2], [0]], r"labels have shape \(4, 1\), expected \(4,\)"),
+        (GOOD, torch.zeros(4), r"labels are torch.float32: convert them with labels.long\(\)"),
+        (GOOD, torch.zeros(4).int(), r"labels are torch.int32: convert .*labels.long\(\)"),
+        (GOOD, [0, 1, 2, 3], r"labels run from 0 to 3, .*3 proxies: labels must lie in 0\.\.2"),
+        (GOOD, [-1, 1, 2, 0], r"labels run from -1 to 2, .*must lie in 0\.\.2"),
+        (with_row(2, math.nan), [0, 1, 2, 0], r"embedding 2 has NaN or .*\(1 such .*learning rate"),
+        (with_row(3, -math.inf), [0, 1, 2, 0], r"embedding 3 has NaN or infinite values"),
+        (with_row(1, 0.0), [0, 1, 2, 0], r"embedding 1 has zero length, so it has no direction"),
+    ],
+)
+def test_batches_that_do_not_fit(kind, embeddings, labels, message):
+    if isinstance(labels, list):
+        labels = torch.tensor(labels, dtype=torch.int64)
+    with pytest.raises(ValueError, match=message):
+        kind(3, 3)(embeddings, labels)
+
+
+@pytest.mark.parametrize(
+    "proxies, reduction, message",
+    [
+        (torch.ones(1, 3), "mean", r"shape \(1, 3\), expected \(C, D\) with at least two rows"),
+        (torch.ones(3), "mean", r"shape \(3,\), expected \(C, D\) with at least two rows"),
+        (torch.ones(2, 3, 4), "sum", r"shape \(2, 3, 4\), expected \(C, D\)"),
+        (torch.ones(2, 3).long(), "mean", r"proxies are torch.int64: give floating point numbers"),
+        (with_row(1, 0.0), "mean", r"proxy 1 has zero length, so it has no direction \(1 such"),
+        (with_row(0, math.nan), "sum", r"proxy 0 has NaN or infinite values"),
+        (GOOD, "summ", r"'summ': choose 'mean' or 'sum'\. Did you mean 'sum'\?"),
+        (GOOD, None, r"unknown reduction None: choose 'mean' or 'sum'\.$"),
+    ],
+)
+def test_proxies_that_have_no_orthogonality(proxies, reduction, message):
+    with pytest.raises(ValueError, match=message):
+        soft_orthogonality(proxies, reduction=reduction)
+
+
+# --- On a GPU ------------------------------------------------------------------------------------
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_gpu_gives_the_numbers_of_the_cpu(dtype):
+    embeddings, proxies, labels = draw(0, 60, 100, 32, dtype)
+    proxies = proxies.float()
+
+    def both(x, p):
+        with torch.autocast(x.device.type, dtype=torch.bfloat16):
+            return proxy_anchor(x, p, labels.to(x.device)) + 100 * soft_orthogonality(p)
+
+    value, slopes = gradients(both, embeddings, proxies)
+    gpu_value, gpu_slopes = gradients(both, embeddings.cuda(), proxies.cuda())
+    torch.testing.assert_close(gpu_value.cpu(), value, rtol=1e-4, atol=1e-4)
+    for ours, gpu in zip(slopes, gpu_slopes, strict=True):
+        assert_near(gpu.cpu(), ours, max(1e-4, 2 * torch.finfo(dtype).eps))
+
+
+@needs_gpu
+def test_gpu_does_not_stop_to_look_for_nan():
+    embeddings = torch.full((4, 3), math.nan, device="cuda")
+    loss = ProxyAnchor(3, 3).cuda()(embeddings, torch.zeros(4, dtype=torch.int64, device="cuda"))
+    assert loss.isnan().item()  # for the training loop to find
