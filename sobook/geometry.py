@@ -108,8 +108,8 @@ def unit_rows(rows, name: str = "rows") -> np.ndarray:
     bad = np.flatnonzero(~np.isfinite(lengths[:, 0]) | (lengths[:, 0] == 0))
     if len(bad):
         raise ValueError(
-            f"row {bad[0]} of the {name} has zero length or NaN, so it has no direction "
-            f"({len(bad)} such rows): leave it out, or look at the training that made it."
+            f"row {bad[0]} of the {name} has zero length, NaN or infinite values, so it has no "
+            f"direction ({len(bad)} such rows): leave it out, or look at the training that made it."
         )
     return rows / lengths
 

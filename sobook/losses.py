@@ -85,7 +85,7 @@ class ProxyAnchor(nn.Module):
     def _loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         proxies = self.proxies.to(torch.promote_types(self.proxies.dtype, embeddings.dtype))
         embeddings = embeddings.to(proxies.dtype)
-        cosines = F.normalize(embeddings, dim=1) @ F.normalize(proxies, dim=1).T  # (B, C)
+        cosines = _unit(embeddings) @ _unit(proxies).T  # (B, C)
 
         # Pull: only classes in the batch have positives, so only their columns are needed.
         present = labels.unique()  # (C⁺,)
@@ -196,8 +196,9 @@ def soft_orthogonality(proxies: Tensor, *, reduction: str = "mean") -> Tensor:
 
     >>> soft_orthogonality(torch.eye(3)).item()
     0.0
-    >>> soft_orthogonality(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), reduction="sum").item()
-    1.0...
+    >>> at_45_degrees = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    >>> round(soft_orthogonality(at_45_degrees, reduction="sum").item(), 4)
+    1.0
     """
     _check_reduction(reduction)
     if proxies.ndim != 2 or len(proxies) < 2:
@@ -209,7 +210,7 @@ def soft_orthogonality(proxies: Tensor, *, reduction: str = "mean") -> Tensor:
     if proxies.device.type == "cpu":
         _check_rows(proxies.detach(), "proxy")
     with torch.autocast(proxies.device.type, enabled=False):
-        total = _squared_off_diagonal(F.normalize(_at_least_float32(proxies), dim=1))
+        total = _squared_off_diagonal(_unit(_at_least_float32(proxies)))
     num_classes = len(proxies)
     return total / (num_classes * (num_classes - 1)) if reduction == "mean" else total
 
@@ -230,6 +231,11 @@ def _log_one_plus_sum_exp(exponents: Tensor) -> Tensor:
     """log(1 + Σ_b exp(z_bc)) for every column c, without overflow: (B, C) → (C,)."""
     # softplus(z) = log(1 + eᶻ); above its threshold torch returns z itself, exact to 10⁻¹⁷ at 40.
     return F.softplus(exponents.logsumexp(dim=0), threshold=40)
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Rows of unit length, however short they are."""
+    return F.normalize(rows, dim=1, eps=torch.finfo(rows.dtype).tiny)
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

@@ -57,24 +57,20 @@ class Retrieval:
         Returns:
             Lower and upper end of the percentile interval.
         """
-        if k not in self.ks:
-            raise ValueError(f"Recall@{k} was not computed: choose one of {list(self.ks)}.")
-        if not 0 < level < 1:
-            raise ValueError(f"level is {level}: it must lie between 0 and 1, e.g. 0.95.")
-        draws, queries, successes = self._class_draws(k, resamples, seed)
-        recalls = (draws @ successes) / (draws @ queries)
+        queries, successes = self._by_class(k)
+        draws = _class_draws(len(queries), resamples, seed)
+        recalls = np.concatenate([(d @ successes) / (d @ queries) for d in draws])
         return _percentiles(recalls, level)
 
-    def _class_draws(self, k: int, resamples: int, seed: int):
-        """How often each class is drawn, (resamples, C), and its queries and successes, (C,)."""
+    def _by_class(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Queries and successes at K of every class, (C,) each."""
+        if k not in self.ks:
+            raise ValueError(f"Recall@{k} was not computed: choose one of {list(self.ks)}.")
         counted = self._counted()
         hit = self.hits[counted, self.ks.index(k)]
         _, classes = np.unique(self.labels[counted], return_inverse=True)
         queries = np.bincount(classes).astype(np.float64)
-        successes = np.bincount(classes, weights=hit)
-        share = np.full(len(queries), 1 / len(queries))
-        draws = np.random.default_rng(seed).multinomial(len(queries), share, size=resamples)
-        return draws, queries, successes
+        return queries, np.bincount(classes, weights=hit)
 
     def _counted(self) -> np.ndarray:
         return self.matched if self.unmatched == "exclude" else np.ones(len(self.labels), bool)
@@ -151,6 +147,7 @@ def evaluate(
     if len(np.unique(np.concatenate([labels, found_labels]))) < 2:
         raise ValueError("all labels are the same: with one class only every answer is right.")
 
+    _check_dimensions(queries, found)
     relevant = _count_relevant(labels, found_labels, own)  # (N,) R of each query
     matched = relevant > 0
     if not matched.any():
@@ -198,17 +195,32 @@ def difference(
     Raises:
         ValueError: the two are not on the same queries.
     """
-    if not np.array_equal(first.labels, second.labels) or first.unmatched != second.unmatched:
+    if not np.array_equal(first.labels, second.labels) or not np.array_equal(
+        first._counted(), second._counted()
+    ):
         raise ValueError("the two results are not on the same queries: evaluate both alike.")
-    for one in (first, second):
-        one.interval(k, level, resamples=1)  # checks k and level
-    draws, queries, before = first._class_draws(k, resamples, seed)
-    after = second._class_draws(k, 1, seed)[2]
-    low, high = _percentiles((draws @ (after - before)) / (draws @ queries), level)
-    return float((after - before).sum() / queries.sum()), low, high
+    queries, before = first._by_class(k)
+    _, after = second._by_class(k)
+    change = after - before
+    draws = _class_draws(len(queries), resamples, seed)
+    changes = np.concatenate([(d @ change) / (d @ queries) for d in draws])
+    low, high = _percentiles(changes, level)
+    return float(change.sum() / queries.sum()), low, high
+
+
+def _class_draws(classes: int, resamples: int, seed: int, block: int = 500):
+    """Bootstrap samples of classes, a block at a time: (block, C) how often each was drawn."""
+    if resamples < 1:
+        raise ValueError(f"resamples is {resamples}: give at least 1, usually 10,000.")
+    rng = np.random.default_rng(seed)
+    share = np.full(classes, 1 / classes)
+    for start in range(0, resamples, block):
+        yield rng.multinomial(classes, share, size=min(block, resamples - start)).astype(float)
 
 
 def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}: it must lie between 0 and 1, e.g. 0.95.")
     tail = (1 - level) / 2
     low, high = np.quantile(values, [tail, 1 - tail])
     return float(low), float(high)
@@ -224,11 +236,13 @@ def neighbours(embeddings, k: int, *, gallery=None) -> tuple[np.ndarray, np.ndar
             itself by index.
 
     Returns:
-        similarities (N, k) float32 and indices (N, k) int64 into the gallery. Equal similarities
-        come in the order of their index.
+        similarities (N, k) float32 and indices (N, k) int64 into the gallery. Similarities that
+        are equal as computed come in the order of their index, also where the last of them are
+        cut off.
     """
     queries = _unit_float32(embeddings, "embeddings")
     found = queries if gallery is None else _unit_float32(gallery, "gallery")
+    _check_dimensions(queries, found)
     (k,) = _checked_ks((k,), len(found) - (gallery is None))
     chunks = list(_search(queries, found, k, own=gallery is None))
     return np.concatenate([chunk[1] for chunk in chunks]), np.concatenate([c[2] for c in chunks])
@@ -243,10 +257,12 @@ def _search(queries, found, k: int, own: bool):
     index.add(found)
     for start in range(0, len(queries), _CHUNK):
         rows = slice(start, min(start + _CHUNK, len(queries)))
-        similarities, indices = index.search(queries[rows], k + own)
+        own_index = np.arange(rows.start, rows.stop) if own else None
+        similarities, indices = index.search(queries[rows], min(k + own + 1, len(found)))
         if own:
-            similarities, indices = _drop(similarities, indices, np.arange(rows.start, rows.stop))
-        yield rows, *_order_ties(similarities, indices)
+            similarities, indices = _drop(similarities, indices, own_index)
+        _settle_cut(similarities, indices, queries[rows], found, k, own_index)
+        yield rows, *_order_ties(similarities[:, :k], indices[:, :k])
 
 
 def _drop(similarities, indices, own_index):
@@ -256,6 +272,20 @@ def _drop(similarities, indices, own_index):
     drop[~drop.any(1), -1] = True
     shape = (len(indices), indices.shape[1] - 1)
     return similarities[~drop].reshape(shape), indices[~drop].reshape(shape)
+
+
+def _settle_cut(similarities, indices, queries, found, k: int, own_index) -> None:
+    """Where the k-th and the next neighbour are equally near, keep those of lowest index."""
+    if similarities.shape[1] <= k:
+        return  # everything there is was found
+    for i in np.flatnonzero(similarities[:, k - 1] == similarities[:, k]):
+        cosines = found @ queries[i]
+        if own_index is not None:
+            cosines[own_index[i]] = -np.inf
+        last = -np.partition(-cosines, k - 1)[k - 1]
+        nearer = np.flatnonzero(cosines > last)
+        indices[i, :k] = np.r_[nearer, np.flatnonzero(cosines == last)[: k - len(nearer)]]
+        similarities[i, :k] = cosines[indices[i, :k]]
 
 
 def _order_ties(similarities, indices):
@@ -317,9 +347,17 @@ def _checked_labels(labels, rows) -> np.ndarray:
     return labels.astype(np.int64)
 
 
+def _check_dimensions(queries: np.ndarray, found: np.ndarray) -> None:
+    if queries.shape[1] != found.shape[1]:
+        raise ValueError(
+            f"the gallery has dimension {found.shape[1]}, the queries {queries.shape[1]}: embed "
+            "both with the same encoder."
+        )
+
+
 def _checked_ks(ks, available: int) -> tuple[int, ...]:
-    ks = tuple(sorted({int(k) for k in ks}))
-    if not ks or ks[0] < 1:
+    ks = tuple(sorted(set(ks)))
+    if not ks or ks[0] < 1 or any(k != int(k) for k in ks):
         raise ValueError(f"ks are {list(ks)}: give whole numbers from 1 upwards.")
     if ks[-1] > available:
         raise ValueError(

@@ -149,6 +149,13 @@ def test_proxies_on_one_line():
     assert geometry.orthogonality == pytest.approx(6)
 
 
+def test_rounding_takes_no_cosine_beyond_one(rng):
+    lengths, direction = rng.uniform(0.1, 10, (50, 1)), rng.normal(size=7)
+    geometry = describe(lengths * direction)  # here some products come out as 1 + 2e-16
+    assert np.abs(geometry.cosines).max() == geometry.coherence == 1
+    assert geometry.mean_angle == pytest.approx(0, abs=1e-5)
+
+
 @pytest.mark.parametrize("dim", [16, 128])
 def test_random_directions_have_the_cosine_of_chance(dim):
     geometry = describe(draw(3, 400, dim))

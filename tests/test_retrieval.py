@@ -400,7 +400,7 @@ def test_interval_equals_scipy(level, rng):
         n_resamples=20_000,
         confidence_level=level,
         method="percentile",
-        rng=np.random.default_rng(0),
+        random_state=np.random.default_rng(0),
     ).confidence_interval
     assert results(hits, labels).interval(1, level) == pytest.approx(tuple(expected), abs=0.004)
 
@@ -453,7 +453,7 @@ def test_difference_equals_scipy(rng):
         vectorized=True,
         n_resamples=20_000,
         method="percentile",
-        rng=np.random.default_rng(0),
+        random_state=np.random.default_rng(0),
     ).confidence_interval
     assert value == pytest.approx(after.mean() - before.mean())
     assert (low, high) == pytest.approx(tuple(expected), abs=0.003)

@@ -26,7 +26,19 @@
 # **Time** TIME_03 on a two-core laptop once the training run exists, and a minute or two more if it does not; on a T4 GPU in full mode: not measured.
 
 # %% tags=["setup"]
+# On Colab this installs sobook; on your machine `make` has installed it already.
+import importlib.util
+import subprocess
+import sys
 
+REPOSITORY = "https://github.com/sobook/sobook"  # a fork, or not published yet? your address here
+if importlib.util.find_spec("sobook") is None:
+    package = f"sobook @ git+{REPOSITORY}"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+
+from sobook import notebook
+
+session = notebook.setup()
 # %%
 import math
 
@@ -34,6 +46,8 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from matplotlib import colormaps
+from matplotlib.patches import Rectangle
 from torch import nn
 
 from sobook import datasets, figures, geometry, images, layouts
@@ -61,30 +75,29 @@ def cmp(what, ours, reference):
 # **Predict.** Stanford Online Products has about sixty thousand training images in eleven thousand classes. By what factor does the number of comparisons fall from pairs to proxies? Ten? A thousand? A million?
 
 # %%
-def counts(images, classes, batch):
+def counts(N, C, B):
     """How many comparisons there are; classes are taken as equally large."""
-    size = images / classes  # images a class
-    pairs = images * (images - 1) / 2
+    size = N / C  # images a class
+    pairs = N * (N - 1) / 2
     return {
-        "images N": images,
-        "classes C": classes,
+        "images N": N,
+        "classes C": C,
         "pairs": pairs,
-        "triplets": images * (size - 1) * (images - size),
-        "image–proxy": images * classes,
-        "pairs / image–proxy": pairs / (images * classes),
-        "pairs met in an epoch": (batch - 1) / (images - 1),  # share; batches drawn at random
-        "same-class pairs in a batch": batch * (batch - 1) / 2 * (size - 1) / (images - 1),
+        "triplets": N * (size - 1) * (N - size),
+        "image–proxy": N * C,
+        "pairs / image–proxy": pairs / (N * C),
+        "pairs met in an epoch": (B - 1) / (N - 1),  # share; batches drawn at random
+        "same-class pairs in a batch": B * (B - 1) / 2 * (size - 1) / (N - 1),  # expected number
     }
 
 
 train_counts = {name: card["splits"]["train"] for name, card in layouts.cards().items()}
-table = pd.DataFrame({name: counts(**split, batch=180) for name, split in train_counts.items()}).T
-table.style.format("{:,.0f}").format("{:.1%}", subset=["pairs met in an epoch"]).format(
-    "{:,.1f}", subset=["pairs / image–proxy", "same-class pairs in a batch"]
-)
+table = pd.DataFrame({name: counts(n["images"], n["classes"], B=180) for name, n in train_counts.items()})
+form = {"pairs / image–proxy": "{:.1f}", "pairs met in an epoch": "{:.1%}", "same-class pairs in a batch": "{:.1f}"}
+table.apply(lambda row: row.map(form.get(row.name, "{:,.0f}").format), axis=1)
 
 # %% [markdown]
-# **What we see.** Against triplets the saving is huge. Against pairs it is half the number of images a class: a lot where classes are large (CUB), hardly anything where they are small (SOP). So the count alone is not the point. The last two columns are:
+# **What we see.** Against triplets the saving is huge. Against pairs it is half the number of images a class: a lot where classes are large (CUB), hardly anything where they are small (SOP). So the count alone is not the point. The last two rows are:
 #
 # - In one epoch of random batches an image meets only a small share of the other images, but it meets *every* proxy.
 # - Where there are many small classes, a random batch contains next to no pair of the same class. A pair loss then has nothing to pull together, unless batches are composed on purpose. With proxies every image has one positive and $C-1$ negatives, in every batch.
@@ -128,7 +141,7 @@ def show_step(axis, values, shown, title, form):
         strong = abs(values[row, column]) > 0.6 * limit
         axis.text(column, row, format(values[row, column], form), ha="center", va="center", fontsize=11, color="white" if strong else "#222222")
     for row, label in enumerate(labels.tolist()):
-        axis.add_patch(figures.mpl.patches.Rectangle((label - 0.46, row - 0.46), 0.92, 0.92, fill=False, ec="#222222", lw=2))
+        axis.add_patch(Rectangle((label - 0.46, row - 0.46), 0.92, 0.92, fill=False, ec="#222222", lw=2))
     axis.set(title=title, xticks=range(C), yticks=range(B), xlabel="proxy")
     axis.tick_params(length=0)
 
@@ -157,7 +170,571 @@ def naive(cosines, own, margin=0.1, scale=32.0):
     return torch.log(1 + pull_sum)[present].mean() + torch.log(1 + push_sum).mean()
 
 
-cmp("naive, against sobook.losses", naive(cosines, own), ProxyAnchor.__call__(loss := ProxyAnchor(C, D), embeddings, labels) if False else naive(cosines, own))
+print(f"loss of this batch: {naive(cosines, own):.4f}")
 
 # %% [markdown]
-# ### Why not leave it like that
+# ### Why nobody computes it like that
+#
+# On a GPU, networks often run in half precision. The largest float16 is about $6.5\cdot10^4$, the largest float32 about $3.4\cdot10^{38}$; so $e^z$ overflows near $z = 11$ and near $z = 89$. **Predict:** an image has wandered onto a foreign proxy ($s = 1$). At $\alpha = 32$, in which of the three types below is the loss still a number? At $\alpha = 100$? And what is the *gradient* of a loss that has overflowed?
+
+# %%
+def naive_push(s, scale):
+    return torch.log(1 + torch.exp(scale * (s + margin)).sum())
+
+
+def stable_push(s, scale):
+    return F.softplus((scale * (s + margin)).logsumexp(0))
+
+
+def value_and_gradient(function, dtype, scale):
+    s = torch.tensor([1.0, 0.5, 0.1, -0.2], dtype=dtype, requires_grad=True)  # one proxy, four negatives
+    value = function(s, scale)
+    value.backward()
+    return f"{value.item():.3f}", f"{s.grad[0].item():.3f}"
+
+
+rows = []
+for scale_tried in (32, 100):
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        naive_result, stable_result = (value_and_gradient(f, dtype, scale_tried) for f in (naive_push, stable_push))
+        rows.append([scale_tried, str(dtype).removeprefix("torch."), *naive_result, *stable_result])
+pd.DataFrame(rows, columns=["α", "type", "naive loss", "naive gradient", "stable loss", "stable gradient"])
+
+# %% [markdown]
+# **What we see.** `inf` in the loss becomes `nan` in the gradient (it is $\infty/\infty$), and one `nan` step destroys a model. The remedy is old. Take the largest exponent $m$ out of the sum,
+#
+# $$\log\sum_x e^{z_x} = m + \log\sum_x e^{z_x - m}, \qquad m = \max_x z_x ,$$
+#
+# and no exponential exceeds 1. The 1 in front of our sum is one more term, $e^0$, so
+#
+# $$\log\Big(1+\sum_x e^{z_x}\Big) = \log\big(1 + e^{\ell}\big) = \text{softplus}(\ell), \qquad \ell = \log\sum_x e^{z_x} .$$
+#
+# The stable form survives in half precision, but look at its digits: with three or four of them a loss near 35 is known to a few hundredths at best. So `sobook` does both: log-sum-exp, *and* float32 from the embeddings on, whatever precision the network runs in. At the usual $\alpha$ float32 alone would do, until somebody tries a larger $\alpha$.
+#
+# Now the whole thing:
+
+# %%
+NOTHING = -1e4  # stands for "not in this sum": exp(−10⁴) is exactly 0
+
+
+def proxy_anchor(embeddings, labels, proxies, margin=0.1, scale=32.0):
+    """Proxy Anchor: (B, D), (B,), (C, D) → a scalar."""
+    cosines = F.normalize(embeddings, dim=1) @ F.normalize(proxies, dim=1).T  # (B, C)
+    own = F.one_hot(labels, len(proxies)).bool()  # (B, C)
+    present = own.any(0)  # (C,): P⁺
+    pull = (-scale * (cosines - margin)).masked_fill(~own, NOTHING)  # (B, C)
+    push = (scale * (cosines + margin)).masked_fill(own, NOTHING)  # (B, C)
+    pull_loss = F.softplus(pull.logsumexp(0))[present].mean()
+    push_loss = F.softplus(push.logsumexp(0)).mean()
+    return pull_loss + push_loss
+
+
+cmp("log-sum-exp against the literal formula", proxy_anchor(embeddings, labels, proxies), naive(cosines, own))
+
+# %% [markdown]
+# ### Check it
+#
+# A loss can be wrong and still train. So compare with the package's implementation, on a batch of realistic size, value *and* gradients.
+
+# %%
+def with_gradients(loss, embeddings, proxies):
+    """A loss and its gradients with respect to embeddings (B, D) and proxies (C, D)."""
+    return loss, *torch.autograd.grad(loss, (embeddings, proxies))
+
+
+def check(name, build):
+    """Compare our function with a loss module on several shapes."""
+    for B, C, D in ((6, 4, 8), (90, 40, 128), (32, 200, 16)):
+        torch.manual_seed(session.seed)
+        module = build(C, D)
+        x = torch.randn(B, D, requires_grad=True)
+        y = torch.randint(C, (B,))
+        theirs = with_gradients(module(x, y), x, module.proxies)
+        ours = with_gradients(proxy_anchor(x, y, module.proxies), x, module.proxies)
+        for what, a, b in zip(("value", "gradient of embeddings", "gradient of proxies"), ours, theirs, strict=True):
+            cmp(f"{name}, {(B, C, D)}: {what}", a, b)
+
+
+check("sobook", lambda C, D: ProxyAnchor(C, D))
+
+# %% [markdown]
+# And with a library that many people use, if it is installed (it is not needed for this course):
+
+# %%
+try:
+    from pytorch_metric_learning.losses import ProxyAnchorLoss
+except ImportError:
+    print("pytorch-metric-learning is not installed: comparison left out")
+else:
+    check("PML", lambda C, D: ProxyAnchorLoss(C, D, margin=0.1, alpha=32))
+
+# %% [markdown]
+# ### Exercise 1 · The loss before anything is learnt
+#
+# Suppose that all cosines are 0: every embedding at right angles to every proxy. What is the loss of a batch? Write it as a function of the labels, $C$, $\delta$ and $\alpha$. (How many terms has each sum?) It is a number worth knowing: a training that starts far above it has something to explain.
+
+# %%
+def loss_at_zero_cosines(labels, num_classes, margin=0.1, scale=32.0):
+    """Proxy Anchor of a batch in which all cosines are 0; labels (B,)."""
+    return float("nan")  # your code here
+
+
+def compare_at_zero(function, B=90, C=40):
+    labels = torch.randint(C, (B,), generator=torch.Generator().manual_seed(session.seed))
+    axes = torch.eye(C + 1)
+    expected = proxy_anchor(axes[:1].expand(B, -1), labels, axes[1:])  # embeddings on one axis, proxies on others
+    print(f"yours {float(function(labels, C)):.4f}, expected {expected:.4f}")
+    for D in (16, 128, 1024, 16384):
+        torch.manual_seed(session.seed)
+        print(f"  random embeddings and proxies in {D:>6,} dimensions: {proxy_anchor(torch.randn(B, D), labels, torch.randn(C, D)):.4f}")
+
+
+compare_at_zero(loss_at_zero_cosines)
+
+# %% tags=["solution"]
+def loss_at_zero_cosines(labels, num_classes, margin=0.1, scale=32.0):
+    positives = torch.bincount(labels, minlength=num_classes).double()  # (C,): images of each class
+    negatives = len(labels) - positives  # (C,)
+    exponential = math.exp(scale * margin)  # every positive and every negative contributes this
+    pull = torch.log1p(positives[positives > 0] * exponential).mean()
+    push = torch.log1p(negatives * exponential).mean()
+    return float(pull + push)
+
+
+compare_at_zero(loss_at_zero_cosines)
+
+# %% [markdown]
+# Why do random vectors in few dimensions start higher? Their cosines are not 0 but spread with a standard deviation of $1/\sqrt D$, and the largest of a column counts most.
+
+# %% [markdown]
+# ## 3 · The gradient: who is pulled, who is pushed, and how hard
+#
+# The loss depends on embeddings and proxies through cosines only. So first differentiate with respect to one cosine. For a negative $x\in X_p^-$, with $z_x = \alpha(s(x,p)+\delta)$:
+#
+# $$
+# \frac{\partial L}{\partial s(x,p)} = \frac{\alpha}{|P|}\,w^-_{xp}, \qquad
+# w^-_{xp} = \frac{e^{z_x}}{1+\sum_{x'\in X_p^-}e^{z_{x'}}} ,
+# $$
+#
+# and for a positive, with $z_x = -\alpha(s(x,p)-\delta)$, likewise $-\frac{\alpha}{|P^+|}w^+_{xp}$. The weights are a **softmax down the column, with one extra entry of 0**. That entry stands for "nothing left to do": where all exponents are very negative it takes the whole weight, and the gradient vanishes.
+
+# %%
+def gradient_of_cosines(cosines, own, margin=0.1, scale=32.0):
+    """∂L/∂s by hand: (B, C) → (B, C)."""
+    pull = (-scale * (cosines - margin)).masked_fill(~own, NOTHING)
+    push = (scale * (cosines + margin)).masked_fill(own, NOTHING)
+    nothing_left = torch.zeros(1, cosines.shape[1])  # the extra entry of each column
+    pull_weight = torch.cat([nothing_left, pull]).softmax(0)[1:]  # (B, C), columns sum to at most 1
+    push_weight = torch.cat([nothing_left, push]).softmax(0)[1:]
+    return scale * (push_weight / cosines.shape[1] - pull_weight / own.any(0).sum())
+
+
+free = cosines.clone().requires_grad_()
+(automatic,) = torch.autograd.grad(naive(free, own), free)
+by_hand = gradient_of_cosines(cosines, own)
+cmp("∂L/∂s by hand, against autograd", by_hand, automatic)
+
+# %% [markdown]
+# From cosines to embeddings it is one more step. Since $s = \hat x^\top\hat p$ and $\hat x = x/\lVert x\rVert$,
+#
+# $$
+# \frac{\partial L}{\partial x} = \sum_p \frac{\partial L}{\partial s(x,p)}\;\frac{\hat p - s(x,p)\,\hat x}{\lVert x\rVert} .
+# $$
+#
+# The vector $\hat p - s\hat x$ is the part of $\hat p$ at right angles to $x$: a cosine can only be changed by *turning*, so the gradient lies in the tangent of the sphere. It does not change the length of $x$ to first order, and the longer $x$ is, the less it turns.
+
+# %%
+x_hat, p_hat = F.normalize(embeddings, dim=1), F.normalize(proxies, dim=1)
+tangents = p_hat[None] - cosines[:, :, None] * x_hat[:, None]  # (B, C, D)
+by_chain = (by_hand[:, :, None] * tangents).sum(1) / embeddings.norm(dim=1, keepdim=True)  # (B, D)
+
+free = embeddings.clone().requires_grad_()
+(automatic,) = torch.autograd.grad(proxy_anchor(free, labels, proxies), free)
+cmp("∂L/∂x by hand, against autograd", by_chain, automatic)
+print(f"largest |cosine| of gradient and embedding: {F.cosine_similarity(automatic, embeddings).abs().max():.0e}")
+
+# %% [markdown]
+# ### What α does
+#
+# **Predict**, for a proxy and its negatives:
+#
+# - left: with a single negative, how does its weight rise with its cosine? Where is it one half?
+# - middle: a negative at $s = 0.2$ has a companion. What happens to *its* weight while the companion gets harder?
+# - right: of all the negatives of a proxy, what share of the push do the hardest tenth get?
+
+# %%
+SCALES = {8: (0, (1, 1)), 16: "-.", 32: "-", 64: (0, (5, 1.5))}  # α → line style
+shades = dict(zip(SCALES, colormaps["viridis"](np.linspace(0.85, 0.1, len(SCALES))), strict=True))
+s = torch.linspace(-0.5, 0.8, 400)
+cosines_of_negatives = torch.randn(500, generator=torch.Generator().manual_seed(session.seed)) / math.sqrt(128)
+
+figure = figures.new_figure(13, 4.2)
+axes = figure.subplots(1, 3)
+hardest_tenth = {}
+for alpha, dash in SCALES.items():
+    style = {"color": shades[alpha], "ls": dash, "label": f"α = {alpha}"}
+    axes[0].plot(s, torch.sigmoid(alpha * (s + margin)), **style)
+    pair = torch.stack([torch.zeros_like(s), torch.full_like(s, alpha * (0.2 + margin)), alpha * (s + margin)])
+    axes[1].plot(s, pair.softmax(0)[1], **style)
+    weights = (alpha * cosines_of_negatives).softmax(0).sort(descending=True).values
+    axes[2].plot(np.linspace(0, 1, 501), np.append(0, weights.cumsum(0)), **style)
+    hardest_tenth[alpha] = float(weights[:50].sum())
+axes[0].axvline(-margin, color=figures.COLOURS["chance"], ls=":", lw=1.6)
+axes[0].text(-margin - 0.02, 0.96, "−δ", ha="right")
+axes[1].axvline(0.2, color=figures.COLOURS["chance"], ls=":", lw=1.6)
+axes[2].axvline(0.1, color=figures.COLOURS["chance"], ls=":", lw=1.6)
+axes[0].set(title="one negative", xlabel="its cosine", ylabel="its weight")
+axes[1].set(title="a negative at 0.2 in company", xlabel="the companion's cosine", ylabel="weight of the one at 0.2")
+axes[2].set(title="500 negatives, cosines at random", xlabel="share of negatives, hardest first", ylabel="their share of the push")
+axes[2].legend(loc="lower right")
+said = ", ".join(f"{share:.0%} at α = {alpha}" for alpha, share in hardest_tenth.items())
+figures.finish(figure, f"Weights of negatives in the gradient for four scales; the hardest tenth of negatives carries {said}.")
+
+# %%
+for alpha, share in hardest_tenth.items():
+    print(f"α = {alpha:>2}: the hardest tenth of the negatives gets {share:.0%} of the push")
+
+# %% [markdown]
+# **What we see.**
+#
+# - Left: a soft threshold at $-\delta$ (for positives, mirrored, at $+\delta$), about $4/\alpha$ wide. Beyond it, a negative is pushed with full weight however hard it is. The margin says *when* an example counts, the scale how sharply.
+# - Middle: once the companion is harder, the one at 0.2 is let go, though its own position has not changed. **Weights depend on the rest of the batch.** This is how images see each other after all: through their proxy's column. The step is again a few $1/\alpha$ wide.
+# - Right: small $\alpha$ treats all negatives alike (the curve comes near the diagonal), large $\alpha$ listens to the few hardest. At $\alpha\to\infty$ only the single hardest would count: mining of hard examples, without any miner.
+#
+# One thing is *not* in the formula: a term between two proxies. Nothing in Proxy Anchor looks at how proxies lie relative to each other; images alone push them about. Keep that for notebook 04.
+
+# %% [markdown]
+# ### Exercise 2 · Rows instead of columns
+#
+# Replace Proxy Anchor by the cross-entropy of a softmax *along the rows*: every image chooses among the proxies, with logits $\alpha\,s(x,p)$ (known as normalised softmax, a close relative of Proxy-NCA). Write it as a function of `cosines` and `labels`; one line is enough. The cell then makes image 1 harder and asks: does the gradient of image 0 change?
+
+# %%
+def row_softmax(cosines, labels, scale=32.0):
+    """Mean cross-entropy over images, each choosing among the proxies; (B, C), (B,) → a scalar."""
+    return (0 * cosines).sum()  # your code here
+
+
+def gradient_of_image_0(function, cosines):
+    free = cosines.clone().requires_grad_()
+    return torch.autograd.grad(function(free), free)[0][0]  # (C,)
+
+
+def compare_influence(function):
+    calm = torch.zeros(B, C)
+    harder = calm.clone()
+    harder[1] = torch.tensor([-0.3, 0.3, 0.3, 0.3])  # image 1, of class 0, comes close to other proxies
+    for name, loss in (("Proxy Anchor", lambda c: naive(c, own)), ("yours", lambda c: function(c, labels))):
+        change = gradient_of_image_0(loss, harder) - gradient_of_image_0(loss, calm)
+        print(f"{name:>12}: loss {loss(calm):.4f}, gradient of image 0 changes by {change.abs().max():.4f}")
+    print(f"    expected: loss {math.log(C):.4f}, gradient of image 0 changes by 0.0000")
+
+
+compare_influence(row_softmax)
+
+# %% tags=["solution"]
+def row_softmax(cosines, labels, scale=32.0):
+    return F.cross_entropy(scale * cosines, labels)
+
+
+compare_influence(row_softmax)
+
+# %% [markdown]
+# Along rows, an image's gradient depends on its own cosines alone. Down columns, on those of its competitors too. That is the difference between the two families, in one line of code.
+
+# %% [markdown]
+# ## 4 · On a sphere, where one can see it
+#
+# In three dimensions unit vectors live on a sphere. Let a small network (two layers) map made-up data, clouds of points in 16 dimensions, to three. It is trained with `sobook.losses.ProxyAnchor`, network and proxies together.
+
+# %%
+def clouds(classes, size=40, dim=16):
+    """Made-up data: one Gaussian cloud a class, (classes · size, 16), and labels."""
+    generator = torch.Generator().manual_seed(session.seed)
+    centres = 1.5 * torch.randn(classes, dim, generator=generator)
+    labels = torch.arange(classes).repeat_interleave(size)
+    return centres[labels] + torch.randn(len(labels), dim, generator=generator), labels
+
+
+def train_toy(classes, dim=3, proxy_lr=0.1, steps=300, lr=2e-3):
+    """Train a small network with Proxy Anchor; proxy_lr=None leaves the proxies out of the optimiser."""
+    torch.manual_seed(session.seed)
+    points, labels = clouds(classes)
+    network = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, dim))
+    loss = ProxyAnchor(classes, dim)
+    groups = [{"params": network.parameters(), "lr": lr}]
+    if proxy_lr is not None:
+        groups.append({"params": [loss.proxies], "lr": proxy_lr})
+    optimiser = torch.optim.AdamW(groups)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    before = network(points).detach(), loss.proxies.detach().clone()
+    losses = []
+    for _ in range(steps):
+        optimiser.zero_grad()
+        value = loss(network(points), labels)
+        value.backward()
+        optimiser.step()
+        schedule.step()
+        losses.append(value.item())
+    return {"labels": labels, "before": before, "after": (network(points).detach(), loss.proxies.detach()), "losses": losses}
+
+
+def describe_toy(toy):
+    """What became of it, in five numbers."""
+    embeddings, proxies = (F.normalize(rows, dim=1) for rows in toy["after"])
+    cosines = embeddings @ proxies.T  # (N, C)
+    own = cosines.gather(1, toy["labels"][:, None])[:, 0]
+    other = cosines.scatter(1, toy["labels"][:, None], -1.0).max(1).values
+    moved = (F.normalize(toy["before"][1], dim=1) - proxies).norm(dim=1)
+    return {
+        "loss": toy["losses"][-1],
+        "cosine to the own proxy": own.mean().item(),
+        "to the nearest other": other.mean().item(),
+        "points nearest to their own": (own > other).float().mean().item(),
+        "largest cosine of two proxies": geometry.off_diagonal((proxies @ proxies.T).numpy()).max(),
+        "proxies moved by": moved.mean().item(),
+    }
+
+
+# %% [markdown]
+# **Predict.** Four classes on a sphere. Where will the points lie, and where the proxies? On top of each other?
+
+# %%
+four = train_toy(classes=4)
+figures.spheres({"before training": four["before"], "after training": four["after"]}, four["labels"])
+
+# %%
+pd.Series(describe_toy(four)).round(3).to_frame("four classes")
+
+# %% [markdown]
+# **What we see.** Each class has become a tight cloud, and the loss is almost gone. But look at where the stars are: a cloud need not sit on its own proxy. The loss does not ask for that. It asks for an own cosine above $\delta = 0.1$ (an angle below about 84°) and for all others below $-\delta$, and once both hold with some room, the weights of section 3 are close to nothing. **A Proxy Anchor proxy is less the centre of its class than the normal of a plane that cuts the class off from the others.**
+#
+# **Predict.** Now seven classes. Seven directions fit on a sphere comfortably. What will happen?
+
+# %%
+seven = train_toy(classes=7)
+figures.spheres({"before training": seven["before"], "after training": seven["after"]}, seven["labels"])
+
+# %%
+pd.DataFrame({"four classes": describe_toy(four), "seven classes": describe_toy(seven)}).round(3)
+
+# %% [markdown]
+# **What we see.** Not seven neat clouds. The loss stays high, and some proxies have merged: the largest cosine of two proxies tells how closely. The reason is geometry, not the optimiser. Every class is to have a *negative* cosine with all proxies but its own. In $D$ dimensions at most $D+1$ directions can be pairwise at obtuse angles: four in space, the corners of a tetrahedron. Further classes have to share, and since no term keeps two proxies apart, their proxies end up together.
+#
+# If that is the reason, the loss should collapse as soon as $D + 1 \ge C$. **At which $D$ do you expect the drop for seven classes?**
+
+# %%
+DIMS = [2, 3, 4, 5, 6, 7, 8, 12]
+final = [train_toy(classes=7, dim=dim)["losses"][-1] for dim in DIMS]
+
+figure = figures.new_figure(7.5, 3.8)
+axis = figure.subplots()
+axis.plot(DIMS, final, "o-", color=figures.COLOURS["PA"])
+axis.axvline(6, color=figures.COLOURS["chance"], ls=":", lw=1.6)
+axis.text(6.1, max(final) * 0.93, "D + 1 = C")
+axis.set(xlabel="dimensions D", ylabel="loss after training", ylim=(0, None), title="seven classes")
+figures.finish(figure, "Loss after training with seven classes, by dimension: " + ", ".join(f"{value:.1f} at D = {dim}" for dim, value in zip(DIMS, final, strict=True)) + ".")
+
+# %% [markdown]
+# Real embeddings have hundreds of dimensions, and CUB a hundred training classes: plenty of room. Standard Online Products has eleven thousand, and there is none. Keep the picture of the merged proxies; notebook 04 returns to it.
+
+# %% [markdown]
+# ## 5 · The learning rate of the proxies
+#
+# Proxies are parameters of the *loss*, not of the network, and `torch.optim.AdamW(network.parameters())` does not know them. Nothing complains. **Predict:** what happens when they are left out? Does the loss still fall? And does a proxy need the same learning rate as the network?
+
+# %%
+RATES = {"left out": None, "× 1": 2e-3, "× 10": 2e-2, "× 100": 2e-1}  # in units of the network's rate
+toys = {dim: {name: train_toy(7, dim, proxy_lr=rate) for name, rate in RATES.items()} for dim in (3, 16)}
+
+figure = figures.new_figure(11, 4)
+axes = figure.subplots(1, 2)
+dashes = [(0, (1, 1)), "-.", (0, (5, 1.5)), "-"]
+rate_shades = colormaps["viridis"](np.linspace(0.85, 0.1, len(RATES)))
+for axis, (dim, runs) in zip(axes, toys.items(), strict=True):
+    for (name, toy), dash, shade in zip(runs.items(), dashes, rate_shades, strict=True):
+        axis.plot(toy["losses"], ls=dash, color=shade, label=f"proxies {name}")
+    axis.set(title=f"seven classes, D = {dim}", xlabel="step", ylabel="Proxy Anchor loss", ylim=(0, 40))
+axes[1].legend()
+last = "; ".join(f"D = {dim}: " + ", ".join(f"{name} {toy['losses'][-1]:.1f}" for name, toy in runs.items()) for dim, runs in toys.items())
+figures.finish(figure, f"Loss over steps for four learning rates of the proxies; at the end {last}.")
+
+# %%
+pd.DataFrame({f"D = {dim}, {name}": describe_toy(toy) for dim, runs in toys.items() for name, toy in runs.items()}).T.round(2)
+
+# %% [markdown]
+# **What we see.** The loss falls even with proxies that never move: the network drags the points to wherever the random proxies happen to stand. That is what makes the mistake so hard to notice. The last column gives it away: *moved by* zero. In three dimensions, where random proxies stand badly, the damage is plain; in sixteen there is more room, and it is smaller. (Issue 25 of the official Proxy Anchor repository reports this very bug, in a baseline.)
+#
+# So test it, once, in your own code: take a step, and assert that the proxies are not what they were.
+#
+# Why a higher rate than the network's? The network comes trained and should move little; proxies start at random and have far to go. AdamW moves each coordinate by about its rate in each step. So, for the start that the official code uses (coordinates with a standard deviation of $\sqrt{2/C}$):
+
+# %%
+C, backbone_rate = 100, 1e-4
+for factor in (1, 100):
+    steps = math.sqrt(2 / C) / (factor * backbone_rate)
+    print(f"proxy rate {factor:>3} × {backbone_rate:g}: about {steps:,.0f} steps to cross one standard deviation")
+steps_per_epoch = train_counts["cub200"]["images"] // 180
+print(f"an epoch of CUB with batches of 180 has {steps_per_epoch} steps")
+
+# %% [markdown]
+# The official code multiplies by a hundred. Ours does about that too:
+
+# %%
+config = session.config(so_weight=0.0)
+print(f"backbone {config.lr:g}, head {config.head_lr:g}, proxies {config.proxy_lr:g}: {config.proxy_lr / config.lr:.0f} × the backbone's rate")
+
+# %% [markdown]
+# ## 6 · The real thing
+#
+# Now birds. Backbone, head and proxies are trained together; during the first epoch the backbone stands still while head and proxies find each other. The epoch that is kept is the one with the best Recall@1 on *held-out training classes*; the test species have no say.
+
+# %%
+run = fit(config)
+print(f"{config.epochs} epochs, epoch {run.state['selected_epoch']} kept; {run.state['train_images']:,} images of {len(run.state['class_names'])} classes")
+
+# %%
+figures.training_curves({"PA": run.metrics}, dim=config.dim)
+
+# %% [markdown]
+# Read it from the left: the loss falls; the RMS cosine of the proxies *leaves* the level of random directions (dotted); retrieval of held-out classes improves. Whether the middle panel is a problem is the question of notebook 04.
+#
+# Compare the first loss values with exercise 1:
+
+# %%
+per_step = [line for line in run.metrics if line["kind"] == "step"]
+C = len(run.state["class_names"])
+torch.manual_seed(session.seed)
+random_labels = torch.randint(C, (config.batch_size,))
+at_random = proxy_anchor(torch.randn(config.batch_size, config.dim), random_labels, torch.randn(C, config.dim))
+print(f"first step {per_step[0]['proxy_anchor']:.2f}; random embeddings of the same shapes {at_random:.2f}; last step {per_step[-1]['proxy_anchor']:.2f}")
+
+# %% [markdown]
+# ### Where do the training images stand now?
+#
+# The loss wanted own cosines above $\delta$ and others below $-\delta$. **Did it get them, on training images? And, by the weights of section 3, how many of the negatives still matter?**
+
+# %%
+everything = datasets.load(config.dataset, "train", config.root, **config.options)
+training, held_out = datasets.hold_out(everything, config.validation_share, seed=config.seed)
+encoder = run.encoder().to(session.device)
+trained_on = torch.from_numpy(embed(encoder, training, progress=False))  # (N, D), no augmentation
+cosines = trained_on @ F.normalize(run.proxies(), dim=1).T  # (N, C)
+own = F.one_hot(torch.from_numpy(training.labels), C).bool()
+
+figure = figures.new_figure(9, 3.8)
+axis = figure.subplots()
+bins = np.linspace(-0.6, 1, 81)
+axis.hist(cosines[~own].numpy(), bins, density=True, color=figures.COLOURS["wrong"], alpha=0.75, label="to another proxy")
+axis.hist(cosines[own].numpy(), bins, density=True, histtype="step", lw=2.4, color=figures.COLOURS["right"], label="to the own proxy")
+for place, name in ((-config.margin, "−δ"), (config.margin, "δ")):
+    axis.axvline(place, color="#222222", ls=":", lw=1.6)
+    axis.text(place, axis.get_ylim()[1], name, ha="center", va="bottom")
+axis.set(xlabel="cosine of a training image and a proxy", ylabel="density")
+axis.legend()
+share = {"own above δ": (cosines[own] > config.margin).float().mean(), "others below −δ": (cosines[~own] < -config.margin).float().mean()}
+figures.finish(figure, "Histogram of cosines of training images to their own and to other proxies: " + ", ".join(f"{value:.0%} {name}" for name, value in share.items()) + ".")
+
+# %%
+for name, value in share.items():
+    print(f"{name}: {value:.0%}")
+push = (config.scale * (cosines + config.margin)).masked_fill(own, NOTHING)
+weight = torch.cat([torch.zeros(1, C), push]).softmax(0)[1:].sort(dim=0, descending=True).values  # (N, C)
+hardest = math.ceil(0.01 * len(weight))
+print(f"the hardest 1 % of a proxy's negatives get {weight[:hardest].sum() / weight.sum():.0%} of its push")
+
+# %% [markdown]
+# The wish is granted for own proxies far more readily than for others: with many classes the second demand cannot be met by all. Training goes on at the edge, where a few hard examples carry most of the gradient.
+#
+# ### Does it retrieve new species?
+#
+# Training images prove nothing about retrieval. **Predict:** by how much does Recall@1 rise over the frozen features, on held-out training classes and on the test species?
+
+# %%
+test = datasets.load(config.dataset, "test", config.root, **config.options)
+frozen_encoder = Encoder.create(config.encoder, weights=config.weights).to(session.device)
+encoders = {"frozen": frozen_encoder, "PA": encoder}
+sets = {"held-out training classes": held_out, "test species": test}
+embedded = {(where, name): embed(e, s, progress=False) for where, s in sets.items() for name, e in encoders.items()}
+results = {key: evaluate(vectors, sets[key[0]].labels) for key, vectors in embedded.items()}
+figures.interval_plot(
+    [(f"{name}, {where}", result.recall[1], *result.interval(1), name) for (where, name), result in results.items()],
+    "Recall@1",
+)
+
+# %%
+for where, image_set in sets.items():
+    change, low, high = difference(results[where, "frozen"], results[where, "PA"])
+    if low > 0:
+        finding = "training helped"
+    elif high < 0:
+        finding = "training hurt"
+    else:
+        finding = "no difference is shown"
+    print(f"{where} ({image_set.num_classes} classes): Recall@1 changes by {change:+.3f} [{low:+.3f}, {high:+.3f}]: {finding}")
+errors = {name: 1 - results["test species", name].recall[1] for name in encoders}
+print(f"of the frozen encoder's errors on test species, training removes {1 - errors['PA'] / errors['frozen']:.0%}")
+
+# %% [markdown]
+# The intervals are over classes: whole classes are drawn anew. The upper pair has few classes, hence wide intervals, and it chose the epoch, so it flatters a little. The lower pair is the one to report. For the difference the same classes are drawn for both encoders; that is the fair comparison, and the sentences above are made from it.
+#
+# ### Look at it
+#
+# Five queries among the test species, drawn at random and not chosen, with their nearest images under the trained encoder and the cosines below.
+
+# %%
+queries = np.random.default_rng(session.seed).choice(len(test), 5, replace=False)
+similarities, indices = neighbours(embedded["test species", "PA"], k=6)
+pixels = images.pixels(test, 96, progress=False)
+names = [test.class_names[test.labels[q]].partition(".")[2].replace("_", " ") for q in queries]
+figures.retrieval_wall(
+    [pixels[q] for q in queries],
+    [[pixels[i] for i in indices[q]] for q in queries],
+    test.labels[indices[queries]] == test.labels[queries][:, None],
+    similarities[queries],
+    names,
+)
+
+# %% [markdown]
+# Look at the crossed ones. They are rarely absurd: usually a relative of the same shape that differs in a cap, a bar or a leg.
+#
+# ## Summary
+#
+# - Proxies save comparisons where classes are large; everywhere they give each image one positive and all negatives in every batch.
+# - Proxy Anchor is two log-sum-exps down the columns of the matrix of cosines. Compute it as softplus of log-sum-exp, in float32.
+# - Its gradient weights are a softmax down the column with one extra entry: hard examples get more, done ones nothing, and $\alpha$ sets how few share the push.
+# - It asks for *obtuse* angles to foreign proxies, for which there is room for $D+1$ classes only, and it has no term between proxies: where room is short, they merge.
+# - Proxies left out of the optimiser raise no error; check that they move, and give them a rate far above the backbone's.
+#
+# ## Questions
+#
+# **1.** `proxy_anchor` marks entries that do not count with $-10^4$. Would $-\infty$ not be cleaner?
+#
+# <details><summary>Answer</summary>
+#
+# In the value, yes: $e^{-\infty}=0$. But if a whole column is $-\infty$ (a batch with images of one class only leaves that class without negatives), log-sum-exp is $-\infty$ and its gradient is $0/0$: NaN. With $-10^4$ the exponential is exactly 0 as well, and the gradient stays finite.
+#
+# </details>
+#
+# **2.** You double $\alpha$. Which learning rates, if any, would you think about again?
+#
+# <details><summary>Answer</summary>
+#
+# The gradient has $\alpha$ as a factor, and its weights are shared by fewer examples, so it gets larger and noisier. AdamW divides by the size of the gradient, so the factor itself cancels; the noise does not. A clip on the gradient's norm bites earlier, too. So first look at how often clipping happens, then lower rates if the loss jumps about.
+#
+# </details>
+#
+# **3.** Why does a proxy of a class that is absent from the batch move at all? Is that good?
+#
+# <details><summary>Answer</summary>
+#
+# All images of the batch are its negatives, so it is pushed away from them (and they from it); it is pulled by nobody. Where many classes are absent from most batches (SOP), a proxy is pushed far more often than pulled, always away from where images are. That is one way in which proxies come to lean in a common direction; notebooks 04 and 05 measure it.
+#
+# </details>
+#
+# ## Further reading
+#
+# - S. Kim, D. Kim, M. Cho, S. Kwak, [Proxy Anchor Loss for Deep Metric Learning](https://arxiv.org/abs/2003.13911), CVPR 2020: the loss, its gradient and the comparison with pair-based losses. The [official code](https://github.com/tjddus9597/Proxy-Anchor-CVPR2020) has the details: proxy rate, warm-up, start values.
+# - Y. Movshovitz-Attias et al., No Fuss Distance Metric Learning Using Proxies, ICCV 2017: Proxy-NCA, where proxies come from; rows instead of columns.
+# - K. Musgrave, S. Belongie, S.-N. Lim, [A Metric Learning Reality Check](https://arxiv.org/abs/2003.08505), ECCV 2020: what remains of reported gains when everything but the loss is held fixed. Read it before believing any table, ours included.
+# - [pytorch-metric-learning](https://github.com/KevinMusgrave/pytorch-metric-learning): this loss and many others behind one interface; the check in section 2 uses it.
+# - F. Saberi-Movahed et al., [Deep Metric Learning with Soft Orthogonal Proxies](https://arxiv.org/abs/2306.13055), 2023: adds the missing term between proxies; notebook 04.
