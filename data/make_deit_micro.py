@@ -1,16 +1,17 @@
 """How the weights of `deit_micro_patch8_64` are made: run this file to make them again.
 
-The encoder is trained to tell apart drawn species of the aviary with seed 1, none of which occurs
-in the tutorial's aviary (seed 0; a test compares the signatures). As in DeiT, the class token and
-the distillation token each have a classifier of their own; here both learn from the species'
-labels, where DeiT gives the second the predictions of a teacher (why: see the data card). The
-classifiers are thrown away. What comes out is a start for fine-tuning, deliberately not a finished
-bird expert: training stops early.
+The encoder is trained to tell apart the genera of drawn species of the aviary with seed 1, none of
+which occurs in the tutorial's aviary (seed 0; a test compares the signatures). Genera, not
+species: as with a backbone trained on ImageNet, the labels are coarser than the task of the course,
+so that its features are good and fine-tuning still has something to teach. As in DeiT, the class
+token and the distillation token each have a classifier of their own; here both learn from labels,
+where DeiT gives the second the predictions of a teacher (why: see the data card). The classifiers
+are thrown away.
 
-    python data/make_deit_micro.py            # about a quarter of an hour on two cores
+    python data/make_deit_micro.py            # about five minutes on two cores
 
 Progress is judged on yet other species (seed 2). The tutorial's species are looked at once, at the
-end, and decide nothing.
+end.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Train what the results tables need and gather it: one row a run, with where it comes from.
 
-    python data/make_results.py aviary                   # PA and PA + SO, ten seeds each
+    python data/make_results.py aviary                   # PA and PA + SO, five seeds each
     python data/make_results.py gather RUN [RUN ...] --out data/results/cub_58_42.csv
     python data/make_results.py hero                     # the picture at the top of the README
 
@@ -132,7 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     first = commands.add_parser("aviary", help="train PA and PA + SO on the aviary, and gather")
-    first.add_argument("--seeds", type=int, default=10)
+    first.add_argument("--seeds", type=int, default=5)
     first.add_argument("--so-weights", type=float, nargs="+", default=[0.0, SO_WEIGHT])
     first.add_argument("--out", type=Path, default=RESULTS / "aviary.csv")
     second = commands.add_parser("gather", help="gather finished runs")

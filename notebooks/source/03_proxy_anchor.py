@@ -366,7 +366,7 @@ print(f"largest |cosine| of gradient and embedding: {F.cosine_similarity(automat
 SCALES = {8: (0, (1, 1)), 16: "-.", 32: "-", 64: (0, (5, 1.5))}  # α → line style
 shades = dict(zip(SCALES, colormaps["viridis"](np.linspace(0.85, 0.1, len(SCALES))), strict=True))
 s = torch.linspace(-0.5, 0.8, 400)
-cosines_of_negatives = torch.randn(500, generator=torch.Generator().manual_seed(session.seed)) / math.sqrt(128)
+random_cosines = torch.randn(500, 100, generator=torch.Generator().manual_seed(session.seed)) / math.sqrt(128)  # of 100 proxies
 
 figure = figures.new_figure(13, 4.2)
 axes = figure.subplots(1, 3)
@@ -376,7 +376,7 @@ for alpha, dash in SCALES.items():
     axes[0].plot(s, torch.sigmoid(alpha * (s + margin)), **style)
     pair = torch.stack([torch.zeros_like(s), torch.full_like(s, alpha * (0.2 + margin)), alpha * (s + margin)])
     axes[1].plot(s, pair.softmax(0)[1], **style)
-    weights = (alpha * cosines_of_negatives).softmax(0).sort(descending=True).values
+    weights = (alpha * random_cosines).softmax(0).sort(dim=0, descending=True).values.mean(1)  # (500,)
     axes[2].plot(np.linspace(0, 1, 501), np.append(0, weights.cumsum(0)), **style)
     hardest_tenth[alpha] = float(weights[:50].sum())
 axes[0].axvline(-margin, color=figures.COLOURS["chance"], ls=":", lw=1.6)
@@ -385,7 +385,7 @@ axes[1].axvline(0.2, color=figures.COLOURS["chance"], ls=":", lw=1.6)
 axes[2].axvline(0.1, color=figures.COLOURS["chance"], ls=":", lw=1.6)
 axes[0].set(title="one negative", xlabel="its cosine", ylabel="its weight")
 axes[1].set(title="a negative at 0.2 in company", xlabel="the companion's cosine", ylabel="weight of the one at 0.2")
-axes[2].set(title="500 negatives, cosines at random", xlabel="share of negatives, hardest first", ylabel="their share of the push")
+axes[2].set(title="500 negatives at random, D = 128", xlabel="share of negatives, hardest first", ylabel="their share of the push")
 axes[2].legend(loc="lower right")
 said = ", ".join(f"{share:.0%} at α = {alpha}" for alpha, share in hardest_tenth.items())
 figures.finish(figure, f"Weights of negatives in the gradient for four scales; the hardest tenth of negatives carries {said}.")
@@ -500,7 +500,9 @@ def describe_toy(toy):
 
 # %%
 four = train_toy(classes=4)
-figures.spheres({"before training": four["before"], "after training": four["after"]}, four["labels"])
+figure = figures.spheres({"before training": four["before"], "after training": four["after"]}, four["labels"])
+figure.set_dpi(66)
+figure
 
 # %%
 pd.Series(describe_toy(four)).round(3).to_frame("four classes")
@@ -512,15 +514,17 @@ pd.Series(describe_toy(four)).round(3).to_frame("four classes")
 
 # %%
 seven = train_toy(classes=7)
-figures.spheres({"before training": seven["before"], "after training": seven["after"]}, seven["labels"])
+figure = figures.sphere(seven["after"][0], seven["labels"], seven["after"][1], title="after training")
+figure.set_dpi(66)
+figure
 
 # %%
 pd.DataFrame({"four classes": describe_toy(four), "seven classes": describe_toy(seven)}).round(3)
 
 # %% [markdown]
-# **What we see.** Not seven neat clouds. The loss stays high, and some proxies have merged: the largest cosine of two proxies tells how closely. The reason is geometry, not the optimiser. Every class is to have a *negative* cosine with all proxies but its own. In $D$ dimensions at most $D+1$ directions can be pairwise at obtuse angles: four in space, the corners of a tetrahedron. Further classes have to share, and since no term keeps two proxies apart, their proxies end up together.
+# **What we see.** Not seven neat clouds. The loss stays high, and some proxies have merged: the largest cosine of two of them says how closely. Space for seven directions is not the problem; the loss asks for more than different directions. A class must have *negative* cosines, comfortably below $-\delta$, with all proxies but its own. Four classes can have that in three dimensions: they stand like the corners of a tetrahedron. For seven it is tight, and no term of the loss keeps two proxies apart, so nothing resists when some of them fall together. (Whether they *had* to is another question: notebook 04 adds such a term and tries again.)
 #
-# If that is the reason, the loss should collapse as soon as $D + 1 \ge C$. **At which $D$ do you expect the drop for seven classes?**
+# In general $C$ directions can be pairwise at obtuse angles only if $C \le D+1$; then they can form a *simplex*, like the triangle in the plane and the tetrahedron in space. **So how will the loss of seven classes depend on $D$?**
 
 # %%
 DIMS = [2, 3, 4, 5, 6, 7, 8, 12]
@@ -530,12 +534,12 @@ figure = figures.new_figure(7.5, 3.8)
 axis = figure.subplots()
 axis.plot(DIMS, final, "o-", color=figures.COLOURS["PA"])
 axis.axvline(6, color=figures.COLOURS["chance"], ls=":", lw=1.6)
-axis.text(6.1, max(final) * 0.93, "D + 1 = C")
+axis.text(6.1, max(final) * 0.93, "from here on, room for a simplex")
 axis.set(xlabel="dimensions D", ylabel="loss after training", ylim=(0, None), title="seven classes")
 figures.finish(figure, "Loss after training with seven classes, by dimension: " + ", ".join(f"{value:.1f} at D = {dim}" for dim, value in zip(DIMS, final, strict=True)) + ".")
 
 # %% [markdown]
-# Real embeddings have hundreds of dimensions, and CUB a hundred training classes: plenty of room. Standard Online Products has eleven thousand, and there is none. Keep the picture of the merged proxies; notebook 04 returns to it.
+# Dimensions help, and quickly. At the dotted line the loss has already become small: since a cloud need not sit on its proxy, the loss gets by with less than a simplex. Real embeddings have hundreds of dimensions, and CUB a hundred training classes: plenty of room. Standard Online Products has eleven thousand classes, far more than dimensions. Keep the picture of the merged proxies.
 
 # %% [markdown]
 # ## 5 · The learning rate of the proxies
@@ -577,7 +581,7 @@ steps_per_epoch = train_counts["cub200"]["images"] // 180
 print(f"an epoch of CUB with batches of 180 has {steps_per_epoch} steps")
 
 # %% [markdown]
-# The official code multiplies by a hundred. Ours does about that too:
+# The official code multiplies by a hundred. And ours?
 
 # %%
 config = session.config(so_weight=0.0)
@@ -586,11 +590,11 @@ print(f"backbone {config.lr:g}, head {config.head_lr:g}, proxies {config.proxy_l
 # %% [markdown]
 # ## 6 · The real thing
 #
-# Now birds. Backbone, head and proxies are trained together; during the first epoch the backbone stands still while head and proxies find each other. The epoch that is kept is the one with the best Recall@1 on *held-out training classes*; the test species have no say.
+# Now birds. Backbone, head and proxies are trained together, after a warm-up in which the backbone stands still while head and proxies find each other. The epoch that is kept is the one with the best Recall@1 on *held-out training classes*; the test species have no say.
 
 # %%
 run = fit(config)
-print(f"{config.epochs} epochs, epoch {run.state['selected_epoch']} kept; {run.state['train_images']:,} images of {len(run.state['class_names'])} classes")
+print(f"{config.epochs} epochs (the backbone stands still in the first {config.warmup_epochs}), epoch {run.state['selected_epoch']} kept; {run.state['train_images']:,} images of {len(run.state['class_names'])} classes")
 
 # %%
 figures.training_curves({"PA": run.metrics}, dim=config.dim)
@@ -611,7 +615,7 @@ print(f"first step {per_step[0]['proxy_anchor']:.2f}; random embeddings of the s
 # %% [markdown]
 # ### Where do the training images stand now?
 #
-# The loss wanted own cosines above $\delta$ and others below $-\delta$. **Did it get them, on training images? And, by the weights of section 3, how many of the negatives still matter?**
+# The loss wanted own cosines above $\delta$ and others below $-\delta$. **Which of the two will it have got more of, on the training images? And, by the weights of section 3, how many of the negatives still matter?**
 
 # %%
 everything = datasets.load(config.dataset, "train", config.root, **config.options)
@@ -643,7 +647,16 @@ hardest = math.ceil(0.01 * len(weight))
 print(f"the hardest 1 % of a proxy's negatives get {weight[:hardest].sum() / weight.sum():.0%} of its push")
 
 # %% [markdown]
-# The wish is granted for own proxies far more readily than for others: with many classes the second demand cannot be met by all. Training goes on at the edge, where a few hard examples carry most of the gradient.
+# Look at where the two humps stand. Retrieval only needs them *apart*: every image closer to its own proxy than to the others. They need not lie symmetrically about zero, and here they do not. One proxy has a whole batch of negatives and a handful of positives, so "away from everything" is the demand it hears most. It can be met for all proxies at once by a *lean*: images to one side, proxies to the other. Is that what happened?
+
+# %%
+mean_image, mean_proxy = trained_on.mean(0), F.normalize(run.proxies(), dim=1).mean(0)  # (D,) each
+start = F.normalize(run.proxies(0), dim=1).mean(0)
+print(f"length of the mean proxy: {start.norm():.2f} before training, {mean_proxy.norm():.2f} after (1: all the same, 0: no lean)")
+print(f"cosine of the mean image and the mean proxy: {F.cosine_similarity(mean_image, mean_proxy, dim=0):+.2f}")
+
+# %% [markdown]
+# A lean makes *all* proxies more alike without telling any two classes apart. It is part of what the middle panel of the training curves shows; notebook 05 measures how much of it.
 #
 # ### Does it retrieve new species?
 #
@@ -683,7 +696,7 @@ print(f"of the frozen encoder's errors on test species, training removes {1 - er
 
 # %%
 queries = np.random.default_rng(session.seed).choice(len(test), 5, replace=False)
-similarities, indices = neighbours(embedded["test species", "PA"], k=6)
+similarities, indices = neighbours(embedded["test species", "PA"], k=5)
 pixels = images.pixels(test, 96, progress=False)
 names = [test.class_names[test.labels[q]].partition(".")[2].replace("_", " ") for q in queries]
 figures.retrieval_wall(
@@ -695,14 +708,14 @@ figures.retrieval_wall(
 )
 
 # %% [markdown]
-# Look at the crossed ones. They are rarely absurd: usually a relative of the same shape that differs in a cap, a bar or a leg.
+# Look at the crossed ones: are they absurd, or relatives of the same shape that differ in a cap, a bar or a throat? And look at the cosines: a wrong neighbour can be just as close as a right one.
 #
 # ## Summary
 #
 # - Proxies save comparisons where classes are large; everywhere they give each image one positive and all negatives in every batch.
 # - Proxy Anchor is two log-sum-exps down the columns of the matrix of cosines. Compute it as softplus of log-sum-exp, in float32.
 # - Its gradient weights are a softmax down the column with one extra entry: hard examples get more, done ones nothing, and $\alpha$ sets how few share the push.
-# - It asks for *obtuse* angles to foreign proxies, for which there is room for $D+1$ classes only, and it has no term between proxies: where room is short, they merge.
+# - It asks for *obtuse* angles to all foreign proxies and has no term between proxies: in few dimensions some of them merge, and in many, images and proxies can lean to opposite sides.
 # - Proxies left out of the optimiser raise no error; check that they move, and give them a rate far above the backbone's.
 #
 # ## Questions
