@@ -311,6 +311,23 @@ def page_exporter():
     return exporter
 
 
+NO_ALT = 'alt="No description has been provided for this image"'  # what nbconvert writes
+
+
+def describe_pictures(page: str, notebook: nbformat.NotebookNode) -> str:
+    """Put the alt texts that figures carry in their metadata, which nbconvert passes over, in."""
+    alts = []
+    for output in (o for cell in notebook.cells for o in cell.get("outputs", [])):
+        kinds = [kind for kind in output.get("data", {}) if kind in ("image/png", "image/jpeg")]
+        alts += [output.metadata.get(kind, {}).get("alt") for kind in kinds[:1]]
+    if page.count(NO_ALT) != len(alts):
+        return page  # a picture nbconvert described itself: better no text than the wrong one
+    for alt in alts:
+        text = html.escape(alt or "A figure, described in the text around it.", quote=True)
+        page = page.replace(NO_ALT, f'alt="{text}"', 1)
+    return page
+
+
 def pages(out: Path) -> None:
     """HTML pages beside the executed notebooks of a folder, and an index of them."""
     exporter, items = page_exporter(), []
@@ -322,7 +339,7 @@ def pages(out: Path) -> None:
             if cell.cell_type == "markdown":
                 cell.source = re.sub(r"\]\((\d\d_\w+)\.ipynb", r"](\1.html", cell.source)
         body, _ = exporter.from_notebook_node(notebook)
-        write(path.with_suffix(".html"), body)
+        write(path.with_suffix(".html"), describe_pictures(body, notebook))
         items.append(f'<li><a href="{path.stem}.html">{html.escape(heading)}</a></li>')
     if not items:
         raise BuildError(f"there are no notebooks in {out}: run `build.py execute --out {out}`.")

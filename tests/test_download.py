@@ -6,6 +6,7 @@ import io
 import os
 import random
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -153,8 +154,23 @@ class Server(http.server.ThreadingHTTPServer):
         pass  # clients that hang up are part of the tests
 
 
+def loopback_is_up() -> bool:
+    """False in a network namespace without interfaces, where not even 127.0.0.1 answers."""
+    with socket.socket() as listener, socket.socket() as caller:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        caller.settimeout(2)
+        try:
+            caller.connect(listener.getsockname())
+        except OSError:
+            return False
+    return True
+
+
 @pytest.fixture
 def server():
+    if not loopback_is_up():
+        pytest.skip("127.0.0.1 cannot be reached (no network interface is up)")
     server = Server(("127.0.0.1", 0), Faulty)
     server.log, server.over = [], threading.Event()
     server.url = f"http://127.0.0.1:{server.server_port}/"

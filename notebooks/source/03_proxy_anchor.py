@@ -23,7 +23,7 @@
 #
 # **Before you start** Notebook 00 for the whole, 02 for the frozen features. You need the chain rule, the exponential and the idea of a softmax.
 #
-# **Time** TIME_03 on a two-core laptop once the training run exists, and a minute or two more if it does not; on a T4 GPU in full mode: not measured.
+# **Time** About half a minute on a two-core laptop once the training run exists, and two minutes more if it does not; on a T4 GPU in full mode: not measured.
 
 # %% tags=["setup"]
 # On Colab this installs sobook; on your machine `make` has installed it already.
@@ -42,6 +42,7 @@ session = notebook.setup()
 # %%
 import math
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -500,8 +501,8 @@ def describe_toy(toy):
 
 # %%
 four = train_toy(classes=4)
-figure = figures.spheres({"before training": four["before"], "after training": four["after"]}, four["labels"])
-figure.set_dpi(66)
+with plt.rc_context({"figure.dpi": 64}):  # spheres make large files
+    figure = figures.spheres({"before training": four["before"], "after training": four["after"]}, four["labels"])
 figure
 
 # %%
@@ -514,8 +515,8 @@ pd.Series(describe_toy(four)).round(3).to_frame("four classes")
 
 # %%
 seven = train_toy(classes=7)
-figure = figures.sphere(seven["after"][0], seven["labels"], seven["after"][1], title="after training")
-figure.set_dpi(66)
+with plt.rc_context({"figure.dpi": 64}):
+    figure = figures.sphere(seven["after"][0], seven["labels"], seven["after"][1], title="after training")
 figure
 
 # %%

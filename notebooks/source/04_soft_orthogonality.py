@@ -1,0 +1,703 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 04 · Soft orthogonality
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/sobook/sobook/blob/main/notebooks/04_soft_orthogonality.ipynb)
+#
+# Proxy Anchor has no term between proxies. Soft orthogonality adds one: different proxies should be at right angles. This notebook derives it, finds out what it can and cannot reach, and then asks whether it helps.
+#
+# **What you will learn**
+#
+# - that proxies are nearly orthogonal *by chance* before training, and that training is what correlates them;
+# - the definition of soft orthogonality (SO), its gradient, and why rows are normalised and pairs averaged;
+# - an identity that makes it cheap for thousands of classes;
+# - how low it can get when there are more classes than dimensions, and why that says little about the worst pair;
+# - what SO did to the proxies and to retrieval in two runs that differ in nothing else, and over a range of weights $\lambda$.
+#
+# **Before you start** Notebook 03. You need matrix products, traces, singular values and the gradient of a function of a matrix.
+#
+# **Time** TIME_04 on a two-core laptop once the two training runs exist, and about four minutes more if they do not; on a T4 GPU in full mode: not measured.
+
+# %% tags=["setup"]
+# On Colab this installs sobook; on your machine `make` has installed it already.
+import importlib.util
+import subprocess
+import sys
+
+REPOSITORY = "https://github.com/sobook/sobook"  # a fork, or not published yet? your address here
+if importlib.util.find_spec("sobook") is None:
+    package = f"sobook @ git+{REPOSITORY}"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+
+from sobook import notebook
+
+session = notebook.setup()
+# %%
+import math
+import time
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sobook import datasets, figures, geometry, layouts
+from sobook.encoder import Encoder, embed
+from sobook.losses import SO_WEIGHT, ProxyAnchor, SoftOrthogonalProxyAnchor, soft_orthogonality
+from sobook.retrieval import difference, evaluate
+from sobook.training import fit
+
+# %% [markdown]
+# Letters: $C$ classes (and proxies), $D$ dimensions, $N$ images, $P$ the $(C, D)$ matrix of proxies, $\hat P$ the same with rows of unit length.
+
+# %%
+def cmp(what, ours, reference):
+    """Print the largest difference of two tensors, and whether it is no more than rounding."""
+    ours, reference = torch.as_tensor(ours).detach(), torch.as_tensor(reference).detach()
+    same = torch.allclose(ours, reference, rtol=1e-4, atol=1e-6)
+    print(f"{what:<52} largest difference {(ours - reference).abs().max():.0e}  {'same' if same else 'DIFFERENT'}")
+
+
+# %% [markdown]
+# ## 1 · Do proxies crowd?
+#
+# Before blaming training for anything, look at chance. **Predict:** two random directions in the plane are at any angle. What about two random directions in 128 dimensions? What is the typical size of their cosine?
+
+# %%
+generator = torch.Generator().manual_seed(session.seed)
+rows = []
+for D in (2, 8, 32, 128, 512):
+    random = geometry.describe(torch.randn(200, D, generator=generator))
+    rows.append([D, random.rms_cosine, 1 / math.sqrt(D), random.coherence])
+pd.DataFrame(rows, columns=["D", "RMS cosine of 200 random directions", "1/√D", "largest |cosine|"]).round(3)
+
+# %% [markdown]
+# The cosine of random directions has mean 0 and variance $1/D$. (Turn one of the two onto the first axis: the cosine is then the first coordinate of a random unit vector, and the squares of its $D$ coordinates sum to 1.) In many dimensions **near-orthogonality costs nothing**. The largest of many cosines is another matter; it is always well above $1/\sqrt D$.
+#
+# So take a trained set of proxies and hold it against its own start. **Will training with Proxy Anchor push the proxies apart, or together?**
+
+# %%
+config = session.config(so_weight=0.0)
+pa = fit(config)
+
+# %%
+proxies = {"before training": pa.proxies(0), "PA": pa.proxies()}  # (C, D) each
+figures.angle_histogram(proxies)
+
+# %%
+shapes = {name: geometry.describe(p) for name, p in proxies.items()}
+for name, shape in shapes.items():
+    print(f"{name:>15}: RMS cosine {shape.rms_cosine:.3f} = {shape.rms_cosine / shape.chance_cosine:.2f} × chance, mean cosine {shape.mean_cosine:+.3f}, coherence {shape.coherence:.3f}")
+
+# %% [markdown]
+# **What we see.** At the start the histogram follows the curve of random directions. That is not a virtue of the start values. Training moves the whole histogram away from 90°, to one side, and widens it. *Correlation is made by training.* It has two parts, and the mean cosine separates them: a lean that all proxies share (03 showed where it comes from), and a spread about it, pairs that are closer or further than others (05 asks which).
+#
+# Is crowding bad? Not obviously. Two proxies may be close because their species look alike, and then the closeness is knowledge. The paper that this course is named after holds that it is redundancy, and penalises it. We first build the penalty, then ask.
+
+# %% [markdown]
+# ## 2 · The penalty
+#
+# Orthogonal unit vectors have $\hat P\hat P^\top = I$, the $C\times C$ identity. Soft orthogonality measures how far from it we are, as a squared Frobenius norm:
+#
+# $$
+# \text{SO}(P) = \big\lVert \hat P\hat P^\top - I \big\rVert_F^2 = \sum_{i\ne j}\cos^2\theta_{ij} .
+# $$
+#
+# The diagonal of $\hat P\hat P^\top$ is 1 because rows have unit length, so only cosines of *different* proxies are left. "Soft", because it is one more term in the loss and not a constraint:
+#
+# $$
+# L = L_{\text{PA}} + \lambda\,\text{SO} .
+# $$
+
+# %%
+P = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 3.0]])  # three proxies in the plane: at 0°, 45° and 90°
+P_hat = F.normalize(P, dim=1)  # (C, D)
+gram = P_hat @ P_hat.T  # (C, C): cosines
+print(gram.numpy().round(3))
+cmp("‖P̂P̂ᵀ − I‖² against sobook.losses", (gram - torch.eye(3)).square().sum(), soft_orthogonality(P, reduction="sum"))
+
+# %% [markdown]
+# ### Three proxies on a circle
+#
+# In the plane only two directions can be orthogonal. **Predict:** where does SO send three proxies? Hold the first at 0° and let the other two roll downhill. Is the best arrangement unique?
+
+# %%
+def at_angles(*degrees):
+    radians = torch.deg2rad(torch.as_tensor(degrees, dtype=torch.float64))
+    return torch.stack([radians.cos(), radians.sin()], dim=-1)  # (C, 2)
+
+
+grid = torch.linspace(0, 180, 91, dtype=torch.float64)
+landscape = np.array([[soft_orthogonality(at_angles(0, a, b), reduction="sum") for a in grid] for b in grid])
+
+angles = torch.tensor([8.0, 25.0], dtype=torch.float64, requires_grad=True)  # of the second and third proxy
+path = [angles.tolist()]
+for _ in range(150):
+    (slope,) = torch.autograd.grad(soft_orthogonality(torch.cat([at_angles(0), torch.stack([angles.deg2rad().cos(), angles.deg2rad().sin()], 1)]), reduction="sum"), angles)
+    angles = (angles - 80 * slope).detach().requires_grad_()
+    path.append(angles.tolist())
+path = np.array(path)  # (steps, 2)
+
+
+def draw_circle(axis, degrees, title):
+    axis.add_patch(figures.mpl.patches.Circle((0, 0), 1, fill=False, ec="#C4C4C4"))
+    for number, (x, y) in enumerate(at_angles(*degrees).tolist()):
+        axis.annotate("", (x, y), (0, 0), arrowprops={"arrowstyle": "-|>", "lw": 2.4, "color": "#222222"})
+        axis.text(1.16 * x, 1.16 * y, f"p{number + 1}", ha="center", va="center")
+    value = soft_orthogonality(at_angles(*degrees), reduction="sum")
+    axis.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), aspect="equal", title=f"{title}: SO = {value:.2f}")
+    axis.set_axis_off()
+
+
+figure = figures.new_figure(12, 3.6)
+axes = figure.subplots(1, 4, width_ratios=(1.3, 1, 1, 1))
+filled = axes[0].contourf(grid, grid, landscape, levels=20, cmap="viridis")
+axes[0].plot(*path.T, color="white", lw=2.4)
+axes[0].plot(*path[0], "o", color="white", ms=8)
+axes[0].plot(*path[-1], "*", color="white", ms=15)
+axes[0].set(xlabel="angle of p2", ylabel="angle of p3", xticks=[0, 60, 120, 180], yticks=[0, 60, 120, 180], title="SO, p1 at 0°")
+figure.colorbar(filled, ax=axes[0])
+draw_circle(axes[1], (0, *path[0]), "start")
+draw_circle(axes[2], (0, *path[-1]), "end")
+draw_circle(axes[3], (0, path[-1][0] + 180, path[-1][1]), "p2 turned round")
+figures.finish(figure, f"SO of three proxies in the plane over two angles, with a descent from {path[0].round()} to {path[-1].round()} degrees; turning one proxy round does not change SO.")
+
+# %% [markdown]
+# **What we see.** The proxies spread until they stand 60° apart, like a fan. Turn one of them round and the value stays the same: **SO sees lines, not arrows**, because $\cos^2$ does not notice the sign. A fan of 60° and a star of 120° are equally good for it. And the value at the bottom is not zero. How low it can get is the question of section 6.
+
+# %% [markdown]
+# ## 3 · Its gradient
+#
+# Let $G = \hat P\hat P^\top$. With the inner product $\langle A, B\rangle = \text{tr}(A^\top B)$ and $G$ symmetric,
+#
+# $$
+# d\,\lVert G-I\rVert_F^2 = 2\,\langle G-I,\; dG\rangle = 2\,\langle G-I,\; d\hat P\,\hat P^\top + \hat P\,d\hat P^\top\rangle = 4\,\langle (G-I)\hat P,\; d\hat P\rangle ,
+# $$
+#
+# so the gradient with respect to $\hat P$ is $4(\hat P\hat P^\top - I)\hat P$. But $\hat P$ has rows of unit length and cannot move freely: $d\hat p_i = (I - \hat p_i\hat p_i^\top)\,dp_i/\lVert p_i\rVert$. So the part along $\hat p_i$ is removed, row by row, and what is left is divided by the length:
+#
+# $$
+# \frac{\partial\,\text{SO}}{\partial p_i} = \frac{1}{\lVert p_i\rVert}\,(I-\hat p_i\hat p_i^\top)\,g_i, \qquad g_i = 4\sum_{j\ne i}\cos\theta_{ij}\,\hat p_j .
+# $$
+
+# %%
+def so_gradient(P):
+    """∂ SO / ∂P by hand, for the sum; (C, D) → (C, D)."""
+    lengths = P.norm(dim=1, keepdim=True)  # (C, 1)
+    unit = P / lengths
+    free = 4 * (unit @ unit.T - torch.eye(len(P))) @ unit  # (C, D): as if rows could move freely
+    tangent = free - (free * unit).sum(1, keepdim=True) * unit  # the part at right angles to each row
+    return tangent / lengths
+
+
+for C, D in ((3, 2), (40, 128), (200, 16)):
+    P = torch.randn(C, D, generator=generator, requires_grad=True)
+    (automatic,) = torch.autograd.grad(soft_orthogonality(P, reduction="sum"), P)
+    cmp(f"gradient by hand against autograd, C = {C}, D = {D}", so_gradient(P), automatic)
+
+# %% [markdown]
+# **Read the formula.** A step against the gradient pushes $\hat p_i$ away from every $\hat p_j$ with a positive cosine and *towards* every one with a negative cosine, in proportion to the cosine. Two comparisons with Proxy Anchor:
+#
+# - Its weights were a softmax: a few hard examples got nearly all. SO's weights are *linear*: many small cosines count as much together as one large one. It is not a term against the worst pair.
+# - It looks at proxies only. No image has a say, so it cannot know whether two proxies are close for a reason.
+
+# %% [markdown]
+# ## 4 · Why rows are normalised and pairs averaged
+#
+# One could penalise $\lVert PP^\top - I\rVert_F^2$ without normalising. **Predict:** proxies start with coordinates of variance $2/C$ (Proxy Anchor's official start values). How long are the rows then, on CUB and on SOP, and what would the term without hats mostly be about?
+
+# %%
+D = 384  # the width of DeiT-Small's features
+rows = []
+for name, card in layouts.cards().items():
+    C = card["splits"]["train"]["classes"]
+    P = torch.randn(C, D, generator=generator) * math.sqrt(2 / C)
+    small = P.T @ P if C > D else P @ P.T  # the smaller Gram matrix; its squares have the same sum (section 5)
+    squared_lengths = P.square().sum(1)
+    diagonal = (squared_lengths - 1).square().sum()
+    off_diagonal = small.square().sum() - squared_lengths.square().sum()
+    total, mean = (soft_orthogonality(P, reduction=r).item() for r in ("sum", "mean"))
+    rows.append([name, C, P.norm(dim=1).mean().item(), (diagonal / (diagonal + off_diagonal)).item(), total, mean])
+columns = ["data set", "C", "length of a row", "without hats: share of the lengths", "SO, sum", "SO, mean"]
+table = pd.DataFrame(rows, columns=columns).set_index("data set")
+table.map("{:,.4g}".format)
+
+# %%
+ratio = table["SO, sum"].max() / table["SO, sum"].min()
+print(f"the sum differs by a factor of {ratio:,.0f} between data sets, for proxies that are all equally random")
+print(f"the mean differs by a factor of {table['SO, mean'].max() / table['SO, mean'].min():.2f}; 1/D is {1 / D:.5f}")
+
+# %% [markdown]
+# **What we see.**
+#
+# - Without hats, part of the term, on small data sets most of it, is about *lengths*: it pulls every row to length 1. But Proxy Anchor does not see lengths at all, so that is effort spent on something nobody uses. With hats, only angles count.
+# - The *sum* of equally random proxies differs by four orders of magnitude, because it has $C(C-1)$ terms. A $\lambda$ tuned on CUB would mean something else entirely on SOP. So the package divides:
+#
+# $$
+# \text{SO}_{\text{mean}} = \frac{1}{C(C-1)}\,\big\lVert\hat P\hat P^\top-I\big\rVert_F^2 ,
+# $$
+#
+# the mean squared cosine of two different proxies; its root is the RMS cosine, and chance is $1/D$. These two choices are ours. What the paper does here, and its $\lambda$, we do not know.
+
+# %% [markdown]
+# ## 5 · Two Gram matrices
+#
+# SOP's $\hat P\hat P^\top$ has 11,318 rows and columns. Do we need it? **There is another Gram matrix, $\hat P^\top\hat P$, of size $D\times D$.** Expand the norm and use $\text{tr}(AB)=\text{tr}(BA)$:
+#
+# $$
+# \begin{aligned}
+# \lVert\hat P\hat P^\top - I_C\rVert_F^2 &= \text{tr}(\hat P\hat P^\top\hat P\hat P^\top) - 2\,\text{tr}(\hat P\hat P^\top) + C \\
+# &= \text{tr}(\hat P^\top\hat P\,\hat P^\top\hat P) - 2\,\text{tr}(\hat P^\top\hat P) + C
+# = \lVert\hat P^\top\hat P\rVert_F^2 - 2\,\lVert\hat P\rVert_F^2 + C .
+# \end{aligned}
+# $$
+#
+# Since rows have unit length, $\lVert\hat P\rVert_F^2 = C$, and SO is $\lVert\hat P^\top\hat P\rVert_F^2 - C$. **Predict:** at which $C$ does the second form become the faster one?
+
+# %%
+def by_classes(unit):
+    """SO from the C × C Gram matrix."""
+    return (unit @ unit.T - torch.eye(len(unit), device=unit.device)).square().sum()
+
+
+def by_dimensions(unit):
+    """SO from the D × D Gram matrix."""
+    return (unit.T @ unit).square().sum() - 2 * unit.square().sum() + len(unit)
+
+
+for C in (40, 1000):
+    unit = F.normalize(torch.randn(C, 128, generator=generator), dim=1)
+    cmp(f"both forms, C = {C}, D = 128", by_classes(unit), by_dimensions(unit))
+
+# %%
+def milliseconds(form, C, D, repeats=5):
+    """Fastest of a few times of value and gradient."""
+    P = torch.randn(C, D, device=session.device, requires_grad=True)
+    taken = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        P.grad = None
+        form(F.normalize(P, dim=1)).backward()
+        P.grad.sum().item()  # waits for a GPU
+        taken.append(1000 * (time.perf_counter() - begin))
+    return min(taken)
+
+
+D = 384
+CLASSES = [50, 100, 200, 400, 800, 1600, 3200]
+times = {form.__name__: [milliseconds(form, C, D) for C in CLASSES] for form in (by_classes, by_dimensions)}
+
+figure = figures.new_figure(7.5, 4)
+axis = figure.subplots()
+axis.loglog(CLASSES, times["by_classes"], "o-", color="#882255", label="C × C Gram matrix")
+axis.loglog(CLASSES, times["by_dimensions"], "s--", color="#332288", label="D × D Gram matrix")
+axis.axvline(D, color=figures.COLOURS["chance"], ls=":", lw=1.6)
+axis.text(D * 1.05, axis.get_ylim()[1] * 0.6, f"C = D = {D}")
+axis.set(xlabel="classes C", ylabel="value and gradient, milliseconds")
+axis.legend(loc="upper left")
+figures.finish(figure, f"Time of SO and its gradient by both Gram matrices; at C = {CLASSES[-1]} {times['by_classes'][-1]:.0f} and {times['by_dimensions'][-1]:.1f} milliseconds.")
+
+# %%
+C = layouts.cards()["sop"]["splits"]["train"]["classes"]
+print(f"at C = {CLASSES[-1]:,} the D × D form is {times['by_classes'][-1] / times['by_dimensions'][-1]:.0f} times faster on this machine")
+print(f"for SOP (C = {C:,}) one Gram matrix in float32 takes {4 * C**2 / 2**20:,.0f} MiB, or {4 * D**2 / 2**20:.1f} MiB")
+
+# %% [markdown]
+# One form grows with $C^2D$, the other with $CD^2$; they meet where $C = D$. `soft_orthogonality` picks the smaller one by itself. The gradients agree as well, for the two forms are the same function.
+
+# %% [markdown]
+# ### Exercise 1 · SO from singular values
+#
+# Let $\sigma_1, \sigma_2, \dots$ be the singular values of $\hat P$. Write SO (the sum) in terms of them and $C$ alone. Two facts suffice: the eigenvalues of $\hat P^\top\hat P$ are the $\sigma_k^2$, and the squared Frobenius norm of a symmetric matrix is the sum of its squared eigenvalues.
+
+# %%
+def so_from_spectrum(singular_values, num_classes):
+    """‖P̂P̂ᵀ − I‖² from the singular values of P̂."""
+    return float("nan")  # your code here
+
+
+def compare_spectrum(function):
+    for C, D in ((40, 128), (200, 16)):
+        P = torch.randn(C, D, generator=torch.Generator().manual_seed(session.seed)).double()
+        expected = soft_orthogonality(P, reduction="sum").item()
+        print(f"C = {C}, D = {D}: yours {float(function(geometry.describe(P).spectrum, C)):.4f}, expected {expected:.4f}")
+
+
+compare_spectrum(so_from_spectrum)
+
+# %% tags=["solution"]
+def so_from_spectrum(singular_values, num_classes):
+    return (singular_values**4).sum() - num_classes
+
+
+compare_spectrum(so_from_spectrum)
+
+# %% [markdown]
+# ## 6 · How low can it get?
+#
+# With $C\le D$ there is room for $C$ orthogonal directions, and SO can reach 0. With $C > D$ there is not. Exercise 1 gives the floor in two lines. There are at most $D$ singular values, and $\sum\sigma_k^2 = \lVert\hat P\rVert_F^2 = C$. By Cauchy–Schwarz,
+#
+# $$
+# C^2 = \Big(\sum_{k=1}^{D}\sigma_k^2\Big)^2 \le D\sum_{k=1}^{D}\sigma_k^4
+# \quad\Longrightarrow\quad
+# \text{SO} = \sum_k\sigma_k^4 - C \;\ge\; \frac{C^2}{D}-C ,
+# $$
+#
+# with equality when all $\sigma_k$ are equal: proxies use every direction alike (a *tight frame*).
+#
+# From there it is one step to the worst pair. The largest squared cosine is at least the mean one, so for $C > D$ the coherence is at least
+#
+# $$
+# \max_{i\ne j}\lvert\cos\theta_{ij}\rvert \;\ge\; \sqrt{\frac{C^2/D - C}{C(C-1)}} = \sqrt{\frac{C-D}{D(C-1)}} ,
+# $$
+#
+# the *Welch bound*. **Predict:** gradient descent on SO alone, in 16 dimensions: will it find the floor? And will the worst pair reach the Welch bound along the way?
+
+# %%
+def descend(C, D, steps=400):
+    """Minimise SO alone from a random start; returns the RMS cosine after each step, and the proxies."""
+    start = torch.Generator().manual_seed(session.seed)
+    P = nn.Parameter(torch.randn(C, D, generator=start))
+    optimiser = torch.optim.Adam([P], lr=0.05)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    rms = []
+    for _ in range(steps):
+        optimiser.zero_grad()
+        value = soft_orthogonality(P)
+        value.backward()
+        optimiser.step()
+        schedule.step()
+        rms.append(math.sqrt(value.item()))
+    return rms, P.detach()
+
+
+D = 16
+SIZES = [8, 16, 20, 24, 32, 48, 64]
+paths, reached = {}, {}
+for C in SIZES:
+    paths[C], reached[C] = descend(C, D)
+ends = {C: geometry.describe(P) for C, P in reached.items()}
+
+# %%
+def rms_floor(C, D):
+    return math.sqrt(geometry.orthogonality_floor(C, D) / (C * (C - 1)))
+
+
+figure = figures.new_figure(12, 4.2)
+left, right = figure.subplots(1, 2)
+for C, dash, shade in zip((8, 16, 24, 64), ("-", (0, (5, 1.5)), "-.", (0, (1, 1))), ("#0072B2", "#009E73", "#E69F00", "#882255"), strict=True):
+    left.plot(range(1, 401), paths[C], ls=dash, color=shade, label=f"C = {C}")
+    left.axhline(rms_floor(C, D), color=shade, lw=1)
+left.set(xscale="log", xlabel="step", ylabel="RMS cosine", ylim=(-0.01, None), title="descent (thin lines: the floors)")
+left.legend()
+sizes = np.arange(8, 65)
+right.axhline(1 / math.sqrt(D), color=figures.COLOURS["chance"], ls=":", lw=1.6, label="chance, 1/√D")
+right.plot(sizes, [rms_floor(C, D) for C in sizes], color="#332288", lw=1.4, label="floor, and Welch bound")
+right.plot(SIZES, [ends[C].rms_cosine for C in SIZES], "o", color="#332288", ms=9, label="RMS cosine reached")
+right.plot(SIZES, [ends[C].coherence for C in SIZES], "^", color="#882255", ms=9, label="coherence reached")
+right.axvline(D, color="#C4C4C4", lw=1)
+right.set(xlabel="classes C", ylabel="cosine", ylim=(-0.02, None), title=f"after the descent, D = {D}")
+right.legend(fontsize=10)
+figures.finish(figure, "RMS cosine during descent on SO alone, and RMS cosine and coherence reached, by number of classes: " + "; ".join(f"C = {C}: {ends[C].rms_cosine:.2f}, {ends[C].coherence:.2f}" for C in SIZES) + ".")
+
+# %%
+pd.DataFrame(
+    {C: {"SO reached": s.orthogonality, "floor": s.orthogonality_floor, "coherence reached": s.coherence, "Welch bound": s.welch_bound} for C, s in ends.items()}
+).T.rename_axis("C").round(3)
+
+# %% [markdown]
+# **What we see.** SO finds its floor every time. The coherence does not come near the bound for $C > D$: the two bounds are the same number (in the right panel one line), but the first is about the *mean* square, the second about the *largest*. A tight frame can be had with some pairs quite close, and SO is content with it. So do not expect SO to separate the worst pair.
+#
+# As $C/D$ grows the floor rises towards chance. What is there to gain on the four benchmarks?
+
+# %%
+D = 384
+rows = []
+for name, card in layouts.cards().items():
+    C = card["splits"]["train"]["classes"]
+    rows.append([name, C, 1 / math.sqrt(D), rms_floor(C, D), geometry.welch_bound(C, D), 1 - rms_floor(C, D) * math.sqrt(D)])
+pd.DataFrame(rows, columns=["data set", "C", "chance RMS cosine", "floor of the RMS cosine", "Welch bound", "below chance by at most"]).set_index("data set").round(4)
+
+# %% [markdown]
+# On CUB and Cars perfect orthogonality is possible. On SOP random proxies are almost as orthogonal as any set of that size can be: there SO can undo what training does, but it cannot do better than chance by more than the last column says.
+
+# %% [markdown]
+# ## 7 · Do the two terms want the same?
+#
+# Notebook 03 ended its sphere with seven classes whose proxies had merged, for want of a term between them. Here is the term. **Predict:** with SO, will the seven classes come apart? In three dimensions, and in sixteen?
+
+# %%
+def train_toy(dim, so_weight, classes=7, steps=300):
+    """The toy of notebook 03, with SO: PA loss, largest cosine of two proxies, share of points nearest to their own."""
+    torch.manual_seed(session.seed)
+    toy = torch.Generator().manual_seed(session.seed)
+    centres = 1.5 * torch.randn(classes, 16, generator=toy)
+    labels = torch.arange(classes).repeat_interleave(40)
+    points = centres[labels] + torch.randn(len(labels), 16, generator=toy)
+    network = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, dim))
+    loss = SoftOrthogonalProxyAnchor(classes, dim, so_weight=so_weight)
+    optimiser = torch.optim.AdamW([{"params": network.parameters(), "lr": 2e-3}, {"params": [loss.proxies], "lr": 0.1}])
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        parts = loss.parts(network(points), labels)
+        parts["loss"].backward()
+        optimiser.step()
+        schedule.step()
+    with torch.no_grad():
+        nearest = (F.normalize(network(points), dim=1) @ F.normalize(loss.proxies, dim=1).T).argmax(1)
+    largest = geometry.off_diagonal(geometry.describe(loss.proxies).cosines).max()
+    return parts["proxy_anchor"].item(), largest, (nearest == labels).float().mean().item()
+
+
+rows = [[dim, weight, *train_toy(dim, weight)] for dim in (3, 16) for weight in (0, 10, 100)]
+pd.DataFrame(rows, columns=["D", "λ", "PA loss", "largest cosine of two proxies", "points nearest to their own"]).round(2)
+
+# %% [markdown]
+# **What we see.** In three dimensions SO does loosen the knot of proxies, but the loss of Proxy Anchor *rises*, and hardly more points, or even fewer, are nearest to their own proxy. In sixteen there is room for both, and neither costs the other much. The reason is in the targets: Proxy Anchor wants images at *obtuse* angles to foreign proxies, the more the better; SO wants proxies at exactly 90°, and for it 120° is as bad as 60°. Where dimensions are scarce the two compete.
+
+# %% [markdown]
+# ### Exercise 2 · A one-sided penalty
+#
+# If obtuse angles are welcome, why punish them? Write a penalty that counts only *positive* cosines: the mean of $\max(0, \cos\theta_{ij})^2$ over pairs of different proxies. The cell minimises it for four proxies in three dimensions, where SO has a positive floor. How low does yours get, and what do the angles look like?
+
+# %%
+def one_sided(P):
+    """Mean of the squared positive cosines of different proxies; (C, D) → a scalar."""
+    return soft_orthogonality(P)  # your code here; this is the two-sided one
+
+
+def compare_one_sided(function, C=4, D=3, steps=400):
+    P = nn.Parameter(torch.randn(C, D, generator=torch.Generator().manual_seed(session.seed)))
+    optimiser = torch.optim.Adam([P], lr=0.05)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        value = function(P)
+        value.backward()
+        optimiser.step()
+    shape = geometry.describe(P)
+    cosines = geometry.off_diagonal(shape.cosines)
+    print(f"penalty {value.item():.4f} (one-sided: 0.0000 expected; two-sided floor {rms_floor(C, D) ** 2:.4f})")
+    print(f"cosines between {cosines.min():+.3f} and {cosines.max():+.3f} (one-sided: none above 0.00), RMS {shape.rms_cosine:.3f}")
+
+
+compare_one_sided(one_sided)
+
+# %% tags=["solution"]
+def one_sided(P):
+    unit = F.normalize(P, dim=1)
+    positive = (unit @ unit.T).clamp_min(0)
+    count = len(P)
+    return (positive.square().sum() - positive.diagonal().square().sum()) / (count * (count - 1))
+
+
+compare_one_sided(one_sided)
+
+# %% [markdown]
+# This is not the paper's term, only a question worth asking of it. Nothing here says that it would retrieve better.
+
+# %% [markdown]
+# ## 8 · PA beside PA+SO
+#
+# Now the two runs of this course. They share data, start values, crops, batches and every setting but one, $\lambda$. **Predict three curves: what will SO do to the Proxy Anchor loss, to the RMS cosine, and to Recall@1 on held-out classes?**
+
+# %%
+pa_so = fit(session.config(so_weight=SO_WEIGHT))
+runs = {"PA": pa, "PA+SO": pa_so}
+print("settings that differ:", pa.config.differences(pa_so.config))
+
+# %%
+figures.training_curves({name: run.metrics for name, run in runs.items()}, dim=config.dim)
+
+# %%
+proxies |= {"PA+SO": pa_so.proxies()}
+shapes = {name: geometry.describe(p) for name, p in proxies.items()}
+table = pd.DataFrame({name: shape.summary() for name, shape in shapes.items()}).T
+table[["rms_cosine", "mean_cosine", "coherence", "mean_angle", "effective_rank", "orthogonality"]].round(3)
+
+# %%
+change = shapes["PA+SO"].rms_cosine / shapes["PA"].rms_cosine
+print(f"RMS cosine of the proxies: {shapes['PA'].rms_cosine:.3f} with PA, {shapes['PA+SO'].rms_cosine:.3f} with PA+SO ({change:.2f} ×); chance {shapes['PA'].chance_cosine:.3f}")
+last = {name: run.epochs[-1]["proxy_anchor"] for name, run in runs.items()}
+print(f"Proxy Anchor loss in the last epoch: {last['PA']:.2f} with PA, {last['PA+SO']:.2f} with PA+SO")
+
+# %% [markdown]
+# SO does to the proxies what it was made for; compare their RMS cosine with that of random directions, too. What it does to the other loss stands in the second line.
+#
+# That was geometry. Retrieval is another matter: test species *have* no proxies, and the question is whether images of a new species come closer together.
+
+# %%
+test = datasets.load(config.dataset, "test", config.root, **config.options)
+frozen_encoder = Encoder.create(config.encoder, weights=config.weights).to(session.device)
+encoders = {"frozen": frozen_encoder} | {name: run.encoder().to(session.device) for name, run in runs.items()}
+results = {name: evaluate(embed(encoder, test, progress=False), test.labels) for name, encoder in encoders.items()}
+figures.interval_plot(
+    [(name, result.recall[1], *result.interval(1), name) for name, result in results.items()],
+    "Recall@1 on test species",
+)
+
+# %%
+def verdict(name, change, low, high):
+    """One sentence about a difference and its interval."""
+    if low > 0:
+        finding = "better"
+    elif high < 0:
+        finding = "worse"
+    else:
+        finding = "no difference shown (the interval contains 0)"
+    return f"{name}: {change:+.3f} [{low:+.3f}, {high:+.3f}], {finding}"
+
+
+for k in (1, 4):
+    print(verdict(f"Recall@{k}, PA+SO minus PA", *difference(results["PA"], results["PA+SO"], k)))
+print(f"MAP@R: {results['PA'].map_at_r:.3f} with PA, {results['PA+SO'].map_at_r:.3f} with PA+SO")
+
+# %% [markdown]
+# Two warnings before anyone quotes these lines. The interval tells how the difference would vary with other *species*; it knows nothing about the luck of *one* training run. Another seed may give another sign; notebook 07 repeats the pair over several. And "no difference shown" is not "no difference": it says that a difference, if there is one, lies within the interval.
+
+# %% [markdown]
+# ## 9 · How much λ?
+#
+# A whole training for each $\lambda$ would take long. But the frozen features are on disk, and a linear head with proxies on top of them trains in seconds. It is a model of the real thing, not the real thing: the backbone cannot answer. **Predict:** over four orders of magnitude of $\lambda$, how do the RMS cosine of the proxies and Recall@1 on held-out classes change?
+
+# %%
+everything = datasets.load(config.dataset, "train", config.root, **config.options)
+training, held_out = datasets.hold_out(everything, config.validation_share, seed=config.seed)
+features, held_out_features = (torch.from_numpy(embed(frozen_encoder, s, progress=False)) for s in (training, held_out))  # (N, F)
+labels = torch.from_numpy(training.labels)
+
+
+def train_head(so_weight, seed, epochs=25, dim=config.dim):
+    """Linear head and proxies on frozen features; returns the loss module and results on held-out classes."""
+    torch.manual_seed(seed)
+    width, batch = features.shape[1], config.batch_size
+    head = nn.Sequential(nn.LayerNorm(width, elementwise_affine=False), nn.Linear(width, dim))
+    nn.init.orthogonal_(head[1].weight)
+    loss = SoftOrthogonalProxyAnchor(training.num_classes, dim, so_weight=so_weight)
+    optimiser = torch.optim.AdamW([{"params": head.parameters(), "lr": 2e-3}, {"params": [loss.proxies], "lr": 0.1}])
+    steps = len(features) // batch
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * steps)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(features))[: steps * batch].view(steps, batch):
+            optimiser.zero_grad()
+            loss(head(features[rows]), labels[rows]).backward()
+            optimiser.step()
+            schedule.step()
+    with torch.no_grad():
+        return head, loss, evaluate(head(held_out_features), held_out.labels, ks=(1,))
+
+
+LAMBDAS, SEEDS = (0, 1, 10, 100, 1000), range(3)
+study = {(weight, seed): train_head(weight, seed) for weight in LAMBDAS for seed in SEEDS}
+
+# %%
+def class_recall(weight):
+    """Recall@1 of each held-out class, mean over the seeds: (C',)."""
+    hits = np.mean([study[weight, seed][2].hits[:, 0] for seed in SEEDS], axis=0)  # (N,)
+    return np.bincount(held_out.labels, weights=hits) / np.bincount(held_out.labels)
+
+
+rng = np.random.default_rng(session.seed)
+draws = rng.integers(held_out.num_classes, size=(10_000, held_out.num_classes))  # classes drawn anew
+
+
+def with_interval(per_class):
+    return per_class.mean(), *np.quantile(per_class[draws].mean(1), [0.025, 0.975])
+
+
+rms = np.array([[geometry.describe(study[w, s][1].proxies).rms_cosine for w in LAMBDAS] for s in SEEDS])  # (S, λ)
+recall = np.array([with_interval(class_recall(w)) for w in LAMBDAS])  # (λ, 3)
+changes = np.array([with_interval(class_recall(w) - class_recall(0)) for w in LAMBDAS])  # (λ, 3), paired
+
+figure = figures.new_figure(12.5, 4)
+axes = figure.subplots(1, 3)
+places = np.arange(len(LAMBDAS))
+for seed in SEEDS:
+    axes[0].plot(places, rms[seed], "o", color=figures.COLOURS["PA+SO"], ms=6)
+axes[0].axhline(1 / math.sqrt(config.dim), color=figures.COLOURS["chance"], ls=":", lw=1.6)
+axes[0].text(places[-1], 1 / math.sqrt(config.dim) * 1.1, "random directions", ha="right", fontsize=11)
+axes[0].set(yscale="log", title="RMS cosine of the proxies")
+frozen = evaluate(held_out_features, held_out.labels, ks=(1,)).recall[1]
+axes[1].axhline(frozen, color=figures.COLOURS["frozen"], ls=":", lw=1.6)
+axes[1].text(places[-1] + 0.3, frozen, "frozen features", color=figures.COLOURS["frozen"], ha="right", va="bottom", fontsize=11)
+axes[1].set(title="Recall@1, held-out classes")
+axes[2].axhline(0, color=figures.COLOURS["chance"], ls=":", lw=1.6)
+axes[2].set(title="its change from λ = 0, paired")
+for axis, values in ((axes[1], recall), (axes[2], changes)):
+    shown = slice(0, None) if axis is axes[1] else slice(1, None)
+    axis.vlines(places[shown], *values[shown, 1:].T, color=figures.COLOURS["PA+SO"], lw=2.4)
+    axis.plot(places[shown], values[shown, 0], "s", color=figures.COLOURS["PA+SO"], ms=8)
+for axis in axes:
+    axis.set(xlabel="λ", xlim=(-0.5, places[-1] + 0.5))
+    axis.set_xticks(places, [f"{w:g}" for w in LAMBDAS])
+figures.finish(figure, "RMS cosine and Recall@1 for five weights of SO on frozen features: " + "; ".join(f"λ = {w}: {r:.3f}, {v[0]:.3f}" for w, r, v in zip(LAMBDAS, rms.mean(0), recall, strict=True)) + ".")
+
+# %%
+print(f"{len(SEEDS)} seeds, {held_out.num_classes} held-out classes, {len(held_out)} queries")
+for weight, cosine, change in zip(LAMBDAS[1:], rms.mean(0)[1:], changes[1:], strict=True):
+    print(verdict(f"λ = {weight:>4}: RMS cosine {cosine / rms.mean(0)[0]:.3f} × that of λ = 0; change of Recall@1", *change))
+
+# %% [markdown]
+# **What we see.** The proxies obey $\lambda$ over the whole range: their RMS cosine falls far below chance. Whether Recall@1 follows, the printed lines say. Read the intervals before the dots; they come from a handful of held-out classes, and the best of several $\lambda$ always looks a little better than it is.
+#
+# Why did it take a $\lambda$ of such a size to do anything? Compare the two gradients that a proxy feels:
+
+# %%
+head, loss, _ = study[0, 0]  # trained without SO
+rows = torch.randperm(len(features), generator=generator)[: config.batch_size]
+(pa_gradient,) = torch.autograd.grad(ProxyAnchor.forward(loss, head(features[rows]).detach(), labels[rows]), loss.proxies)
+(so_gradient_mean,) = torch.autograd.grad(soft_orthogonality(loss.proxies), loss.proxies)
+balance = (pa_gradient.norm() / so_gradient_mean.norm()).item()
+print(f"gradient of the proxies: PA {pa_gradient.norm():.2f}, SO (mean) at λ = 1 {so_gradient_mean.norm():.4f}; as long as each other at λ = {balance:.0f}")
+
+# %% [markdown]
+# A mean over all pairs is a small number with a small gradient: hence our default, `SO_WEIGHT`, in the hundreds of units rather than below one. It was chosen by us, for this reduction. For a real choice, do what this section does with whole training runs: on held-out *training* classes, over several seeds, and with the test classes kept out of it.
+#
+# ## Summary
+#
+# - Random directions have an RMS cosine of $1/\sqrt D$: near-orthogonality at the start is chance, and correlation is made by training.
+# - $\text{SO} = \lVert\hat P\hat P^\top - I\rVert_F^2$ is the sum of squared cosines. Normalise rows, or it is about lengths; average over pairs, or $\lambda$ means something else on every data set.
+# - Its gradient is $4(\hat P\hat P^\top-I)\hat P$, projected to the tangents of the sphere: linear in the cosines, blind to images. $\lVert\hat P^\top\hat P\rVert_F^2 - C$ is the same number and cheap for many classes.
+# - For $C > D$ the floor is $C^2/D - C$. SO reaches it; the worst pair stays above the Welch bound.
+# - SO makes proxies orthogonal, reliably. Whether that helps retrieval is a separate question; the cells of sections 8 and 9 print what was found here, and notebook 07 asks it over several seeds.
+#
+# ## Questions
+#
+# **1.** Somebody reports that their proxies after training with SO have an RMS cosine of 0.05 in 512 dimensions, and concludes that SO works. What do you ask?
+#
+# <details><summary>Answer</summary>
+#
+# What it was before training, and what it is after training without SO. Chance is $1/\sqrt{512}\approx 0.044$: random proxies would do slightly better. Only the comparison with the run without SO says what SO did. And whether retrieval changed is yet another question.
+#
+# </details>
+#
+# **2.** Can SO be zero for 11,318 classes in 512 dimensions? In 11,318 dimensions? Would you buy the dimensions?
+#
+# <details><summary>Answer</summary>
+#
+# No: the floor $C^2/D - C$ is positive for $C > D$. In 11,318 dimensions yes. But every embedding, index and search would grow by the same factor, while the RMS cosine in 512 dimensions is at most about $1/\sqrt{512}$ for proxies that are merely random; there is little to buy.
+#
+# </details>
+#
+# **3.** You train with SO as a *sum* on CUB (100 classes) and find a good $\lambda$. What would you use on Cars (98 classes), on SOP (11,318)? What if SO is the mean?
+#
+# <details><summary>Answer</summary>
+#
+# A sum over $C(C-1)$ pairs corresponds to a mean with $\lambda_{\text{mean}} = \lambda_{\text{sum}}\,C(C-1)$. For Cars that hardly differs; for SOP the sum has some thirteen thousand times as many terms, so the same $\lambda_{\text{sum}}$ would be far stronger. With the mean, the same $\lambda$ at least weighs the same *typical squared cosine*. It need not be the best one there: the gradient that a single proxy feels from a mean falls with $C$.
+#
+# </details>
+#
+# ## Further reading
+#
+# - F. Saberi-Movahed et al., [Deep Metric Learning with Soft Orthogonal Proxies](https://arxiv.org/abs/2306.13055), 2023: the idea of this notebook, Proxy Anchor with soft orthogonality on a DeiT encoder. We know its abstract, not its settings or results; normalisation, averaging and $\lambda$ here are ours.
+# - N. Bansal, X. Chen, Z. Wang, [Can We Gain More from Orthogonality Regularizations in Training Deep CNNs?](https://arxiv.org/abs/1810.09102), NeurIPS 2018: where "soft orthogonality" comes from, on the weights of networks, with stricter relatives that act on the largest cosine or singular value.
+# - L. Welch, Lower bounds on the maximum cross correlation of signals, IEEE Transactions on Information Theory, 1974: the bound of section 6, in its first home, radio.
+# - K. Musgrave, S. Belongie, S.-N. Lim, [A Metric Learning Reality Check](https://arxiv.org/abs/2003.08505), ECCV 2020: why section 8 says so little on the strength of one pair of runs.
