@@ -124,7 +124,7 @@ def hero(out: Path) -> None:
     for part in parts:
         page.paste(part, (0, top))
         top += part.height
-    page.quantize(256).save(out, optimize=True)
+    page.save(out, optimize=True)
     print(out)
 
 

@@ -225,6 +225,18 @@ def report(name: str, notebook: nbformat.NotebookNode, error: Exception) -> None
     print(f"  {name}, {failing_cell(notebook)}:\n    {lines}", file=sys.stderr)
 
 
+def drop_progress_bars(notebook: nbformat.NotebookNode) -> None:
+    """Live widgets mean nothing in a file: what would be left of a bar is its first state, 0 %."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [
+                output
+                for output in cell.outputs
+                if "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
+            ]
+    notebook.metadata.pop("widgets", None)
+
+
 def execute(names: list[str], out: Path | None, solutions: bool) -> None:
     """Run notebooks one after the other; all are tried, then a failure of any is reported."""
     failed, begin = [], time.perf_counter()
@@ -236,6 +248,7 @@ def execute(names: list[str], out: Path | None, solutions: bool) -> None:
             print(f"{script.stem} ...", end=" ", flush=True)
             start = time.perf_counter()
             error = run(notebook)
+            drop_progress_bars(notebook)
             seconds = time.perf_counter() - start
             print(f"{'FAILED after ' if error else ''}{seconds:.0f} s", flush=True)
             if out or not error:  # a failed run does not replace a committed notebook

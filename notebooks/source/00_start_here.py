@@ -23,7 +23,7 @@
 #
 # **Before you start** Python, and the idea that a network turns a picture into a vector. The mathematics here is one fraction and two sums.
 #
-# **Time** less than a minute on a two-core laptop once the two training runs exist, plus TIME_TRAIN if they do not; on a T4 GPU in full mode: not measured.
+# **Time** less than a minute on a two-core laptop once the two training runs exist, plus about three minutes if they do not; on a T4 GPU in full mode: not measured.
 
 # %% tags=["setup"]
 # On Colab this installs sobook; on your machine `make` has installed it already.

@@ -23,7 +23,7 @@
 #
 # **Before you start** Notebook 00 for the whole, 02 for the frozen features. You need the chain rule, the exponential and the idea of a softmax.
 #
-# **Time** About half a minute on a two-core laptop once the training run exists, and two minutes more if it does not; on a T4 GPU in full mode: not measured.
+# **Time** About half a minute on a two-core laptop once the training run exists, and the minutes of its training (notebook 00) if it does not; on a T4 GPU in full mode: not measured.
 
 # %% tags=["setup"]
 # On Colab this installs sobook; on your machine `make` has installed it already.
@@ -42,7 +42,6 @@ session = notebook.setup()
 # %%
 import math
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -369,7 +368,7 @@ shades = dict(zip(SCALES, colormaps["viridis"](np.linspace(0.85, 0.1, len(SCALES
 s = torch.linspace(-0.5, 0.8, 400)
 random_cosines = torch.randn(500, 100, generator=torch.Generator().manual_seed(session.seed)) / math.sqrt(128)  # of 100 proxies
 
-figure = figures.new_figure(13, 4.2)
+figure = figures.new_figure(12, 3.8)
 axes = figure.subplots(1, 3)
 hardest_tenth = {}
 for alpha, dash in SCALES.items():
@@ -420,14 +419,14 @@ def gradient_of_image_0(function, cosines):
     return torch.autograd.grad(function(free), free)[0][0]  # (C,)
 
 
-def compare_influence(function):
-    calm = torch.zeros(B, C)
+def compare_influence(function, own=own, labels=labels):
+    calm = torch.zeros(own.shape)  # (B, C), as in section 2
     harder = calm.clone()
     harder[1] = torch.tensor([-0.3, 0.3, 0.3, 0.3])  # image 1, of class 0, comes close to other proxies
     for name, loss in (("Proxy Anchor", lambda c: naive(c, own)), ("yours", lambda c: function(c, labels))):
         change = gradient_of_image_0(loss, harder) - gradient_of_image_0(loss, calm)
         print(f"{name:>12}: loss {loss(calm):.4f}, gradient of image 0 changes by {change.abs().max():.4f}")
-    print(f"    expected: loss {math.log(C):.4f}, gradient of image 0 changes by 0.0000")
+    print(f"    expected: loss {math.log(own.shape[1]):.4f}, gradient of image 0 changes by 0.0000")
 
 
 compare_influence(row_softmax)
@@ -501,9 +500,7 @@ def describe_toy(toy):
 
 # %%
 four = train_toy(classes=4)
-with plt.rc_context({"figure.dpi": 64}):  # spheres make large files
-    figure = figures.spheres({"before training": four["before"], "after training": four["after"]}, four["labels"])
-figure
+figures.spheres({"before training": four["before"], "after training": four["after"]}, four["labels"])
 
 # %%
 pd.Series(describe_toy(four)).round(3).to_frame("four classes")
@@ -515,9 +512,7 @@ pd.Series(describe_toy(four)).round(3).to_frame("four classes")
 
 # %%
 seven = train_toy(classes=7)
-with plt.rc_context({"figure.dpi": 64}):
-    figure = figures.sphere(seven["after"][0], seven["labels"], seven["after"][1], title="after training")
-figure
+figures.sphere(seven["after"][0], seven["labels"], seven["after"][1], title="after training")
 
 # %%
 pd.DataFrame({"four classes": describe_toy(four), "seven classes": describe_toy(seven)}).round(3)
@@ -594,6 +589,7 @@ print(f"backbone {config.lr:g}, head {config.head_lr:g}, proxies {config.proxy_l
 # Now birds. Backbone, head and proxies are trained together, after a warm-up in which the backbone stands still while head and proxies find each other. The epoch that is kept is the one with the best Recall@1 on *held-out training classes*; the test species have no say.
 
 # %%
+datasets.prepare(config.dataset, config.root, progress=not session.quick)  # drawn or fetched once
 run = fit(config)
 print(f"{config.epochs} epochs (the backbone stands still in the first {config.warmup_epochs}), epoch {run.state['selected_epoch']} kept; {run.state['train_images']:,} images of {len(run.state['class_names'])} classes")
 

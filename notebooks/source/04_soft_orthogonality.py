@@ -23,7 +23,7 @@
 #
 # **Before you start** Notebook 03. You need matrix products, traces, singular values and the gradient of a function of a matrix.
 #
-# **Time** TIME_04 on a two-core laptop once the two training runs exist, and about four minutes more if they do not; on a T4 GPU in full mode: not measured.
+# **Time** About a minute on a two-core laptop once the two training runs exist, and the minutes of their training (notebook 00) if they do not; on a T4 GPU in full mode: not measured.
 
 # %% tags=["setup"]
 # On Colab this installs sobook; on your machine `make` has installed it already.
@@ -47,6 +47,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from matplotlib.patches import Circle
 from torch import nn
 
 from sobook import datasets, figures, geometry, layouts
@@ -86,6 +87,7 @@ pd.DataFrame(rows, columns=["D", "RMS cosine of 200 random directions", "1/√D"
 
 # %%
 config = session.config(so_weight=0.0)
+datasets.prepare(config.dataset, config.root, progress=not session.quick)  # drawn or fetched once
 pa = fit(config)
 
 # %%
@@ -95,10 +97,10 @@ figures.angle_histogram(proxies)
 # %%
 shapes = {name: geometry.describe(p) for name, p in proxies.items()}
 for name, shape in shapes.items():
-    print(f"{name:>15}: RMS cosine {shape.rms_cosine:.3f} = {shape.rms_cosine / shape.chance_cosine:.2f} × chance, mean cosine {shape.mean_cosine:+.3f}, coherence {shape.coherence:.3f}")
+    print(f"{name:>15}: RMS cosine {shape.rms_cosine:.3f} = {shape.rms_cosine / shape.chance_cosine:.2f} × chance, mean cosine {shape.mean_cosine:+.3f}, spread about it {math.sqrt(shape.rms_cosine**2 - shape.mean_cosine**2):.3f}, coherence {shape.coherence:.3f}")
 
 # %% [markdown]
-# **What we see.** At the start the histogram follows the curve of random directions. That is not a virtue of the start values. Training moves the whole histogram away from 90°, to one side, and widens it. *Correlation is made by training.* It has two parts, and the mean cosine separates them: a lean that all proxies share (03 showed where it comes from), and a spread about it, pairs that are closer or further than others (05 asks which).
+# **What we see.** At the start the histogram follows the curve of random directions. That is not a virtue of the start values. Training moves the whole histogram away from 90°, to one side. *Correlation is made by training.* It has two parts, and the printed line separates them: a mean, the lean that all proxies share (03 showed where it comes from), and a spread about it, pairs that are closer or further apart than others (05 asks which). The squares of the two add up to the square of the RMS cosine.
 #
 # Is crowding bad? Not obviously. Two proxies may be close because their species look alike, and then the closeness is knowledge. The paper that this course is named after holds that it is redundancy, and penalises it. We first build the penalty, then ask.
 
@@ -108,7 +110,7 @@ for name, shape in shapes.items():
 # Orthogonal unit vectors have $\hat P\hat P^\top = I$, the $C\times C$ identity. Soft orthogonality measures how far from it we are, as a squared Frobenius norm:
 #
 # $$
-# \text{SO}(P) = \big\lVert \hat P\hat P^\top - I \big\rVert_F^2 = \sum_{i\ne j}\cos^2\theta_{ij} .
+# \text{SO}(P) = \lVert \hat P\hat P^\top - I \rVert_F^2 = \sum_{i\ne j}\cos^2\theta_{ij} .
 # $$
 #
 # The diagonal of $\hat P\hat P^\top$ is 1 because rows have unit length, so only cosines of *different* proxies are left. "Soft", because it is one more term in the loss and not a constraint:
@@ -138,7 +140,7 @@ def at_angles(*degrees):
 grid = torch.linspace(0, 180, 91, dtype=torch.float64)
 landscape = np.array([[soft_orthogonality(at_angles(0, a, b), reduction="sum") for a in grid] for b in grid])
 
-angles = torch.tensor([8.0, 25.0], dtype=torch.float64, requires_grad=True)  # of the second and third proxy
+angles = torch.tensor([20.0, 35.0], dtype=torch.float64, requires_grad=True)  # of the second and third proxy
 path = [angles.tolist()]
 for _ in range(150):
     (slope,) = torch.autograd.grad(soft_orthogonality(torch.cat([at_angles(0), torch.stack([angles.deg2rad().cos(), angles.deg2rad().sin()], 1)]), reduction="sum"), angles)
@@ -148,7 +150,7 @@ path = np.array(path)  # (steps, 2)
 
 
 def draw_circle(axis, degrees, title):
-    axis.add_patch(figures.mpl.patches.Circle((0, 0), 1, fill=False, ec="#C4C4C4"))
+    axis.add_patch(Circle((0, 0), 1, fill=False, ec="#C4C4C4"))
     for number, (x, y) in enumerate(at_angles(*degrees).tolist()):
         axis.annotate("", (x, y), (0, 0), arrowprops={"arrowstyle": "-|>", "lw": 2.4, "color": "#222222"})
         axis.text(1.16 * x, 1.16 * y, f"p{number + 1}", ha="center", va="center")
@@ -163,11 +165,11 @@ filled = axes[0].contourf(grid, grid, landscape, levels=20, cmap="viridis")
 axes[0].plot(*path.T, color="white", lw=2.4)
 axes[0].plot(*path[0], "o", color="white", ms=8)
 axes[0].plot(*path[-1], "*", color="white", ms=15)
-axes[0].set(xlabel="angle of p2", ylabel="angle of p3", xticks=[0, 60, 120, 180], yticks=[0, 60, 120, 180], title="SO, p1 at 0°")
+axes[0].set(xlabel="angle of p2", ylabel="angle of p3", xlim=(0, 180), ylim=(0, 180), xticks=[0, 60, 120, 180], yticks=[0, 60, 120, 180], title="SO, p1 at 0°")
 figure.colorbar(filled, ax=axes[0])
 draw_circle(axes[1], (0, *path[0]), "start")
 draw_circle(axes[2], (0, *path[-1]), "end")
-draw_circle(axes[3], (0, path[-1][0] + 180, path[-1][1]), "p2 turned round")
+draw_circle(axes[3], (0, path[-1][0] + 180, path[-1][1]), "p2 turned")
 figures.finish(figure, f"SO of three proxies in the plane over two angles, with a descent from {path[0].round()} to {path[-1].round()} degrees; turning one proxy round does not change SO.")
 
 # %% [markdown]
@@ -193,13 +195,13 @@ def so_gradient(P):
     """∂ SO / ∂P by hand, for the sum; (C, D) → (C, D)."""
     lengths = P.norm(dim=1, keepdim=True)  # (C, 1)
     unit = P / lengths
-    free = 4 * (unit @ unit.T - torch.eye(len(P))) @ unit  # (C, D): as if rows could move freely
+    free = 4 * (unit @ unit.T - torch.eye(len(P), dtype=P.dtype)) @ unit  # (C, D): as if rows could move freely
     tangent = free - (free * unit).sum(1, keepdim=True) * unit  # the part at right angles to each row
     return tangent / lengths
 
 
 for C, D in ((3, 2), (40, 128), (200, 16)):
-    P = torch.randn(C, D, generator=generator, requires_grad=True)
+    P = torch.randn(C, D, generator=generator, dtype=torch.float64, requires_grad=True)
     (automatic,) = torch.autograd.grad(soft_orthogonality(P, reduction="sum"), P)
     cmp(f"gradient by hand against autograd, C = {C}, D = {D}", so_gradient(P), automatic)
 
@@ -228,7 +230,7 @@ for name, card in layouts.cards().items():
     rows.append([name, C, P.norm(dim=1).mean().item(), (diagonal / (diagonal + off_diagonal)).item(), total, mean])
 columns = ["data set", "C", "length of a row", "without hats: share of the lengths", "SO, sum", "SO, mean"]
 table = pd.DataFrame(rows, columns=columns).set_index("data set")
-table.map("{:,.4g}".format)
+table.apply(lambda column: column.map({"C": "{:,.0f}", "SO, sum": "{:,.0f}", "SO, mean": "{:.5f}"}.get(column.name, "{:.2f}").format))
 
 # %%
 ratio = table["SO, sum"].max() / table["SO, sum"].min()
@@ -238,11 +240,11 @@ print(f"the mean differs by a factor of {table['SO, mean'].max() / table['SO, me
 # %% [markdown]
 # **What we see.**
 #
-# - Without hats, part of the term, on small data sets most of it, is about *lengths*: it pulls every row to length 1. But Proxy Anchor does not see lengths at all, so that is effort spent on something nobody uses. With hats, only angles count.
+# - Without hats most of the term is about *lengths*: it pulls every row to length 1. But Proxy Anchor does not see lengths at all, so that is effort spent on something nobody uses. With hats, only angles count.
 # - The *sum* of equally random proxies differs by four orders of magnitude, because it has $C(C-1)$ terms. A $\lambda$ tuned on CUB would mean something else entirely on SOP. So the package divides:
 #
 # $$
-# \text{SO}_{\text{mean}} = \frac{1}{C(C-1)}\,\big\lVert\hat P\hat P^\top-I\big\rVert_F^2 ,
+# \text{SO}_{\text{mean}} = \frac{1}{C(C-1)}\,\lVert\hat P\hat P^\top-I\rVert_F^2 ,
 # $$
 #
 # the mean squared cosine of two different proxies; its root is the RMS cosine, and chance is $1/D$. These two choices are ours. What the paper does here, and its $\lambda$, we do not know.
@@ -623,14 +625,12 @@ places = np.arange(len(LAMBDAS))
 for seed in SEEDS:
     axes[0].plot(places, rms[seed], "o", color=figures.COLOURS["PA+SO"], ms=6)
 axes[0].axhline(1 / math.sqrt(config.dim), color=figures.COLOURS["chance"], ls=":", lw=1.6)
-axes[0].text(places[-1], 1 / math.sqrt(config.dim) * 1.1, "random directions", ha="right", fontsize=11)
-axes[0].set(yscale="log", title="RMS cosine of the proxies")
+axes[0].set(yscale="log", title="RMS cosine of the proxies\n(dotted: random directions)")
 frozen = evaluate(held_out_features, held_out.labels, ks=(1,)).recall[1]
 axes[1].axhline(frozen, color=figures.COLOURS["frozen"], ls=":", lw=1.6)
-axes[1].text(places[-1] + 0.3, frozen, "frozen features", color=figures.COLOURS["frozen"], ha="right", va="bottom", fontsize=11)
-axes[1].set(title="Recall@1, held-out classes")
+axes[1].set(title="Recall@1, held-out classes\n(dotted: frozen features)")
 axes[2].axhline(0, color=figures.COLOURS["chance"], ls=":", lw=1.6)
-axes[2].set(title="its change from λ = 0, paired")
+axes[2].set(title="change of Recall@1 from λ = 0\n(the same classes and seeds)")
 for axis, values in ((axes[1], recall), (axes[2], changes)):
     shown = slice(0, None) if axis is axes[1] else slice(1, None)
     axis.vlines(places[shown], *values[shown, 1:].T, color=figures.COLOURS["PA+SO"], lw=2.4)
@@ -656,10 +656,10 @@ rows = torch.randperm(len(features), generator=generator)[: config.batch_size]
 (pa_gradient,) = torch.autograd.grad(ProxyAnchor.forward(loss, head(features[rows]).detach(), labels[rows]), loss.proxies)
 (so_gradient_mean,) = torch.autograd.grad(soft_orthogonality(loss.proxies), loss.proxies)
 balance = (pa_gradient.norm() / so_gradient_mean.norm()).item()
-print(f"gradient of the proxies: PA {pa_gradient.norm():.2f}, SO (mean) at λ = 1 {so_gradient_mean.norm():.4f}; as long as each other at λ = {balance:.0f}")
+print(f"gradient of the proxies: PA {pa_gradient.norm():.2f}, SO (mean) at λ = 1 {so_gradient_mean.norm():.4f}; as long as each other at λ = {balance:.0f}; our default is {SO_WEIGHT:g}")
 
 # %% [markdown]
-# A mean over all pairs is a small number with a small gradient: hence our default, `SO_WEIGHT`, in the hundreds of units rather than below one. It was chosen by us, for this reduction. For a real choice, do what this section does with whole training runs: on held-out *training* classes, over several seeds, and with the test classes kept out of it.
+# A mean over all pairs is a small number with a small gradient: hence a default far above one. It was chosen by us, for this reduction. For a real choice, do what this section does with whole training runs: on held-out *training* classes, over several seeds, and with the test classes kept out of it.
 #
 # ## Summary
 #
