@@ -238,7 +238,8 @@ def tile(axis: Axes, image, x: float, y: float, *, right=None, caption=None, **o
                   ha="center", va="center", fontsize=13,
                   bbox={"boxstyle": "circle,pad=0.15", "fc": shade, "ec": "white"})  # fmt: skip
     if caption is not None:
-        lines = textwrap.wrap(str(caption), 15, break_on_hyphens=False)[:2]
+        wrap = textwrap.TextWrapper(17, break_on_hyphens=False, break_long_words=False)
+        lines = wrap.wrap(str(caption))[:2]
         axis.text(x + 0.5, y + 1.03, "\n".join(lines), ha="center", va="top", fontsize=10,
                   linespacing=1.0)  # fmt: skip
     return shown
