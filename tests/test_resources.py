@@ -67,11 +67,11 @@ def test_data_root_is_argument_then_setting_then_checkout_then_here(checkout, mo
 
 
 def test_data_root_knows_the_home_folder(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/reader")
-    monkeypatch.setenv("USERPROFILE", "/home/reader")
-    assert resources.data_root("~/birds") == Path("/home/reader/birds")
+    monkeypatch.setenv("HOME", "/nowhere/reader")
+    monkeypatch.setenv("USERPROFILE", "/nowhere/reader")
+    assert resources.data_root("~/birds") == Path("/nowhere/reader/birds")
     monkeypatch.setenv("SOBOOK_DATA", "~/birds")
-    assert resources.data_root() == Path("/home/reader/birds")
+    assert resources.data_root() == Path("/nowhere/reader/birds")
 
 
 # --- Near matches --------------------------------------------------------------------------------
