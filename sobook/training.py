@@ -78,22 +78,13 @@ def evaluate_run(config: TrainConfig, encoder: Encoder, *, progress: bool = Fals
         query, gallery = _load(config, "query"), _load(config, "gallery")
         return evaluate(
             embed(encoder, query, progress=progress),
-            query_labels(query, gallery),
+            query.labels,  # numbered as in the gallery
             gallery=embed(encoder, gallery, progress=progress),
             gallery_labels=gallery.labels,
             ks=ks,
         )
     test = _load(config, "test")
     return evaluate(embed(encoder, test, progress=progress), test.labels, ks=ks)
-
-
-def query_labels(query: datasets.ImageSet, gallery: datasets.ImageSet):
-    """Labels of the queries in the numbering of the gallery, by the names of the classes."""
-    number = {name: label for label, name in enumerate(gallery.class_names)}
-    absent = iter(range(len(number), len(number) + query.num_classes))
-    mapped = [number.get(name) for name in query.class_names]
-    mapped = [next(absent) if label is None else label for label in mapped]
-    return torch.tensor(mapped)[torch.from_numpy(query.labels)].numpy()
 
 
 def learning_rate_factor(step: int, total: int, schedule: str) -> float:

@@ -237,16 +237,3 @@ class TestConfig:
     def test_bad_settings(self, changes, message):
         with pytest.raises(ValueError, match=message):
             TrainConfig().replace(**changes)
-
-
-def test_query_labels_follow_the_names_of_the_gallery():
-    import numpy as np
-
-    from sobook.datasets import ImageSet
-
-    def image_set(names, labels):
-        return ImageSet(tuple("x" * len(labels)), np.array(labels), names, "inshop", "query")
-
-    query = image_set(("b", "z", "a"), [0, 1, 2, 0])
-    gallery = image_set(("a", "b", "c"), [0, 1, 2])
-    assert list(training.query_labels(query, gallery)) == [1, 3, 0, 1]
