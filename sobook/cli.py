@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -85,7 +86,14 @@ def prepare(
         root: folder that holds the data sets; default: $SOBOOK_DATA, else data/.
         options: options of the data set.
     """
-    print(datasets.prepare(name, root, **options))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of what is left out: listed in full below
+        folder = datasets.prepare(name, root, **options)
+        splits = ("train", "test") if name == "folder" else ()
+        notes = [note for split in splits for note in datasets.load(name, split, root).notes]
+    for note in dict.fromkeys(notes):  # each once
+        print(f"note: {note}")
+    print(folder)
 
 
 def train(config: Annotated[TrainConfig, tyro.conf.arg(name="")]) -> None:
@@ -217,6 +225,7 @@ COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 well, 1 an error, 2 wrong usage."""
+    warnings.formatwarning = lambda message, *_, **__: f"sobook: {message}\n"
     try:
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,

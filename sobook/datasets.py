@@ -6,6 +6,7 @@ checks it against the counts in ``data/benchmarks.toml``; `prepare` fetches what
 
 from __future__ import annotations
 
+import hashlib
 import html
 import os
 import warnings
@@ -276,7 +277,11 @@ def _read_folder(split: str, root: str | os.PathLike | None) -> ImageSet:
     classes, left_out = layouts.class_folders(root / split if given else root)
     if not given:
         classes = _half(classes, split, root)
-    unreadable = {p: why for paths in classes.values() for p in paths if (why := layouts.broken(p))}
+    key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]
+    unreadable = layouts.unreadable(
+        [path for paths in classes.values() for path in paths],
+        memory=resources.data_root() / "cache" / f"folder-{key}.json",
+    )
     classes = {name: [p for p in paths if p not in unreadable] for name, paths in classes.items()}
     classes = {name: paths for name, paths in classes.items() if paths}
     if not classes:

@@ -5,10 +5,12 @@ depend on the number of worker processes, nor on where a training run was picked
 """
 
 import hashlib
+import io
 import json
 import os
 import shutil
 import uuid
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +25,8 @@ from tqdm.auto import tqdm
 from sobook import resources
 from sobook.datasets import ImageSet
 
-_VERSION = 1  # part of every cache key: raise it when decoding or resizing changes
+RAW_BUDGET = 8 * 2**30  # bytes; beyond it the pixel cache holds JPEG instead of raw pixels
+_VERSION = 2  # part of every cache key: raise it when decoding or resizing changes
 
 
 class ImageError(ValueError):
@@ -63,7 +66,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 class Pixels:
-    """Decoded images of an `ImageSet`: a flat file of bytes, read through the page cache.
+    """Decoded images of an `ImageSet`: one flat file, read through the operating system's cache.
 
     ``pixels[i]`` is image i as (H, W, 3) uint8. Memory in use does not grow with the number of
     images, and worker processes share one copy.
@@ -71,8 +74,10 @@ class Pixels:
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
-        self.shapes = np.load(self.folder / "shapes.npy")  # (N, 2) height and width
-        self._starts = np.concatenate([[0], np.cumsum(self.shapes.prod(1) * 3)])
+        with np.load(self.folder / "index.npz") as index:
+            self.shapes = index["shapes"]  # (N, 2) height and width
+            self._starts = index["starts"]  # (N + 1,) where each image begins
+            self.as_jpeg = bool(index["as_jpeg"])
         self._bytes = None  # opened on first use, anew in each worker process
 
     def __len__(self) -> int:
@@ -81,16 +86,22 @@ class Pixels:
     def __getitem__(self, index: int) -> np.ndarray:
         if self._bytes is None:
             self._bytes = np.memmap(self.folder / "pixels.bin", np.uint8, mode="r")
-        height, width = self.shapes[index]
-        flat = self._bytes[self._starts[index] : self._starts[index + 1]]
-        return np.asarray(flat).reshape(height, width, 3)
+        flat = np.asarray(self._bytes[self._starts[index] : self._starts[index + 1]])
+        if self.as_jpeg:
+            return np.asarray(Image.open(io.BytesIO(flat)))
+        return flat.reshape(*self.shapes[index], 3)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_bytes": None}
 
 
 def pixels(
-    image_set: ImageSet, short_side: int, *, enlarge: bool = True, progress: bool = True
+    image_set: ImageSet,
+    short_side: int,
+    *,
+    enlarge: bool = True,
+    budget: int = RAW_BUDGET,
+    progress: bool = True,
 ) -> Pixels:
     """Decode every image once and keep it, resized, under ``<data root>/cache``.
 
@@ -98,26 +109,61 @@ def pixels(
         image_set: N images.
         short_side: pixels of the shorter side after bicubic resizing; the aspect ratio stays.
         enlarge: also enlarge images that are smaller; otherwise they are kept as they are.
-        progress: show a bar while decoding.
+        budget: bytes that raw pixels may take; a set that would take more is kept as JPEG of high
+            quality, about a tenth of the size but slower to read.
+        progress: show a bar while decoding, and say beforehand where a cache of more than 1 GB
+            goes.
 
     Returns:
         `Pixels`. A second call with the same files and settings reads the cache; a source file
         that has changed in size or date makes a new one.
 
     Raises:
-        ImageError: a file is missing or corrupt; nothing is left behind.
+        ImageError: a file is missing or corrupt, or the disk too full; nothing is left behind.
     """
-    key = fingerprint(image_set, short_side, enlarge)
+    raw = _raw_size(image_set, short_side, enlarge)
+    as_jpeg = raw > budget
+    key = fingerprint(image_set, short_side, enlarge, as_jpeg)
     folder = resources.data_root() / "cache" / f"pixels-{image_set.name}-{image_set.split}-{key}"
     if not folder.exists():
         partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.partial")
         partial.mkdir(parents=True)
         try:
-            _decode_all(image_set, short_side, enlarge, partial, progress)
+            _announce(image_set, raw, as_jpeg, partial.parent, progress)
+            _decode_all(image_set, short_side, enlarge, as_jpeg, partial, progress)
             _move_into_place(partial, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return Pixels(folder)
+
+
+def _raw_size(image_set: ImageSet, short_side: int, enlarge: bool) -> int:
+    """Estimated bytes of all decoded images, from the headers of a few."""
+    sample = np.linspace(0, len(image_set) - 1, min(len(image_set), 64)).astype(int)
+    areas = []
+    for index in sample:
+        try:
+            with Image.open(image_set.paths[index]) as image:
+                width, height = _target(image.size, short_side, enlarge)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            continue  # reported with its path when it is decoded
+        areas.append(width * height)
+    return int(np.mean(areas) * 3 * len(image_set)) if areas else 0
+
+
+def _announce(image_set, raw: int, as_jpeg: bool, folder: Path, progress: bool) -> None:
+    """Say where a large cache goes, and refuse it where it does not fit."""
+    size = raw // 10 if as_jpeg else raw
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise ImageError(
+            f"the decoded images of {image_set.name} {image_set.split} need about "
+            f"{size / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB are free: make room, or "
+            "set SOBOOK_DATA to another disk."
+        )
+    if progress and size > 1e9:
+        kind = "as JPEG" if as_jpeg else "raw"
+        print(f"keeping {len(image_set):,} decoded images {kind}, {size / 1e9:.1f} GB, in {folder}")
 
 
 def fingerprint(image_set: ImageSet, *settings) -> str:
@@ -134,30 +180,39 @@ def fingerprint(image_set: ImageSet, *settings) -> str:
     return digest.hexdigest()[:16]
 
 
-def _decode_all(image_set, short_side, enlarge, folder, progress) -> None:
-    def decode(path):
-        return np.asarray(_resized(read_image(path), short_side, enlarge))
+def _decode_all(image_set, short_side, enlarge, as_jpeg, folder, progress) -> None:
+    def decode(path) -> tuple[tuple[int, int], bytes]:
+        image = read_image(path)
+        image = image.resize(_target(image.size, short_side, enlarge), Image.Resampling.BICUBIC)
+        return (image.height, image.width), _encoded(image) if as_jpeg else image.tobytes()
 
-    shapes = []
+    shapes, lengths = [], []
     bar = tqdm(
         total=len(image_set), desc="decoding", unit="image", disable=None if progress else True
     )
     with ThreadPoolExecutor(os.cpu_count()) as pool, open(folder / "pixels.bin", "wb") as file, bar:
         for start in range(0, len(image_set), 256):  # bounds what waits in memory to be written
-            for array in pool.map(decode, image_set.paths[start : start + 256]):
-                shapes.append(array.shape[:2])
-                file.write(array.tobytes())
+            for shape, data in pool.map(decode, image_set.paths[start : start + 256]):
+                shapes.append(shape)
+                lengths.append(file.write(data))
                 bar.update()
-    np.save(folder / "shapes.npy", np.array(shapes, dtype=np.int64))
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    np.savez(folder / "index.npz", shapes=shapes, starts=starts, as_jpeg=as_jpeg)
 
 
-def _resized(image: Image.Image, short_side: int, enlarge: bool) -> Image.Image:
-    shorter = min(image.size)
-    if shorter == short_side or (shorter < short_side and not enlarge):
-        return image
-    # The long side is truncated, as torchvision's Resize does.
-    size = [short_side * side // shorter for side in image.size]
-    return image.resize(size, Image.Resampling.BICUBIC)
+def _encoded(image: Image.Image) -> bytes:
+    data = io.BytesIO()
+    image.save(data, "JPEG", quality=95, subsampling=0)
+    return data.getvalue()
+
+
+def _target(size: tuple[int, int], short_side: int, enlarge: bool) -> tuple[int, int]:
+    """Width and height with the shorter side as wanted; the longer is truncated, as torchvision's
+    Resize does."""
+    shorter = min(size)
+    if shorter < short_side and not enlarge:
+        return size
+    return short_side * size[0] // shorter, short_side * size[1] // shorter
 
 
 def _move_into_place(partial: Path, folder: Path) -> None:
@@ -240,6 +295,12 @@ def _uniform_plan(rng, labels, batch_size, _):
 def _balanced_plan(rng, labels, batch_size, images_per_class):
     classes_per_batch, rest = divmod(batch_size, images_per_class)
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    if small := sum(len(images) < images_per_class for images in members):
+        warnings.warn(
+            f"{small} of {len(members)} classes have fewer than {images_per_class} images: "
+            "theirs are repeated within a batch.",
+            stacklevel=4,
+        )
     if rest or classes_per_batch > len(members):
         raise ValueError(
             f"a batch of {batch_size} cannot hold {images_per_class} images each of "

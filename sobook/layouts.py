@@ -6,9 +6,11 @@ as many as the manifest says, is checked in `sobook.datasets`, in the same way f
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -108,15 +110,43 @@ def _files(folder: str) -> Iterable[Path]:
                 yield Path(where, file)
 
 
-def broken(path: Path) -> str | None:
-    """Why the picture's header cannot be read, or None; its pixels are left to the decoder."""
+def broken(path: Path, *, whole: bool = False) -> str | None:
+    """Why the picture cannot be read, or None: its header, or the `whole` of its pixels."""
     try:
-        with Image.open(path):
+        with Image.open(path) as image:
+            if whole:
+                image.load()
             return None
     except Image.UnidentifiedImageError:
         return "not a picture, whatever its name says" if path.stat().st_size else "empty file"
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         return getattr(error, "strerror", None) or str(error)
+
+
+def unreadable(paths: list[Path], memory: Path) -> dict[Path, str]:
+    """The pictures that cannot be decoded, with reasons.
+
+    Decoding all of a large folder takes a while, so verdicts are kept in the file `memory` and
+    asked for again only when a picture's size or date has changed.
+    """
+    known = json.loads(memory.read_text()) if memory.is_file() else {}
+    verdicts = {}
+
+    def judge(path: Path) -> None:
+        stat = path.stat()
+        mark = [stat.st_size, stat.st_mtime_ns]
+        old = known.get(str(path))
+        why = old[2] if old and old[:2] == mark else broken(path, whole=True)
+        verdicts[str(path)] = [*mark, why]
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(judge, paths))
+    if any(known.get(path) != verdict for path, verdict in verdicts.items()):
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        partial = memory.with_name(f".{memory.name}.{os.getpid()}")
+        partial.write_text(json.dumps({**known, **verdicts}))
+        os.replace(partial, memory)
+    return {path: why for path in paths if (why := verdicts[str(path)][2])}
 
 
 def _need(home: Path, *candidates: str) -> Path:

@@ -1,5 +1,7 @@
 """Decoding, the pixel cache, and batches."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -98,6 +100,25 @@ class TestPixels:
         source = images.pixels(some_images, 64, enlarge=False, progress=False)
         assert source[3].shape == (23, 27, 3)
 
+    def test_a_set_over_budget_is_kept_as_jpeg(self, some_images):
+        raw = images.pixels(some_images, 64, progress=False)
+        small = images.pixels(some_images, 64, budget=1000, progress=False)
+        assert small.as_jpeg and not raw.as_jpeg and small.folder != raw.folder
+        for index in range(len(raw)):
+            assert small[index].shape == raw[index].shape
+            assert np.abs(small[index].astype(int) - raw[index]).mean() < 6  # noise, the worst case
+
+    def test_large_caches_are_announced_and_a_full_disk_is_refused(
+        self, some_images, monkeypatch, capsys, tmp_path
+    ):
+        monkeypatch.setattr(images, "_raw_size", lambda *_: 2_500_000_000)
+        images.pixels(some_images, 16, progress=True)
+        assert "2.5 GB" in capsys.readouterr().out
+        usage = shutil.disk_usage(tmp_path)._replace(free=10**6)
+        monkeypatch.setattr(images.shutil, "disk_usage", lambda _: usage)
+        with pytest.raises(images.ImageError, match="2.5 GB.*make room.*SOBOOK_DATA"):
+            images.pixels(some_images, 17, progress=False)
+
     def test_second_call_reads_the_cache_and_a_changed_file_makes_a_new_one(self, some_images):
         first = images.pixels(some_images, 16, progress=False)
         assert images.pixels(some_images, 16, progress=False).folder == first.folder
@@ -161,6 +182,11 @@ class TestTrainingBatches:
         for row in batches.plan:
             _, counts = np.unique(some_images.labels[row], return_counts=True)
             assert list(counts) == [2, 2] and len(set(row)) == 4
+
+    def test_small_classes_are_named(self, some_images):
+        with pytest.warns(UserWarning, match="4 of 4 classes have fewer than 4 images"):
+            batches = self.make(some_images, images_per_class=4, batch_size=8)
+        assert batches.plan.shape == (1, 8)
 
     @pytest.mark.parametrize(
         ("options", "message"),
