@@ -6,6 +6,7 @@ checks it against the counts in ``data/benchmarks.toml``; `prepare` fetches what
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import html
 import os
@@ -88,7 +89,10 @@ class ImageSet:
         )
 
     def describe(self) -> Description:
-        """Images, classes, images per class and notes, as text or (in a notebook) as a table."""
+        """Images, classes, sizes, notes and, in a notebook, a contact sheet of a few classes.
+
+        Sizes are read from the headers of at most 100 images spread over the set.
+        """
         counts = np.bincount(self.labels, minlength=self.num_classes)
         spread = f"{counts.min()} / {np.median(counts):g} / {counts.max()}"
         rows = {
@@ -97,9 +101,16 @@ class ImageSet:
             "images per class (min / median / max)": spread,
             "first and last class": f"{self.class_names[0]} … {self.class_names[-1]}",
         }
+        if sizes := layouts.sizes([self.paths[i] for i in _spread(len(self), 100)]):
+            rows["width × height in pixels"] = " × ".join(
+                f"{min(sides)}–{max(sides)}" if min(sides) < max(sides) else str(sides[0])
+                for sides in zip(*sizes, strict=True)
+            )
         if lonely := int((counts == 1).sum()):
             rows["classes with a single image"] = f"{lonely:,} (nothing to retrieve for them)"
-        return Description(f"{self.name}, {self.split}", rows, self.notes)
+        _, first = np.unique(self.labels, return_index=True)
+        sheet = layouts.contact_sheet([self.paths[first[i]] for i in _spread(len(first), 10)])
+        return Description(f"{self.name}, {self.split}", rows, self.notes, sheet)
 
 
 @dataclass(frozen=True)
@@ -109,6 +120,7 @@ class Description:
     title: str
     rows: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    sheet: bytes = b""  # a JPEG
 
     def __repr__(self) -> str:
         lines = [f"{key}: {value}" for key, value in self.rows.items()]
@@ -121,7 +133,17 @@ class Description:
             f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
             for key, value in pairs
         )
-        return f"<table><caption>{html.escape(self.title)}</caption>{cells}</table>"
+        table = f"<table><caption>{html.escape(self.title)}</caption>{cells}</table>"
+        encoded = base64.b64encode(self.sheet).decode()
+        picture = (
+            f"<img alt='One image each of a few classes' src='data:image/jpeg;base64,{encoded}'>"
+        )
+        return table + picture * bool(self.sheet)
+
+
+def _spread(number: int, most: int) -> list[int]:
+    """At most `most` of the indices 0..number−1, evenly spread."""
+    return np.linspace(0, number - 1, min(number, most)).astype(int).tolist()
 
 
 def prepare(

@@ -6,6 +6,7 @@ as many as the manifest says, is checked in `sobook.datasets`, in the same way f
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from sobook import resources
 
@@ -121,6 +122,38 @@ def broken(path: Path, *, whole: bool = False) -> str | None:
         return "not a picture, whatever its name says" if path.stat().st_size else "empty file"
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         return getattr(error, "strerror", None) or str(error)
+
+
+def sizes(paths: Iterable[Path]) -> list[tuple[int, int]]:
+    """(width, height) of the pictures whose headers can be read."""
+    found = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                found.append(image.size)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            continue  # whoever wants its pixels reports it
+    return found
+
+
+def contact_sheet(paths: Iterable[Path], side: int = 72) -> bytes:
+    """A row of small pictures as JPEG; empty where none can be read."""
+    tiles = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                tiles.append(
+                    ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (side, side))
+                )
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            continue
+    if not tiles:
+        return b""
+    sheet, data = Image.new("RGB", (side * len(tiles), side)), io.BytesIO()
+    for place, tile in enumerate(tiles):
+        sheet.paste(tile, (place * side, 0))
+    sheet.save(data, "JPEG", quality=85)
+    return data.getvalue()
 
 
 def unreadable(paths: list[Path], memory: Path) -> dict[Path, str]:

@@ -4,6 +4,7 @@ The images are empty files wherever only the lists matter.
 """
 
 import csv
+import io
 import os
 import shutil
 import subprocess
@@ -96,6 +97,17 @@ def test_subset_of_nonsense(five, bad):
 def test_labels_must_fit(labels):
     with pytest.raises(DatasetError, match="labels must"):
         ImageSet((Path("a"), Path("b")), np.array(labels), ("x", "y"), "toy", "train")
+
+
+def test_describe_shows_sizes_and_a_contact_sheet(tmp_path):
+    for width, name in ((30, "a"), (50, "b"), (40, "c")):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (width, 20), "teal").save(tmp_path / name / "1.png")
+    described = load("folder", "train", tmp_path).describe()
+    assert described.rows["width × height in pixels"] == "30–50 × 20"
+    with Image.open(io.BytesIO(described.sheet)) as sheet:
+        assert sheet.size == (2 * 72, 72)  # one picture of each class
+    assert "<img alt='One image" in described._repr_html_()
 
 
 def test_describe_as_text_and_html(five):
