@@ -1,4 +1,4 @@
-"""The command `sobook`: prepare, train, evaluate, compare, embed."""
+"""The command `sobook`: prepare, train, evaluate, compare, embed, export."""
 
 import os
 import sys
@@ -96,19 +96,61 @@ def prepare(
     print(folder)
 
 
-def train(config: Annotated[TrainConfig, tyro.conf.arg(name="")]) -> None:
+def train(
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")], recipe: str | None = None
+) -> None:
     """Train an encoder, evaluate it on the test classes, and leave a run folder.
 
-    A finished run with the same settings is opened, not repeated; an unfinished one goes on.
+    A finished run with the same settings is opened, not repeated; an unfinished one goes on, from
+    its last checkpoint. On several devices: accelerate launch -m sobook train ...
 
     For instance:
       sobook train
       sobook train --so-weight 100 --seed 1
-      sobook train --dataset cub200 --root ~/data --encoder deit_tiny_patch16_224 --image-size 128
+      sobook train --recipe cub200 --root ~/data --so-weight 100
+      sobook train --recipe cub200-tiny --root ~/data --image-size 128 --precision float32
+
+    Args:
+        config: the settings; what is not named here is that of the recipe, or the default.
+        recipe: settings to start from: cub200, cars196, sop, inshop (DeiT-Small), or one of these
+            with -tiny (DeiT-Tiny). They are in data/recipes.toml.
     """
     run = fit(config)
-    _print_result(run.path.name, run.retrieval)
-    print(run.path)
+    if _speaks():
+        _print_result(run.path.name, run.retrieval)
+        print(run.path)
+
+
+def _train_from(recipe: str | None):
+    """The command `train` with a recipe's settings as its defaults."""
+    if recipe is None:
+        return train
+
+    start = TrainConfig.recipe(recipe)
+
+    def train_recipe(
+        config: Annotated[TrainConfig, tyro.conf.arg(name="")] = start,
+        recipe: str | None = None,
+    ) -> None:
+        train(config, recipe)
+
+    train_recipe.__doc__ = train.__doc__
+    return train_recipe
+
+
+def _recipe(arguments: list[str]) -> str | None:
+    """The word after --recipe, which has to be known before the other arguments are read."""
+    for place, argument in enumerate(arguments):
+        if argument == "--recipe" and place + 1 < len(arguments):
+            return arguments[place + 1]
+        if argument.startswith("--recipe="):
+            return argument.partition("=")[2]
+    return None
+
+
+def _speaks() -> bool:
+    """Of several processes started together, only the first prints."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def evaluate(source: Annotated[Source, tyro.conf.arg(name="")]) -> None:
@@ -190,6 +232,31 @@ def embed_images(
     print(f"{out}: {len(embeddings):,} embeddings of dimension {embeddings.shape[1]}")
 
 
+def export_run(
+    run: tyro.conf.Positional[str], /, onnx: Path | None = None, hub: Path | None = None
+) -> None:
+    """Take a trained encoder elsewhere: an ONNX file, or a folder for the Hugging Face Hub.
+
+    For instance:
+      sobook export data/runs/my-run --onnx encoder.onnx
+      sobook export data/runs/my-run --hub my-model
+
+    Args:
+        run: a finished run folder.
+        onnx: the ONNX file to write; it is compared with torch through onnxruntime.
+        hub: the folder to write, with timm's weights and a model card; nothing is uploaded.
+    """
+    if onnx is None and hub is None:
+        raise ValueError("export: name --onnx, --hub or both.")
+    from sobook import export
+
+    opened = Run.load(run)
+    if onnx is not None:
+        print(export.to_onnx(opened, onnx))
+    if hub is not None:
+        print(export.to_hub(opened, hub))
+
+
 def _test_set(config: TrainConfig) -> datasets.ImageSet:
     return datasets.load(
         config.dataset, "test", config.root, allow_partial=config.allow_partial, **config.options
@@ -220,26 +287,30 @@ COMMANDS = {
     "evaluate": evaluate,
     "compare": compare,
     "embed": embed_images,
+    "export": export_run,
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 well, 1 an error, 2 wrong usage."""
     warnings.formatwarning = lambda message, *_, **__: f"sobook: {message}\n"
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        commands = {**COMMANDS, "train": _train_from(_recipe(arguments))}
         tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
+            commands,
             prog="sobook",
             description="Deep metric learning with soft orthogonal proxies.",
             args=arguments,
             config=(tyro.conf.FlagCreatePairsOff,),
         )
     except (ValueError, TrainingError, OSError) as error:
-        print(f"sobook: {error}", file=sys.stderr)
+        if _speaks() or isinstance(error, TrainingError):
+            print(f"sobook: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(
-            "sobook: stopped; the same command goes on from the last whole epoch.", file=sys.stderr
+            "sobook: stopped; the same command goes on from the last checkpoint.", file=sys.stderr
         )
         return 1
     return 0

@@ -3,25 +3,34 @@
 import dataclasses
 import hashlib
 import json
+import sys
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from sobook import resources
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 SCHEDULES = ("cosine", "constant")
 SELECTIONS = ("validation", "last", "test")
 PRECISIONS = ("float32", "bfloat16", "float16")
 # Where and how a run computes, not what: these do not tell two runs apart.
-_NOT_PART_OF_THE_RESULT = ("run_dir", "device", "workers")
+_NOT_PART_OF_THE_RESULT = ("run_dir", "device", "workers", "checkpoint_minutes", "tracker")
+TRACKERS = ("tensorboard", "wandb")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """What one training run does. The defaults are the quick run: a laptop, no network.
 
-    The recipe starts from what is documented for DeiT with Proxy Anchor (HIER, Hyp-ViT, and the
-    official Proxy Anchor code); the paper's own settings are not known to us, so all of it is to
-    be read as our choice.
+    `TrainConfig.recipe` gives the settings for the benchmarks, from ``data/recipes.toml``. They
+    start from what is documented for DeiT with Proxy Anchor (HIER, Hyp-ViT, and the official Proxy
+    Anchor code); the paper's own settings are not known to us, so all of it is to be read as our
+    choice.
     """
 
     dataset: str = "aviary"
@@ -84,12 +93,20 @@ class TrainConfig:
     seed: int = 0
     """Of everything random."""
     precision: str = "float32"
-    """float32, bfloat16 or float16 for the encoder; the losses are float32 always."""
+    """float32, bfloat16 or float16 (GPU only) for the encoder; losses and proxies are float32."""
+    gradient_checkpointing: bool = False
+    """Keep fewer activations and compute them again: less memory, about a third slower."""
+    compile: bool = False
+    """Compile the backbone with torch.compile: worth it for long runs on a GPU."""
 
     device: str | None = None
     """cpu, cuda, mps … None: a GPU where there is one."""
     workers: int = 0
-    """Processes that prepare batches."""
+    """Processes that prepare batches, for each training process."""
+    checkpoint_minutes: float = 10.0
+    """Checkpoints come after every epoch, and within one when this old; 0: at every step."""
+    tracker: str | None = None
+    """tensorboard or wandb: log there as well as to metrics.jsonl, through Accelerate."""
     run_dir: str | None = None
     """Folder of the run. None: a name made from the settings, under <data root>/runs."""
 
@@ -98,10 +115,13 @@ class TrainConfig:
         _check_choice("selection", self.selection, SELECTIONS)
         _check_choice("precision", self.precision, PRECISIONS)
         _check_choice("so_reduction", self.so_reduction, ("mean", "sum"))
+        if self.tracker is not None:
+            _check_choice("tracker", self.tracker, TRACKERS)
         for name in ("epochs", "batch_size", "lr", "head_lr", "proxy_lr", "clip_norm", "scale"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be positive.")
-        for name in ("so_weight", "weight_decay", "warmup_epochs", "workers", "seed"):
+        not_negative = ("so_weight", "weight_decay", "warmup_epochs", "workers", "seed")
+        for name in (*not_negative, "checkpoint_minutes"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must not be negative.")
         for name in ("validation_share", "crop_scale"):
@@ -117,6 +137,21 @@ class TrainConfig:
                 object.__setattr__(self, name, str(getattr(self, name)))
         if self.weights is not None:
             object.__setattr__(self, "weights", str(self.weights))
+
+    @classmethod
+    def recipe(cls, name: str, **changes) -> "TrainConfig":
+        """The settings of ``data/recipes.toml`` under a name, with some of them changed.
+
+        >>> TrainConfig.recipe("cub200", seed=1).encoder
+        'deit_small_distilled_patch16_224'
+
+        Raises:
+            ValueError: no recipe has that name.
+        """
+        if name not in recipes():
+            near = resources.suggest(name, recipes())
+            raise ValueError(f"unknown recipe {name!r}: there are {', '.join(recipes())}.{near}")
+        return cls.from_dict({**recipes()[name], **changes})
 
     def replace(self, **changes) -> "TrainConfig":
         """A copy with some fields changed."""
@@ -155,6 +190,14 @@ class TrainConfig:
         loss = f"so{self.so_weight:g}" if self.so_weight else "pa"
         name = f"{self.dataset}-{self.encoder}-{loss}-seed{self.seed}-{key}"
         return resources.data_root() / "runs" / name
+
+
+@cache
+def recipes() -> dict[str, dict]:
+    """``data/recipes.toml``: name → the settings in which it differs from the defaults."""
+    text = tomllib.loads(resources.path("recipes.toml").read_text(encoding="utf-8"))
+    shared = {"deit_small": text.pop("deit_small"), "deit_tiny": text.pop("deit_tiny")}
+    return {name: {**shared[own.pop("like")], **own} for name, own in text.items()}
 
 
 def _check_choice(name: str, value: str, choices) -> None:

@@ -174,6 +174,7 @@ def embed(
     batch_size: int = 64,
     cache: bool = True,
     progress: bool = True,
+    rows: slice = slice(None),
 ) -> np.ndarray:
     """Embed a whole image set with the evaluation transform (short side 256 → centre 224).
 
@@ -185,6 +186,7 @@ def embed(
         batch_size: images at a time.
         cache: keep the result under ``<data root>/cache`` and read it the next time.
         progress: show a bar.
+        rows: embed only these images (without the cache), where several processes share the work.
 
     Returns:
         (N, D) float32, rows of unit length.
@@ -192,21 +194,25 @@ def embed(
     short_side = image_files.evaluation_short_side(encoder.image_size)
     key = image_files.fingerprint(image_set, short_side) + encoder.fingerprint()
     file = resources.data_root() / "cache" / f"embeddings-{key}.npy"
+    cache = cache and rows == slice(None)
     if cache and file.exists():
         return np.load(file)
     source = image_files.pixels(image_set, short_side, progress=progress)
     device = next(encoder.parameters()).device
-    was_training, rows = encoder.training, []
+    was_training, found = encoder.training, []
     encoder.eval()
     bar = tqdm(
-        total=len(source), desc="embedding", unit="image", disable=None if progress else True
+        total=len(range(len(source))[rows]),
+        desc="embedding",
+        unit="image",
+        disable=None if progress else True,
     )
     with bar:
-        for batch in image_files.evaluation_batches(source, encoder.image_size, batch_size):
-            rows.append(encoder(batch.to(device)).float().cpu().numpy())
+        for batch in image_files.evaluation_batches(source, encoder.image_size, batch_size, rows):
+            found.append(encoder(batch.to(device)).float().cpu().numpy())
             bar.update(len(batch))
     encoder.train(was_training)
-    embeddings = np.concatenate(rows)
+    embeddings = np.concatenate([np.empty((0, encoder.dim), np.float32), *found])
     if cache:
         _save(file, embeddings)
     return embeddings

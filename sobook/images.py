@@ -234,7 +234,8 @@ class TrainingBatches(torch.utils.data.Dataset):
         images_per_class: 0 draws uniformly without replacement; m ≥ 2 puts m images each of B / m
             classes into a batch.
         crop_scale: least share of the area a random crop keeps.
-        seed, epoch: choose order and crops, together with i.
+        seed, epoch: choose order and crops, together with i and the place in the batch.
+        rows: the part of every batch to make, where several processes share a batch.
 
     Batch i is images (B, 3, image_size, image_size) uint8 and labels (B,) int64, augmented as in
     the literature: random resized crop (bicubic) and horizontal flip.
@@ -251,8 +252,9 @@ class TrainingBatches(torch.utils.data.Dataset):
         crop_scale: float = 0.2,
         seed: int = 0,
         epoch: int = 0,
+        rows: slice = slice(None),
     ):
-        self.source, self.labels = source, np.asarray(labels)
+        self.source, self.labels, self.rows = source, np.asarray(labels), rows
         rng = np.random.default_rng([seed, epoch])
         draw = _balanced_plan if images_per_class else _uniform_plan
         self.plan = draw(rng, self.labels, batch_size, images_per_class)  # (batches, B)
@@ -275,10 +277,13 @@ class TrainingBatches(torch.utils.data.Dataset):
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
         if not 0 <= number < len(self):
             raise IndexError(number)
-        rows = self.plan[number]
+        places = range(len(self.plan[number]))[self.rows]
+        rows = self.plan[number][self.rows]
+        images = []
         with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global generator
-            torch.manual_seed(mix_seeds(*self.seed, number))
-            images = [self.transform(_channels_first(self.source[row])) for row in rows]
+            for place, row in zip(places, rows, strict=True):
+                torch.manual_seed(mix_seeds(*self.seed, number, place))
+                images.append(self.transform(_channels_first(self.source[row])))
         return torch.stack(images), torch.from_numpy(self.labels[rows])
 
 
@@ -353,12 +358,14 @@ def evaluation_short_side(image_size: int) -> int:
     return round(image_size * 256 / 224)
 
 
-def evaluation_batches(source: Pixels, image_size: int, batch_size: int) -> Iterator[Tensor]:
-    """Centre crops in order: (B, 3, image_size, image_size) uint8."""
-    for start in range(0, len(source), batch_size):
+def evaluation_batches(
+    source: Pixels, image_size: int, batch_size: int, rows: slice = slice(None)
+) -> Iterator[Tensor]:
+    """Centre crops in order, of all images or some rows: (B, 3, image_size, image_size) uint8."""
+    wanted = range(len(source))[rows]
+    for start in range(0, len(wanted), batch_size):
         crops = [
-            _centre_crop(source[row], image_size)
-            for row in range(start, min(start + batch_size, len(source)))
+            _centre_crop(source[row], image_size) for row in wanted[start : start + batch_size]
         ]
         yield torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
 

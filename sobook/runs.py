@@ -1,14 +1,15 @@
 """The folder of a training run: what is written there, and how it is read back.
 
     config.json             the settings
-    metrics.jsonl           one line a step and one an epoch
+    metrics.jsonl           one line a step and one an epoch, written as they come
     proxies.safetensors     the proxies at the start and after every epoch, float16
     checkpoint.safetensors  encoder and proxies of the epoch that was kept
     state.json              which epoch that was, class names, versions, what to know of the data
     retrieval.json          the measures on the test classes
     resume.safetensors      while unfinished: everything needed to go on
 
-Every file is written under another name first and then renamed, so none is ever half there.
+Every file but metrics.jsonl is written under another name first and then renamed, so none is ever
+half there. Of metrics.jsonl the last line can be half there, and is then not read.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -67,8 +68,7 @@ class Run:
     @property
     def metrics(self) -> list[dict]:
         """Lines of metrics.jsonl, {"kind": "step" | "epoch", …}."""
-        file = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        return [json.loads(line) for line in _metric_lines(self.path)]
 
     @property
     def epochs(self) -> list[dict]:
@@ -138,20 +138,37 @@ def create(config: TrainConfig) -> Run:
     if run := find(config):
         return run
     path = config.folder()
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from None
     write_json(path / "config.json", config.to_dict())
     return Run(path, config)
 
 
 @contextlib.contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """Write to the name this gives; it becomes `file` only when all went well."""
+    """Write to the name this gives; it becomes `file` only when all went well.
+
+    Raises:
+        RunError: it cannot be written, e.g. on a full disk; what was there before is untouched.
+    """
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
         yield partial
         os.replace(partial, file)
+    except (OSError, SafetensorError) as error:
+        raise _unwritable(file, error) from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _unwritable(file: Path, error: Exception) -> RunError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return RunError(
+        f"{file} could not be written ({reason}): make room or give the folder write permission; "
+        "what was there before is untouched, and the same command goes on from it."
+    )
 
 
 def write_json(file: Path, values) -> None:
@@ -167,11 +184,11 @@ def write_tensors(file: Path, tensors: dict[str, Tensor], **metadata) -> None:
         save_file(tensors, partial, {"sobook": json.dumps(metadata)})
 
 
-def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict]:
-    """What `write_tensors` wrote: tensors and metadata."""
+def read_tensors(file: Path, *, tensors: bool = True) -> tuple[dict[str, Tensor], dict]:
+    """What `write_tensors` wrote: tensors (or none of them, if not wanted) and metadata."""
     with safe_open(file, "pt") as opened:
         metadata = json.loads(opened.metadata()["sobook"])
-    return load_file(file), metadata
+    return load_file(file) if tensors else {}, metadata
 
 
 def write_proxies(path: Path, epoch: int, proxies: Tensor) -> None:
@@ -182,13 +199,41 @@ def write_proxies(path: Path, epoch: int, proxies: Tensor) -> None:
     write_tensors(file, {**kept, _epoch_key(epoch): proxies.to(torch.float16)})
 
 
-def write_metrics(path: Path, epoch: int, lines: list[dict]) -> None:
-    """Add the lines of an epoch; those of later epochs, left by a killed run, go."""
+def append_metrics(path: Path, lines: list[dict]) -> None:
+    """Add lines to metrics.jsonl; they can be read at once."""
+    try:
+        with open(path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write("".join(f"{json.dumps(line)}\n" for line in lines))
+    except OSError as error:
+        raise _unwritable(path / "metrics.jsonl", error) from None
+
+
+def forget_metrics(path: Path, *, epoch: int, step: int) -> None:
+    """Drop what a killed run wrote after the state it goes on from: that comes again."""
+    lines = [(json.loads(line), line) for line in _metric_lines(path)]
+    kept = [
+        line
+        for values, line in lines
+        if (values["step"] < step if values["kind"] == "step" else values["epoch"] < epoch)
+    ]
+    with replacing(path / "metrics.jsonl") as partial:
+        partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def _metric_lines(path: Path) -> list[str]:
+    """Whole lines only: the last one may have been cut off by a kill."""
     file = path / "metrics.jsonl"
-    old = file.read_text().splitlines() if file.exists() else []
-    kept = [line for line in old if json.loads(line)["epoch"] < epoch]
-    with replacing(file) as partial:
-        partial.write_text("".join(f"{line}\n" for line in [*kept, *map(json.dumps, lines)]))
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+def where_resume_stands(path: Path) -> str:
+    """In words, where a run would go on, e.g. ``epoch 3, batch 0``."""
+    try:
+        _, metadata = read_tensors(path / "resume.safetensors", tensors=False)
+    except (OSError, SafetensorError):
+        return "none written yet"
+    return f"epoch {metadata['epoch']}, batch {metadata['batch']}"
 
 
 def _epoch_key(epoch: int) -> str:

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from sobook import runs, training
+from sobook import parallel, runs, training
 from sobook.config import TrainConfig
 from sobook.losses import SoftOrthogonalProxyAnchor
 from sobook.runs import Run, RunError
@@ -105,7 +105,7 @@ class TestFit:
         owner, name, call = {
             "batch": (training._Trainer, "_step", 5),
             "checkpoint": (training._Trainer, "_write_checkpoint", 3),
-            "resume": (training._Trainer, "_write_resume", 3),
+            "resume": (training._Trainer, "_save", 3),
             "evaluation": (training, "evaluate_run", 1),
         }[moment]
         original, calls = getattr(owner, name), []
@@ -133,7 +133,7 @@ class TestFit:
         assert seen == [(False, True)] * 3 + [(True, True)] * 3
 
     def test_three_groups_with_their_own_rates(self, config):
-        trainer = training._Trainer(config)
+        trainer = training._Trainer(config, parallel.accelerator(config))
         groups = trainer.optimiser.param_groups
         assert [group["rate"] for group in groups] == [config.lr, config.head_lr, config.proxy_lr]
         assert groups[2]["params"] == [trainer.loss.proxies]

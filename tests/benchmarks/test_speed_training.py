@@ -1,0 +1,199 @@
+"""The whole training step beside a bare loop, and beside the way people do it today.
+
+Both sides of a ratio take turns in one run, and their best times are compared.
+"""
+
+import time
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision.transforms as T
+from pytorch_metric_learning.losses import ProxyAnchorLoss
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets.folder import default_loader
+
+from sobook import datasets, parallel, training
+from sobook.config import TrainConfig
+from sobook.encoder import Encoder, embed
+from sobook.losses import SoftOrthogonalProxyAnchor
+from sobook.retrieval import evaluate
+from sobook.runs import Run, create
+
+SIDE, BATCH = 128, 32
+
+
+class Bar:
+    def set_postfix_str(self, *_, **__): ...
+    def update(self): ...
+
+
+@pytest.fixture(autouse=True)
+def _two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_trainer(config, monkeypatch):
+    monkeypatch.setattr(training._Trainer, "_finish_epoch", lambda *_: None)
+    trainer = training._Trainer(config, parallel.accelerator(config))
+    create(config)
+    trainer.run = Run(config.folder(), config)
+    return trainer
+
+
+def bare_loop(classes: int, steps: int):
+    """timm forward, loss, backward, step; the tensors are ready."""
+    model = timm.create_model("deit_tiny_patch16_224", num_classes=0, img_size=SIDE)
+    head = torch.nn.Linear(model.num_features, 128)
+    loss = SoftOrthogonalProxyAnchor(classes, 128, so_weight=100)
+    parameters = [p for module in (model, head, loss) for p in module.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=1e-4)
+    images = torch.randn(BATCH, 3, SIDE, SIDE)
+    labels = torch.randint(classes, (BATCH,))
+
+    def run():
+        for _ in range(steps):
+            value = loss(torch.nn.functional.normalize(head(model(images))), labels)
+            optimiser.zero_grad(set_to_none=True)
+            value.backward()
+            optimiser.step()
+
+    return run
+
+
+def seconds(call) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def test_step_beside_a_bare_loop(tmp_path, monkeypatch, capsys):
+    """Loader, encoder, losses, optimiser and logging: at least 0.95 of the bare loop's speed."""
+    monkeypatch.setenv("SOBOOK_DATA", str(tmp_path))
+    config = TrainConfig(
+        options={"species": 16, "images_per_species": 20, "size": 192}, dim=128,
+        encoder="deit_tiny_patch16_224", weights=None, image_size=SIDE, batch_size=BATCH,
+        warmup_epochs=0, so_weight=100.0, selection="last", device="cpu",
+        checkpoint_minutes=1e6, run_dir=tmp_path / "run",
+    )  # fmt: skip
+    trainer = make_trainer(config, monkeypatch)
+    bare = bare_loop(trainer.train.num_classes, trainer.steps_per_epoch)
+    ours, usual = [], []
+    for epoch in (1, 2, 3, 4, 5):
+        ours.append(seconds(lambda epoch=epoch: trainer.epoch(epoch, 0, Bar())))
+        usual.append(seconds(bare))
+    ratio = min(usual) / min(ours)
+    with capsys.disabled():
+        print(f"\nwhole step: {ratio:.3f} of the bare loop's speed (goal 0.95)")
+    assert ratio > 0.95 / 1.5
+
+
+class Photographs(Dataset):
+    def __init__(self, image_set, transform):
+        self.image_set, self.transform = image_set, transform
+
+    def __len__(self):
+        return len(self.image_set)
+
+    def __getitem__(self, index):
+        picture = default_loader(self.image_set.paths[index])
+        return self.transform(picture), int(self.image_set.labels[index])
+
+
+class UsualLoop:
+    """pytorch-metric-learning's loss in a plain torchvision loop, same model, rates and batch."""
+
+    def __init__(self, image_set, config):
+        torch.manual_seed(config.seed)
+        self.config = config
+        self.encoder = Encoder.create(
+            config.encoder, dim=config.dim, weights=config.weights, image_size=config.image_size
+        )
+        way = T.Compose(
+            [
+                T.RandomResizedCrop(
+                    self.encoder.image_size, (config.crop_scale, 1.0),
+                    interpolation=T.InterpolationMode.BICUBIC,
+                ),
+                T.RandomHorizontalFlip(),
+                T.ToTensor(),
+                T.Normalize(self.encoder.mean.flatten(), self.encoder.std.flatten()),
+            ]
+        )  # fmt: skip
+        self.loader = DataLoader(
+            Photographs(image_set, way), config.batch_size, shuffle=True, drop_last=True
+        )
+        self.loss = ProxyAnchorLoss(image_set.num_classes, config.dim, margin=0.1, alpha=32)
+        self.optimiser = torch.optim.AdamW(
+            [
+                {"params": self.encoder.backbone.parameters(), "lr": config.lr},
+                {"params": self.encoder.head.parameters(), "lr": config.head_lr},
+                {"params": self.loss.parameters(), "lr": config.proxy_lr},
+            ],
+            weight_decay=config.weight_decay,
+        )
+        steps = config.epochs * len(self.loader)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimiser, steps)
+
+    def epoch(self):
+        self.encoder.train()
+        for images, labels in self.loader:
+            value = self.loss(self.encoder(images), labels)
+            self.optimiser.zero_grad(set_to_none=True)
+            value.backward()
+            torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), self.config.clip_norm)
+            self.optimiser.step()
+            self.schedule.step()
+
+
+def test_speed_beside_the_usual_way(shared_data, shared_weights, tmp_path, monkeypatch, capsys):
+    """Photographs, DeiT-Tiny at 128 pixels: at least 1.1 times the images/s from epoch 2 on."""
+    monkeypatch.setenv("SOBOOK_DATA", str(tmp_path))
+    whole = datasets.load("cub200", "train", shared_data / "cub_58_42", allow_partial=True)
+    part = whole.subset(np.flatnonzero(whole.labels < 6)[: 10 * BATCH])
+    monkeypatch.setattr(training, "_load", lambda *_: part)
+    config = TrainConfig(
+        dataset="cub200", encoder="deit_tiny_patch16_224", image_size=SIDE, batch_size=BATCH,
+        weights=shared_weights / "deit_tiny_patch16_224.pth", warmup_epochs=0, crop_scale=0.2,
+        selection="last", device="cpu", checkpoint_minutes=1e6, run_dir=tmp_path / "run",
+    )  # fmt: skip
+    trainer, usual = make_trainer(config, monkeypatch), UsualLoop(part, config)
+    trainer.epoch(1, 0, Bar())
+    usual.epoch()
+    ours, theirs = [], []
+    for epoch in (2, 3, 4):
+        ours.append(seconds(lambda epoch=epoch: trainer.epoch(epoch, 0, Bar())))
+        theirs.append(seconds(usual.epoch))
+    ratio = min(theirs) / min(ours)
+    with capsys.disabled():
+        print(f"\nbeside pytorch-metric-learning in a torchvision loop: {ratio:.2f} (goal 1.1)")
+    assert ratio > 1.1 / 1.5
+
+
+@pytest.mark.parametrize("seeds", [(0, 1, 2)])
+def test_recall_beside_the_usual_way(seeds, tmp_path, monkeypatch, capsys):
+    """Aviary, micro encoder, 4 epochs, 3 seeds: Recall@1 not lower than the usual way's."""
+    monkeypatch.setenv("SOBOOK_DATA", str(tmp_path))
+    found = {"sobook": [], "usual": []}
+    for seed in seeds:
+        config = TrainConfig(
+            epochs=4, warmup_epochs=0, selection="last", seed=seed, device="cpu",
+            run_dir=tmp_path / f"run-{seed}",
+        )  # fmt: skip
+        run = training.fit(config, progress=False)
+        found["sobook"].append(run.retrieval["recall"]["1"])
+        loop = UsualLoop(datasets.load("aviary", "train"), config)
+        for _ in range(config.epochs):
+            loop.epoch()
+        test = datasets.load("aviary", "test")
+        embeddings = embed(loop.encoder, test, cache=False, progress=False)
+        found["usual"].append(evaluate(embeddings, test.labels, ks=(1,)).recall[1])
+    ours, theirs = np.mean(found["sobook"]), np.mean(found["usual"])
+    spread = np.std(np.subtract(found["sobook"], found["usual"]), ddof=1) / np.sqrt(len(seeds))
+    with capsys.disabled():
+        print(f"\nRecall@1 over {len(seeds)} seeds: sobook {ours:.3f}, usual way {theirs:.3f}")
+    assert ours > theirs - 2 * spread - 0.01
