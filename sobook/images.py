@@ -11,6 +11,7 @@ import os
 import shutil
 import uuid
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,15 +19,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
+from torch import Tensor, nn
+from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
 from sobook import resources
 from sobook.datasets import ImageSet
 
 RAW_BUDGET = 8 * 2**30  # bytes; beyond it the pixel cache holds JPEG instead of raw pixels
-_VERSION = 2  # part of every cache key: raise it when decoding or resizing changes
+_SPARE = 1.25  # times the side asked for: resizing by less costs more than it saves
+_VERSION = 3  # part of every cache key: raise it when decoding or resizing changes
 
 
 class ImageError(ValueError):
@@ -44,7 +46,9 @@ def read_image(path: str | os.PathLike) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            return _to_rgb(ImageOps.exif_transpose(image))
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
     except FileNotFoundError:
         raise ImageError(f"image {path} is missing: run `sobook prepare`, or restore it.") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -62,7 +66,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # converting would copy
 
 
 class Pixels:
@@ -108,7 +112,8 @@ def pixels(
     Args:
         image_set: N images.
         short_side: pixels of the shorter side after bicubic resizing; the aspect ratio stays.
-        enlarge: also enlarge images that are smaller; otherwise they are kept as they are.
+        enlarge: also enlarge images that are smaller; otherwise they are kept as they are, and so
+            are those that are up to a quarter larger.
         budget: bytes that raw pixels may take; a set that would take more is kept as JPEG of high
             quality, about a tenth of the size but slower to read.
         progress: show a bar while decoding, and say beforehand where a cache of more than 1 GB
@@ -183,7 +188,8 @@ def fingerprint(image_set: ImageSet, *settings) -> str:
 def _decode_all(image_set, short_side, enlarge, as_jpeg, folder, progress) -> None:
     def decode(path) -> tuple[tuple[int, int], bytes]:
         image = read_image(path)
-        image = image.resize(_target(image.size, short_side, enlarge), Image.Resampling.BICUBIC)
+        if (size := _target(image.size, short_side, enlarge)) != image.size:
+            image = image.resize(size, Image.Resampling.BICUBIC)
         return (image.height, image.width), _encoded(image) if as_jpeg else image.tobytes()
 
     shapes, lengths = [], []
@@ -210,7 +216,7 @@ def _target(size: tuple[int, int], short_side: int, enlarge: bool) -> tuple[int,
     """Width and height with the shorter side as wanted; the longer is truncated, as torchvision's
     Resize does."""
     shorter = min(size)
-    if shorter < short_side and not enlarge:
+    if not enlarge and shorter <= _SPARE * short_side:
         return size
     return short_side * size[0] // shorter, short_side * size[1] // shorter
 
@@ -257,29 +263,48 @@ class TrainingBatches(torch.utils.data.Dataset):
         draw = _balanced_plan if images_per_class else _uniform_plan
         self.plan = draw(rng, self.labels, batch_size, images_per_class)  # (batches, B)
         self.seed = seed, epoch
-        self.transform = v2.Compose(
-            [
-                v2.RandomResizedCrop(
-                    image_size,
-                    scale=(crop_scale, 1.0),
-                    interpolation=InterpolationMode.BICUBIC,
-                    antialias=True,
-                ),
-                v2.RandomHorizontalFlip(),
-            ]
-        )
+        self._crop = v2.RandomResizedCrop(image_size, scale=(crop_scale, 1.0))
 
     def __len__(self) -> int:
         return len(self.plan)
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        return self.cut(number, self.draw(number))
+
+    def draw(self, number: int) -> list[tuple[dict[str, int], bool]]:
+        """Where each image of a batch is cut, and whether it is mirrored: all that is random."""
         if not 0 <= number < len(self):
             raise IndexError(number)
-        rows = self.plan[number]
         with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global generator
-            torch.manual_seed(mix_seeds(*self.seed, number))
-            images = [self.transform(_channels_first(self.source[row])) for row in rows]
-        return torch.stack(images), torch.from_numpy(self.labels[rows])
+            torch.default_generator.manual_seed(mix_seeds(*self.seed, number))
+            return [
+                (self._crop.make_params([_shape_alone(shape)]), bool(torch.rand(1) < 0.5))
+                for shape in self.source.shapes[self.plan[number]]
+            ]
+
+    def cut(self, number: int, drawn: list[tuple[dict[str, int], bool]]) -> tuple[Tensor, Tensor]:
+        """The batch, as v2.RandomResizedCrop and v2.RandomHorizontalFlip make it, to the bit.
+
+        Draws nothing, so several threads may do it at once.
+        """
+        rows = self.plan[number]
+        images = torch.empty(len(rows), 3, *self._crop.size, dtype=torch.uint8)
+        for image, row, (box, mirror) in zip(images, rows, drawn, strict=True):
+            part = _resized_crop(self.source[row], **box, size=self._crop.size)
+            image.copy_(part.flip(-1) if mirror else part)
+        return images, torch.from_numpy(self.labels[rows])
+
+
+def _shape_alone(shape: np.ndarray) -> Tensor:
+    """What torchvision asks the size of an image of; it holds no pixels."""
+    return torch.empty(3, *shape.tolist(), device="meta")
+
+
+def _resized_crop(image: np.ndarray, top, left, height, width, size) -> Tensor:
+    """(3, *size) uint8. Only the part that is cut out is read: large pictures cost no more."""
+    part = image[top : top + height, left : left + width].copy()  # torch refuses read-only memory
+    part = torch.from_numpy(part).permute(2, 0, 1)[None]  # (1, 3, height, width)
+    return nn.functional.interpolate(part, size=size, mode="bicubic", antialias=True)[0]
 
 
 def _uniform_plan(rng, labels, batch_size, _):
@@ -328,20 +353,37 @@ def mix_seeds(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _channels_first(image: np.ndarray) -> Tensor:
-    # A copy: torch refuses to share the read-only page cache.
-    return torch.from_numpy(image.copy()).permute(2, 0, 1)  # (3, H, W)
+def training_loader(
+    batches: TrainingBatches, *, workers: int = 0, start: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of an epoch in order, from batch number `start`; pinned where there is a GPU.
+
+    Args:
+        batches: of one epoch.
+        workers: threads that make batches ahead of need; 0 makes each when it is asked for. Threads
+            and not processes, since most of the work happens outside Python's lock, and handing
+            the pixels over from one process to another costs as much as making them.
+        start: number of the first batch, where an epoch goes on.
+    """
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        waiting: deque = deque()
+        try:
+            for number in range(start, len(batches)):
+                waiting.append(pool.submit(_make, batches, number, batches.draw(number)))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:  # also where the reader stops early
+            for batch in waiting:
+                batch.cancel()
 
 
-def training_loader(batches: TrainingBatches, *, workers: int = 0, start: int = 0):
-    """Iterate over the batches of an epoch, from batch number `start`."""
-    return torch.utils.data.DataLoader(
-        batches,
-        batch_size=None,  # an item is a whole batch already
-        sampler=range(start, len(batches)),
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-    )
+def _make(batches: TrainingBatches, number: int, drawn: list) -> tuple[Tensor, Tensor]:
+    images, labels = batches.cut(number, drawn)
+    if torch.cuda.is_available():
+        return images.pin_memory(), labels.pin_memory()
+    return images, labels
 
 
 def evaluation_short_side(image_size: int) -> int:

@@ -93,5 +93,5 @@ def test_loader(shared_data, tmp_path, monkeypatch, kind, goal, capsys):
             f"\n{kind}: from the second epoch {later:.2f} times ImageFolder (goal {goal:g}), "
             f"first epoch {begin:.2f} times (goal 0.8); {FILES / ours_best:.0f} images/s"
         )
-    assert later > goal / 2, "less than half the goal"
-    assert begin > 0.4, "less than half the goal"
+    assert later >= goal
+    assert begin >= 0.8
