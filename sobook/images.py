@@ -89,8 +89,8 @@ class Pixels:
 
     def __getitem__(self, index: int) -> np.ndarray:
         if self._bytes is None:
-            self._bytes = np.memmap(self.folder / "pixels.bin", np.uint8, mode="r")
-        flat = np.asarray(self._bytes[self._starts[index] : self._starts[index + 1]])
+            self._bytes = np.asarray(np.memmap(self.folder / "pixels.bin", np.uint8, mode="r"))
+        flat = self._bytes[self._starts[index] : self._starts[index + 1]]
         if self.as_jpeg:
             return np.asarray(Image.open(io.BytesIO(flat)))
         return flat.reshape(*self.shapes[index], 3)
@@ -365,10 +365,15 @@ def training_loader(
             the pixels over from one process to another costs as much as making them.
         start: number of the first batch, where an epoch goes on.
     """
-    with ThreadPoolExecutor(max(workers, 1)) as pool:
-        waiting: deque = deque()
+    numbers = range(start, len(batches))
+    if not workers:
+        yield from (_make(batches, number, batches.draw(number)) for number in numbers)
+        return
+    usual, waiting = torch.get_num_threads(), deque()
+    # One thread of torch's in each of ours, or they keep the cores from each other.
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
-            for number in range(start, len(batches)):
+            for number in numbers:
                 waiting.append(pool.submit(_make, batches, number, batches.draw(number)))
                 if len(waiting) > 2 * workers:
                     yield waiting.popleft().result()
@@ -377,6 +382,7 @@ def training_loader(
         finally:  # also where the reader stops early
             for batch in waiting:
                 batch.cancel()
+            torch.set_num_threads(usual)  # a thread that others start later would take our 1
 
 
 def _make(batches: TrainingBatches, number: int, drawn: list) -> tuple[Tensor, Tensor]:
