@@ -9,7 +9,6 @@ import io
 import json
 import os
 import shutil
-import uuid
 import warnings
 from collections import deque
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torchvision.transforms import v2
@@ -130,16 +130,25 @@ def pixels(
     as_jpeg = raw > budget
     key = fingerprint(image_set, short_side, enlarge, as_jpeg)
     folder = resources.data_root() / "cache" / f"pixels-{image_set.name}-{image_set.split}-{key}"
+    partial = folder.with_name(f"{folder.name}.partial")
     if not folder.exists():
-        partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.partial")
-        partial.mkdir(parents=True)
-        try:
-            _announce(image_set, raw, as_jpeg, partial.parent, progress)
-            _decode_all(image_set, short_side, enlarge, as_jpeg, partial, progress)
-            _move_into_place(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():  # else another process has made it meanwhile
+                _make_cache(image_set, short_side, enlarge, raw, as_jpeg, partial, progress)
+                os.replace(partial, folder)
     return Pixels(folder)
+
+
+def _make_cache(image_set, short_side, enlarge, raw, as_jpeg, partial: Path, progress) -> None:
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    _announce(image_set, raw, as_jpeg, partial.parent, progress)
+    partial.mkdir()
+    try:
+        _decode_all(image_set, short_side, enlarge, as_jpeg, partial, progress)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def _raw_size(image_set: ImageSet, short_side: int, enlarge: bool) -> int:
@@ -219,14 +228,6 @@ def _target(size: tuple[int, int], short_side: int, enlarge: bool) -> tuple[int,
     if not enlarge and shorter <= _SPARE * short_side:
         return size
     return short_side * size[0] // shorter, short_side * size[1] // shorter
-
-
-def _move_into_place(partial: Path, folder: Path) -> None:
-    try:
-        os.replace(partial, folder)
-    except OSError:
-        if not folder.exists():  # otherwise another process was faster: its copy is as good
-            raise
 
 
 class TrainingBatches(torch.utils.data.Dataset):

@@ -1,5 +1,6 @@
 """Decoding, the pixel cache, and batches."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -101,6 +102,10 @@ class TestReadImage:
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40_000)  # Pillow refuses twice as many
         with pytest.raises(images.ImageError, match="bomb.png cannot be read.*bomb"):
             images.read_image(file)
+
+
+def left_in(cache) -> list[str]:
+    return [path.name for path in cache.iterdir() if path.suffix != ".lock"]
 
 
 SHARING = """
@@ -206,7 +211,15 @@ class TestPixels:
         assert all(child.returncode == 0 for child in children)
         ours = images.pixels(some_images, 16, progress=False)
         assert found[0] == found[1] and found[0].split()[0] == str(ours.folder)
-        assert [path.name for path in ours.folder.parent.iterdir()] == [ours.folder.name]
+        assert left_in(ours.folder.parent) == [ours.folder.name]
+
+    def test_what_a_killed_run_left_is_cleared_away(self, some_images):
+        folder = images.pixels(some_images, 16, progress=False).folder
+        shutil.move(folder, f"{folder}.partial")  # killed before the renaming
+        os.truncate(f"{folder}.partial/pixels.bin", 100)
+        source = images.pixels(some_images, 16, progress=False)
+        assert os.path.getsize(folder / "pixels.bin") == source.shapes.prod(axis=1).sum() * 3
+        assert left_in(folder.parent) == [folder.name]
 
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
     def test_memory_in_use_does_not_grow_with_the_number_of_images(self, tmp_path):
@@ -229,7 +242,7 @@ class TestPixels:
         some_images.paths[5].write_bytes(b"nothing")
         with pytest.raises(images.ImageError, match="5.png"):
             images.pixels(some_images, 16, progress=False)
-        assert not list((tmp_path / "data" / "cache").iterdir())
+        assert not left_in(tmp_path / "data" / "cache")
 
 
 class TestTrainingBatches:
