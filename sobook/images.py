@@ -1,7 +1,7 @@
 """From files to batches: decode once, keep the pixels on disk, augment, load.
 
 The random numbers of a batch come from (seed, epoch, number of the batch) alone, so batches do not
-depend on the number of worker processes, nor on where a training run was picked up again.
+depend on the number of workers, nor on where a training run was picked up again.
 """
 
 import hashlib
@@ -73,7 +73,7 @@ class Pixels:
     """Decoded images of an `ImageSet`: one flat file, read through the operating system's cache.
 
     ``pixels[i]`` is image i as (H, W, 3) uint8. Memory in use does not grow with the number of
-    images, and worker processes share one copy.
+    images, and processes share one copy.
     """
 
     def __init__(self, folder: Path):
@@ -82,7 +82,7 @@ class Pixels:
             self.shapes = index["shapes"]  # (N, 2) height and width
             self._starts = index["starts"]  # (N + 1,) where each image begins
             self.as_jpeg = bool(index["as_jpeg"])
-        self._bytes = None  # opened on first use, anew in each worker process
+        self._bytes = None  # opened on first use, anew in each process
 
     def __len__(self) -> int:
         return len(self.shapes)
