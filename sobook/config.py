@@ -102,7 +102,7 @@ class TrainConfig:
     device: str | None = None
     """cpu, cuda, mps … None: a GPU where there is one."""
     workers: int = 0
-    """Processes that prepare batches, for each training process."""
+    """Threads that make batches ahead of need, in each training process."""
     checkpoint_minutes: float = 10.0
     """Checkpoints come after every epoch, and within one when this old; 0: at every step."""
     tracker: str | None = None

@@ -1,7 +1,7 @@
 """From files to batches: decode once, keep the pixels on disk, augment, load.
 
 The random numbers of a batch come from (seed, epoch, number of the batch) alone, so batches do not
-depend on the number of worker processes, nor on where a training run was picked up again.
+depend on the number of workers, nor on where a training run was picked up again.
 """
 
 import hashlib
@@ -9,24 +9,26 @@ import io
 import json
 import os
 import shutil
-import uuid
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from PIL import Image, ImageOps
-from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
+from torch import Tensor, nn
+from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
 from sobook import resources
 from sobook.datasets import ImageSet
 
 RAW_BUDGET = 8 * 2**30  # bytes; beyond it the pixel cache holds JPEG instead of raw pixels
-_VERSION = 2  # part of every cache key: raise it when decoding or resizing changes
+_SPARE = 1.25  # times the side asked for: resizing by less costs more than it saves
+_VERSION = 3  # part of every cache key: raise it when decoding or resizing changes
 
 
 class ImageError(ValueError):
@@ -44,7 +46,9 @@ def read_image(path: str | os.PathLike) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            return _to_rgb(ImageOps.exif_transpose(image))
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
     except FileNotFoundError:
         raise ImageError(f"image {path} is missing: run `sobook prepare`, or restore it.") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -62,14 +66,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # converting would copy
 
 
 class Pixels:
     """Decoded images of an `ImageSet`: one flat file, read through the operating system's cache.
 
     ``pixels[i]`` is image i as (H, W, 3) uint8. Memory in use does not grow with the number of
-    images, and worker processes share one copy.
+    images, and processes share one copy.
     """
 
     def __init__(self, folder: Path):
@@ -78,15 +82,15 @@ class Pixels:
             self.shapes = index["shapes"]  # (N, 2) height and width
             self._starts = index["starts"]  # (N + 1,) where each image begins
             self.as_jpeg = bool(index["as_jpeg"])
-        self._bytes = None  # opened on first use, anew in each worker process
+        self._bytes = None  # opened on first use, anew in each process
 
     def __len__(self) -> int:
         return len(self.shapes)
 
     def __getitem__(self, index: int) -> np.ndarray:
         if self._bytes is None:
-            self._bytes = np.memmap(self.folder / "pixels.bin", np.uint8, mode="r")
-        flat = np.asarray(self._bytes[self._starts[index] : self._starts[index + 1]])
+            self._bytes = np.asarray(np.memmap(self.folder / "pixels.bin", np.uint8, mode="r"))
+        flat = self._bytes[self._starts[index] : self._starts[index + 1]]
         if self.as_jpeg:
             return np.asarray(Image.open(io.BytesIO(flat)))
         return flat.reshape(*self.shapes[index], 3)
@@ -108,7 +112,8 @@ def pixels(
     Args:
         image_set: N images.
         short_side: pixels of the shorter side after bicubic resizing; the aspect ratio stays.
-        enlarge: also enlarge images that are smaller; otherwise they are kept as they are.
+        enlarge: also enlarge images that are smaller; otherwise they are kept as they are, and so
+            are those that are up to a quarter larger.
         budget: bytes that raw pixels may take; a set that would take more is kept as JPEG of high
             quality, about a tenth of the size but slower to read.
         progress: show a bar while decoding, and say beforehand where a cache of more than 1 GB
@@ -125,16 +130,25 @@ def pixels(
     as_jpeg = raw > budget
     key = fingerprint(image_set, short_side, enlarge, as_jpeg)
     folder = resources.data_root() / "cache" / f"pixels-{image_set.name}-{image_set.split}-{key}"
+    partial = folder.with_name(f"{folder.name}.partial")
     if not folder.exists():
-        partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.partial")
-        partial.mkdir(parents=True)
-        try:
-            _announce(image_set, raw, as_jpeg, partial.parent, progress)
-            _decode_all(image_set, short_side, enlarge, as_jpeg, partial, progress)
-            _move_into_place(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():  # else another process has made it meanwhile
+                _make_cache(image_set, short_side, enlarge, raw, as_jpeg, partial, progress)
+                os.replace(partial, folder)
     return Pixels(folder)
+
+
+def _make_cache(image_set, short_side, enlarge, raw, as_jpeg, partial: Path, progress) -> None:
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    _announce(image_set, raw, as_jpeg, partial.parent, progress)
+    partial.mkdir()
+    try:
+        _decode_all(image_set, short_side, enlarge, as_jpeg, partial, progress)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def _raw_size(image_set: ImageSet, short_side: int, enlarge: bool) -> int:
@@ -183,7 +197,8 @@ def fingerprint(image_set: ImageSet, *settings) -> str:
 def _decode_all(image_set, short_side, enlarge, as_jpeg, folder, progress) -> None:
     def decode(path) -> tuple[tuple[int, int], bytes]:
         image = read_image(path)
-        image = image.resize(_target(image.size, short_side, enlarge), Image.Resampling.BICUBIC)
+        if (size := _target(image.size, short_side, enlarge)) != image.size:
+            image = image.resize(size, Image.Resampling.BICUBIC)
         return (image.height, image.width), _encoded(image) if as_jpeg else image.tobytes()
 
     shapes, lengths = [], []
@@ -210,17 +225,9 @@ def _target(size: tuple[int, int], short_side: int, enlarge: bool) -> tuple[int,
     """Width and height with the shorter side as wanted; the longer is truncated, as torchvision's
     Resize does."""
     shorter = min(size)
-    if shorter < short_side and not enlarge:
+    if not enlarge and shorter <= _SPARE * short_side:
         return size
     return short_side * size[0] // shorter, short_side * size[1] // shorter
-
-
-def _move_into_place(partial: Path, folder: Path) -> None:
-    try:
-        os.replace(partial, folder)
-    except OSError:
-        if not folder.exists():  # otherwise another process was faster: its copy is as good
-            raise
 
 
 class TrainingBatches(torch.utils.data.Dataset):
@@ -234,7 +241,7 @@ class TrainingBatches(torch.utils.data.Dataset):
         images_per_class: 0 draws uniformly without replacement; m ≥ 2 puts m images each of B / m
             classes into a batch.
         crop_scale: least share of the area a random crop keeps.
-        seed, epoch: choose order and crops, together with i and the place in the batch.
+        seed, epoch: choose order and crops, together with i.
         rows: the part of every batch to make, where several processes share a batch.
 
     Batch i is images (B, 3, image_size, image_size) uint8 and labels (B,) int64, augmented as in
@@ -259,32 +266,48 @@ class TrainingBatches(torch.utils.data.Dataset):
         draw = _balanced_plan if images_per_class else _uniform_plan
         self.plan = draw(rng, self.labels, batch_size, images_per_class)  # (batches, B)
         self.seed = seed, epoch
-        self.transform = v2.Compose(
-            [
-                v2.RandomResizedCrop(
-                    image_size,
-                    scale=(crop_scale, 1.0),
-                    interpolation=InterpolationMode.BICUBIC,
-                    antialias=True,
-                ),
-                v2.RandomHorizontalFlip(),
-            ]
-        )
+        self._crop = v2.RandomResizedCrop(image_size, scale=(crop_scale, 1.0))
 
     def __len__(self) -> int:
         return len(self.plan)
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        return self.cut(number, self.draw(number))
+
+    def draw(self, number: int) -> list[tuple[dict[str, int], bool]]:
+        """Where each image of a batch is cut, and whether it is mirrored: all that is random."""
         if not 0 <= number < len(self):
             raise IndexError(number)
-        places = range(len(self.plan[number]))[self.rows]
-        rows = self.plan[number][self.rows]
-        images = []
         with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global generator
-            for place, row in zip(places, rows, strict=True):
-                torch.manual_seed(mix_seeds(*self.seed, number, place))
-                images.append(self.transform(_channels_first(self.source[row])))
-        return torch.stack(images), torch.from_numpy(self.labels[rows])
+            torch.default_generator.manual_seed(mix_seeds(*self.seed, number))
+            return [
+                (self._crop.make_params([_shape_alone(shape)]), bool(torch.rand(1) < 0.5))
+                for shape in self.source.shapes[self.plan[number]]
+            ]
+
+    def cut(self, number: int, drawn: list[tuple[dict[str, int], bool]]) -> tuple[Tensor, Tensor]:
+        """The batch, as v2.RandomResizedCrop and v2.RandomHorizontalFlip make it, to the bit.
+
+        Draws nothing, so several threads may do it at once.
+        """
+        rows = self.plan[number][self.rows]
+        images = torch.empty(len(rows), 3, *self._crop.size, dtype=torch.uint8)
+        for image, row, (box, mirror) in zip(images, rows, drawn[self.rows], strict=True):
+            part = _resized_crop(self.source[row], **box, size=self._crop.size)
+            image.copy_(part.flip(-1) if mirror else part)
+        return images, torch.from_numpy(self.labels[rows])
+
+
+def _shape_alone(shape: np.ndarray) -> Tensor:
+    """What torchvision asks the size of an image of; it holds no pixels."""
+    return torch.empty(3, *shape.tolist(), device="meta")
+
+
+def _resized_crop(image: np.ndarray, top, left, height, width, size) -> Tensor:
+    """(3, *size) uint8. Only the part that is cut out is read: large pictures cost no more."""
+    part = image[top : top + height, left : left + width].copy()  # torch refuses read-only memory
+    part = torch.from_numpy(part).permute(2, 0, 1)[None]  # (1, 3, height, width)
+    return nn.functional.interpolate(part, size=size, mode="bicubic", antialias=True)[0]
 
 
 def _uniform_plan(rng, labels, batch_size, _):
@@ -333,20 +356,43 @@ def mix_seeds(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _channels_first(image: np.ndarray) -> Tensor:
-    # A copy: torch refuses to share the read-only page cache.
-    return torch.from_numpy(image.copy()).permute(2, 0, 1)  # (3, H, W)
+def training_loader(
+    batches: TrainingBatches, *, workers: int = 0, start: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of an epoch in order, from batch number `start`; pinned where there is a GPU.
+
+    Args:
+        batches: of one epoch.
+        workers: threads that make batches ahead of need; 0 makes each when it is asked for. Threads
+            and not processes, since most of the work happens outside Python's lock, and handing
+            the pixels over from one process to another costs as much as making them.
+        start: number of the first batch, where an epoch goes on.
+    """
+    numbers = range(start, len(batches))
+    if not workers:
+        yield from (_make(batches, number, batches.draw(number)) for number in numbers)
+        return
+    usual, waiting = torch.get_num_threads(), deque()
+    # One thread of torch's in each of ours, or they keep the cores from each other.
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            for number in numbers:
+                waiting.append(pool.submit(_make, batches, number, batches.draw(number)))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:  # also where the reader stops early
+            for batch in waiting:
+                batch.cancel()
+            torch.set_num_threads(usual)  # a thread that others start later would take our 1
 
 
-def training_loader(batches: TrainingBatches, *, workers: int = 0, start: int = 0):
-    """Iterate over the batches of an epoch, from batch number `start`."""
-    return torch.utils.data.DataLoader(
-        batches,
-        batch_size=None,  # an item is a whole batch already
-        sampler=range(start, len(batches)),
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-    )
+def _make(batches: TrainingBatches, number: int, drawn: list) -> tuple[Tensor, Tensor]:
+    images, labels = batches.cut(number, drawn)
+    if torch.cuda.is_available():
+        return images.pin_memory(), labels.pin_memory()
+    return images, labels
 
 
 def evaluation_short_side(image_size: int) -> int:

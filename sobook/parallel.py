@@ -141,11 +141,6 @@ def plain_errors(where) -> Iterator[None]:
         ) from None
     except RuntimeError as error:
         text = str(error)
-        if "DataLoader worker" in text:
-            raise TrainingError(
-                "a process that prepares batches died, often for want of memory: choose fewer "
-                f"workers{again}"
-            ) from None
         if torch.distributed.is_initialized() and _is_lost_peer(text):
             raise TrainingError(
                 f"another process of this run has died or stopped answering: look at its "

@@ -1,6 +1,11 @@
 """Decoding, the pixel cache, and batches."""
 
+import os
 import shutil
+import subprocess
+import sys
+import textwrap
+import threading
 
 import numpy as np
 import pytest
@@ -84,6 +89,68 @@ class TestReadImage:
         with pytest.raises(images.ImageError, match="broken.jpg cannot be read.*replace it"):
             images.read_image(file)
 
+    def test_truncated_tail_is_an_error_whatever_the_format(self, tmp_path, colours):
+        for kind in ("jpg", "png", "webp", "gif", "tif"):
+            file = tmp_path / f"cut.{kind}"
+            Image.fromarray(colours).save(file)
+            file.write_bytes(file.read_bytes()[:-40])
+            with pytest.raises(images.ImageError, match=f"cut.{kind} cannot be read"):
+                images.read_image(file)
+
+    def test_decompression_bomb_is_refused(self, tmp_path, monkeypatch):
+        file = save(tmp_path / "bomb.png", np.zeros((300, 300), np.uint8))
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40_000)  # Pillow refuses twice as many
+        with pytest.raises(images.ImageError, match="bomb.png cannot be read.*bomb"):
+            images.read_image(file)
+
+
+def left_in(cache) -> list[str]:
+    return [path.name for path in cache.iterdir() if path.suffix != ".lock"]
+
+
+SHARING = """
+    import hashlib, sys
+    import numpy as np
+    from sobook import images
+    from sobook.datasets import ImageSet
+    from pathlib import Path
+    paths = tuple(map(Path, sys.argv[1:]))
+    print("ready", flush=True)
+    sys.stdin.readline()
+    some = ImageSet(paths, np.arange(len(paths)) % 4, tuple("abcd"), "folder", "train")
+    source = images.pixels(some, 16, progress=False)
+    content = b"".join(source[i].tobytes() for i in range(len(source)))
+    print(source.folder, hashlib.sha256(content).hexdigest())
+"""
+
+MEMORY = """
+    import sys, threading, time
+    import numpy as np
+    from sobook import images
+    from sobook.datasets import ImageSet
+    from pathlib import Path
+    def own():  # without the pages of the cache, which the system takes back when it needs them
+        status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+        return int(status["RssAnon"].split()[0]) / 1e3
+    peak = start = own()
+    def watch():
+        global peak
+        while True:
+            peak = max(peak, own())
+            time.sleep(0.002)
+    threading.Thread(target=watch, daemon=True).start()
+    paths = tuple(map(Path, sys.argv[1:]))
+    some = ImageSet(paths, np.zeros(len(paths), int), ("a",), "folder", "train")
+    source = images.pixels(some, 128, progress=False)
+    for epoch in range(2):
+        batches = images.TrainingBatches(
+            source, some.labels, image_size=96, batch_size=30, epoch=epoch
+        )
+        for batch in images.training_loader(batches, workers=2):
+            pass
+    print(peak - start)
+"""
+
 
 class TestPixels:
     def test_equal_to_decoding_each_file(self, some_images):
@@ -95,6 +162,11 @@ class TestPixels:
                 size = [int(side * scale + 1e-9) for side in image.size]
                 expected = np.asarray(image.resize(size, Image.Resampling.BICUBIC))
             np.testing.assert_array_equal(source[index], expected)
+
+    def test_images_hardly_larger_are_kept_when_not_enlarged(self, some_images):
+        source = images.pixels(some_images, 18, enlarge=False, progress=False)
+        assert source[0].shape == (20, 30, 3)  # up to 22.5
+        assert source[3].shape == (18, 21, 3)  # was (23, 27)
 
     def test_small_images_are_kept_when_not_enlarged(self, some_images):
         source = images.pixels(some_images, 64, enlarge=False, progress=False)
@@ -126,11 +198,51 @@ class TestPixels:
         changed = images.pixels(some_images, 16, progress=False)
         assert changed.folder != first.folder and changed[0].max() == 0
 
+    def test_processes_at_the_same_time_share_one_cache(self, some_images):
+        """Both start on an empty cache; whoever is second finds a copy as good."""
+        command = [sys.executable, "-c", textwrap.dedent(SHARING), *map(str, some_images.paths)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        children = [subprocess.Popen(command, **pipes) for _ in range(2)]
+        assert all(child.stdout.readline() == "ready\n" for child in children)
+        for child in children:
+            child.stdin.write("go\n")
+            child.stdin.flush()
+        found = [child.communicate(timeout=120)[0] for child in children]
+        assert all(child.returncode == 0 for child in children)
+        ours = images.pixels(some_images, 16, progress=False)
+        assert found[0] == found[1] and found[0].split()[0] == str(ours.folder)
+        assert left_in(ours.folder.parent) == [ours.folder.name]
+
+    def test_what_a_killed_run_left_is_cleared_away(self, some_images):
+        folder = images.pixels(some_images, 16, progress=False).folder
+        shutil.move(folder, f"{folder}.partial")  # killed before the renaming
+        os.truncate(f"{folder}.partial/pixels.bin", 100)
+        source = images.pixels(some_images, 16, progress=False)
+        assert os.path.getsize(folder / "pixels.bin") == source.shapes.prod(axis=1).sum() * 3
+        assert left_in(folder.parent) == [folder.name]
+
+    @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
+    def test_memory_in_use_does_not_grow_with_the_number_of_images(self, tmp_path):
+        """From 15 to 118 MB of pixels the process's own memory grows by less than 20 MB."""
+        paths = [tmp_path / f"{number}.png" for number in range(2400)]
+        picture = np.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=np.uint8)
+        save(paths[0], picture, compress_level=0)
+        for path in paths[1:]:
+            shutil.copy(paths[0], path)
+        peaks = []
+        for count in (300, 2400):  # more than are decoded at a time
+            command = [sys.executable, "-c", textwrap.dedent(MEMORY)]
+            command += map(str, paths[:count])
+            out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            peaks.append(float(out))
+        print(f"peak memory: {peaks[0]:.0f} MB for 300 pictures, {peaks[1]:.0f} MB for 2,400")
+        assert peaks[1] < peaks[0] + 20
+
     def test_corrupt_image_leaves_nothing_behind(self, some_images, tmp_path):
         some_images.paths[5].write_bytes(b"nothing")
         with pytest.raises(images.ImageError, match="5.png"):
             images.pixels(some_images, 16, progress=False)
-        assert not list((tmp_path / "data" / "cache").iterdir())
+        assert not left_in(tmp_path / "data" / "cache")
 
 
 class TestTrainingBatches:
@@ -168,7 +280,35 @@ class TestTrainingBatches:
         batches[1]
         torch.testing.assert_close(torch.rand(3), expected, rtol=0, atol=0)
 
-    @pytest.mark.parametrize("workers", [0, 2])
+    @pytest.mark.parametrize("as_jpeg", [False, True])
+    def test_equal_to_the_transforms_of_torchvision(self, some_images, as_jpeg):
+        from torchvision.transforms import InterpolationMode, v2
+
+        budget = 0 if as_jpeg else images.RAW_BUDGET
+        source = images.pixels(some_images, 20, budget=budget, progress=False)
+        assert source.as_jpeg == as_jpeg
+        batches = images.TrainingBatches(
+            source, some_images.labels, image_size=16, batch_size=12, seed=3, epoch=2
+        )
+        way = v2.Compose(
+            [
+                v2.RandomResizedCrop(16, (0.2, 1.0), interpolation=InterpolationMode.BICUBIC),
+                v2.RandomHorizontalFlip(),
+            ]
+        )
+        torch.manual_seed(images.mix_seeds(3, 2, 0))
+        whole = [torch.from_numpy(source[row].copy()).permute(2, 0, 1) for row in batches.plan[0]]
+        expected = torch.stack([way(image) for image in whole])
+        torch.testing.assert_close(batches[0][0], expected, rtol=0, atol=0)
+
+    def test_a_reader_may_stop_early_and_nothing_stays_behind(self, some_images):
+        threads, usual = threading.active_count(), torch.get_num_threads()
+        loader = images.training_loader(self.make(some_images, batch_size=2), workers=2)
+        next(loader)
+        loader.close()
+        assert threading.active_count() == threads and torch.get_num_threads() == usual
+
+    @pytest.mark.parametrize("workers", [0, 1, 2, 5])
     def test_batches_do_not_depend_on_workers_or_start(self, some_images, workers):
         batches = self.make(some_images)
         loaded = list(images.training_loader(batches, workers=workers, start=1))

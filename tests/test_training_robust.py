@@ -227,16 +227,16 @@ class TestDisk:
 class TestNotANumber:
     def test_in_a_batch(self, config, monkeypatch):
         """NaN pictures at step 4: the step, the part and the last checkpoint are named."""
-        original = images.TrainingBatches.__getitem__
+        original = images.TrainingBatches.cut
 
-        def poisoned(batches, number):
-            pictures, labels = original(batches, number)
+        def poisoned(batches, number, drawn):
+            pictures, labels = original(batches, number, drawn)
             if batches.seed[1] == 2 and number == 1:
                 pictures = pictures.float()
                 pictures[3, 0, 5, 5] = torch.nan
             return pictures, labels
 
-        monkeypatch.setattr(images.TrainingBatches, "__getitem__", poisoned)
+        monkeypatch.setattr(images.TrainingBatches, "cut", poisoned)
         with pytest.raises(TrainingError, match="an embedding became nan at step 4") as caught:
             fit(config, progress=False)
         assert "resume.safetensors (epoch 2, batch 0)" in str(caught.value)
@@ -257,17 +257,21 @@ class TestNotANumber:
 
 
 class TestWorker:
-    def test_a_killed_loader_is_named(self, config, monkeypatch):
-        original = images.TrainingBatches.__getitem__
+    def test_an_error_while_making_a_batch_ends_the_run(self, config, monkeypatch):
+        """Batches are made by threads: what goes wrong there reaches the one who trains."""
+        original = images.TrainingBatches.cut
 
-        def dying(batches, number):
-            if batches.seed[1] == 2 and torch.utils.data.get_worker_info() is not None:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(batches, number)
+        def failing(batches, number, drawn):
+            if batches.seed[1] == 2:
+                raise images.ImageError("image x.jpg cannot be read")
+            return original(batches, number, drawn)
 
-        monkeypatch.setattr(images.TrainingBatches, "__getitem__", dying)
-        with pytest.raises(TrainingError, match="a process that prepares batches died.*workers"):
-            fit(config.replace(workers=1), progress=False)
+        monkeypatch.setattr(images.TrainingBatches, "cut", failing)
+        with pytest.raises(images.ImageError, match="x.jpg"):
+            fit(config.replace(workers=2), progress=False)
+        monkeypatch.undo()
+        assert runs.where_resume_stands(config.folder()) == "epoch 2, batch 0"
+        assert fit(config, progress=False).finished
 
 
 class TestPrecision:

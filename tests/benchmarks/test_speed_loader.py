@@ -74,7 +74,6 @@ def test_loader(shared_data, tmp_path, monkeypatch, kind, goal, capsys):
     everything = datasets.ImageSet(tuple(paths), labels, tuple(classes), "photographs", "train")
 
     def ours(epoch):
-        source = images.pixels(everything, round(SIZE * 1.5), enlarge=False, progress=False)
         batches = images.TrainingBatches(
             source, everything.labels, image_size=SIZE, batch_size=BATCH, epoch=epoch
         )
@@ -83,8 +82,8 @@ def test_loader(shared_data, tmp_path, monkeypatch, kind, goal, capsys):
     usual = usual_loader(root)
     seconds(usual)  # the files are in memory for both
     start = time.perf_counter()
-    first = ours(0)
-    first_epoch = time.perf_counter() - start + seconds(first)
+    source = images.pixels(everything, round(SIZE * 1.5), enlarge=False, progress=False)
+    first_epoch = time.perf_counter() - start + seconds(ours(0))
     pairs = [(seconds(usual), seconds(ours(epoch))) for epoch in (1, 2, 3)]
     usual_best, ours_best = (min(times) for times in zip(*pairs, strict=True))
     later, begin = usual_best / ours_best, usual_best / first_epoch
@@ -93,5 +92,5 @@ def test_loader(shared_data, tmp_path, monkeypatch, kind, goal, capsys):
             f"\n{kind}: from the second epoch {later:.2f} times ImageFolder (goal {goal:g}), "
             f"first epoch {begin:.2f} times (goal 0.8); {FILES / ours_best:.0f} images/s"
         )
-    assert later > goal / 2, "less than half the goal"
-    assert begin > 0.4, "less than half the goal"
+    assert later >= goal
+    assert begin >= 0.8
