@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 import numpy as np
+from scipy.stats import rankdata
 
 
 @dataclass(frozen=True)
@@ -357,6 +358,58 @@ def movement(epochs: Sequence) -> Movement:
         from_start=np.array([_angles_between(unit, units[0]) for unit in units]),
         step=np.array([_angles_between(*pair) for pair in zip(units, before, strict=True)]),
     )
+
+
+def rank_correlation(
+    a, b, *, resamples: int = 1000, level: float = 0.95, seed: int = 0, most: int = 300
+) -> tuple[float, float, float]:
+    """Spearman's ρ of two numbers known for every pair of classes, with an interval over classes.
+
+    C(C−1)/2 pairs are not so many independent things: each class is in C − 1 of them. So classes
+    are drawn with replacement, and a pair counts as often as its two classes were drawn together.
+    Ranks stay those of the whole set.
+
+    Args:
+        a, b: (C, C) symmetric; the diagonal does not matter.
+        resamples: bootstrap samples.
+        level: of the interval.
+        seed: of the draws.
+        most: the interval (not ρ) is computed from this many classes at most, chosen at random;
+            it is then wider than that of all classes.
+
+    Returns:
+        ρ and the two ends of the interval; NaN where one of the two does not vary.
+
+    >>> cosines = np.array([[1, 0.1, 0.2], [0.1, 1, 0.3], [0.2, 0.3, 1]])
+    >>> round(rank_correlation(cosines, 2 * cosines)[0], 6)
+    1.0
+    """
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if a.ndim != 2 or a.shape != b.shape or a.shape[0] != a.shape[1] or len(a) < 3:
+        raise ValueError(f"a {a.shape} and b {b.shape} must both be (C, C) with C of at least 3.")
+    rho = _weighted_correlation(*(rankdata(off_diagonal(m)) for m in (a, b)), 1.0)
+    rng = np.random.default_rng(seed)
+    if len(a) > most:
+        some = np.sort(rng.permutation(len(a))[:most])
+        a, b = a[np.ix_(some, some)], b[np.ix_(some, some)]
+    ranks = [rankdata(off_diagonal(matrix)) for matrix in (a, b)]
+    first, second = np.triu_indices(len(a), k=1)
+    values = []
+    for _ in range(resamples):
+        drawn = np.bincount(rng.integers(0, len(a), len(a)), minlength=len(a))
+        values.append(_weighted_correlation(*ranks, drawn[first] * drawn[second]))
+    tail = (1 - level) / 2
+    low, high = np.nanquantile(values, [tail, 1 - tail]) if math.isfinite(rho) else (math.nan,) * 2
+    return rho, float(low), float(high)
+
+
+def _weighted_correlation(x: np.ndarray, y: np.ndarray, weight) -> float:
+    weight = np.broadcast_to(weight, x.shape)
+    if not weight.any():
+        return math.nan
+    x, y = (v - np.average(v, weights=weight) for v in (x, y))
+    size = math.sqrt(float((weight * x * x).sum() * (weight * y * y).sum()))
+    return float((weight * x * y).sum()) / size if size > 1e-12 else math.nan
 
 
 def _angles_between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
