@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import pdist, squareform
-from scipy.stats import entropy, ortho_group
+from scipy.stats import entropy, ortho_group, spearmanr
 
 from sobook.geometry import (
     ProxyGeometry,
@@ -23,6 +23,7 @@ from sobook.geometry import (
     movement,
     off_diagonal,
     orthogonality_floor,
+    rank_correlation,
     unit_rows,
     welch_bound,
     without_common_mode,
@@ -463,3 +464,37 @@ def test_movement_has_the_quantiles_of_each_epoch():
         movement([np.eye(2), np.eye(3)])
     with pytest.raises(ValueError, match="no epochs"):
         movement([])
+
+
+# --- Rank correlation over pairs of classes ------------------------------------------------------
+
+
+def symmetric(seed, classes=12):
+    matrix = np.random.default_rng(seed).normal(size=(classes, classes))
+    return matrix + matrix.T
+
+
+def test_rank_correlation_equals_scipy_with_an_interval_around_it():
+    a, b = symmetric(0), symmetric(1)
+    mixed = a + b
+    rho, low, high = rank_correlation(a, mixed)
+    assert rho == pytest.approx(spearmanr(off_diagonal(a), off_diagonal(mixed)).statistic)
+    assert -1 <= low < rho < high <= 1
+    assert rank_correlation(a, -np.exp(-a)) == pytest.approx((1, 1, 1))
+    assert rank_correlation(a, mixed) == rank_correlation(a, mixed)
+    wide = rank_correlation(a, mixed, level=0.99)
+    assert wide[1] <= low and wide[2] >= high
+
+
+def test_interval_over_classes_covers_zero_for_unrelated_numbers():
+    covered = 0
+    for seed in range(40):
+        _, low, high = rank_correlation(symmetric(2 * seed), symmetric(2 * seed + 1), resamples=200)
+        covered += low <= 0 <= high
+    assert covered >= 34  # 38 expected
+
+
+def test_rank_correlation_of_what_does_not_vary_is_unknown():
+    assert all(map(math.isnan, rank_correlation(symmetric(0), np.ones((12, 12)), resamples=10)))
+    with pytest.raises(ValueError, match="at least 3"):
+        rank_correlation(np.eye(2), np.eye(2))
