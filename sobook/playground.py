@@ -4,7 +4,9 @@ In a notebook with a kernel it is a widget (anywidget) whose numbers Python can 
 page without one the same script runs by itself. `Playground()` is the widget, `html` the page.
 """
 
+import base64
 import html as _html
+import io
 import json
 import sys
 from pathlib import Path
@@ -47,10 +49,18 @@ class Page:
         height: of the frame in a notebook, pixels.
         note: a line above it.
         title: what the frame holds, for readers who do not see it.
+        fallback: a figure for places that show no frames, such as a printed page.
     """
 
-    def __init__(self, source: str, height: int = 560, note: str = "", title: str = "page"):
+    def __init__(self, source, *, height: int = 560, note: str = "", title="page", fallback=None):
         self.source, self.height, self.note, self.title = source, height, note, title
+        self.fallback = fallback
+
+    def beside(self, fallback, *, height: int | None = None) -> "Page":
+        """The same page with a figure to stand in for it, and another height."""
+        page = Page(self.source, height=height or self.height, note=self.note, title=self.title)
+        page.fallback = fallback
+        return page
 
     def save(self, path) -> Path:
         """Write the page to a file."""
@@ -65,6 +75,15 @@ class Page:
             f'srcdoc="{_html.escape(self.source)}" style="width:100%;height:{self.height}px;'
             'border:0" loading="lazy"></iframe>'
         )
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        bundle = {"text/html": self._repr_html_(), "text/plain": repr(self)}
+        if self.fallback is None:
+            return bundle
+        raw = io.BytesIO()
+        self.fallback.savefig(raw, format="png", dpi=72)
+        bundle["image/png"] = base64.b64encode(raw.getvalue()).decode()
+        return bundle, {"image/png": {"alt": self.fallback.get_label() or self.title}}
 
     def __repr__(self) -> str:
         return f"{self.title}: {len(self.source) / 1e6:.2f} MB of HTML; .save(path) writes it"

@@ -92,3 +92,10 @@ def test_module_can_be_run():
         [sys.executable, "-m", "sobook", "--help"], capture_output=True, text=True
     )
     assert done.returncode == 0 and "compare" in done.stdout
+
+
+def test_explore_wants_html_and_one_or_two_runs(tmp_path, capsys):
+    assert main(["explore", str(tmp_path), "--out", "page.pdf"]) == 1
+    assert "must end in .html" in capsys.readouterr().err
+    assert main(["explore", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 1
+    assert "not a run folder" in capsys.readouterr().err

@@ -337,7 +337,7 @@ def test_dragging_a_proxy_changes_loss_and_arrows(visit):
     page.mouse.move(box["x"] + x, box["y"] + y)
     page.mouse.down()
     target = -np.array(scene["proxies"][0])
-    middle, radius = box["width"] / 2, box["width"] * 0.36
+    middle, radius = box["width"] / 2, box["width"] * 0.4
     page.mouse.move(
         box["x"] + middle + radius * target[0], box["y"] + middle - radius * target[1], steps=4
     )

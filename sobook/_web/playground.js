@@ -134,6 +134,7 @@ export function newScene(classes, dim, seed = 0, each = 5) {
 
 const COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#882255", "#999933"];
 const ANCHOR = "#D55E00", ORTHOGONALITY = "#0072B2"; // PA and SO, as in every figure of the book
+const REACH = 0.4; // radius of the circle, in sides of the canvas
 const DEFAULTS = { num_classes: 4, dim: 2, so_weight: 20, margin: 0.1, scale: 32, rate: 0.004, images_move: false };
 const SLIDERS = [
   ["num_classes", "classes", 3, 8, 1],
@@ -284,7 +285,7 @@ class Playground {
 
   // Where a direction stands on the canvas, and how near it is to the reader (1 near, −1 far).
   place(v) {
-    const { size } = this, middle = size / 2, radius = size * 0.36;
+    const { size } = this, middle = size / 2, radius = size * REACH;
     if (v.length === 2) return [middle + radius * v[0], middle - radius * v[1], 1];
     const [x, y, z] = v, [a, b] = this.turn;
     const right = Math.cos(a) * x + Math.sin(a) * y, depth = -Math.sin(a) * x + Math.cos(a) * y;
@@ -294,7 +295,7 @@ class Playground {
 
   // The direction under the pointer: the inverse of `place`, on the half facing the reader.
   unplace(px, py) {
-    const middle = this.size / 2, radius = this.size * 0.36;
+    const middle = this.size / 2, radius = this.size * REACH;
     let right = (px - middle) / radius, up = (middle - py) / radius;
     if (this.scene.dim === 2) return right || up ? unit([right, up]) : [1, 0];
     const reach = Math.hypot(right, up);
@@ -333,7 +334,7 @@ class Playground {
 
   globe(g, size) {
     g.strokeStyle = this.ink; g.globalAlpha = 0.35; g.lineWidth = 1;
-    g.beginPath(); g.arc(size / 2, size / 2, size * 0.36, 0, 7); g.stroke();
+    g.beginPath(); g.arc(size / 2, size / 2, size * REACH, 0, 7); g.stroke();
     if (this.scene.dim === 2) return;
     const circles = [];
     for (let k = 0; k < 6; k++) {
@@ -358,9 +359,11 @@ class Playground {
     const long = 0.5 * steep / (steep + 1.5);
     const from = this.place(at), to = this.place(plus(at, scaled(slope, long / steep)));
     const [dx, dy] = [to[0] - from[0], to[1] - from[1]], length = Math.hypot(dx, dy);
-    if (length < 2) return;
+    if (length < 1) return;
     const [ux, uy] = [dx / length, dy / length], away = side * 3.5; // side by side, not one on the other
-    const [x0, y0, x1, y1] = [from[0] - uy * away, from[1] + ux * away, to[0] - uy * away, to[1] + ux * away];
+    const rim = this.size * 0.032; // from the edge of the disc, or short arrows hide under it
+    const [x0, y0] = [from[0] + ux * rim - uy * away, from[1] + uy * rim + ux * away];
+    const [x1, y1] = [x0 + dx, y0 + dy];
     g.globalAlpha = from[2] < 0 ? 0.35 : 1;
     g.strokeStyle = g.fillStyle = colour; g.lineWidth = 3.5;
     g.beginPath(); g.moveTo(x0, y0); g.lineTo(x1, y1); g.stroke();
