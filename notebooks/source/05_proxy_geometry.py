@@ -385,7 +385,7 @@ pd.DataFrame({name: {"angle of class mean and proxy (°)": c.angle.mean(), "NC1:
                      "NC2: distance from the simplex": c.nc2_angles, "NC3: means are not proxies": c.nc3} for name, c in collapsed.items()}).T.round(3)
 
 # %%
-for name, c in collapsed.items():
+for name in collapsed:
     means = geometry.describe(geometry.class_means(embeddings[name], images.labels, C))
     print(f"{name:>6}: RMS cosine of the proxies {shapes[name].rms_cosine:.3f}, of the class means {means.rms_cosine:.3f} "
           f"(without their common mode {means.rms_cosine_centred:.3f}; a simplex has {-shapes[name].simplex_cosine:.3f})")

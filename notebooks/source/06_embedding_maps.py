@@ -353,9 +353,10 @@ pd.DataFrame(rows).round(3)
 # %%
 genus = np.array([name.split("_")[-1] for name in train.class_names])  # (C,)
 genera, genus_of = np.unique(genus, return_inverse=True)
-figures.embedding_maps(
+proxy_maps = figures.embedding_maps(
     trained, genus_of[train.labels], proxies=proxies, proxy_labels=genus_of, class_names=genera
 )
+proxy_maps
 
 # %% [markdown]
 # This time the colours are genera, not species: every star is the proxy of one species, and has the colour of its genus. Look at whether stars sit on islands of their own colour, or keep to themselves.
@@ -380,14 +381,12 @@ for name in runs:
 # The same map with everything linked to it: click a point, and its nearest images under both runs appear below; move the slider, and the stars go their way from chance to where they ended. Hollow dots are test species, which have no star. Images and kept proxies of a run are *one* fit; stars of other epochs are put onto that map by their nearest images, and the second run's map is turned onto the first one's, so that switching runs moves points as little as possible.
 
 # %%
-explorer.from_runs(list(runs.values()), classes=14, per_class=6).beside(
-    figures.embedding_maps(trained, train.labels, proxies=proxies, class_names=[name.partition(".")[2].replace("_", " ") for name in train.class_names]), height=1000
-)
+explorer.from_runs(list(runs.values()), classes=14, per_class=6).beside(proxy_maps, height=1000)
 
 # %% [markdown]
 # ### The queries that changed
 #
-# A map shows thousands of points and no reasons. A retrieval wall shows four queries and all of the reasons. PA stands above PA+SO. First those *fixed by SO* (wrong before, right after), then those *broken by SO*. Both lists are never empty, and a wall of the first kind alone would be advertising: count both.
+# A map shows thousands of points and no reasons. A retrieval wall shows four queries and all of the reasons. PA stands above PA+SO. First those *fixed by SO* (wrong before, right after), then those *broken by SO*. A wall of the first kind alone would be advertising: count both.
 
 # %%
 found = {name: neighbours(x, 6)[1] for name, x in spaces.items()}
