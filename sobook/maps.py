@@ -1,7 +1,7 @@
 """Maps of embeddings in the plane, and how far each can be trusted.
 
-Letters: N points, D dimensions. Neighbours are those by cosine, found exactly by faiss; UMAP gets
-them ready-made, which is most of what makes it fast here.
+Letters: N points, D dimensions. Neighbours are those by cosine, found by faiss and given to UMAP
+ready-made: all of them exactly up to 20,000 points, beyond that nearly all (an inverted file).
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from sobook import geometry
 from sobook.retrieval import neighbours as nearest
 
 _SPECTRAL_UP_TO = 10_000  # points; beyond, the start from eigenvectors takes longer than the rest
+_EXACT_UP_TO = 20_000  # points; beyond, exact neighbours take longer than the layout
+_ROUNDS = 100  # of the layout of larger sets: 200 of them moved trustworthiness from 0.66 to 0.67
 
 
 @dataclass(frozen=True)
@@ -78,22 +80,49 @@ def project(
 def _umap(points: np.ndarray, seed: int | None, k: int) -> np.ndarray:
     import umap  # here, not above: its import takes seconds
 
-    similarities, found = nearest(points, k - 1)  # UMAP counts a point among its own neighbours
+    # UMAP counts a point among its own neighbours.
+    similarities, found = (nearest if len(points) <= _EXACT_UP_TO else _nearly)(points, k - 1)
     own = np.arange(len(points))[:, None]
     distances = np.clip(1 - similarities, 0, 2)
     ready = np.hstack([own, found]), np.hstack([np.zeros_like(distances[:, :1]), distances])
+    small = len(points) <= _SPECTRAL_UP_TO
     layout = umap.UMAP(
         n_neighbors=k,
         metric="cosine",
         precomputed_knn=ready,
         force_approximation_algorithm=True,  # or small sets ignore the neighbours
-        init="spectral" if len(points) <= _SPECTRAL_UP_TO else "pca",
+        init="spectral" if small else "pca",
+        n_epochs=None if small else _ROUNDS,
         random_state=seed,
         n_jobs=1 if seed is not None else -1,
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "precomputed_knn", UserWarning)  # nothing is added later
         return layout.fit_transform(points)
+
+
+def _nearly(points: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest of each unit-length point, itself left out, from an inverted file of faiss.
+
+    Cells are the Voronoi cells of √N · 2 centres; the 8 nearest cells are searched. Where they
+    hold fewer than k others, a place is filled by the point itself.
+    """
+    import faiss
+
+    cells = int(2 * np.sqrt(len(points)))
+    coarse = faiss.IndexFlatIP(points.shape[1])
+    index = faiss.IndexIVFFlat(coarse, points.shape[1], cells, faiss.METRIC_INNER_PRODUCT)
+    index.cp.niter, index.cp.seed, index.nprobe = 10, 0, 8
+    index.train(points)
+    index.add(points)
+    similarities, found = index.search(points, k + 1)
+    own = np.arange(len(points))[:, None]
+    similarities = np.where(found < 0, 1.0, similarities).astype(np.float32)
+    found = np.where(found < 0, own, found)
+    keep = found != own
+    keep[keep.all(axis=1), -1] = False  # itself not listed, as among duplicates: drop the last
+    order = np.argsort(~keep, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(similarities, order, 1), np.take_along_axis(found, order, 1)
 
 
 def quality(embeddings, plane, *, k: int = 15, most: int = 2000, seed: int = 0) -> MapQuality:

@@ -90,3 +90,15 @@ def test_input_is_checked():
         maps.project(np.eye(5), method="tsne")
     with pytest.raises(ValueError, match="at least 4"):
         maps.project(np.eye(3))
+
+
+def test_the_inverted_file_finds_nearly_all_neighbours_and_never_the_point_itself():
+    points, _ = clouds(classes=40, each=50, dim=24)
+    unit = geometry.unit_rows(points).astype(np.float32)
+    similarities, found = maps._nearly(unit, 14)
+    exact = maps.nearest(unit, 14)[1]
+    assert (found != np.arange(len(unit))[:, None]).all()
+    assert (
+        np.mean([len(np.intersect1d(a, b)) for a, b in zip(found, exact, strict=True)]) > 0.9 * 14
+    )
+    np.testing.assert_allclose(similarities, (unit[:, None] * unit[found]).sum(-1), atol=1e-5)
