@@ -387,12 +387,12 @@ def rank_correlation(
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if a.ndim != 2 or a.shape != b.shape or a.shape[0] != a.shape[1] or len(a) < 3:
         raise ValueError(f"a {a.shape} and b {b.shape} must both be (C, C) with C of at least 3.")
-    rho = _weighted_correlation(*(rankdata(off_diagonal(m)) for m in (a, b)), 1.0)
+    rho = _weighted_correlation(*(_ranks(m) for m in (a, b)), 1.0)
     rng = np.random.default_rng(seed)
     if len(a) > most:
         some = np.sort(rng.permutation(len(a))[:most])
         a, b = a[np.ix_(some, some)], b[np.ix_(some, some)]
-    ranks = [rankdata(off_diagonal(matrix)) for matrix in (a, b)]
+    ranks = [_ranks(matrix) for matrix in (a, b)]
     first, second = np.triu_indices(len(a), k=1)
     values = []
     for _ in range(resamples):
@@ -401,6 +401,10 @@ def rank_correlation(
     tail = (1 - level) / 2
     low, high = np.nanquantile(values, [tail, 1 - tail]) if math.isfinite(rho) else (math.nan,) * 2
     return rho, float(low), float(high)
+
+
+def _ranks(matrix: np.ndarray) -> np.ndarray:
+    return rankdata(np.round(off_diagonal(matrix), 12))  # rounding errors must not break ties
 
 
 def _weighted_correlation(x: np.ndarray, y: np.ndarray, weight) -> float:

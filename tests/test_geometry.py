@@ -488,10 +488,10 @@ def test_rank_correlation_equals_scipy_with_an_interval_around_it():
 
 def test_interval_over_classes_covers_zero_for_unrelated_numbers():
     covered = 0
-    for seed in range(40):
-        _, low, high = rank_correlation(symmetric(2 * seed), symmetric(2 * seed + 1), resamples=200)
+    for seed in range(24):
+        _, low, high = rank_correlation(symmetric(2 * seed), symmetric(2 * seed + 1), resamples=100)
         covered += low <= 0 <= high
-    assert covered >= 34  # 38 expected
+    assert covered >= 20  # about 23 expected
 
 
 def test_rank_correlation_of_what_does_not_vary_is_unknown():

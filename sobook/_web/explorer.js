@@ -66,6 +66,7 @@ function star(run, epoch, c) {
 }
 
 const run = () => D.runs[state.run];
+const signed = (value) => value.toFixed(2).replace("-", "−");
 const percent = (value) => `${(100 * value).toFixed(1)} %`;
 const focus = () => (state.over[0] >= 0 ? state.over : [state.a, state.b]);
 const tint = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -288,7 +289,7 @@ function confusionOf(one, i, j) { return one.confusion[i * A + j] / 10000; }
 function pairWords(a, b, box) {
   for (const one of D.runs) {
     const known = place[a] >= 0 && place[b] >= 0;
-    const cosine = known ? `cosine ${cosines(one, state.epoch)[pairIndex(a, b)].toFixed(2)}; ` : "";
+    const cosine = known ? `cosine ${signed(cosines(one, state.epoch)[pairIndex(a, b)])}; ` : "";
     const line = say("p", `${one.name}: ${cosine}${percent(confusionOf(one, a, b))} of the nearest images of the first are of the second, ${percent(confusionOf(one, b, a))} the other way`, box);
     line.style.borderColor = one.colour;
   }
@@ -331,12 +332,12 @@ function drawPictures() {
 
 function drawNumbers() {
   const e = Math.round(state.epoch), box = $("numbers");
-  const columns = ["epoch", "RMS cosine", "coherence", "common mode", "effective rank", "Recall@1"];
-  const keys = ["epoch", "rms_cosine", "coherence", "common_mode_share", "effective_rank", "recall"];
+  const columns = ["RMS cosine", "coherence", "common mode", "effective rank", "Recall@1"];
+  const keys = ["rms_cosine", "coherence", "common_mode_share", "effective_rank", "recall"];
   const head = columns.map((title) => `<th scope="col">${title}</th>`).join("");
   const rows = D.runs.map((one) => {
     const at = one.numbers[Math.min(e, lastEpoch(one))];
-    const cell = (key) => (at[key] == null ? "–" : key === "epoch" ? at[key] : key === "common_mode_share" ? percent(at[key]) : at[key].toFixed(key === "effective_rank" ? 1 : 3));
+    const cell = (key) => (at[key] == null ? "–" : key === "common_mode_share" ? percent(at[key]) : at[key].toFixed(key === "effective_rank" ? 1 : 3));
     return `<tr><th scope="row" style="color:${one.colour}"></th>${keys.map((key) => `<td>${cell(key)}</td>`).join("")}</tr>`;
   });
   box.innerHTML = `<thead><tr><th></th>${head}</tr></thead><tbody>${rows.join("")}</tbody>`;
@@ -368,7 +369,7 @@ function select(a, b = -1, image = -1) {
   if (a < 0) { tell("nothing chosen"); return; }
   const names = [a, state.b].filter((c) => c >= 0).map((c) => D.classes[c].name);
   const known = state.b >= 0 && place[a] >= 0 && place[state.b] >= 0;
-  tell(names.join(" and ") + (known ? `: cosine ${cosines(run(), state.epoch)[pairIndex(a, state.b)].toFixed(2)} in ${run().name}` : ""));
+  tell(names.join(" and ") + (known ? `: cosine ${signed(cosines(run(), state.epoch)[pairIndex(a, state.b)])} in ${run().name}` : ""));
 }
 
 function hover(over, event, image = -1) {
@@ -379,7 +380,7 @@ function hover(over, event, image = -1) {
   tip.replaceChildren();
   if (image >= 0) tip.append(thumb(image));
   const [a, b] = over, known = b >= 0 && a !== b;
-  say("span", D.classes[a].name + (known ? ` and ${D.classes[b].name}: cosine ${cosines(run(), state.epoch)[pairIndex(a, b)].toFixed(2)}` : ""), tip);
+  say("span", D.classes[a].name + (known ? ` and ${D.classes[b].name}: cosine ${signed(cosines(run(), state.epoch)[pairIndex(a, b)])}` : ""), tip);
   tip.style.left = `${Math.min(event.clientX + 14, window.innerWidth - 230)}px`;
   tip.style.top = `${Math.min(event.clientY + 14, window.innerHeight - 90)}px`;
 }
@@ -454,6 +455,7 @@ function start() {
     node.type = "button"; node.name = kind;
     node.onclick = () => { state.map = kind; markKinds(); draw(); };
   }
+  $("kinds").hidden = $("kinds").children.length < 2;
   for (const one of D.classes) {
     const node = document.createElement("option");
     node.value = one.name;
