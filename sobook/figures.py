@@ -242,7 +242,7 @@ def proxy_ribbons(
     Args:
         movements: name → `geometry.movement` of the proxies from epoch 0 on.
         recalls: name → (E,) Recall@1 on held-out classes; None where it was not measured.
-        dim: draws the level of random directions, ±1/√dim and 1/dim.
+        dim: draws what random directions have: RMS cosine ±1/√dim, SO 1/dim.
     """
     if not movements:
         raise ValueError("proxy_ribbons got no runs; pass {name: geometry.movement(...)}")
@@ -262,10 +262,10 @@ def proxy_ribbons(
         last.append(f"{name}: middle 90 % of cosines {low[-1]:+.2f} to {high[-1]:+.2f}, "
                     f"SO {squares[-1]:.4f}")  # fmt: skip
     if dim:
-        for level in (-1 / math.sqrt(dim), 1 / math.sqrt(dim)):
-            cosine.axhline(level, color=COLOURS["chance"], ls=":", lw=1.6)
-        so.axhline(1 / dim, color=COLOURS["chance"], ls=":", lw=1.6, label="random directions")
-        so.legend(loc="upper right")
+        chance = {"color": COLOURS["chance"], "ls": ":", "lw": 1.6}
+        cosine.axhline(1 / math.sqrt(dim), label=f"random directions, {dim}-D", **chance)
+        cosine.axhline(-1 / math.sqrt(dim), **chance)
+        so.axhline(1 / dim, **chance)
     if not recall.lines:
         recall.text(0.5, 0.5, "not measured", ha="center", transform=recall.transAxes)
     cosine.set(ylabel="cosine of a pair\n(median, 5–95 %)")

@@ -447,7 +447,7 @@ def test_ribbons_hold_the_quantiles_on_one_axis_of_time():
     np.testing.assert_allclose(so.lines[0].get_ydata(), moved["PA"].series("rms_cosine") ** 2)
     assert list(recall.lines[0].get_xdata()) == [1, 2, 3, 4]
     assert len({axis.get_xlim() for axis in figure.axes}) == 1
-    assert sorted(legend(figure)) == ["PA", "PA+SO", "random directions"]
+    assert sorted(legend(figure)) == ["PA", "PA+SO", "random directions, 32-D"]
     assert "SO 0." in figures.alt_text(figure)
     assert "not measured" in texts(figures.proxy_ribbons(moved))
     with pytest.raises(ValueError, match="no runs"):
