@@ -485,7 +485,9 @@ def test_attribute_lens_finds_what_was_put_in(rng):
     assert left.get_title().startswith("PA: ρ = +1.00") and left.title.get_color() == PA
     assert right.title.get_color() == SO and left.get_ylim() == right.get_ylim()
     means = left.lines[0]
-    np.testing.assert_allclose(means.get_ydata(), 2 * means.get_xdata() / 8 - 1)  # cosine of ±1s
+    np.testing.assert_allclose(
+        means.get_ydata(), means.get_xdata() / 4 - 1, atol=1e-9
+    )  # cosine of ±1s
     assert "95 % interval" in figures.alt_text(figure)
     with pytest.raises(ValueError, match="there are 18 classes"):
         figures.attribute_lens(proxies, shared[:3, :3])
