@@ -25,7 +25,7 @@
 #
 # **Before you start** Notebooks 03 (Proxy Anchor) and 04 (soft orthogonality). You need cosines, singular values and the idea of a rank correlation.
 #
-# **Time** Half a minute on a two-core laptop once the two training runs exist, and the minutes of their training (notebook 00) if they do not; on a T4 GPU in full mode: not measured.
+# **Time** One to two minutes on a two-core laptop once the two training runs exist, and the minutes of their training (notebook 00) if they do not; on a T4 GPU in full mode: not measured.
 
 # %% tags=["setup"]
 # On Colab this installs sobook; on your machine `make` has installed it already.

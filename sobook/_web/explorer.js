@@ -341,7 +341,7 @@ function drawNumbers() {
     return `<tr><th scope="row" style="color:${one.colour}"></th>${keys.map((key) => `<td>${cell(key)}</td>`).join("")}</tr>`;
   });
   box.innerHTML = `<thead><tr><th></th>${head}</tr></thead><tbody>${rows.join("")}</tbody>`;
-  box.querySelectorAll("tbody th").forEach((node, r) => { node.textContent = D.runs[r].name; });
+  box.querySelectorAll("tbody th").forEach((node, r) => { node.textContent = D.runs[r].name + (e > lastEpoch(D.runs[r]) ? ` (epoch ${D.runs[r].epochs[lastEpoch(D.runs[r])]})` : ""); });
 }
 
 // ---- one state, one draw ---------------------------------------------------------------------
