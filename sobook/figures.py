@@ -272,7 +272,7 @@ def proxy_ribbons(
     so.set(ylabel="SO (mean\nsquared cosine)", ylim=(0, None))
     recall.set(xlabel="epoch (0: before training)", ylabel="Recall@1,\nheld-out classes")
     recall.xaxis.set_major_locator(MaxNLocator(integer=True))
-    recall.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    recall.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     figure.legend(*cosine.get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return finish(figure, "Proxy cosines, soft orthogonality and Recall@1 over epochs; at the end "
                           f"{'; '.join(last)}.")  # fmt: skip
