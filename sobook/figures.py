@@ -404,7 +404,7 @@ def map_panel(
             kept = maps.quality(points, plane)
             said.append(f"{title if pca else f'{k} neighbours, {title}'}: {kept}")
             axes[row, column].set_title(title if pca else f"{k} neighbours, {title}")
-            axes[row, column].set_xlabel(str(kept), fontsize=11)
+            axes[row, column].set_xlabel(str(kept).replace(", ", "\n"), fontsize=11)
     drawing.class_legend(figure, styles, class_names, total, False)
     return finish(figure, f"{len(labels)} embeddings on several maps; {'; '.join(said)}.")
 
