@@ -257,6 +257,38 @@ def export_run(
         print(export.to_hub(opened, hub))
 
 
+def explore(
+    runs: tyro.conf.Positional[tuple[str, ...]],
+    /,
+    out: Path = Path("explorer.html"),
+    classes: int = 100,
+    images: int = 20,
+    seed: int = 0,
+) -> None:
+    """Write a page that links heatmap, map, angles and pictures of one run or two.
+
+    The page needs no network and no Python: open it in any browser.
+
+    For instance:
+      sobook explore data/runs/pa data/runs/so100 --out explorer.html
+
+    Args:
+        runs: one or two run folders, on the same data.
+        out: the file to write, ending in .html.
+        classes: most classes shown.
+        images: most images of each class.
+        seed: of the map.
+    """
+    if out.suffix not in (".html", ".htm"):
+        raise ValueError(f"--out {out}: the file must end in .html.")
+    from sobook import explorer  # here, not above: it brings matplotlib, which takes a second
+
+    opened = [Run.load(path) for path in runs]
+    page = explorer.from_runs(opened, classes=classes, per_class=images, seed=seed)
+    page.save(out)
+    print(f"{out}: {len(page.source.encode()) / 1e6:.1f} MB")
+
+
 def _test_set(config: TrainConfig) -> datasets.ImageSet:
     return datasets.load(
         config.dataset, "test", config.root, allow_partial=config.allow_partial, **config.options
@@ -288,6 +320,7 @@ COMMANDS = {
     "compare": compare,
     "embed": embed_images,
     "export": export_run,
+    "explore": explore,
 }
 
 

@@ -170,14 +170,25 @@ def class_styles(labels: np.ndarray, highlight) -> dict[int, tuple[str, str]]:
     return {int(c): (PALETTE[i % 10], "o^"[i // 10]) for i, c in enumerate(highlight)}
 
 
-def points_on_map(axis: Axes, plane: np.ndarray, labels: np.ndarray, styles: dict) -> None:
+def points_on_map(
+    axis: Axes, plane: np.ndarray, labels: np.ndarray, styles: dict, seen=None
+) -> None:
+    """Points by class; hollow where `seen`, the classes with a proxy, does not name theirs."""
     axis.set(xticks=[], yticks=[])  # a map's coordinates mean nothing
     axis.spines[:].set(visible=True, color=QUIET)
     size = float(np.clip(20_000 / len(plane), 4, 34))
-    rest = ~np.isin(labels, list(styles))
-    axis.scatter(*plane[rest].T, s=size * 0.6, color=QUIET, lw=0, alpha=0.7)
+    rest, filled = ~np.isin(labels, list(styles)), np.ones(len(labels), bool)
+    if seen is not None:
+        filled = np.isin(labels, seen)
+        hollow = {"facecolors": "none", "lw": 0.9, "alpha": 0.8}
+        axis.scatter(*plane[rest & ~filled].T, s=size * 0.6, edgecolors=QUIET, **hollow)
+    axis.scatter(*plane[rest & filled].T, s=size * 0.6, color=QUIET, lw=0, alpha=0.7)
     for label, (shade, marker) in styles.items():
-        axis.scatter(*plane[labels == label].T, s=size, color=shade, marker=marker, lw=0, alpha=0.8)
+        mine = labels == label
+        if filled[mine].all():
+            axis.scatter(*plane[mine].T, s=size, color=shade, marker=marker, lw=0, alpha=0.8)
+        else:
+            axis.scatter(*plane[mine].T, s=size, edgecolors=shade, marker=marker, **hollow)
 
 
 def stars_on_map(axis: Axes, plane: np.ndarray, classes: np.ndarray, styles: dict) -> None:
@@ -192,7 +203,9 @@ def stars_on_map(axis: Axes, plane: np.ndarray, classes: np.ndarray, styles: dic
                      ec="#222222", lw=1.0)  # fmt: skip
 
 
-def class_legend(figure: Figure, styles: dict, names, total: int, stars: bool) -> None:
+def class_legend(
+    figure: Figure, styles: dict, names, total: int, stars: bool, hollow: bool = False
+) -> None:
     handles = [Line2D([], [], color=shade, marker=marker, ls="", ms=8)
                for shade, marker in styles.values()]  # fmt: skip
     labels = [str(names[c]) if names is not None else f"class {c}" for c in styles]
@@ -202,6 +215,9 @@ def class_legend(figure: Figure, styles: dict, names, total: int, stars: bool) -
     if stars:
         handles.append(Line2D([], [], color="white", marker="*", ls="", ms=15, mec="#222222"))
         labels.append("proxy")
+    if hollow:
+        handles.append(Line2D([], [], color="#555555", marker="o", ls="", ms=7, mfc="none"))
+        labels.append("test class: no proxy")
     figure.legend(handles, labels, loc="outside right center", fontsize=11, handletextpad=0.3)
 
 

@@ -20,9 +20,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 from scipy.special import gammaln
-from scipy.stats import spearmanr
 
-from sobook import drawing, geometry
+from sobook import drawing, geometry, maps
 from sobook.drawing import (  # what is not used below is here for the reader's own figures
     COLOURS,
     Figure,
@@ -34,6 +33,7 @@ from sobook.drawing import (  # what is not used below is here for the reader's 
     new_figure,
     use_style,
 )
+from sobook.maps import project  # noqa: F401  (here for the reader's own maps)
 
 
 def class_order(proxies) -> np.ndarray:
@@ -228,29 +228,54 @@ def training_curves(runs: Mapping[str, Sequence], *, dim: int | None = None) -> 
     return finish(figure, f"Loss parts, proxy cosine and Recall@1 over epochs; at the end {last}.")
 
 
-def project(embeddings, *, method: str = "umap", seed: int = 0, neighbours: int = 15) -> np.ndarray:
-    """Lay embeddings out in the plane, by cosine neighbourhood ("umap") or linearly ("pca").
+@use_style()
+def proxy_ribbons(
+    movements: Mapping[str, geometry.Movement],
+    recalls: Mapping[str, Sequence[float | None]] | None = None,
+    *,
+    dim: int | None = None,
+) -> Figure:
+    """Cosines of all pairs, SO and Recall@1 over epochs, one axis of time for all runs.
+
+    The ribbon holds the middle 90 % of the cosines, the line is their median.
 
     Args:
-        embeddings: (N, D).
-
-    Returns:
-        (N, 2)
+        movements: name → `geometry.movement` of the proxies from epoch 0 on.
+        recalls: name → (E,) Recall@1 on held-out classes; None where it was not measured.
+        dim: draws what random directions have: RMS cosine ±1/√dim, SO 1/dim.
     """
-    points = geometry.unit_rows(embeddings, "embeddings")
-    if method not in ("umap", "pca"):
-        raise ValueError(f'method must be "umap" or "pca", not {method!r}')
-    if len(points) < 4:
-        raise ValueError(f"a map needs at least 4 embeddings, not {len(points)}")
-    if method == "pca":
-        from sklearn.decomposition import PCA
-
-        return PCA(2, svd_solver="full").fit_transform(points)
-    import umap  # here, not above: its import takes seconds
-
-    layout = umap.UMAP(n_neighbors=min(neighbours, len(points) - 1), metric="cosine",
-                       random_state=seed, n_jobs=1)  # fmt: skip
-    return layout.fit_transform(points)
+    if not movements:
+        raise ValueError("proxy_ribbons got no runs; pass {name: geometry.movement(...)}")
+    figure = new_figure(9.5, 8)
+    cosine, so, recall = figure.subplots(3, 1, sharex=True, height_ratios=(1.5, 1, 1))
+    last = []
+    for (name, moved), dash in zip(movements.items(), drawing.dashes(), strict=False):
+        shade, epochs = colour(name), np.arange(len(moved.cosine_band))
+        low, middle, high = moved.cosine_band.T
+        cosine.fill_between(epochs, low, high, color=shade, alpha=0.22, lw=0)
+        cosine.plot(epochs, middle, color=shade, ls=dash, label=name)
+        squares = moved.series("rms_cosine") ** 2
+        so.plot(epochs, squares, color=shade, ls=dash)
+        known = [(e, r) for e, r in enumerate((recalls or {}).get(name, ())) if r is not None]
+        if known:
+            recall.plot(*zip(*known, strict=True), color=shade, ls=dash, marker="o", ms=4)
+        last.append(f"{name}: middle 90 % of cosines {low[-1]:+.2f} to {high[-1]:+.2f}, "
+                    f"SO {squares[-1]:.4f}")  # fmt: skip
+    if dim:
+        chance = {"color": COLOURS["chance"], "ls": ":", "lw": 1.6}
+        cosine.axhline(1 / math.sqrt(dim), label=f"random directions, {dim}-D", **chance)
+        cosine.axhline(-1 / math.sqrt(dim), **chance)
+        so.axhline(1 / dim, **chance)
+    if not recall.lines:
+        recall.text(0.5, 0.5, "not measured", ha="center", transform=recall.transAxes)
+    cosine.set(ylabel="cosine of a pair\n(median, 5–95 %)")
+    so.set(ylabel="SO (mean\nsquared cosine)", ylim=(0, None))
+    recall.set(xlabel="epoch (0: before training)", ylabel="Recall@1,\nheld-out classes")
+    recall.xaxis.set_major_locator(MaxNLocator(integer=True))
+    recall.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    figure.legend(*cosine.get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    return finish(figure, "Proxy cosines, soft orthogonality and Recall@1 over epochs; at the end "
+                          f"{'; '.join(last)}.")  # fmt: skip
 
 
 def embedding_map(
@@ -291,9 +316,10 @@ def embedding_maps(
 ) -> Figure:
     """Maps of the same images under several models, side by side, each fitted on its own.
 
-    Two models have two spaces, so a point's place in one map says nothing about its place in the
-    other. The trustworthiness printed on each map is 1 when all neighbours in the map are
-    neighbours in the space too.
+    Images and proxies of one model share one fit. Two models have two spaces, so a point's place
+    in one map says nothing about its place in the other. How far to trust each map is printed
+    below it, see `maps.quality`. With `proxy_labels`, images of other classes are drawn hollow:
+    they have no proxy.
 
     Args:
         embeddings: name → (N, D).
@@ -321,18 +347,66 @@ def embedding_maps(
         plane = project(np.concatenate([points, stars]), method=method, seed=seed,
                         neighbours=neighbours)  # fmt: skip
         places, star_places = np.split(plane, [len(points)])
-        drawing.points_on_map(axis, places, labels, styles)
         classes = np.arange(len(stars)) if proxy_labels is None else as_array(proxy_labels)
+        seen = None if proxy_labels is None or not len(stars) else classes
+        drawing.points_on_map(axis, places, labels, styles, seen)
         drawing.stars_on_map(axis, star_places, classes, styles)
-        trust[name] = _trustworthiness(points, places, neighbours)
+        trust[name] = maps.quality(points, places, k=neighbours)
         axis.set_title(name, color=COLOURS.get(name, "#222222"), weight="bold")
-        axis.set_xlabel(f"{note}; trustworthiness {trust[name]:.2f}", fontsize=12)
-    drawing.class_legend(figure, styles, class_names, total, bool(proxies))
+        axis.set_xlabel(f"{note}\n{trust[name]}", fontsize=12)
+    hollow = proxy_labels is not None and bool(set(labels) - set(as_array(proxy_labels)))
+    drawing.class_legend(figure, styles, class_names, total, bool(proxies), hollow)
     if len(embeddings) > 1:
         figure.supxlabel("each map is fitted on its own: compare shapes, not places", fontsize=12)
-    said = "; ".join(f"{name or 'the map'} {value:.2f}" for name, value in trust.items())
+    said = "; ".join(f"{name or 'the map'}: {value}" for name, value in trust.items())
     return finish(figure, f"{method.upper()} of {len(labels)} embeddings of {total} classes; "
-                          f"trustworthiness: {said}.")  # fmt: skip
+                          f"{said}.")  # fmt: skip
+
+
+@use_style()
+def map_panel(
+    embeddings,
+    labels,
+    *,
+    neighbours: Sequence[int] = (5, 15, 50),
+    seeds: Sequence[int] = (0, 1),
+    class_names: Sequence[str] | None = None,
+    highlight: Sequence[int] | None = None,
+) -> Figure:
+    """The same points on many maps: UMAP by setting (rows) and seed (columns), PCA at the right.
+
+    What is the same in all of them may be believed; what is not belongs to the map.
+
+    Args:
+        embeddings: (N, D).
+        labels: (N,) classes.
+        neighbours: settings of UMAP, one row each.
+        seeds: one column each.
+        class_names: class → name.
+        highlight: at most 20 classes to colour, as in `embedding_maps`.
+    """
+    points, labels = as_matrix(embeddings, "the embeddings"), as_array(labels).astype(int)
+    if len(points) != len(labels):
+        raise ValueError(f"{len(points)} embeddings but {len(labels)} labels")
+    styles, total = drawing.class_styles(labels, highlight), len(np.unique(labels))
+    columns = [*(f"seed {seed}" for seed in seeds), "PCA"]
+    figure = new_figure(4.0 * len(columns) + 2.4, 4.1 * len(neighbours))
+    axes = figure.subplots(len(neighbours), len(columns), squeeze=False)
+    flat, said = project(points, method="pca"), []
+    for row, k in enumerate(neighbours):
+        for column, title in enumerate(columns):
+            pca = column == len(seeds)
+            plane = flat if pca else project(points, seed=seeds[column], neighbours=k)
+            if pca and row:
+                axes[row, column].set_axis_off()  # PCA has neither seed nor setting
+                continue
+            drawing.points_on_map(axes[row, column], plane, labels, styles)
+            kept = maps.quality(points, plane)
+            said.append(f"{title if pca else f'{k} neighbours, {title}'}: {kept}")
+            axes[row, column].set_title(title if pca else f"{k} neighbours, {title}")
+            axes[row, column].set_xlabel(str(kept).replace(", ", "\n"), fontsize=11)
+    drawing.class_legend(figure, styles, class_names, total, False)
+    return finish(figure, f"{len(labels)} embeddings on several maps; {'; '.join(said)}.")
 
 
 def retrieval_wall(query_images, retrieved_images, right, similarities=None, titles=None) -> Figure:
@@ -366,6 +440,49 @@ def retrieval_comparison(
         titles: Q names of the queries.
     """
     return _retrievals(query_images, retrieved_images, right, similarities, titles)
+
+
+def pick_queries(
+    which: str, right: Mapping[str, object], number: int = 4, *, found=None, labels=None
+) -> np.ndarray:
+    """Queries worth looking at, for `retrieval_comparison`.
+
+    Args:
+        which: "fixed" (the first model's nearest image is wrong, the second's right), "broken"
+            (the other way round), "hardest" (fewest right ones under both) or "confused" (queries
+            of the pair of classes that the last model mixes up most).
+        right: two names → (N, k) bool, nearest first.
+        number: how many, at most; of equals, spread evenly.
+        found: (N, k) classes of the last model's retrieved images, for "confused".
+        labels: (N,) classes of the queries, for "confused".
+
+    Returns:
+        (≤ number,) indices of queries.
+    """
+    kinds = ("fixed", "broken", "hardest", "confused")
+    if which not in kinds:
+        raise ValueError(f"which must be one of {', '.join(kinds)}, not {which!r}")
+    answers = [as_matrix(r, "right").astype(bool) for r in right.values()]
+    first, last = answers[0], answers[-1]
+    if which == "fixed":
+        chosen = np.flatnonzero(~first[:, 0] & last[:, 0])
+    elif which == "broken":
+        chosen = np.flatnonzero(first[:, 0] & ~last[:, 0])
+    elif which == "hardest":
+        return np.argsort(first.sum(axis=1) + last.sum(axis=1), kind="stable")[:number]
+    else:
+        if found is None or labels is None:
+            raise ValueError('"confused" needs found and labels: the classes of both sides')
+        found, labels = as_matrix(found, "found"), as_array(labels)
+        pairs = np.sort(np.stack([np.broadcast_to(labels[:, None], found.shape), found], -1), -1)
+        wrong = pairs[pairs[..., 0] != pairs[..., 1]]
+        if not len(wrong):
+            return np.zeros(0, int)
+        pair, counts = np.unique(wrong, axis=0, return_counts=True)
+        worst = pair[counts.argmax()]
+        chosen = np.flatnonzero((pairs == worst).all(axis=-1).any(axis=1))
+    spread = np.linspace(0, len(chosen) - 1, min(number, len(chosen))).round().astype(int)
+    return chosen[spread]
 
 
 @use_style()
@@ -596,8 +713,9 @@ def confusion_vs_cosine(cosines, confusions, *, name: str = "PA") -> Figure:
         raise ValueError(f"cosines {cosines.shape} and confusions {confusions.shape} must both be "
                          "(C, C)")  # fmt: skip
     pairs = np.triu_indices(len(cosines), 1)
-    x, y = cosines[pairs], ((confusions + confusions.T) / 2)[pairs]
-    rho = float(spearmanr(x, y).statistic)
+    both = (confusions + confusions.T) / 2
+    x, y = cosines[pairs], both[pairs]
+    rho, low, high = geometry.rank_correlation(cosines, both)
     figure = new_figure(8, 5)
     axis = figure.subplots()
     size = float(np.clip(20_000 / len(x), 5, 40))
@@ -606,10 +724,54 @@ def confusion_vs_cosine(cosines, confusions, *, name: str = "PA") -> Figure:
     axis.plot([x[p].mean() for p in parts], [y[p].mean() for p in parts], "o-", color="#222222",
               ms=7, label=f"mean of each {'tenth' if len(parts) == 10 else 'part'}")  # fmt: skip
     axis.set(xlabel="cosine of the two proxies", ylabel="confusion (mean of both ways)")
-    axis.set_title(f"{name}: Spearman ρ = {rho:+.2f} over {len(x):,} pairs", loc="left")
+    interval = f"[{low:+.2f}, {high:+.2f}]"
+    axis.set_title(f"{name}: Spearman ρ = {rho:+.2f} {interval} over {len(x):,} pairs", loc="left")
     axis.legend(loc="upper left", markerscale=1.5)
     return finish(figure, f"Confusion of two classes against the cosine of their proxies, {name}: "
-                          f"Spearman correlation {rho:+.2f} over {len(x)} pairs.")  # fmt: skip
+                          f"Spearman correlation {rho:+.2f}, 95 % interval over classes "
+                          f"{interval}, {len(x)} pairs.")  # fmt: skip
+
+
+@use_style()
+def attribute_lens(
+    proxies: Mapping[str, object], shared, *, what: str = "attributes in common"
+) -> Figure:
+    """Do proxies of classes that share more attributes lie closer?
+
+    One panel a set of proxies, one scale for all. The band holds the middle 90 % of the pairs with
+    so many attributes in common, the line is their mean; the interval of Spearman's ρ is over
+    classes, since pairs that share a class are not independent.
+
+    Args:
+        proxies: name → (C, D), the same classes in each.
+        shared: (C, C) how many attributes two classes share.
+        what: the name of the horizontal axis.
+    """
+    sets, shared = _proxy_sets(proxies, same_classes=True), as_matrix(shared, "shared")
+    classes = len(next(iter(sets.values())))
+    if shared.shape != (classes, classes):
+        raise ValueError(f"shared is {shared.shape}, but there are {classes} classes")
+    number = geometry.off_diagonal(shared)
+    levels = [level for level in np.unique(number) if (number == level).sum() >= 5]
+    figure = new_figure(5.2 * len(sets) + 0.8, 4.8)
+    axes, said = figure.subplots(1, len(sets), sharey=True, squeeze=False)[0], []
+    jitter = np.random.default_rng(0).uniform(-0.2, 0.2, len(number))
+    for axis, (name, p) in zip(axes, sets.items(), strict=True):
+        matrix = geometry.describe(p).cosines
+        cosines = geometry.off_diagonal(matrix)
+        rho, low, high = geometry.rank_correlation(matrix, shared)
+        axis.scatter(number + jitter, cosines, s=9, color=drawing.QUIET, lw=0, alpha=0.6)
+        groups = [cosines[number == level] for level in levels]
+        band = np.array([np.quantile(group, [0.05, 0.95]) for group in groups]).reshape(-1, 2)
+        axis.fill_between(levels, *band.T, color=colour(name), alpha=0.2, lw=0)
+        axis.plot(levels, [group.mean() for group in groups], "o-", color=colour(name), ms=6)
+        axis.axhline(0, color=COLOURS["chance"], lw=1.2, ls=":")
+        axis.set_title(f"{name}: ρ = {rho:+.2f} [{low:+.2f}, {high:+.2f}]", color=colour(name))
+        axis.set_xlabel(what)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        said.append(f"{name} ρ {rho:+.2f}, 95 % interval [{low:+.2f}, {high:+.2f}]")
+    axes[0].set_ylabel("cosine of the two proxies")
+    return finish(figure, f"Proxy cosine against {what} of two classes; {'; '.join(said)}.")
 
 
 def _proxy_sets(proxies, *, same_classes: bool = False) -> dict[str, np.ndarray]:
@@ -701,16 +863,6 @@ def _series(run: Sequence, key: str) -> tuple[list[int], np.ndarray]:
 def _last(run: Sequence, key: str) -> str:
     values = _series(run, key)[1]
     return f"{values[:, -1].mean():.3f}" if values.size else "unknown"
-
-
-def _trustworthiness(points: np.ndarray, plane: np.ndarray, neighbours: int) -> float:
-    """Share of the map's neighbourhoods that the space confirms; a sample of 2,000 if more."""
-    from sklearn.manifold import trustworthiness
-
-    chosen = np.random.default_rng(0).permutation(len(points))[:2000]
-    k = min(neighbours, (len(chosen) - 1) // 2)
-    unit = geometry.unit_rows(points[chosen], "embeddings")
-    return float(trustworthiness(unit, plane[chosen], n_neighbors=k, metric="cosine"))
 
 
 @use_style()

@@ -63,6 +63,7 @@ def _train(config, rank, processes, port, at_step, queue) -> None:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
             "ACCELERATE_USE_CPU": "true",
+            "OMP_NUM_THREADS": "1",  # Accelerate would choose more
         }
     if at_step is not None:
         _do_at_step(rank, *at_step)
@@ -71,8 +72,6 @@ def _train(config, rank, processes, port, at_step, queue) -> None:
     except (TrainingError, ValueError) as error:
         queue.put(f"{type(error).__name__}: {error}")
         sys.exit(1)
-    if processes > 1:
-        torch.distributed.destroy_process_group()
 
 
 def _do_at_step(rank: int, at_rank: int, at_step: int, signal: int) -> None:

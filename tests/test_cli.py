@@ -23,7 +23,7 @@ def train(data, tmp_path):
     return run
 
 
-def test_train_evaluate_compare_embed(train, tmp_path, capsys):
+def test_train_evaluate_compare_embed_explore(train, tmp_path, capsys):
     """The whole way, on eight species."""
     pa, so = train("pa"), train("so", "--so-weight", "100")
     assert "R@1" in capsys.readouterr().out
@@ -37,6 +37,11 @@ def test_train_evaluate_compare_embed(train, tmp_path, capsys):
     with np.load(out, allow_pickle=False) as file:
         assert file["embeddings"].shape == (24, 16) and len(file["paths"]) == 24
         assert len(file["class_names"]) == 4
+    page = tmp_path / "page.html"
+    assert main(["explore", str(pa), str(so), "--out", str(page), "--images", "4"]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert "4 of 4 classes with proxies and 4 test classes" in text
+    assert '"name": "PA"' in text and '"name": "PA+SO"' in text and "data:image/webp" in text
 
 
 def test_evaluate_a_frozen_encoder(data, capsys):
@@ -92,3 +97,10 @@ def test_module_can_be_run():
         [sys.executable, "-m", "sobook", "--help"], capture_output=True, text=True
     )
     assert done.returncode == 0 and "compare" in done.stdout
+
+
+def test_explore_wants_html_and_one_or_two_runs(tmp_path, capsys):
+    assert main(["explore", str(tmp_path), "--out", "page.pdf"]) == 1
+    assert "must end in .html" in capsys.readouterr().err
+    assert main(["explore", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 1
+    assert "not a run folder" in capsys.readouterr().err

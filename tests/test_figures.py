@@ -416,9 +416,104 @@ def test_paired_differences_pair_by_seed():
 def test_confusion_vs_cosine_ranks_pairs(rng):
     cosines = np.corrcoef(rng.normal(size=(8, 5)))
     figure = figures.confusion_vs_cosine(cosines, np.exp(cosines), name="PA+SO")
-    assert figure.axes[0].get_title(loc="left") == "PA+SO: Spearman ρ = +1.00 over 28 pairs"
+    title = figure.axes[0].get_title(loc="left")
+    assert title == "PA+SO: Spearman ρ = +1.00 [+1.00, +1.00] over 28 pairs"
     dots = figure.axes[0].collections[0]
     assert len(dots.get_offsets()) == 28
     assert mpl.colors.to_hex(dots.get_facecolor()).upper() == SO
     with pytest.raises(ValueError, match=r"must both be \(C, C\)"):
         figures.confusion_vs_cosine(cosines, cosines[:3])
+
+
+# ---- what is new with the explorer --------------------------------------------------------------
+
+
+def epochs_of(shift, count=5):
+    rng = np.random.default_rng(7)
+    start = rng.normal(size=(18, 32))
+    return [start + shift * e * np.eye(32)[0] for e in range(count)]
+
+
+def test_ribbons_hold_the_quantiles_on_one_axis_of_time():
+    moved = {"PA": geometry.movement(epochs_of(0.8)), "PA+SO": geometry.movement(epochs_of(0.1))}
+    figure = figures.proxy_ribbons(moved, {"PA": [None, 0.3, 0.4, 0.5, 0.6]}, dim=32)
+    cosine, so, recall = figure.axes
+    first, second = cosine.collections
+    vertices = first.get_paths()[0].vertices
+    at_end = np.sort(vertices[vertices[:, 0] == 4][:, 1])
+    assert (at_end[0], at_end[-1]) == pytest.approx(tuple(moved["PA"].cosine_band[-1, [0, 2]]))
+    assert mpl.colors.to_hex(first.get_facecolor()).upper() == PA
+    assert mpl.colors.to_hex(second.get_facecolor()).upper() == SO
+    np.testing.assert_allclose(so.lines[0].get_ydata(), moved["PA"].series("rms_cosine") ** 2)
+    assert list(recall.lines[0].get_xdata()) == [1, 2, 3, 4]
+    assert len({axis.get_xlim() for axis in figure.axes}) == 1
+    assert sorted(legend(figure)) == ["PA", "PA+SO", "random directions, 32-D"]
+    assert "SO 0." in figures.alt_text(figure)
+    assert "not measured" in texts(figures.proxy_ribbons(moved))
+    with pytest.raises(ValueError, match="no runs"):
+        figures.proxy_ribbons({})
+
+
+def test_images_of_classes_without_a_proxy_are_hollow(clusters):
+    points, labels, centres = clusters
+    figure = figures.embedding_maps({"PA": points}, labels, method="pca", class_names="wxyz",
+                                    proxies={"PA": centres[:2]}, proxy_labels=[0, 1])  # fmt: skip
+    hollow = [c for c in figure.axes[0].collections if len(c.get_facecolor()) == 0]
+    assert sorted(len(c.get_offsets()) for c in hollow if len(c.get_offsets())) == [12, 12]
+    assert "test class: no proxy" in legend(figure)
+    assert "neighbours kept" in figure.axes[0].get_xlabel()
+
+
+def test_panel_of_maps_has_a_row_a_setting_a_column_a_seed_and_pca(clusters):
+    points, labels, _ = clusters
+    figure = figures.map_panel(points, labels, neighbours=(5, 8), seeds=(0, 1))
+    titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
+    assert titles == ["5 neighbours, seed 0", "5 neighbours, seed 1", "PCA",
+                      "8 neighbours, seed 0", "8 neighbours, seed 1"]  # fmt: skip
+    shown = [axis.get_xlabel() for axis in figure.axes if axis.get_title()]
+    assert all("trustworthiness" in text and "kept" in text for text in shown)
+    with pytest.raises(ValueError, match="48 embeddings but 2 labels"):
+        figures.map_panel(points, labels[:2])
+
+
+def test_attribute_lens_finds_what_was_put_in(rng):
+    marks = rng.integers(0, 2, (18, 8))
+    shared = (marks[:, None] == marks[None]).sum(axis=2)
+    proxies = {"PA": 2.0 * marks - 1, "PA+SO": rng.normal(size=(18, 8))}
+    figure = figures.attribute_lens(proxies, shared)
+    left, right = figure.axes
+    assert left.get_title().startswith("PA: ρ = +1.00") and left.title.get_color() == PA
+    assert right.title.get_color() == SO and left.get_ylim() == right.get_ylim()
+    means = left.lines[0]
+    np.testing.assert_allclose(
+        means.get_ydata(), means.get_xdata() / 4 - 1, atol=1e-9
+    )  # cosine of ±1s
+    assert "95 % interval" in figures.alt_text(figure)
+    with pytest.raises(ValueError, match="there are 18 classes"):
+        figures.attribute_lens(proxies, shared[:3, :3])
+
+
+def test_queries_are_picked_by_what_changed():
+    right = {"PA": [[0, 1], [1, 1], [0, 0], [1, 0]], "PA+SO": [[1, 1], [0, 1], [0, 0], [1, 0]]}
+    right = {name: np.array(rows, bool) for name, rows in right.items()}
+    assert figures.pick_queries("fixed", right).tolist() == [0]
+    assert figures.pick_queries("broken", right).tolist() == [1]
+    assert figures.pick_queries("hardest", right, 2).tolist() == [2, 3]
+    found, labels = np.array([[0, 0], [2, 1], [1, 2], [1, 2]]), np.array([0, 1, 2, 2])
+    picked = figures.pick_queries("confused", right, found=found, labels=labels)
+    assert picked.tolist() == [1, 2, 3]  # classes 1 and 2 take each other's places
+    with pytest.raises(ValueError, match="found and labels"):
+        figures.pick_queries("confused", right)
+    with pytest.raises(ValueError, match="fixed, broken"):
+        figures.pick_queries("best", right)
+
+
+def test_eleven_thousand_classes_are_shown_as_means_of_blocks(rng):
+    many = rng.normal(size=(2000, 8))
+    figure = figures.proxy_heatmaps({"PA": many, "PA+SO": many}, difference=True,
+                                    order=np.arange(2000))  # fmt: skip
+    cells = figure.axes[0].images[0].get_array()
+    assert cells.shape == (200, 200) and "mean of about 100 cosines" in texts(figure)
+    unit = geometry.unit_rows(many)
+    assert cells[0, 1] == pytest.approx((unit[:10] @ unit[10:20].T).mean())
+    assert len({axis.images[0].get_clim() for axis in figure.axes[:3]}) == 1

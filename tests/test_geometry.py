@@ -11,17 +11,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.spatial.distance import pdist
-from scipy.stats import entropy, ortho_group
+from scipy.spatial.distance import pdist, squareform
+from scipy.stats import entropy, ortho_group, spearmanr
 
 from sobook.geometry import (
     ProxyGeometry,
+    class_means,
+    collapse,
     describe,
     effective_rank,
+    movement,
     off_diagonal,
     orthogonality_floor,
+    rank_correlation,
     unit_rows,
     welch_bound,
+    without_common_mode,
 )
 from sobook.losses import soft_orthogonality
 
@@ -257,7 +262,8 @@ def test_proxies_on_a_gpu():
 def test_summary_holds_the_single_numbers_for_json():
     geometry = describe(draw(0, 5, 3))
     summary = json.loads(json.dumps(geometry.summary()))
-    assert set(summary) == set(ProxyGeometry.__dataclass_fields__) - {"cosines", "spectrum"}
+    arrays = {"cosines", "spectrum", "nearest_angle"}
+    assert set(summary) == set(ProxyGeometry.__dataclass_fields__) - arrays
     for name, value in summary.items():
         assert value == pytest.approx(getattr(geometry, name), abs=5e-7)
     assert "[" not in repr(geometry)  # no arrays in what a notebook prints
@@ -293,3 +299,202 @@ def test_bad_proxies(proxies, message):
 def test_infinite_proxies_are_called_infinite():
     with pytest.raises(ValueError, match="infinite"):
         describe(with_row(3, math.inf))
+
+
+# --- Common mode, nearest proxy, many classes -----------------------------------------------------
+
+
+def orthonormal(classes: int) -> np.ndarray:
+    return ortho_group.rvs(classes, random_state=0)
+
+
+def tight_frame(classes: int, dim: int) -> np.ndarray:
+    """Rows of unit length with PᵀP = (C/D) I: the harmonic frame, real and imaginary parts."""
+    turns = 2 * np.pi * np.outer(np.arange(classes), np.arange(1, dim // 2 + 1)) / classes
+    return np.hstack([np.cos(turns), np.sin(turns)]) / math.sqrt(dim / 2)
+
+
+def test_a_tight_frame_meets_the_floor_with_a_flat_spectrum():
+    geometry = describe(tight_frame(11, 6))
+    assert geometry.orthogonality == pytest.approx(orthogonality_floor(11, 6))
+    np.testing.assert_allclose(geometry.spectrum, math.sqrt(11 / 6))
+    assert geometry.effective_rank == pytest.approx(6)
+    assert geometry.common_direction_share == pytest.approx(0, abs=1e-12)  # the rows sum to zero
+
+
+def test_common_mode_of_sets_that_are_known():
+    classes, lean = 6, 2.0
+    plain = describe(orthonormal(classes))
+    assert plain.common_mode_share == pytest.approx(0, abs=1e-12)
+    assert plain.rms_cosine_centred == pytest.approx(1 / (classes - 1))  # centred: a simplex
+    assert plain.common_direction_share == pytest.approx(1 / classes)
+    leaning = describe(np.eye(classes) + lean)  # every pair has the same positive cosine
+    assert leaning.common_mode_share == pytest.approx(1)
+    assert leaning.rms_cosine_centred == pytest.approx(-leaning.simplex_cosine)
+    assert describe(simplex(classes)).common_mode_share == 0  # no lean: the mean is zero
+    assert describe(simplex(classes)).simplex_cosine == pytest.approx(-1 / (classes - 1))
+
+
+def test_common_mode_of_random_directions_is_small_and_leaning_brings_it():
+    random = draw(3, 200, 64)
+    assert describe(random).common_mode_share < 0.02
+    assert describe(random).rms_cosine_centred == pytest.approx(1 / 8, rel=0.03)
+    share = [describe(random + lean * np.eye(64)[0]).common_mode_share for lean in (0, 4, 16)]
+    assert share == sorted(share) and share[-1] > 0.9
+
+
+@pytest.mark.parametrize("classes, dim", SIZES[1:])
+def test_common_mode_equals_slow_loops(classes, dim):
+    proxies = draw(4, classes, dim)
+    unit = [p / math.hypot(*p) for p in proxies]
+    mean = sum(unit) / classes
+    rest = np.array([(u - mean) / np.linalg.norm(u - mean) for u in unit])
+    cosines = [float(a @ b) for i, a in enumerate(rest) for b in rest[i + 1 :]]
+    geometry = describe(proxies)
+    assert geometry.rms_cosine_centred == pytest.approx(np.sqrt(np.mean(np.square(cosines))))
+    np.testing.assert_allclose(without_common_mode(proxies), rest)
+    along = [float(u @ mean) ** 2 / float(mean @ mean) for u in unit]
+    assert geometry.common_direction_share == pytest.approx(np.mean(along))
+
+
+@pytest.mark.parametrize("classes, dim", SIZES)
+def test_nearest_angle_equals_scipy(classes, dim):
+    proxies = draw(5, classes, dim)
+    distance = squareform(pdist(proxies, "cosine"))
+    np.fill_diagonal(distance, np.inf)
+    expected = np.degrees(np.arccos(np.clip(1 - distance.min(axis=1), -1, 1)))
+    np.testing.assert_allclose(describe(proxies).nearest_angle, expected, atol=2e-5)
+
+
+def test_blocks_and_float32_change_nothing_but_the_last_digits(monkeypatch):
+    from sobook import geometry as module
+
+    proxies, whole = draw(6, 50, 9), module._pairs
+    expected = describe(proxies)
+    monkeypatch.setattr(module, "_pairs", lambda unit: whole(unit, block=7, most=10))
+    blocked = describe(proxies)
+    assert blocked.cosines.dtype == np.float32 and expected.cosines.dtype == np.float64
+    np.testing.assert_allclose(blocked.cosines, expected.cosines, atol=1e-7)
+    np.testing.assert_allclose(blocked.nearest_angle, expected.nearest_angle, atol=1e-9)
+    assert blocked.summary() == expected.summary()
+
+
+def test_without_common_mode_refuses_what_has_nothing_left():
+    with pytest.raises(ValueError, match="nothing is left"):
+        without_common_mode(np.ones((3, 2)))
+
+
+# --- Class means, neural collapse, movement ------------------------------------------------------
+
+
+def clouds(seed, classes=5, dim=7, each=9, noise=0.3):
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.repeat(np.arange(classes), each))
+    centres = rng.normal(size=(classes, dim))
+    return centres[labels] + noise * rng.normal(size=(len(labels), dim)), labels, centres
+
+
+def test_class_means_and_collapse_equal_slow_loops():
+    points, labels, proxies = clouds(0)
+    unit = points / np.linalg.norm(points, axis=1, keepdims=True)
+    means = np.array([unit[labels == c].mean(axis=0) for c in range(5)])
+    np.testing.assert_allclose(class_means(points, torch.tensor(labels), 5), means)
+    overall, result = means.mean(axis=0), collapse(points, labels, proxies)
+    within = sum(np.outer(x - means[c], x - means[c]) for x, c in zip(unit, labels, strict=True))
+    between = sum(np.outer(m - overall, m - overall) for m in means)
+    nc1 = np.trace(within / len(unit) @ np.linalg.pinv(between / 5, rcond=1e-10)) / 5
+    assert result.nc1 == pytest.approx(nc1)
+    p = proxies / np.linalg.norm(proxies, axis=1, keepdims=True)
+    cosines = [m @ q / np.linalg.norm(m) for m, q in zip(means, p, strict=True)]
+    np.testing.assert_allclose(result.angle, np.degrees(np.arccos(cosines)))
+    lengths = [np.linalg.norm(m - overall) for m in means]
+    assert result.nc2_norms == pytest.approx(np.std(lengths) / np.mean(lengths))
+    cosines = 1 - pdist(means - overall, "cosine")
+    assert result.nc2_angles == pytest.approx(np.abs(cosines + 1 / 4).mean())
+    m, q = means - overall, p - p.mean(axis=0)
+    gap = m / np.sqrt((m**2).sum()) - q / np.sqrt((q**2).sum())
+    assert result.nc3 == pytest.approx((gap**2).sum())
+
+
+def test_collapse_is_zero_where_all_has_collapsed_and_grows_with_spread():
+    labels = np.repeat(np.arange(4), 6)
+    done = collapse(simplex(4)[labels], labels, 3 * simplex(4))
+    for value in (done.nc1, done.nc2_norms, done.nc2_angles, done.nc3):
+        assert value == pytest.approx(0, abs=1e-9)
+    np.testing.assert_allclose(done.angle, 0, atol=1e-5)
+    opposite = collapse(simplex(4)[labels], labels, -simplex(4))
+    assert opposite.nc3 == pytest.approx(4)  # the largest it can be
+    spread = [collapse(*clouds(1, noise=noise)).nc1 for noise in (0.05, 0.2, 0.8)]
+    assert spread == sorted(spread)
+    json.dumps(done.summary())
+
+
+def test_collapse_checks_its_input():
+    points, labels, proxies = clouds(2)
+    with pytest.raises(ValueError, match="class 5 has no image"):
+        collapse(points, labels, np.vstack([proxies, proxies[:1]]))
+    with pytest.raises(ValueError, match="there are 4 proxies"):
+        collapse(points, labels, proxies[:4])
+    with pytest.raises(ValueError, match="from one model"):
+        collapse(points, labels, proxies[:, :3])
+    with pytest.raises(ValueError, match=r"expected \(45,\)"):
+        collapse(points, labels[:-1], proxies)
+
+
+def test_movement_follows_a_rotation():
+    turn = np.radians(10)
+    epochs = [[[math.cos(turn * e), math.sin(turn * e)], [0.0, 1.0]] for e in range(4)]
+    moved = movement(epochs)
+    np.testing.assert_allclose(moved.from_start[:, 0], [0, 10, 20, 30], atol=1e-9)
+    np.testing.assert_allclose(moved.step[:, 0], [0, 10, 10, 10], atol=1e-9)
+    np.testing.assert_allclose(moved.step[:, 1], 0, atol=1e-9)
+    np.testing.assert_allclose(moved.nearest_band[:, 1], [90, 80, 70, 60], atol=1e-9)
+    np.testing.assert_allclose(moved.series("coherence"), np.sin(turn * np.arange(4)), atol=1e-6)
+
+
+def test_movement_has_the_quantiles_of_each_epoch():
+    epochs = [draw(seed, 30, 8) for seed in range(3)]
+    moved = movement([torch.tensor(p) for p in epochs])
+    for row, proxies in zip(moved.cosine_band, epochs, strict=True):
+        np.testing.assert_allclose(
+            row, np.quantile(1 - pdist(proxies, "cosine"), [0.05, 0.5, 0.95])
+        )
+    assert moved.from_start.shape == (3, 30)
+    with pytest.raises(ValueError, match="change their shape"):
+        movement([np.eye(2), np.eye(3)])
+    with pytest.raises(ValueError, match="no epochs"):
+        movement([])
+
+
+# --- Rank correlation over pairs of classes ------------------------------------------------------
+
+
+def symmetric(seed, classes=12):
+    matrix = np.random.default_rng(seed).normal(size=(classes, classes))
+    return matrix + matrix.T
+
+
+def test_rank_correlation_equals_scipy_with_an_interval_around_it():
+    a, b = symmetric(0), symmetric(1)
+    mixed = a + b
+    rho, low, high = rank_correlation(a, mixed)
+    assert rho == pytest.approx(spearmanr(off_diagonal(a), off_diagonal(mixed)).statistic)
+    assert -1 <= low < rho < high <= 1
+    assert rank_correlation(a, -np.exp(-a)) == pytest.approx((1, 1, 1))
+    assert rank_correlation(a, mixed) == rank_correlation(a, mixed)
+    wide = rank_correlation(a, mixed, level=0.99)
+    assert wide[1] <= low and wide[2] >= high
+
+
+def test_interval_over_classes_covers_zero_for_unrelated_numbers():
+    covered = 0
+    for seed in range(24):
+        _, low, high = rank_correlation(symmetric(2 * seed), symmetric(2 * seed + 1), resamples=100)
+        covered += low <= 0 <= high
+    assert covered >= 20  # about 23 expected
+
+
+def test_rank_correlation_of_what_does_not_vary_is_unknown():
+    assert all(map(math.isnan, rank_correlation(symmetric(0), np.ones((12, 12)), resamples=10)))
+    with pytest.raises(ValueError, match="at least 3"):
+        rank_correlation(np.eye(2), np.eye(2))

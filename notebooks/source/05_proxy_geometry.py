@@ -15,15 +15,17 @@
 #
 # **What you will learn**
 #
+# - to explore two runs at once: heatmap, map, angles and pictures that answer each other, epoch by epoch;
 # - to read a set of proxies in six numbers, each beside what chance gives and what no set can beat;
 # - to read a heatmap of cosines, an angle histogram and a spectrum, and to see what each of them hides;
 # - how much of the correlation between proxies is one single direction that all of them share;
+# - how far class means and proxies are from each other, and from neural collapse;
 # - whether two proxies are close because the two classes look alike;
 # - whether it matters: are classes with close proxies the ones whose images get mixed up?
 #
 # **Before you start** Notebooks 03 (Proxy Anchor) and 04 (soft orthogonality). You need cosines, singular values and the idea of a rank correlation.
 #
-# **Time** Half a minute on a two-core laptop once the two training runs exist, and the minutes of their training (notebook 00) if they do not; on a T4 GPU in full mode: not measured.
+# **Time** One to two minutes on a two-core laptop once the two training runs exist, and the minutes of their training (notebook 00) if they do not; on a T4 GPU in full mode: not measured.
 
 # %% tags=["setup"]
 # On Colab this installs sobook; on your machine `make` has installed it already.
@@ -45,7 +47,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from sobook import aviary, datasets, figures, geometry, retrieval
+from sobook import aviary, datasets, explorer, figures, geometry, playground, retrieval
 from sobook.encoder import embed
 from sobook.losses import SO_WEIGHT
 from sobook.training import fit
@@ -68,6 +70,50 @@ for name, run in runs.items():
 # %% [markdown]
 # The epoch is kept by Recall@1 on held-out training classes, so the two runs need not keep the same one. Where this could matter, section 6 shows every epoch.
 #
+# ### Touch first
+#
+# Below are both runs in one page, on a few species so that this notebook stays small. It needs no kernel. **What to look at first:** press ▶ and watch heatmap and angles while PA trains, then switch to PA+SO and play again. Then click the reddest cell that is left: the pictures say whether the two species look alike, and how often either run takes one for the other.
+#
+# **What would mislead you.** Only proxies move with the slider: the images stand where the encoder of the kept epoch put them. On the map, proxies are placed by a rule, and their distances mean little (notebook 06). And a few species are not all: the numbers in the table are those of all proxies, the heatmap shows those of the species drawn.
+
+# %%
+heatmaps = figures.proxy_heatmaps(proxies, difference=True)
+small = explorer.from_runs(list(runs.values()), classes=16, per_class=6)
+small.beside(heatmaps, height=1000)
+
+# %% [markdown]
+# The page with all species is a file of a few megabytes, too large for a notebook. It is written next to the runs; open it in a browser. On the command line: `sobook explore RUN RUN --out explorer.html`.
+
+# %%
+page = explorer.from_runs(list(runs.values()), classes=100, per_class=20)
+print(page.save(session.data_root / "explorer.html").name, "written:", page)
+
+# %% [markdown]
+# ### By hand
+#
+# What pulls at a proxy? Drag the discs. Orange arrows are where Proxy Anchor would move them, blue ones where λ·SO would; a step of descent follows their sum. **Try this:** three classes on the circle, λ as high as it goes, *Run*. SO stops falling at its floor, 0.25: in a plane, three directions cannot be orthogonal. Change to the sphere, and they can. Then take 8 classes, and find the floor of the sphere.
+#
+# (In a running notebook, `playground.playground()` is the same as a widget, whose `numbers` Python can read.)
+
+# %%
+turns = np.radians([90, 210, 330])
+star = figures.new_figure(4, 4)
+axis = star.subplots()
+circle = np.linspace(0, 2 * np.pi, 200)
+axis.plot(np.cos(circle), np.sin(circle), color="#888888", lw=1)
+for c, turn in enumerate(turns):
+    axis.annotate("", (np.cos(turn), np.sin(turn)), (0, 0), arrowprops={"arrowstyle": "-|>", "lw": 3, "color": figures.colour("PA+SO")})
+    axis.text(1.3 * np.cos(turn), 1.2 * np.sin(turn), f"proxy {c + 1}", ha="center", va="center")
+axis.set(xlim=(-1.7, 1.7), ylim=(-1.4, 1.4), aspect="equal")
+axis.set_axis_off()
+figures.finish(star, "Three proxies on a circle at 120 degrees: the least SO that three directions in a plane can have.")
+playground.page(num_classes=3, dim=2, so_weight=100).beside(star)
+
+# %%
+three = geometry.describe(np.stack([np.cos(turns), np.sin(turns)], axis=1))
+print(f"three proxies at 120°: SO {three.rms_cosine**2:.4f}, floor {three.orthogonality_floor / 6:.4f}; coherence {three.coherence:.4f}, Welch bound {three.welch_bound:.4f}")
+
+# %% [markdown]
 # ## 2 · Numbers first
 #
 # Pictures persuade quickly, and not always of what is true. So numbers come first, and each of them needs something to be held against.
@@ -159,9 +205,11 @@ compare(closest_pair)
 # %%
 class_names = runs["PA"].state["class_names"]  # such as 007.Barred_Ambertail
 genus = np.array([name.split("_")[-1] for name in class_names])  # (C,)
-figures.proxy_heatmaps(proxies, groups=genus)
+figures.proxy_heatmaps(proxies, groups=genus, difference=True)
 
 # %% [markdown]
+# The third panel is the difference, on the same scale: blue where SO took cosine away. Is it blue everywhere alike (a lean that all share was removed), or in blocks (relatives were driven apart)? Section 7 puts a number on this.
+#
 # Look at the strip first: where its colour stays the same over neighbouring rows, the clustering, which knows nothing of genera, has put a genus together. Then compare a block of the left panel with the same place at the right.
 #
 # One warning. The order was *fitted to PA*. Any set of cosines looks more structured in its own order than in another's, so the left panel has an advantage. A numerical comparison has no such advantage: mean cosine within a genus and between genera.
@@ -249,36 +297,16 @@ for name in ("PA", "PA+SO"):
 # **Predict.** Does correlation build up at once, when the proxies with their high learning rate run ahead of the encoder, or gradually? Does SO slow its growth, or does it first let it grow and then undo it?
 
 # %%
-def over_epochs(run, number):
-    return [getattr(geometry.describe(run.proxies(epoch)), number) for epoch in range(run.config.epochs + 1)]
-
-
-panels = {
-    "rms_cosine": ("RMS cosine", chance),
-    "coherence": ("coherence", shapes["random directions"].coherence),
-    "effective_rank": ("effective rank", shapes["random directions"].effective_rank),
-}
-figure = figures.new_figure(12, 4)
-for axis, (number, (title, reference)) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-    for (name, run), dash in zip(runs.items(), ("-", "--"), strict=True):
-        values = over_epochs(run, number)
-        axis.plot(values, color=figures.colour(name), ls=dash, marker="o", ms=4, label=name)
-        kept = run.state["selected_epoch"]
-        axis.plot(kept, values[kept], "o", ms=13, mfc="none", mec=figures.colour(name))
-    axis.axhline(reference, color=figures.colour("chance"), ls=":", lw=1.6, label="random directions")
-    axis.set(title=title, xlabel="epoch (ring: kept)")
-    if number != "effective_rank":
-        axis.set_ylim(0, None)
-figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=3)
-said = "; ".join(f"{name}: RMS cosine {over_epochs(run, 'rms_cosine')[-1]:.2f} at the end" for name, run in runs.items())
-figures.finish(figure, f"RMS cosine, coherence and effective rank of the proxies over epochs; {said}.")
+moved = {name: geometry.movement([run.proxies(line["epoch"]) for line in run.epochs]) for name, run in runs.items()}
+figures.proxy_ribbons(moved, {name: [line.get("recall_at_1") for line in run.epochs] for name, run in runs.items()}, dim=D)
 
 # %%
-for name, run in runs.items():
-    values = over_epochs(run, "rms_cosine")
+for name in runs:
+    values = moved[name].series("rms_cosine")
     steps = np.diff(values)
     print(f"{name:>6}: RMS cosine {values[0]:.3f} → {values[-1]:.3f}; largest change in epoch {np.abs(steps).argmax() + 1} "
-          f"({steps[np.abs(steps).argmax()]:+.3f})")
+          f"({steps[np.abs(steps).argmax()]:+.3f}); a proxy turned by {np.median(moved[name].from_start[-1]):.0f}° in all (median), "
+          f"by {np.median(moved[name].step[-1]):.1f}° in the last epoch")
 
 # %% [markdown]
 # The first epoch is the warm-up: the backbone stands still, and only head and proxies learn. What the curves do there is therefore about proxies finding their classes; what they do later is about encoder and proxies moving together.
@@ -295,18 +323,13 @@ for name, run in runs.items():
 # **Predict.** What share will it be for PA: nearly nothing, about half, nearly all?
 
 # %%
-def without_common_mode(proxies):
-    unit = geometry.unit_rows(proxies)  # (C, D)
-    return unit - unit.mean(axis=0)
-
-
 sets = {"random directions": rng.standard_normal((C, D)), **proxies}
 rows = {}
 for name, p in sets.items():
-    before, after = geometry.describe(p), geometry.describe(without_common_mode(p))
+    before, after = geometry.describe(p), geometry.describe(geometry.without_common_mode(p))
     rows[name] = {
         "mean cosine": before.mean_cosine,
-        "share of SO due to the mean": before.mean_cosine**2 / before.rms_cosine**2,
+        "share of SO due to the mean": before.common_mode_share,
         "RMS cosine": before.rms_cosine,
         "… mean proxy subtracted": after.rms_cosine,
         "coherence": before.coherence,
@@ -350,6 +373,26 @@ for name in proxies:
 
 # %% [markdown]
 # A clearly negative cosine is what the hypothesis says: the proxies lean away from the crowd of images. That makes the common mode a property of the *pair* of images and proxies, and no sign that classes are mixed up: a direction which all images share does not change who is nearest to whom by much.
+#
+# ### How far are class means from their proxies?
+#
+# A proxy is often called the centre of its class. It is not (notebook 06 draws it): the loss asks that it separates, not that it sits in the middle. *Neural collapse* (Papyan, Han and Donoho, 2020) names what happens when a classifier is trained to the very end: images collapse onto their class means (NC1 → 0), the means become equally long and equally far apart, a simplex with cosines $-1/(C-1)$ (NC2 → 0), and classifier and means become the same (NC3 → 0). With proxies in place of the classifier we can ask how far these runs are from that end.
+#
+# **Predict.** SO pushes proxies towards right angles. Does that bring the *class means* nearer to a simplex as well?
+
+# %%
+collapsed = {name: geometry.collapse(embeddings[name], images.labels, proxies[name]) for name in proxies}
+pd.DataFrame({name: {"angle of class mean and proxy (°)": c.angle.mean(), "NC1: spread within / between": c.nc1, "NC2: unequal lengths": c.nc2_norms,
+                     "NC2: distance from the simplex": c.nc2_angles, "NC3: means are not proxies": c.nc3} for name, c in collapsed.items()}).T.round(3)
+
+# %%
+for name in collapsed:
+    means = geometry.describe(geometry.class_means(embeddings[name], images.labels, C))
+    print(f"{name:>6}: RMS cosine of the proxies {shapes[name].rms_cosine:.3f}, of the class means {means.rms_cosine:.3f} "
+          f"(without their common mode {means.rms_cosine_centred:.3f}; a simplex has {-shapes[name].simplex_cosine:.3f})")
+
+# %% [markdown]
+# Read the two columns of that print side by side. What SO was asked for, it did: the proxies. Whether the class means followed is a separate number, and retrieval sees images only.
 #
 # ### Exercise 2 · The mean cosine without any pair
 #
@@ -430,29 +473,14 @@ pd.DataFrame(rows, columns=["proxy cosine against", "proxies", "Spearman ρ", "b
 
 # %%
 if session.quick:
-    figure = figures.new_figure(11, 4.6)
-    jitter = np.random.default_rng(0).uniform(-0.16, 0.16, C * (C - 1) // 2)
-    shared = geometry.off_diagonal(marks)  # (C(C−1)/2,)
-    axes = figure.subplots(1, 2, sharey=True)
-    for axis, name in zip(axes, proxies, strict=True):
-        cosines = geometry.off_diagonal(shapes[name].cosines)
-        for chosen, marker, shade, label in (
-            (~within, "o", figures.COLOURS["chance"], "different genera"),
-            (within, "D", figures.colour(name), "same genus"),
-        ):
-            axis.scatter((shared + jitter)[chosen], cosines[chosen], s=12, marker=marker, color=shade, alpha=0.35, lw=0)
-            levels = [level for level in np.unique(shared[chosen]) if (chosen & (shared == level)).sum() >= 5]
-            means = [cosines[chosen & (shared == level)].mean() for level in levels]
-            axis.plot(levels, means, marker=marker, color=shade, label=f"{label}, mean")
-        axis.set(title=name, xlabel=f"field marks in common, of {len(aviary.CHOICES)}")
-        axis.legend(fontsize=10, loc="upper left")
-    axes[0].set_ylabel("cosine of the two proxies")
-    said = "; ".join(f"{name} {rho(shapes[name].cosines, marks, within):+.2f}" for name in proxies)
-    shown = figures.finish(figure, f"Proxy cosine against field marks in common; Spearman within a genus: {said}.")
+    shown = figures.attribute_lens(proxies, marks, what=f"field marks in common, of {len(aviary.CHOICES)}")
 else:
     shown = None
     print("The field marks are known for the drawn birds only: see quick mode.")
 shown
+
+# %% [markdown]
+# The interval in each title draws *classes*, not pairs, with replacement: it says how far ρ would move with other species of the same kind. The table asks the finer question.
 
 # %%
 if session.quick:
@@ -555,6 +583,7 @@ else:
 # - Heatmap, histogram and spectrum show the same matrix: *which* pairs, *how many* pairs, *how many directions*. Fix order and scale before comparing two of them.
 # - $\text{rms}^2 = \text{mean}^2 + \text{variance}$ separates a common lean of all proxies from closeness of particular pairs; the mean proxy alone gives the first.
 # - Proxies know about likeness only through images. Pairs of classes are not independent: shuffle classes to see what chance gives.
+# - What SO changed: the proxies. What it need not have changed: the class means, and who is nearest to whom. The tables of section 7 and the arrow of section 9 say what it was this time.
 # - Close proxies and confused images can go together without one making the other; what SO changed, compared pair by pair, is a better test than the correlation itself.
 #
 # ## Questions
@@ -588,5 +617,6 @@ else:
 # - F. Saberi-Movahed et al., [Deep Metric Learning with Soft Orthogonal Proxies](https://arxiv.org/abs/2306.13055), 2023: the idea this course is built around, that proxies should be as orthogonal as possible. We know its abstract, not its figures; the geometry shown here is our own.
 # - S. Kim et al., Proxy Anchor Loss for Deep Metric Learning, CVPR 2020: where the proxies come from.
 # - N. Bansal, X. Chen, Z. Wang, [Can We Gain More from Orthogonality Regularizations in Training Deep CNNs?](https://arxiv.org/abs/1810.09102), NeurIPS 2018: soft orthogonality on network weights, and its relatives.
+# - V. Papyan, X. Y. Han, D. Donoho, Prevalence of neural collapse during the terminal phase of deep learning training, PNAS 2020: NC1 to NC3.
 # - O. Roy, M. Vetterli, The effective rank, EUSIPCO 2007: the count used in section 5, with its properties.
 # - L. Welch, Lower bounds on the maximum cross correlation of signals, IEEE Transactions on Information Theory, 1974: why coherence cannot vanish once there are more vectors than dimensions.

@@ -23,7 +23,7 @@
 #
 # **Before you start** Notebooks 03 and 04 for the two models, 05 for the proxies. Nearest neighbours by cosine are all the mathematics needed.
 #
-# **Time** About a minute on a two-core laptop once the two training runs exist, and the minutes of their training (notebook 00) if they do not; on a T4 GPU in full mode: not measured.
+# **Time** Two minutes on a two-core laptop once the two training runs exist, and the minutes of their training (notebook 00) if they do not; on a T4 GPU in full mode: not measured.
 
 # %% tags=["setup"]
 # On Colab this installs sobook; on your machine `make` has installed it already.
@@ -48,7 +48,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import trustworthiness
 from sklearn.neighbors import NearestNeighbors
 
-from sobook import datasets, drawing, figures, geometry
+from sobook import datasets, explorer, figures, geometry, images
 from sobook.encoder import embed
 from sobook.losses import SO_WEIGHT
 from sobook.retrieval import evaluate, neighbours
@@ -144,7 +144,7 @@ print(f"yours {directions_for(0.9, spaces['PA'])}, expected {expected}")
 #
 # **Predict.** Will the PA+SO map look more orderly than the PA map? Decide before you look, and decide what "more orderly" would mean.
 #
-# (The first map takes a while longer: UMAP's numerical code is compiled on its first use.)
+# (The first map takes a while longer: UMAP's numerical code is compiled on its first use. The neighbours are exact ones from faiss, handed to UMAP ready-made; by itself, it would search them approximately.)
 
 # %%
 figures.embedding_maps(spaces, test.labels, class_names=names)
@@ -290,18 +290,10 @@ for k, plane in noise_maps.items():
 # **Predict.** The same points, two seeds, three values of $k$: what stays, what moves?
 
 # %%
-points, settings = spaces["PA+SO"], [(k, seed) for k in (5, 15, 50) for seed in (0, 1)]
-panel = {(k, seed): figures.project(points, neighbours=k, seed=seed) for k, seed in settings if (k, seed) != (15, 0)}
+points = spaces["PA+SO"]
+panel = {(k, seed): figures.project(points, neighbours=k, seed=seed) for k, seed in ((5, 0), (5, 1), (15, 1), (50, 0))}
 panel[15, 0] = maps["PA+SO", "UMAP"]  # this one we have
-
-figure = figures.new_figure(11, 7.6)
-styles = drawing.class_styles(test.labels, None)  # 12 classes in colour
-axes = figure.subplots(2, 3)
-for (k, seed), axis in zip(settings, axes.T.ravel(), strict=True):
-    drawing.points_on_map(axis, panel[k, seed], test.labels, styles)
-    trust = trustworthiness(geometry.unit_rows(points), panel[k, seed], n_neighbors=K)
-    axis.set_xlabel(f"{k} neighbours, seed {seed}; trustworthiness {trust:.2f}", fontsize=11)
-figures.finish(figure, f"Six UMAP maps of the same {N} embeddings of PA+SO with 5, 15 and 50 neighbours and two seeds.")
+figures.map_panel(points, test.labels, class_names=names)
 
 # %%
 def agreement(one, other):
@@ -361,9 +353,10 @@ pd.DataFrame(rows).round(3)
 # %%
 genus = np.array([name.split("_")[-1] for name in train.class_names])  # (C,)
 genera, genus_of = np.unique(genus, return_inverse=True)
-figures.embedding_maps(
+proxy_maps = figures.embedding_maps(
     trained, genus_of[train.labels], proxies=proxies, proxy_labels=genus_of, class_names=genera
 )
+proxy_maps
 
 # %% [markdown]
 # This time the colours are genera, not species: every star is the proxy of one species, and has the colour of its genus. Look at whether stars sit on islands of their own colour, or keep to themselves.
@@ -383,12 +376,53 @@ for name in runs:
 # These two lines are worth remembering for soft orthogonality: SO acts on *proxies*, and the RMS cosine of proxies follows. That of the class means need not, and it is images, not proxies, that retrieval sees.
 
 # %% [markdown]
+# ### Both in one page
+#
+# The same map with everything linked to it: click a point, and its nearest images under both runs appear below; move the slider, and the stars go their way from chance to where they ended. Hollow dots are test species, which have no star. Images and kept proxies of a run are *one* fit; stars of other epochs are put onto that map by their nearest images, and the second run's map is turned onto the first one's, so that switching runs moves points as little as possible.
+
+# %%
+explorer.from_runs(list(runs.values()), classes=14, per_class=6).beside(proxy_maps, height=1000)
+
+# %% [markdown]
+# ### The queries that changed
+#
+# A map shows thousands of points and no reasons. A retrieval wall shows four queries and all of the reasons. PA stands above PA+SO. First those *fixed by SO* (wrong before, right after), then those *broken by SO*. A wall of the first kind alone would be advertising: count both.
+
+# %%
+found = {name: neighbours(x, 6)[1] for name, x in spaces.items()}
+right = {name: test.labels[f] == test.labels[:, None] for name, f in found.items()}
+fixed, broken = (figures.pick_queries(which, right, N) for which in ("fixed", "broken"))
+print(f"of {N} queries, the nearest image is right under both for {(right['PA'][:, 0] & right['PA+SO'][:, 0]).sum()}, wrong under both for "
+      f"{(~right['PA'][:, 0] & ~right['PA+SO'][:, 0]).sum()}; fixed by SO {len(fixed)}, broken by SO {len(broken)}")
+
+# %%
+pictures = images.pixels(test, 64, progress=False)
+
+
+def wall(which, number=3):
+    chosen = figures.pick_queries(which, right, number, found=test.labels[found["PA+SO"]], labels=test.labels)
+    return figures.retrieval_comparison(
+        [pictures[i] for i in chosen],
+        {name: [[pictures[j] for j in f[i]] for i in chosen] for name, f in found.items()},
+        {name: r[chosen] for name, r in right.items()},
+        titles=[names[test.labels[i]] for i in chosen],
+    )
+
+
+wall("fixed") if len(fixed) else print("none was fixed")
+
+# %%
+wall("broken") if len(broken) else print("none was broken")
+
+# %% [markdown]
+# `wall("hardest")` and `wall("confused")` show the queries with the fewest right answers, and those of the pair of species that is mixed up most.
+#
 # ## 8 · What a map cannot show
 #
 # - **That a model is better.** Retrieval quality is a number over all queries; a map is one seed of one layout of some of them. Use Recall@1 with an interval (notebook 07).
 # - **Orthogonality of proxies.** Forty directions at right angles have no arrangement in the plane which shows it; the heatmap of notebook 05 does.
 # - **Distances, sizes and gaps.** Tested in section 5.
-# - **The queries that fail.** They are a few points of the wrong colour under others. Retrieval walls show them (notebook 00).
+# - **The queries that fail.** They are a few points of the wrong colour under others. Retrieval walls show them (above).
 #
 # What it is good for: finding mislabelled images, duplicates and odd groups, to be looked at one by one; and making one curious.
 
