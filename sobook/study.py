@@ -5,7 +5,8 @@
     trainer = "head"                    or "finetune": the fields of HeadConfig or TrainConfig
     measure = "recall_at_1"             the outcome
     baseline = { so_weight = 0 }        what every other setting is compared with, seed by seed
-    choose = "validation_recall_at_1"   marks, in each group, the setting this would choose
+    choose = "validation_recall_at_1"   marks the setting that this measure would choose
+    within = ["method"]                 one for each value of these; else one for each baseline
 
     [fixed]                             the same in every run
     dataset = "aviary"
@@ -43,11 +44,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from scipy import stats
 from tqdm.auto import tqdm
 
 from sobook import resources, runs
 from sobook.config import TrainConfig
 from sobook.heads import HeadConfig, fit_head, geometry_columns
+from sobook.retrieval import compare_seeds
 from sobook.training import fit
 
 if sys.version_info >= (3, 11):
@@ -75,6 +78,7 @@ class Study:
     measure: str = "recall_at_1"
     baseline: dict = field(default_factory=dict)
     choose: str | None = None
+    within: tuple[str, ...] | None = None
     fixed: dict = field(default_factory=dict)
     grid: dict = field(default_factory=dict)
     cases: tuple[dict, ...] = ({},)
@@ -94,7 +98,9 @@ class Study:
 
     def plan(self) -> list[tuple[str, dict]]:
         """(key, varied settings) of every run; the key names its result."""
-        return [(_key(self.trainer, self._config(one, expand=False)), one) for one in self.settings()]
+        return [
+            (_key(self.trainer, self._config(one, expand=False)), one) for one in self.settings()
+        ]
 
     def _config(self, varied: dict, *, expand: bool = True):
         values = dict(self.fixed)
@@ -189,7 +195,7 @@ def gather(study: Study) -> pd.DataFrame:
         file = _result_file(study, key)
         if file.exists():
             measured = json.loads(file.read_text())["measured"]
-            varied = {name: one.get(name) for name in study.factors}
+            varied = {name: _plain(one.get(name)) for name in study.factors}
             rows.append({**varied, **measured, "trainer": study.trainer, "config": key})
     return pd.DataFrame(rows)
 
@@ -234,15 +240,16 @@ def summary(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     """One row a setting: mean over seeds, and the paired difference from the baseline.
 
     Columns: the factors; seeds; mean and its 95 % t interval (low, high); RMS proxy cosine;
-    difference, its interval (difference_low, difference_high), p (two-sided t test) and p_holm,
-    corrected after Holm for all the differences in this table; chosen, where the study chooses.
+    difference, its interval (difference_low, difference_high), p (two-sided t test), p_permutation
+    (sign flips; with n seeds never below 2/2ⁿ) and p_holm, p corrected after Holm for all the
+    differences in this table; chosen, where the study chooses.
     """
-    from sobook.retrieval import compare_seeds
-
     factors = study.factors[:-1]
     cells = {}
-    for key, group in table.groupby(factors, dropna=False, sort=False) if factors else [((), table)]:
-        cells[key if isinstance(key, tuple) else (key,)] = group.set_index("seed")
+    groups = table.groupby(factors, dropna=False, sort=False) if factors else [((), table)]
+    for key, group in groups:
+        key = tuple(None if pd.isna(value) else value for value in key)  # NaN is not itself
+        cells[key] = group.set_index("seed")
     rows = []
     for key, cell in cells.items():
         setting = dict(zip(factors, key, strict=True))
@@ -260,7 +267,8 @@ def summary(study: Study, table: pd.DataFrame) -> pd.DataFrame:
                     "difference": found.difference,
                     "difference_low": found.low,
                     "difference_high": found.high,
-                    "p": found.p_value,
+                    "p": _t_test(*values),
+                    "p_permutation": found.p_value,
                 }
         rows.append(row)
     result = pd.DataFrame(rows)
@@ -299,17 +307,21 @@ def _same_group(study: Study, setting: dict) -> dict:
 
 
 def _chosen(study: Study, result: pd.DataFrame) -> pd.Series:
-    """In each group of settings that share a baseline, the one with the best choosing measure."""
-    grouping = [name for name in study.factors[:-1] if name not in study.baseline]
+    """In each group of settings, the one with the best choosing measure."""
+    shared = [name for name in study.factors[:-1] if name not in study.baseline]
+    grouping = list(shared if study.within is None else study.within)
     if not grouping:
         return result[study.choose] == result[study.choose].max()
     best = result.groupby(grouping, dropna=False)[study.choose].transform("max")
     return result[study.choose] == best
 
 
-def _mean_interval(values: pd.Series) -> dict:
-    from scipy import stats
+def _t_test(first, second) -> float:
+    change = np.asarray(second) - np.asarray(first)
+    return float(stats.ttest_1samp(change, 0).pvalue) if change.std() > 0 else float("nan")
 
+
+def _mean_interval(values: pd.Series) -> dict:
     row = {"seeds": len(values), "mean": values.mean(), "low": np.nan, "high": np.nan}
     if len(values) > 1 and values.std() > 0:
         ends = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
@@ -383,6 +395,11 @@ def _fine_tune(config: TrainConfig) -> dict[str, float]:
     measured |= {"selected_epoch": state["selected_epoch"]}
     measured |= {"train_classes": len(run.proxies()), **geometry_columns(run.proxies())}
     return {name: round(float(value), 6) for name, value in measured.items()}
+
+
+def _plain(value):
+    """A value that fits into a cell of a table and can be grouped by."""
+    return json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else value
 
 
 def _jobs(study: Study) -> int:
