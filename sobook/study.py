@@ -21,9 +21,10 @@
     method = "ArcFace"                  a name for the tables, not a setting; so is `setting`
     loss = "arcface"
 
-A value such as "$CUB" is read from the environment, so that no study names a folder of one
-machine. A finished run lies under ``<data root>/studies``, named by its settings: it is never
-repeated, and studies that share a run share its result.
+A fine-tuning study may say ``recipe = "cub200"``: the settings of that recipe, with what else is
+given changed. A value such as "$CUB" is read from the environment, so that no study names a folder
+of one machine. A finished run lies under ``<data root>/studies``, named by its settings: it is
+never repeated, and studies that share a run share its result.
 """
 
 import concurrent.futures
@@ -115,6 +116,8 @@ class Study:
         if expand:
             values = {name: _expand(name, value) for name, value in values.items()}
         try:
+            if "recipe" in values:
+                return TrainConfig.recipe(values.pop("recipe"), **values)
             return TRAINERS[self.trainer](**values)
         except TypeError as error:
             unknown = str(error).rpartition("argument ")[2].strip("'\"")
@@ -409,7 +412,10 @@ def _jobs(study: Study) -> int:
 
 
 def _key(trainer: str, config) -> str:
-    settings = {k: v for k, v in config.to_dict().items() if k not in _NOT_SETTINGS}
+    """Hash of the settings that are not the defaults, so that a new setting changes no old key."""
+    usual = type(config)().to_dict()
+    settings = {k: v for k, v in config.to_dict().items() if v != usual[k]}
+    settings = {k: v for k, v in settings.items() if k not in _NOT_SETTINGS}
     described = json.dumps([trainer, settings], sort_keys=True)
     return hashlib.sha256(described.encode()).hexdigest()[:12]
 

@@ -57,7 +57,7 @@ def common_mode(tables: dict[str, pd.DataFrame]) -> Figure:
     panels = ("RMS proxy cosine", "cosine of mean proxy and mean embedding", "Recall@1")
     for line, (name, table) in zip(axes, tables.items(), strict=True):
         arms = table.groupby(["so_weight", "centre", "margin"], sort=False)
-        labels = [_arm(*key) for key, _ in arms]
+        labels = [arm(*key) for key, _ in arms]
         at = np.arange(len(labels))[::-1]
         marks = [
             (line[0], "rms_cosine", COLOURS["PA"], "o"),
@@ -149,7 +149,12 @@ def _setting(values: dict) -> str:
     return ", ".join(said)
 
 
-def _arm(so_weight: float, centre: bool, margin: float) -> str:
+def arm(so_weight: float, centre: bool, margin: float) -> str:
+    """What a way of training is called in the study of the common mode.
+
+    >>> arm(10, False, 0.1), arm(0, True, 0.1)
+    ('PA+SO, λ = 10', 'PA, centred proxies')
+    """
     if centre:
         return "PA, centred proxies"
     method = "PA" if so_weight == 0 else f"PA+SO, λ = {so_weight:g}"
