@@ -363,6 +363,7 @@ def results(hits, labels, **changes) -> Retrieval:
     defaults = {
         "recall": {1: float(hits.mean())},
         "map_at_r": 0.0,
+        "precision_at_1": 0.0,
         "r_precision": 0.0,
         "nmi": None,
         "hits": hits,
