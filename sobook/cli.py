@@ -222,7 +222,8 @@ def study(
         table = studies.gather(one) if only_gather else studies.run(one, jobs=jobs)
         if table.empty:
             raise ValueError(f"study {one.name}: no run is finished yet, so there is no table.")
-        command = f"sobook study {one.name} --out {out.name}"
+        where = out.name if out.is_absolute() else out.as_posix()
+        command = f"sobook study {one.name} --out {where}"
         for written in studies.write(one, table, out, command):
             print(written)
         left = len(one.plan()) - len(table)
