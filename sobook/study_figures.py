@@ -36,8 +36,9 @@ def differences(study, summary: pd.DataFrame) -> Figure:
     axis.set_yticks(at, labels)
     what = study.measure.replace("recall_at_", "Recall@")
     axis.set_xlabel(f"{what}, difference from {_setting(study.baseline)}" if paired else what)
-    seeds = int(rows["seeds"].min())
-    axis.set_title(f"{study.title}\n95 % intervals over {seeds} seeds or more", loc="left")
+    fewest, most = int(rows["seeds"].min()), int(rows["seeds"].max())
+    seeds = f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
+    axis.set_title(f"{study.title}\n95 % intervals over {seeds}", loc="left")
     return finish(
         figure,
         f"{study.title}: {axis.get_xlabel()}, one row a setting, with 95 % intervals; "

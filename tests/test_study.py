@@ -1,9 +1,9 @@
 """Studies: grids, resumption after kills, tables, and the corrections for many looks."""
 
 import itertools
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -51,48 +51,49 @@ def tiny_study(tmp_path, tiny_aviary, monkeypatch) -> Path:
 
 
 def _text(file: Path) -> str:
-    return (file).read_text()
+    return file.read_text()
 
 
-def test_a_study_killed_ten_times_ends_with_the_same_table(tiny_study, tmp_path):
+def test_a_study_killed_ten_times_ends_with_the_same_table(tiny_study, tmp_path, monkeypatch):
     never = tmp_path / "never"
     assert cli.main(["study", str(tiny_study), "--out", str(never), "--jobs", "1"]) == 0
 
     results = tmp_path / "killed" / "studies"
-    environment = os.environ | {"SOBOOK_DATA": str(tmp_path / "killed"), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", SLOWED, str(tiny_study)]
-    kills = 0
-    while kills < 10:
+    context = multiprocessing.get_context("forkserver")  # imports sobook once, not eleven times
+    context.set_forkserver_preload(["sobook.study"])
+    for _ in range(10):
         before = len(list(results.glob("head-*.json")))
-        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        process = context.Process(target=_study_slowly, args=(tiny_study, tmp_path / "killed"))
+        process.start()
         # Each life is cut off as soon as it has finished something, in the midst of the next run.
-        while len(list(results.glob("head-*.json"))) == before and process.poll() is None:
+        while len(list(results.glob("head-*.json"))) == before and process.is_alive():
             time.sleep(0.02)
-        assert process.poll() is None, "the study ended before it could be killed"
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        kills += 1
+        assert process.is_alive(), "the study ended before it could be killed"
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
     done = {file.name: file.stat().st_mtime_ns for file in results.glob("head-*.json")}
     assert 10 <= len(done) < 12
-    os.environ["SOBOOK_DATA"] = str(tmp_path / "killed")  # as monkeypatch has set it: undone later
+    monkeypatch.setenv("SOBOOK_DATA", str(tmp_path / "killed"))
     assert cli.main(["study", str(tiny_study), "--out", str(tmp_path / "out"), "--jobs", "1"]) == 0
     for name, written in done.items():  # nothing finished was done again
         assert (results / name).stat().st_mtime_ns == written
     assert _text(tmp_path / "out" / "tiny.csv") == _text(never / "tiny.csv")
 
 
-# A process that does the study with a pause after every run, in which it is killed.
-SLOWED = """
-import sys, time
-from sobook import study
-one_run = study._run_one
-def slowed(*args):
-    key = one_run(*args)
-    time.sleep(0.3)
-    return key
-study._run_one = slowed
-study.run(study.load(sys.argv[1]), jobs=1, progress=False)
-"""
+def _study_slowly(file: Path, data: Path) -> None:
+    """Do the study with a pause after every run, so that a kill comes between two of them."""
+    os.environ["SOBOOK_DATA"] = str(data)
+    torch.set_num_threads(1)
+    one_run = study._run_one
+
+    def slowly(*args):
+        key = one_run(*args)
+        time.sleep(0.3)
+        return key
+
+    study._run_one = slowly
+    study.run(study.load(file), jobs=1, progress=False)
 
 
 def test_workers_give_the_same_table_as_one_process(tiny_study, monkeypatch, tmp_path):
