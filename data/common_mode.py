@@ -71,7 +71,7 @@ def answers(name: str, table: pd.DataFrame) -> list[str]:
         return compare_seeds(plain.loc[seeds, "recall_at_1"], by_arm[key].loc[seeds, "recall_at_1"])
 
     removed = compare_seeds(plain["recall_at_1"], plain["recall_without_common"])
-    strong = max((key for key in by_arm if not key[1]), key=lambda key: key[0])
+    strong = (100, False, 0.1)  # the λ that held-out classes chose in aviary_lambda_heads
     left = by_arm[strong]["rms_cosine"].mean()
     centred = plain["rms_cosine_centred"].mean()
     more = "more" if left < centred else "no more"

@@ -1,9 +1,9 @@
 """Studies: grids, resumption after kills, tables, and the corrections for many looks."""
 
 import itertools
-import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -59,19 +59,17 @@ def test_a_study_killed_ten_times_ends_with_the_same_table(tiny_study, tmp_path,
     assert cli.main(["study", str(tiny_study), "--out", str(never), "--jobs", "1"]) == 0
 
     results = tmp_path / "killed" / "studies"
-    context = multiprocessing.get_context("forkserver")  # imports sobook once, not eleven times
-    context.set_forkserver_preload(["sobook.study"])
+    environment = os.environ | {"SOBOOK_DATA": str(tmp_path / "killed"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", SLOWLY, str(tiny_study)]
     for _ in range(10):
         before = len(list(results.glob("head-*.json")))
-        process = context.Process(target=_study_slowly, args=(tiny_study, tmp_path / "killed"))
-        process.start()
-        # Each life is cut off as soon as it has finished something, in the midst of the next run.
-        while len(list(results.glob("head-*.json"))) == before and process.is_alive():
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        # Each life is cut off as soon as something new is finished, before the next thing is.
+        while len(list(results.glob("head-*.json"))) == before and process.poll() is None:
             time.sleep(0.02)
-        assert process.is_alive(), "the study ended before it could be killed"
+        assert process.poll() is None, "the study ended before it could be killed"
         process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
+        assert process.wait() == -signal.SIGKILL
     done = {file.name: file.stat().st_mtime_ns for file in results.glob("head-*.json")}
     assert 10 <= len(done) < 12
     monkeypatch.setenv("SOBOOK_DATA", str(tmp_path / "killed"))
@@ -81,19 +79,18 @@ def test_a_study_killed_ten_times_ends_with_the_same_table(tiny_study, tmp_path,
     assert _text(tmp_path / "out" / "tiny.csv") == _text(never / "tiny.csv")
 
 
-def _study_slowly(file: Path, data: Path) -> None:
-    """Do the study with a pause after every run, so that a kill comes between two of them."""
-    os.environ["SOBOOK_DATA"] = str(data)
-    torch.set_num_threads(1)
-    one_run = study._run_one
-
-    def slowly(*args):
-        key = one_run(*args)
-        time.sleep(0.3)
-        return key
-
-    study._run_one = slowly
-    study.run(study.load(file), jobs=1, progress=False)
+# A process that does the study with a pause after every run, in which it is killed.
+SLOWLY = """
+import sys, time
+from sobook import study
+one_run = study._run_one
+def slowly(*args):
+    key = one_run(*args)
+    time.sleep(1)
+    return key
+study._run_one = slowly
+study.run(study.load(sys.argv[1]), jobs=1, progress=False)
+"""
 
 
 def test_workers_give_the_same_table_as_one_process(tiny_study, monkeypatch, tmp_path):
