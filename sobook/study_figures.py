@@ -55,7 +55,7 @@ def common_mode(tables: dict[str, pd.DataFrame]) -> Figure:
     """
     figure = new_figure(12, 1.4 + 3.6 * len(tables))
     axes = figure.subplots(len(tables), 3, squeeze=False, sharey="row")
-    panels = ("RMS proxy cosine", "cosine of mean proxy and mean embedding", "Recall@1")
+    panels = ("RMS proxy cosine", "cosine of mean proxy\nand mean embedding", "Recall@1")
     for line, (name, table) in zip(axes, tables.items(), strict=True):
         arms = table.groupby(["so_weight", "centre", "margin"], sort=False)
         labels = [arm(*key) for key, _ in arms]

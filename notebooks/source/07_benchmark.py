@@ -565,7 +565,7 @@ for name, table in found_modes.items():
             print(f"  {label}: taking the mean proxy out of the embeddings: {said(removed)}")
 
 # %% [markdown]
-# Why the mean proxy turns away from the embeddings: a proxy is pulled by the images of one class and pushed by those of all others. What the images of *all* classes have in common is therefore pushed at by many and pulled at by few, and every proxy learns to lean away from it, by the same share of the same direction. For retrieval that direction says nothing: it shifts all of a query's cosines alike. A one-page summary is in `data/results/common_mode.md`.
+# Why the mean proxy turns away from the embeddings is our reading, not a proof: a proxy is pulled by the images of one class and pushed by those of all others. What the images of *all* classes have in common is therefore pushed at by many and pulled at by few, and every proxy learns to lean away from it, by the same share of the same direction. For retrieval that direction says nothing: it shifts all of a query's cosines alike. A one-page summary is in `data/results/common_mode.md`.
 #
 # ## 11 · The published peers
 #
