@@ -97,12 +97,12 @@ def fit_head(config: HeadConfig) -> dict[str, float]:
         held-out training classes, recall_without_common (Recall@1 with the mean proxy's direction
         taken out of the embeddings), the frozen encoder's Recall@1, and the proxies' geometry.
     """
-    torch.manual_seed(config.seed)
     rng = np.random.default_rng([config.seed, 7])
     train, test = (_features(_source(config), split) for split in ("train", "test"))
     train, validation = _hold_out(*train, config.validation_share, config.seed)
     features, labels = _spoil(*train, config, rng)
     classes = int(labels.max()) + 1
+    torch.manual_seed(config.seed)  # only now: loading features the first time draws numbers as well
     head = _make_head(features.shape[1], config.dim)
     loss = _make_loss(config, classes)
     _train(config, head, loss, features, labels, rng)
