@@ -102,7 +102,7 @@ def fit_head(config: HeadConfig) -> dict[str, float]:
     train, validation = _hold_out(*train, config.validation_share, config.seed)
     features, labels = _spoil(*train, config, rng)
     classes = int(labels.max()) + 1
-    torch.manual_seed(config.seed)  # only now: loading features the first time draws numbers as well
+    torch.manual_seed(config.seed)  # only now: loading features for the first time draws too
     head = _make_head(features.shape[1], config.dim)
     loss = _make_loss(config, classes)
     _train(config, head, loss, features, labels, rng)
