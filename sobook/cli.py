@@ -11,7 +11,8 @@ import numpy as np
 import torch
 import tyro
 
-from sobook import datasets, geometry
+from sobook import datasets, geometry, resources
+from sobook import study as studies
 from sobook.config import TrainConfig
 from sobook.encoder import Encoder, embed
 from sobook.retrieval import Retrieval, difference
@@ -289,6 +290,45 @@ def explore(
     print(f"{out}: {len(page.source.encode()) / 1e6:.1f} MB")
 
 
+def study(
+    files: tyro.conf.Positional[tuple[str, ...]],
+    /,
+    out: Path | None = None,
+    jobs: int | None = None,
+    only_gather: bool = False,
+) -> None:
+    """Do the runs of a study, a grid in a TOML file, and gather them into a table and a figure.
+
+    Finished runs are not repeated: stop it when you like, and start it again. Results are
+    NAME.csv (a row a run), NAME.md (means, intervals, where it came from), NAME.json, NAME.png.
+    The studies behind notebook 07 are known by their names.
+
+    For instance:
+      sobook study aviary_lambda_heads --out results
+      sobook study my_study.toml --jobs 2
+
+    Args:
+        files: study files, or names of studies that come with sobook.
+        out: folder for the results; default: <data root>/study_results.
+        jobs: runs at a time; default: a run for each GPU, or for each core where only heads learn.
+        only_gather: start nothing, gather what is finished.
+    """
+    if not files:
+        raise ValueError("study needs a study file, or the name of one that comes with sobook.")
+    out = resources.data_root() / "study_results" if out is None else out.expanduser()
+    for file in files:
+        one = studies.load(file)
+        table = studies.gather(one) if only_gather else studies.run(one, jobs=jobs)
+        if table.empty:
+            raise ValueError(f"study {one.name}: no run is finished yet, so there is no table.")
+        where = out.name if out.is_absolute() else out.as_posix()
+        command = f"sobook study {one.name} --out {where}"
+        for written in studies.write(one, table, out, command):
+            print(written)
+        left = len(one.plan()) - len(table)
+        print(f"{one.name}: {len(table)} runs" + (f", {left} not done yet" if left else ""))
+
+
 def _test_set(config: TrainConfig) -> datasets.ImageSet:
     return datasets.load(
         config.dataset, "test", config.root, allow_partial=config.allow_partial, **config.options
@@ -321,6 +361,7 @@ COMMANDS = {
     "embed": embed_images,
     "export": export_run,
     "explore": explore,
+    "study": study,
 }
 
 

@@ -473,3 +473,42 @@ def welch_bound(num_classes: int, dim: int) -> float:
     if num_classes <= dim:
         return 0.0
     return math.sqrt((num_classes - dim) / (dim * (num_classes - 1)))
+
+
+def common_mode(proxies) -> dict[str, float]:
+    """How much of the proxies' correlation is one direction that all of them share.
+
+    The mean unit proxy m is that direction. Its share is measured twice: what subtracting m from
+    every proxy removes of the mean squared cosine (lengths made 1 again), and the square of the
+    mean cosine in the mean square, which is a lower bound when all lean on m alike.
+
+    Args:
+        proxies: (C, D), rows of any length but zero.
+
+    Returns:
+        "mean_proxy_length": ‖m‖, 0 for proxies that cancel, 1 for proxies that are all the same;
+        "common_share": 1 − (mean squared cosine after centring) / (before), NaN where the proxies
+        are orthogonal already; "mean_share": (mean cosine)² / mean squared cosine;
+        "rms_cosine_centred": RMS cosine after centring, never below 1/(C−1).
+
+    >>> shared = common_mode([[1.0, 0.1, 0.0], [1.0, 0.0, 0.1], [1.0, -0.1, -0.1]])
+    >>> shared["common_share"] > 0.5, round(shared["mean_share"], 3)
+    (True, 1.0)
+    """
+    unit = unit_rows(proxies, "proxies")
+    mean = unit.mean(0)
+    pairs = off_diagonal(unit @ unit.T)
+    before = float(np.mean(pairs**2))
+    lengths = np.linalg.norm(unit - mean, axis=1, keepdims=True)
+    if lengths.min() < 1e-12:  # a proxy that is the mean itself has no direction left
+        after = math.nan
+    else:
+        centred = (unit - mean) / lengths
+        after = float(np.mean(off_diagonal(centred @ centred.T) ** 2))
+    orthogonal = before < 1e-24
+    return {
+        "mean_proxy_length": float(np.linalg.norm(mean)),
+        "common_share": math.nan if orthogonal else 1 - after / before,
+        "mean_share": math.nan if orthogonal else float(pairs.mean() ** 2 / before),
+        "rms_cosine_centred": math.sqrt(after),
+    }

@@ -18,7 +18,14 @@ from sklearn.metrics import normalized_mutual_info_score
 from sklearn.neighbors import NearestNeighbors
 
 from sobook import retrieval
-from sobook.retrieval import Retrieval, difference, evaluate, neighbours
+from sobook.retrieval import (
+    Retrieval,
+    compare_classes,
+    compare_seeds,
+    difference,
+    evaluate,
+    neighbours,
+)
 
 quick = settings(max_examples=40, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
@@ -356,6 +363,7 @@ def results(hits, labels, **changes) -> Retrieval:
     defaults = {
         "recall": {1: float(hits.mean())},
         "map_at_r": 0.0,
+        "precision_at_1": 0.0,
         "r_precision": 0.0,
         "nmi": None,
         "hits": hits,
@@ -410,7 +418,7 @@ def test_interval_is_seeded_nested_and_around_the_value(rng):
     result = results(hits, labels)
     wide, narrow = result.interval(1, 0.95), result.interval(1, 0.5)
     assert result.interval(1, 0.95) == wide
-    assert result.interval(1, 0.95, seed=1) != wide
+    assert len({result.interval(1, 0.95, seed=seed) for seed in range(8)}) > 1
     assert wide[0] < narrow[0] < hits.mean() < narrow[1] < wide[1]
 
 
@@ -604,3 +612,132 @@ def test_difference_of_results_in_which_other_queries_count(found):
     second = evaluate(POINTS, LABELS, gallery_labels=found, **gallery)
     with pytest.raises(ValueError, match="not on the same queries"):
         difference(first, second)
+
+
+# ---- torch and approximate search, paired comparisons ----
+
+
+def _tied(rng, count=300, dim=3):
+    """Coarse points: many exact duplicates and ties."""
+    points = rng.integers(-1, 2, (count, dim)).astype(np.float32)
+    points[~points.any(1)] = 1
+    return points, rng.integers(0, 9, count)
+
+
+@pytest.mark.parametrize("kind", ["random", "tied"])
+def test_torch_search_equals_faiss(rng, kind):
+    points, labels = (rng.normal(size=(300, 8)), rng.integers(0, 9, 300))
+    if kind == "tied":
+        points, labels = _tied(rng)
+    ours = evaluate(points, labels, ks=(1, 5, 50))
+    torchs = evaluate(torch.tensor(points), labels, ks=(1, 5, 50), backend="torch")
+    if kind == "random":
+        np.testing.assert_array_equal(ours.hits, torchs.hits)
+        assert ours.map_at_r == pytest.approx(torchs.map_at_r)
+    else:  # ties "as computed": the two may round differently, each by its own rule
+        cosines = points / np.linalg.norm(points, axis=1, keepdims=True)
+        similarities, indices = next(
+            (s, i)
+            for _, s, i in retrieval._search_torch(
+                torch.tensor(cosines), torch.tensor(cosines), 20, True
+            )
+        )
+        assert not (indices == np.arange(300)[:, None]).any()
+        same = similarities[:, 1:] == similarities[:, :-1]
+        assert same.any() and (np.diff(indices, axis=1)[same] > 0).all()
+
+
+def test_torch_search_keeps_chunks_small(rng, monkeypatch):
+    monkeypatch.setattr(retrieval, "_CHUNK", 37)
+    points, labels = torch.tensor(rng.normal(size=(200, 8))), rng.integers(0, 9, 200)
+    by_chunks = evaluate(points, labels, backend="torch")
+    monkeypatch.undo()
+    np.testing.assert_array_equal(by_chunks.hits, evaluate(points, labels).hits)
+
+
+def test_torch_refuses_what_faiss_refuses():
+    for bad in (float("nan"), 0.0):
+        points = torch.tensor([[1.0, 0.0], [bad, 0.0 if bad == 0 else 1.0], [0.0, 1.0]])
+        with pytest.raises(ValueError, match="row 1 of the embeddings"):
+            evaluate(points, [0, 0, 1], backend="torch")
+
+
+def test_unknown_backend_is_refused():
+    with pytest.raises(ValueError, match="Did you mean 'torch'"):
+        evaluate(np.eye(3), [0, 0, 1], ks=(1,), backend="torhc")
+
+
+def test_approximate_search_reports_what_it_finds(rng):
+    centres = rng.normal(size=(60, 16))
+    labels = np.repeat(np.arange(60), 50)
+    points = centres[labels] + 0.6 * rng.normal(size=(3000, 16))
+    exact = evaluate(points, labels)
+    near = evaluate(points, labels, approximate=True)
+    assert exact.neighbours_found is None and "neighbours_found" not in exact.summary()
+    assert 0.9 < near.neighbours_found <= 1 and near.summary()["neighbours_found"] > 0.9
+    assert near.recall[1] == pytest.approx(exact.recall[1], abs=0.02)
+    assert near.map_at_r <= exact.map_at_r + 0.01
+
+
+def test_approximate_search_with_a_gallery_and_unfilled_lists(rng):
+    points, labels = rng.normal(size=(400, 4)), np.arange(400) % 20
+    near = evaluate(
+        points[:100], labels[:100], gallery=points[100:], gallery_labels=labels[100:],
+        ks=(1, 300), approximate=True,
+    )  # fmt: skip
+    assert 0 < near.neighbours_found <= 1
+    assert near.recall[300] <= 1
+
+
+def test_precision_at_1_is_recall_at_1(rng):
+    points, labels = rng.normal(size=(200, 8)), rng.integers(0, 9, 200)
+    result = evaluate(points, labels, ks=(1, 4))
+    assert result.precision_at_1 == result.recall[1] == result.summary()["precision_at_1"]
+
+
+def test_interval_of_kinds_equals_that_of_classes(rng):
+    points, labels = rng.normal(size=(400, 4)), rng.integers(0, 80, 400)
+    result = evaluate(points, labels)
+    queries, successes = result._by_class(1)
+    draws = rng.integers(0, len(queries), (10_000, len(queries)))  # class by class
+    slow = np.quantile(successes[draws].sum(1) / queries[draws].sum(1), [0.025, 0.975])
+    np.testing.assert_allclose(result.interval(1), slow, atol=0.004)
+
+
+def test_permutation_over_classes_against_scipy(rng):
+    labels = np.repeat(np.arange(25), 8)
+    points = np.eye(25)[labels] + 0.5 * rng.normal(size=(200, 25))
+    first = evaluate(points, labels)
+    second = evaluate(points + 0.25 * rng.normal(size=(200, 25)), labels)
+    found = compare_classes(first, second)
+    queries, before, after = retrieval._paired_by_class(first, second, 1)
+    theirs = stats.permutation_test(
+        (after - before, np.zeros_like(before)), lambda a, b, axis=-1: (a - b).sum(axis),
+        permutation_type="samples", n_resamples=20_000, rng=0, vectorized=True,
+    )  # fmt: skip
+    assert found.p_value == pytest.approx(theirs.pvalue, abs=0.02)
+    assert (found.difference, found.low, found.high) == difference(first, second)
+    same = compare_classes(first, first)
+    assert same.difference == 0 and same.p_value == 1 and same.over == "classes"
+
+
+@pytest.mark.parametrize("seeds", [2, 5, 14, 20])
+def test_comparison_of_seeds_against_scipy(rng, seeds):
+    first = rng.normal(0.6, 0.02, seeds)
+    second = first + rng.normal(0.01, 0.02, seeds)
+    found = compare_seeds(first, second)
+    test = stats.ttest_rel(second, first)
+    ends = test.confidence_interval()
+    assert (found.low, found.high) == pytest.approx((ends.low, ends.high))
+    theirs = stats.permutation_test(
+        (second, first), lambda a, b: np.mean(a - b), permutation_type="samples",
+        n_resamples=9999 if seeds > 14 else np.inf, vectorized=False, rng=0,
+    )  # fmt: skip
+    assert found.p_value == pytest.approx(theirs.pvalue, abs=0.02 if seeds > 14 else 1e-9)
+
+
+def test_comparison_of_seeds_refuses_what_is_no_pair():
+    with pytest.raises(ValueError, match="equal length"):
+        compare_seeds([1, 2, 3], [1, 2])
+    with pytest.raises(ValueError, match="NaN"):
+        compare_seeds([1, 2], [1, float("nan")])

@@ -11,19 +11,21 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/sobook/sobook/blob/main/notebooks/07_benchmark.ipynb)
 #
-# Does soft orthogonality help retrieval? **The finding is at the end of section 4**, in plain words, printed by a cell that computes it from the results. No sentence of this page was written with the outcome in mind; if the results file changes, the finding changes with it.
+# Does soft orthogonality help retrieval? **The finding is the first paragraph below the set-up**, in plain words, written by a cell from the results in the repository. If a results file changes, the finding changes with it.
 #
 # **What you will learn**
 #
 # - what has to be equal before two methods may be compared, and what has to be decided before looking;
 # - why differences are taken seed by seed, and how an interval of ten of them is made and read;
+# - what a study of hundreds of short runs can search, and how to correct for having looked so often;
+# - what the correlation of proxies mostly is: one direction that all of them share;
 # - which two kinds of chance there are (another seed, other test classes), and which interval speaks of which;
 # - how much one can gain, without any better model, by choosing on the test set;
 # - which published numbers may stand beside ours, and how to run the four real benchmarks.
 #
 # **Before you start** Notebook 04 for what is compared; 00 for Recall@K. From statistics: mean, standard deviation, and the idea of a confidence interval.
 #
-# **Time** A quarter of a minute on a two-core laptop once the two training runs exist, and the minutes of their training (notebook 00) if they do not; on a T4 GPU in full mode: not measured.
+# **Time** About a minute on a two-core laptop once the two training runs exist, and the minutes of their training (notebook 00) if they do not; on a T4 GPU in full mode: not measured.
 
 # %% tags=["setup"]
 # On Colab this installs sobook; on your machine `make` has installed it already.
@@ -44,10 +46,71 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from sobook import figures, layouts, resources
+import dataclasses
+
+from IPython.display import Markdown, display
+
+from sobook import figures, layouts, resources, study, study_figures
 from sobook.losses import SO_WEIGHT
-from sobook.retrieval import difference
-from sobook.training import TrainConfig, evaluate_run, fit
+from sobook.retrieval import compare_classes, compare_seeds, difference
+from sobook.training import evaluate_run, fit
+
+
+def committed(name):
+    """The table of a study in data/results, one row a run; empty if it has not been run."""
+    try:
+        return pd.read_csv(resources.path(f"results/{name}.csv"), dtype={"config": str})
+    except FileNotFoundError:
+        return pd.DataFrame()
+
+
+def against(table, measure="recall_at_1", base=0.0, other=SO_WEIGHT):
+    """Two settings of λ compared over the seeds that both have; None where there are not two."""
+    if table.empty:
+        return None
+    both = table[table["so_weight"].isin([base, other])].pivot(index="seed", columns="so_weight", values=measure).dropna()
+    return compare_seeds(both[base], both[other]) if len(both) > 1 and both.shape[1] == 2 else None
+
+
+def said(found):
+    """What an interval allows to say."""
+    if found is None:
+        return "not measured over more than one seed"
+    numbers = f"{found.difference:+.3f}, 95 % interval [{found.low:+.3f}, {found.high:+.3f}], {found.pairs} {found.over}"
+    if found.low > 0:
+        return f"better ({numbers})"
+    return f"worse ({numbers})" if found.high < 0 else f"no difference shown ({numbers})"
+
+
+# %% tags=["finding"]
+tuned, wide, modes = committed("aviary"), committed("aviary_lambda_heads"), committed("common_mode_aviary")
+sought, fresh, peers_here = committed("search_heads"), committed("search_confirm"), committed("baselines_heads")
+photos = committed("cub_58_42_finetune")
+sentences = [f"Fine-tuned on the aviary, PA+SO at λ = {SO_WEIGHT:g} against PA, in Recall@1: {said(against(tuned))}"]
+if found := against(tuned, "rms_cosine"):
+    means = tuned.groupby("so_weight")["rms_cosine"].mean()
+    sentences.append(f"the proxies do become more orthogonal, from a root mean square cosine of {means[0.0]:.3f} to {means[SO_WEIGHT]:.3f}")
+if not wide.empty:
+    best = wide.groupby("so_weight")["validation_recall_at_1"].mean().idxmax()
+    outcome = "no SO at all" if best == 0 else f"λ = {best:g}; against PA on the test classes: {said(against(wide, other=best))}"
+    sentences.append(f"with heads alone, held-out training classes choose {outcome}")
+if not sought.empty:
+    looks = study.summary(study.load("search_heads"), sought).dropna(subset=["difference"])
+    passed = looks[(looks["p_holm"] < 0.05) & (looks["difference"] > 0)]
+    hurt = looks[(looks["p_holm"] < 0.05) & (looks["difference"] < 0)]
+    sentences.append(f"of {len(looks)} settings searched for a gain, {len(passed)} show one and {len(hurt)} a loss after correction for that many looks")
+if not fresh.empty:
+    sentences.append(f"that λ again on seeds no search has seen (heads): {said(against(fresh, other=fresh['so_weight'].max()))}")
+if not photos.empty:
+    sentences.append(f"on photographs (CUB-58/42, fine-tuned): {said(against(photos))}")
+if not modes.empty:
+    plain = modes[(modes["so_weight"] == 0) & ~modes["centre"] & (modes["margin"] == 0.1)]
+    without = compare_seeds(plain["recall_at_1"], plain["recall_without_common"])
+    sentences.append(
+        f"and what SO removes is mostly one direction that all proxies share: subtracting the mean proxy takes away {plain['common_share'].mean():.0%} "
+        f"of PA's mean squared cosine, and taking that direction out of the embeddings changes Recall@1 by {without.difference:+.3f} [{without.low:+.3f}, {without.high:+.3f}]"
+    )
+Markdown("**What was found.** " + "; ".join(sentences) + ".")
 
 # %% [markdown]
 # ## 1 · Before looking
@@ -209,7 +272,7 @@ print(f"For scale: training with PA alone took Recall@1 from {frozen:.3f} (froze
 print(f"Seeds with a positive difference: {(d > 0).sum()} of {n}.")
 
 # %% [markdown]
-# That is the finding, for this data set, this encoder, this λ and these settings. It does not carry over to other photographs, larger networks or more classes by itself; sections 8 to 10 are about those.
+# That is the finding, for this data set, this encoder, this λ and these settings. It does not carry over to other photographs, larger networks or more classes by itself; sections 8 to 12 are about those.
 #
 # ### Exercise 1 · The interval by hand
 #
@@ -271,6 +334,8 @@ for half_width in (0.01, 0.005, 0.0025):
 # %%
 tested = {name: evaluate_run(run.config, run.encoder().to(session.device)) for name, run in runs.items()}
 change, class_low, class_high = difference(tested["PA"], tested["PA+SO"], k=1)
+print("over classes:", compare_classes(tested["PA"], tested["PA+SO"]))
+print("over seeds:  ", compare_seeds(recalls["PA"], recalls["PA+SO"]))
 figures.interval_plot(
     [
         (f"other seeds ({n} pairs, committed)", mean, low, high, "PA+SO"),
@@ -389,22 +454,120 @@ shown = ["recall_at_1", "recall_at_2", "recall_at_4", "recall_at_8", "map_at_r",
 cub.groupby("method")[shown].mean().assign(seeds=cub.groupby("method")["seed"].nunique()).T.round(3)
 
 # %%
-against = cub[cub["so_weight"].isin([0.0, SO_WEIGHT])].assign(method=lambda t: np.where(t["so_weight"] == 0, "PA", "PA+SO"))
-both = paired("recall_at_1", against) if against["method"].nunique() == 2 else pd.DataFrame()
-if len(both) >= 2:
-    print(finding((both["PA+SO"] - both["PA"]).to_numpy(), "Recall@1 on CUB-58/42"))
-    if len(both) < 5:
-        print(f"With {len(both)} seeds the interval is honest and nearly useless: t(0.975, {len(both) - 1}) = {stats.t.ppf(0.975, len(both) - 1):.1f}.")
-elif len(both) == 1:
-    print(f"One seed of each: the difference is {(both['PA+SO'] - both['PA']).iloc[0]:+.4f}. One pair has no interval over seeds, so this "
-          "says that the code runs on photographs and in which range the numbers lie; it says nothing about which method is better.")
+pair = cub.set_index("so_weight")["recall_at_1"]
+print(f"One seed of each, five epochs: {pair[SO_WEIGHT] - pair[0.0]:+.4f}. One pair has no interval over seeds.")
+if photos.empty:
+    print("The study of several seeds (data/studies/cub_58_42_finetune.toml) has not been run.")
 else:
-    print("The table has no pair of runs with the same seed.")
+    print("Three epochs, several seeds:", said(against(photos)))
+    print(photos.groupby("so_weight")[["recall_at_1", "map_at_r", "rms_cosine", "common_share"]].mean().round(3))
 
 # %% [markdown]
 # **Not comparable with published CUB numbers**, in either direction: fewer test classes mean fewer wrong answers (easier), boxes remove the background (easier), fewer training classes and a smaller network at a lower resolution (harder). It is comparable with itself only.
 #
-# ## 9 · The published peers
+# ## 9 · Studies: searching widely
+#
+# Fine-tuning takes minutes a run; training only the head and the proxies on frozen features takes seconds. That is not the same experiment, but it lets us ask many more questions: each of the following tables is a *study*, a file in `data/studies/` with a grid of settings, run by `sobook study NAME`. Each says below it what it is. Runs that are finished are kept, so a study can be stopped at any moment and taken up again.
+#
+# First a part of one study, live. The runs below are **recomputed** on this machine and set beside the **committed** rows with the same settings, found by the hash of all settings.
+
+# %%
+one = study.load("aviary_lambda_heads")
+live_seeds = session.pick(quick=[0], full=one.grid["seed"])
+part = dataclasses.replace(one, grid={"so_weight": [0, 100], "seed": live_seeds})
+recomputed = study.run(part, progress=False)
+columns = ["config", "so_weight", "seed", "recall_at_1", "rms_cosine"]
+side = recomputed[columns].merge(
+    wide[["config", "recall_at_1", "rms_cosine"]] if len(wide) else recomputed[["config", "recall_at_1", "rms_cosine"]].iloc[:0],
+    on="config", how="left", suffixes=(", recomputed", ", committed"),
+)
+side.drop(columns="config").round(4)
+
+# %% [markdown]
+# Everything from here to section 11 is **committed**. The first study lets held-out training classes choose λ.
+
+# %%
+def shown(name):
+    """Summary and figure of a committed study, or a note that it has not been run."""
+    table = committed(name)
+    if table.empty:
+        print(f"{name}: not run yet. On your machine: sobook study {name}")
+        return
+    one = study.load(name)
+    kind = "fine-tuned" if one.trainer == "finetune" else "heads on frozen features"
+    complete = "" if len(table) == len(one.plan()) else f", {len(table)} of {len(one.plan())} runs: not complete"
+    print(f"{one.title}: committed, {kind}{complete}")
+    result = study.summary(one, table)
+    keep = [c for c in (*one.factors[:-1], "seeds", "mean", "rms_cosine", one.choose, "difference", "difference_low", "difference_high", "p_holm", "chosen") if c in result]
+    display(result[keep].round(4).astype(object).where(result[keep].notna(), ""))
+    display(study_figures.differences(one, result))
+
+
+shown("aviary_lambda_heads")
+
+# %% [markdown]
+# *p_holm* is the p value after Holm's correction for all the differences of that table: of twenty looks at nothing, one is expected below 0.05. An uncorrected interval that excludes zero is therefore no finding in a table with many rows.
+#
+# ### Where can SO act at all?
+#
+# With fewer classes than dimensions, proxies can be exactly orthogonal; with more they cannot (notebook 04). The dashed line is the least possible RMS cosine, $\sqrt{(C/D - 1)/(C - 1)}$.
+
+# %%
+if not (regimes := committed("regimes_heads")).empty:
+    display(study_figures.regimes(regimes))
+    cells = regimes.groupby(["setting", "so_weight"], sort=False)
+    display(cells[["train_classes", "rms_cosine", "rms_floor", "coherence", "welch_bound", "recall_at_1"]].mean().round(3))
+shown("regimes_heads")
+
+# %% [markdown]
+# ### Is there a setting where it helps?
+#
+# One thing at a time is changed: the dimension, the number of images a class, the share of wrong labels, the number of classes. This is a search, so only the corrected p values count. The second table puts the λ that held-out classes chose to the test again, on ten seeds that no search has seen.
+
+# %%
+shown("search_heads")
+shown("search_confirm")
+
+# %% [markdown]
+# ### Other losses, other ways to spread
+#
+# Baselines of pytorch-metric-learning, and other terms that spread proxies, in the same frame: the same features, head, batches and number of steps. Each was tuned alike, with three values of the parameter of its own that matters most, on held-out training classes; the chosen ones ran again on fresh seeds. (With proxies of unit length, *double* SO, $\|PP^\top - I\|^2 + \|P^\top P - I\|^2$, is SO with twice the weight and a constant, which a test of the package confirms; it is run here with lengths free.)
+
+# %%
+shown("baselines_heads")
+
+# %% [markdown]
+# ## 10 · The common mode
+#
+# What *is* the correlation that SO removes? Let $m$ be the mean of the unit proxies. If every proxy is a direction of its own plus a share of $m$, then all cosines are positive and alike, and one direction explains them. Three questions: how much of the mean squared cosine goes when $m$ is subtracted; whether SO removes more than that; and whether retrieval notices any of it.
+#
+# **Predict.** Proxies pull embeddings towards them. Does the mean proxy point *towards* the mean embedding, or away from it?
+
+# %%
+found_modes = {"aviary": modes, "CUB-58/42": committed("common_mode_cub")}
+found_modes = {name: table for name, table in found_modes.items() if not table.empty}
+study_figures.common_mode(found_modes) if found_modes else print("not run yet: sobook study common_mode_aviary")
+
+# %%
+for name, table in found_modes.items():
+    plain = table[(table["so_weight"] == 0) & ~table["centre"] & (table["margin"] == 0.1)].set_index("seed")
+    print(f"{name}, PA (heads, {len(plain)} seeds): RMS cosine {plain['rms_cosine'].mean():.3f}, mean cosine {plain['mean_cosine'].mean():.3f}")
+    print(f"  subtracting the mean proxy removes {plain['common_share'].mean():.0%} of the mean squared cosine, leaves RMS {plain['rms_cosine_centred'].mean():.3f}")
+    print(f"  cosine of mean proxy and mean embedding: {plain['cosine_of_mean_proxy_and_mean_embedding'].mean():+.2f}")
+    for (weight, centre, margin), arm in table.groupby(["so_weight", "centre", "margin"], sort=False):
+        arm = arm.set_index("seed").loc[plain.index.intersection(arm["seed"])]
+        base = plain.loc[arm.index]
+        label = study_figures.arm(weight, centre, margin)
+        removed = compare_seeds(arm["recall_at_1"], arm["recall_without_common"]) if len(arm) > 1 else None
+        if not arm.equals(base) and len(arm) > 1:
+            print(f"  {label}: RMS {arm['rms_cosine'].mean():.3f}; Recall@1 against PA: {said(compare_seeds(base['recall_at_1'], arm['recall_at_1']))}")
+        if removed:
+            print(f"  {label}: taking the mean proxy out of the embeddings: {said(removed)}")
+
+# %% [markdown]
+# Why the mean proxy turns away from the embeddings is our reading, not a proof: a proxy is pulled by the images of one class and pushed by those of all others. What the images of *all* classes have in common is therefore pushed at by many and pulled at by few, and every proxy learns to lean away from it, by the same share of the same direction. For retrieval that direction says nothing: it shifts all of a query's cosines alike. A one-page summary is in `data/results/common_mode.md`.
+#
+# ## 11 · The published peers
 #
 # What would one compare a full run with? The table lists Recall@1 in per cent, as published. The last two columns matter most: *comparable* means with a full run of ours (distilled DeiT-S, 384 dimensions, pretrained on ImageNet-1k), and asks for the same backbone, pretraining, split and images. Even among peers, losses, batches and the rule by which the epoch was chosen differ. All numbers are copied from the source named; none is ours, and none is from the quick mode of this course.
 
@@ -435,42 +598,38 @@ peers.astype(object).where(peers.notna(), "–")
 # %% [markdown]
 # Three lessons of that table. *Pretraining* counts for more than losses: on CUB, the same method (HIER) gains more from ImageNet-21k than separates any two losses on DeiT-S. *Protocols* hide in footnotes: an official split, box crops, another archive. And the row that one would like most, Proxy Anchor alone on the same DeiT, is missing. That is why a benchmark of SO has to run its own baseline: the comparison that counts is PA against PA+SO with everything else equal, over several seeds, and not ours against a line of a table.
 #
-# ## 10 · The four real benchmarks
+# ## 12 · The four real benchmarks
 #
-# The code is the same, only the settings differ. On a GPU, with `SOBOOK_MODE=full`, this notebook trains DeiT-Small on CUB-200-2011 in place of seed 0 of the aviary. From the command line, for any of the four (a cell writes the commands, so that they follow the settings of the package):
+# The code is the same, only the settings differ. On a GPU, with `SOBOOK_MODE=full`, the cell below runs the study `benchmarks_full`, all four with the recipes of `data/recipes.toml`, five seeds of each loss, and fills the same table as above. From the command line:
 
 # %%
-full = notebook.Session(mode="full", device="cuda", data_root=session.data_root, seed=0)
-
-
-def command(config):
-    """The command line of a configuration: what differs from the defaults, nothing else."""
-    changed = config.differences(TrainConfig())
-    return " ".join(["sobook train", *(f"--{name.replace('_', '-')} {value}" for name, (value, _) in changed.items())])
+def real_benchmarks():
+    """Run what can be run of the study of the four benchmarks; says what is missing for the others."""
+    one, tables = study.load("benchmarks_full"), []
+    for case in one.cases:
+        try:
+            tables.append(study.run(dataclasses.replace(one, cases=(case,))))
+        except ValueError as error:  # a data set that is not there says so
+            print(f"{case['setting']}: {error}")
+    return pd.concat(tables) if tables else pd.DataFrame()
 
 
 for name in ("cub200", "cars196", "sop", "inshop"):
     card = layouts.cards()[name]
-    config = full.config(dataset=name, so_weight=SO_WEIGHT)
-    views = card["splits"]["train"]["images"] * config.epochs
-    print(f"# {card['title']}: {card['splits']['train']['classes']:,} training classes, {views / 1e6:.1f} million image views a run")
+    print(f"# {card['title']}: {card['splits']['train']['images']:,} training images of {card['splits']['train']['classes']:,} classes")
     print(f"sobook prepare {name}")
-    print(command(config.replace(so_weight=0.0)))
-    print(command(config))
-    print()
+print("sobook study benchmarks_full")
+full_table = pd.DataFrame() if session.quick else real_benchmarks()
+if len(full_table):
+    display(study.summary(study.load("benchmarks_full"), full_table))
+else:
+    print("Quick mode: nothing of this was run here, and the repository holds no result of it.")
 
 # %% [markdown]
-# Repeat both training commands with `--seed 1`, `--seed 2` and so on, add `--workers 8` (or as many cores as you have), and compare:
-#
-# ```
-# sobook compare RUN_OF_PA RUN_OF_PA_SO
-# python data/make_results.py gather RUN [RUN ...] --out my_results.csv
-# ```
-#
-# The first prints the interval over classes of section 5; the second writes a table which the cells of section 4 read as they read ours. Some notes before you start.
+# A study goes on where it was stopped, and uses every GPU it finds. Some notes before you start.
 #
 # - `prepare` downloads CUB and SOP, and tells you what to fetch by hand for Cars and In-Shop. Sizes and licences are in `data/README.md`.
-# - The settings start from HIER's published recipe for DeiT; learning rates, epochs and schedule are our choice, and **have not been run by us on a GPU**. Expect to tune them: on the validation classes.
+# - The recipes start from HIER's published settings for DeiT; learning rates, epochs and schedule are our choice, and **have not been run by us on a GPU**. Expect to tune them: on the validation classes.
 # - SOP has many more classes than dimensions: its proxies *cannot* be orthogonal (notebook 04), and with `--so-reduction mean` λ keeps its meaning all the same.
 # - Check the pipeline first: `sobook evaluate --dataset cub200 --encoder deit_small_distilled_patch16_224` should come near the row "no training" above.
 
