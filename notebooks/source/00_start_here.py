@@ -46,7 +46,7 @@ session = notebook.setup()
 import numpy as np
 import pandas as pd
 
-from sobook import datasets, figures, geometry, images
+from sobook import datasets, exercises, figures, geometry, images
 from sobook.encoder import Encoder, embed
 from sobook.losses import SO_WEIGHT
 from sobook.retrieval import difference, evaluate, neighbours
@@ -137,6 +137,12 @@ print(f"a random neighbour: about {1 / test.num_classes:.3f}")
 # ### Exercise 1 · Recall@K by hand
 #
 # Write Recall@K from the matrix of cosines: set the diagonal aside (a picture must not find itself), look at the `k` largest entries of each row, and ask whether any of them has the right label. `np.argpartition` or `np.argsort` will do.
+#
+# <details><summary>Hint</summary>
+#
+# `np.fill_diagonal(cosines, -np.inf)` keeps a picture from finding itself; `np.argsort(-cosines, axis=1)[:, :k]` are its nearest; compare `labels[nearest]` with `labels[:, None]` and ask `.any(axis=1)`.
+#
+# </details>
 
 # %%
 def recall_at_k(embeddings, labels, k):
@@ -146,6 +152,7 @@ def recall_at_k(embeddings, labels, k):
 
 for k in (1, 4):
     print(f"K = {k}: yours {recall_at_k(frozen_embeddings, test.labels, k):.4f}, expected {frozen.recall[k]:.4f}")
+exercises.check("00.1", recall_at_k)
 
 # %% tags=["solution"]
 def recall_at_k(embeddings, labels, k):
@@ -157,6 +164,7 @@ def recall_at_k(embeddings, labels, k):
 
 for k in (1, 4):
     print(f"K = {k}: yours {recall_at_k(frozen_embeddings, test.labels, k):.4f}, expected {frozen.recall[k]:.4f}")
+exercises.check("00.1", recall_at_k)
 
 # %% [markdown]
 # ## 4 · Train: Proxy Anchor, and Proxy Anchor with soft orthogonality
@@ -225,6 +233,36 @@ for before, after in pairs:
 
 # %% [markdown]
 # One reservation belongs to the last of these sentences. The interval covers the choice of *species*, not the luck of *one training run*: another seed gives other weights. [07 · Benchmark](07_benchmark.ipynb) trains over several seeds before it says anything about PA against PA+SO.
+
+# %% [markdown]
+# ### Exercise 3 · The share of errors removed (warm-up)
+#
+# From .5 to .75 and from .9 to .95: the first gain is five times the second, but both remove half of the errors there were. Write that share, from Recall@1 before and after. What should come out when training made things *worse*?
+#
+# <details><summary>Hint</summary>
+#
+# Errors are what is missing to 1: `1 - before` of them at first, `1 - after` at the end.
+#
+# </details>
+
+# %%
+def errors_removed(before, after):
+    """Share of the errors that are gone; Recall@1 before and after, each in 0..1."""
+    return float("nan")  # your code here
+
+
+for name in ("PA", "PA+SO"):
+    print(f"{name}: {errors_removed(results['frozen'].recall[1], results[name].recall[1]):.0%} of the frozen encoder's errors are gone")
+exercises.check("00.3", errors_removed)
+
+# %% tags=["solution"]
+def errors_removed(before, after):
+    return (after - before) / (1 - before)  # negative where errors were added
+
+
+for name in ("PA", "PA+SO"):
+    print(f"{name}: {errors_removed(results['frozen'].recall[1], results[name].recall[1]):.0%} of the frozen encoder's errors are gone")
+exercises.check("00.3", errors_removed)
 
 # %% [markdown]
 # ## 6 · What the pictures say
@@ -307,6 +345,12 @@ for name, shape in shapes.items():
 # ### Exercise 2 · The RMS cosine by hand
 #
 # Compute the root mean square cosine of all pairs of different proxies: scale the rows to unit length, take all cosines, leave out the diagonal, square, average, take the root.
+#
+# <details><summary>Hint</summary>
+#
+# The diagonal of the matrix of cosines holds C ones: the squares of the others sum to `(cosines**2).sum() - C`, and there are C(C−1) of them.
+#
+# </details>
 
 # %%
 def rms_cosine(proxies):
@@ -317,6 +361,7 @@ def rms_cosine(proxies):
 
 for name, p in proxies.items():
     print(f"{name:6} yours {rms_cosine(p):.6f}, expected {shapes[name].rms_cosine:.6f}")
+exercises.check("00.2", rms_cosine)
 
 # %% tags=["solution"]
 def rms_cosine(proxies):
@@ -330,6 +375,7 @@ def rms_cosine(proxies):
 
 for name, p in proxies.items():
     print(f"{name:6} yours {rms_cosine(p):.6f}, expected {shapes[name].rms_cosine:.6f}")
+exercises.check("00.2", rms_cosine)
 
 # %% [markdown]
 # ## 8 · What came out

@@ -46,7 +46,7 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import gaussian_kde
 
-from sobook import aviary, datasets, figures, images
+from sobook import aviary, datasets, exercises, figures, images
 from sobook.encoder import Encoder, embed
 from sobook.retrieval import difference, evaluate, neighbours
 
@@ -108,6 +108,12 @@ patch_grid(picture, patch)
 # ### Exercise 1 · Patches by hand
 #
 # Cut a batch of images (B, 3, H, W) into patches (B, number of patches, 3·p·p), patches row by row, and within a patch channel by channel, row by row. `reshape` and `permute` are enough. If you are right, a linear map of your patches equals timm's layer.
+#
+# <details><summary>Hint</summary>
+#
+# Six axes: `batch.reshape(B, 3, H // p, p, W // p, p)`. Then bring rows and columns of patches forward with `permute`, and flatten the rest.
+#
+# </details>
 
 # %%
 def patchify(batch, p):
@@ -128,6 +134,7 @@ def compare(patchify):
 
 
 compare(patchify)
+exercises.check("02.1", patchify)
 
 # %% tags=["solution"]
 def patchify(batch, p):
@@ -137,6 +144,7 @@ def patchify(batch, p):
 
 
 compare(patchify)
+exercises.check("02.1", patchify)
 
 # %% [markdown]
 # ## 2 · Two more tokens
@@ -158,6 +166,38 @@ print(f"cosine of class token and patches after the last block: {local.mean():.2
 
 # %% [markdown]
 # In the micro DeiT both tokens learnt from labels, each with a classifier of its own, so it is no surprise when they agree. In the larger DeiT, where a teacher stands behind one of them, compare for yourself (full mode). Section 7 returns to the question of which one to use.
+
+# %% [markdown]
+# ### Exercise 3 · How many tokens? (warm-up)
+#
+# Count the tokens of a square picture, the prefix tokens included. Then read the table: every token looks at every other, so the work of attention grows with the *square* of their number. What does it cost to go from 224 to 448 pixels?
+#
+# <details><summary>Hint</summary>
+#
+# `side // patch` patches fit into a row, and there are as many rows.
+#
+# </details>
+
+# %%
+def number_of_tokens(side, patch, prefix):
+    """T, the length of the sequence, of a picture of side × side pixels."""
+    return 0  # your code here
+
+
+for side, patch_size in ((64, 8), (224, 16), (448, 16)):
+    count = number_of_tokens(side, patch_size, 2)
+    print(f"{side} pixels, patches of {patch_size}: {count:>4} tokens, {count**2:>9,} pairs of tokens in each head")
+exercises.check("02.3", number_of_tokens)
+
+# %% tags=["solution"]
+def number_of_tokens(side, patch, prefix):
+    return (side // patch) ** 2 + prefix
+
+
+for side, patch_size in ((64, 8), (224, 16), (448, 16)):
+    count = number_of_tokens(side, patch_size, 2)
+    print(f"{side} pixels, patches of {patch_size}: {count:>4} tokens, {count**2:>9,} pairs of tokens in each head")
+exercises.check("02.3", number_of_tokens)
 
 # %% [markdown]
 # ## 3 · Where am I? Position embeddings
@@ -387,6 +427,12 @@ print("Knowing nothing would give 50%.")
 # ### Exercise 2 · Recall of the genus
 #
 # How often is the nearest neighbour at least of the right *genus*? You can get it without another search, from two numbers of this section: the share of queries whose nearest neighbour has the wrong species, and the share of those whose neighbour is of the right genus. Derive it, then compare with an evaluation that uses genera as labels.
+#
+# <details><summary>Hint</summary>
+#
+# A neighbour is of the right genus in two cases that exclude each other: the species is right, or the species is wrong *and* the genus is right.
+#
+# </details>
 
 # %%
 def genus_recall(wrong_share, related_share):
@@ -396,6 +442,7 @@ def genus_recall(wrong_share, related_share):
 
 expected = evaluate(x, np.unique(genera, return_inverse=True)[1], ks=(1,)).recall[1]
 print(f"yours {genus_recall(wrong.mean(), share):.4f}, expected {expected:.4f}")
+exercises.check("02.2", genus_recall)
 
 # %% tags=["solution"]
 def genus_recall(wrong_share, related_share):
@@ -404,6 +451,7 @@ def genus_recall(wrong_share, related_share):
 
 
 print(f"yours {genus_recall(wrong.mean(), share):.4f}, expected {expected:.4f}")
+exercises.check("02.2", genus_recall)
 
 # %% [markdown]
 # ## 7 · Which token is "the feature"?

@@ -50,7 +50,7 @@ from matplotlib import colormaps
 from matplotlib.patches import Rectangle
 from torch import nn
 
-from sobook import datasets, figures, geometry, images, layouts
+from sobook import datasets, exercises, figures, geometry, images, layouts
 from sobook.encoder import Encoder, embed
 from sobook.losses import ProxyAnchor
 from sobook.retrieval import difference, evaluate, neighbours
@@ -272,6 +272,12 @@ else:
 # ### Exercise 1 · The loss before anything is learnt
 #
 # Suppose that all cosines are 0: every embedding at right angles to every proxy. What is the loss of a batch? Write it as a function of the labels, $C$, $\delta$ and $\alpha$. (How many terms has each sum?) It is a number worth knowing: a training that starts far above it has something to explain.
+#
+# <details><summary>Hint</summary>
+#
+# At $s=0$ every exponent is $\alpha\delta$, in both sums. A class with $n_c$ images in the batch has $n_c$ positives and $B-n_c$ negatives.
+#
+# </details>
 
 # %%
 def loss_at_zero_cosines(labels, num_classes, margin=0.1, scale=32.0):
@@ -290,6 +296,7 @@ def compare_at_zero(function, B=90, C=40):
 
 
 compare_at_zero(loss_at_zero_cosines)
+exercises.check("03.1", loss_at_zero_cosines)
 
 # %% tags=["solution"]
 def loss_at_zero_cosines(labels, num_classes, margin=0.1, scale=32.0):
@@ -302,6 +309,7 @@ def loss_at_zero_cosines(labels, num_classes, margin=0.1, scale=32.0):
 
 
 compare_at_zero(loss_at_zero_cosines)
+exercises.check("03.1", loss_at_zero_cosines)
 
 # %% [markdown]
 # Why do random vectors in few dimensions start higher? Their cosines are not 0 but spread with a standard deviation of $1/\sqrt D$, and the largest of a column counts most.
@@ -407,6 +415,12 @@ for alpha, share in hardest_tenth.items():
 # ### Exercise 2 · Rows instead of columns
 #
 # Replace Proxy Anchor by the cross-entropy of a softmax *along the rows*: every image chooses among the proxies, with logits $\alpha\,s(x,p)$ (known as normalised softmax, a close relative of Proxy-NCA). Write it as a function of `cosines` and `labels`; one line is enough. The cell then makes image 1 harder and asks: does the gradient of image 0 change?
+#
+# <details><summary>Hint</summary>
+#
+# `F.cross_entropy(logits, labels)` applies the log-softmax along the rows itself and averages over the images.
+#
+# </details>
 
 # %%
 def row_softmax(cosines, labels, scale=32.0):
@@ -430,6 +444,7 @@ def compare_influence(function, own=own, labels=labels):
 
 
 compare_influence(row_softmax)
+exercises.check("03.2", row_softmax)
 
 # %% tags=["solution"]
 def row_softmax(cosines, labels, scale=32.0):
@@ -437,9 +452,42 @@ def row_softmax(cosines, labels, scale=32.0):
 
 
 compare_influence(row_softmax)
+exercises.check("03.2", row_softmax)
 
 # %% [markdown]
 # Along rows, an image's gradient depends on its own cosines alone. Down columns, on those of its competitors too. That is the difference between the two families, in one line of code.
+
+# %% [markdown]
+# ### Exercise 3 · How many negatives share the push? (open-ended)
+#
+# "The hardest tenth gets so much" depends on the tenth. A count without such a cut is the *effective number* $n_\text{eff} = (\sum_x w_x)^2 / \sum_x w_x^2$ of a column of weights: $n$ equal weights give $n$, a single large one gives 1. Write it for every column. Then try other $\alpha$, and more negatives: does the effective number grow with the batch?
+#
+# <details><summary>Hint</summary>
+#
+# Sum over the rows (`dim=0`) twice: once the weights and square the sum, once the squared weights.
+#
+# </details>
+
+# %%
+def effective_negatives(weights):
+    """(Σw)² / Σw² of every column; weights (B, C) → (C,)."""
+    return torch.full((weights.shape[1],), float("nan"))  # your code here
+
+
+for alpha in SCALES:
+    shared = effective_negatives((alpha * random_cosines).softmax(0))  # (100,)
+    print(f"α = {alpha:>2}: of {len(random_cosines)} negatives, effectively {shared.mean():.1f} share the push")
+exercises.check("03.3", effective_negatives)
+
+# %% tags=["solution"]
+def effective_negatives(weights):
+    return weights.sum(0).square() / weights.square().sum(0)
+
+
+for alpha in SCALES:
+    shared = effective_negatives((alpha * random_cosines).softmax(0))  # (100,)
+    print(f"α = {alpha:>2}: of {len(random_cosines)} negatives, effectively {shared.mean():.1f} share the push")
+exercises.check("03.3", effective_negatives)
 
 # %% [markdown]
 # ## 4 · On a sphere, where one can see it

@@ -48,7 +48,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import trustworthiness
 from sklearn.neighbors import NearestNeighbors
 
-from sobook import datasets, drawing, figures, geometry
+from sobook import datasets, drawing, exercises, figures, geometry
 from sobook.encoder import embed
 from sobook.losses import SO_WEIGHT
 from sobook.retrieval import evaluate, neighbours
@@ -113,6 +113,12 @@ figures.embedding_maps(spaces, test.labels, class_names=names, method="pca")
 # ### Exercise 1 · How many directions?
 #
 # How many principal components does it take to keep 90 % of the variance of PA's embeddings? Use `variance_kept`.
+#
+# <details><summary>Hint</summary>
+#
+# `variance_kept` rises: `np.searchsorted` finds the place where it reaches the share, counted from 0.
+#
+# </details>
 
 # %%
 def directions_for(share, points):
@@ -122,6 +128,7 @@ def directions_for(share, points):
 
 expected = PCA(0.9, svd_solver="full").fit(spaces["PA"]).n_components_
 print(f"yours {directions_for(0.9, spaces['PA'])}, expected {expected}")
+exercises.check("06.1", directions_for)
 
 # %% tags=["solution"]
 def directions_for(share, points):
@@ -130,6 +137,7 @@ def directions_for(share, points):
 
 print({name: directions_for(0.9, points) for name, points in spaces.items()})
 print(f"yours {directions_for(0.9, spaces['PA'])}, expected {expected}")
+exercises.check("06.1", directions_for)
 
 # %% [markdown]
 # ## 3 · The neighbourhood map: UMAP
@@ -172,6 +180,12 @@ figures.embedding_maps(spaces, test.labels, class_names=names)
 # ### Exercise 2 · Shared neighbours
 #
 # Write the first of the three. `near` and `near_on_map` are (N, k) arrays of indices; the order within a row does not matter.
+#
+# <details><summary>Hint</summary>
+#
+# `near[:, :, None] == near_on_map[:, None, :]` compares each index with all of the same row.
+#
+# </details>
 
 # %%
 K = 15
@@ -184,6 +198,7 @@ def shared_neighbours(near, near_on_map):
 
 small = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3]]), np.array([[3, 2, 1], [0, 4, 5], [4, 5, 6]])
 print(f"yours {shared_neighbours(*small):.4f}, expected {4 / 9:.4f}")
+exercises.check("06.2", shared_neighbours)
 
 # %% tags=["solution"]
 def shared_neighbours(near, near_on_map):
@@ -191,6 +206,7 @@ def shared_neighbours(near, near_on_map):
 
 
 print(f"yours {shared_neighbours(*small):.4f}, expected {4 / 9:.4f}")
+exercises.check("06.2", shared_neighbours)
 
 # %%
 def nearest_on_map(plane, k):
@@ -391,6 +407,38 @@ for name in runs:
 # - **The queries that fail.** They are a few points of the wrong colour under others. Retrieval walls show them (notebook 00).
 #
 # What it is good for: finding mislabelled images, duplicates and odd groups, to be looked at one by one; and making one curious.
+
+# %% [markdown]
+# ### Exercise 3 · Retrieve on the map (open-ended)
+#
+# What would you retrieve if the map were all you had? Write the nearest *other* point of every point, by plain distance. The cell scores it. Then try to beat the map: more dimensions (`PCA(8)`), more neighbours in UMAP, another seed. Which of these changes more than another seed does?
+#
+# <details><summary>Hint</summary>
+#
+# All distances at once: `plane[:, None] - plane[None]` has shape (N, N, 2). Put something large on the diagonal before `argmin`.
+#
+# </details>
+
+# %%
+def nearest_on_the_map(plane):
+    """(N, 2) points → (N,) index of the nearest other point of each."""
+    return np.arange(len(plane))  # your code here: this finds the point itself
+
+
+own_map = figures.project(spaces["PA"], method="pca")  # (N, 2)
+print(f"Recall@1 on the map: {(test.labels[nearest_on_the_map(own_map)] == test.labels).mean():.3f}; in the space: {evaluate(spaces['PA'], test.labels).recall[1]:.3f}")
+exercises.check("06.3", nearest_on_the_map)
+
+# %% tags=["solution"]
+def nearest_on_the_map(plane):
+    apart = np.linalg.norm(plane[:, None] - plane[None], axis=2)  # (N, N)
+    np.fill_diagonal(apart, np.inf)
+    return apart.argmin(axis=1)
+
+
+own_map = figures.project(spaces["PA"], method="pca")  # (N, 2)
+print(f"Recall@1 on the map: {(test.labels[nearest_on_the_map(own_map)] == test.labels).mean():.3f}; in the space: {evaluate(spaces['PA'], test.labels).recall[1]:.3f}")
+exercises.check("06.3", nearest_on_the_map)
 
 # %% [markdown]
 # ## Summary

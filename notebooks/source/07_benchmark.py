@@ -44,7 +44,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from sobook import figures, layouts, resources
+from sobook import exercises, figures, layouts, resources
 from sobook.losses import SO_WEIGHT
 from sobook.retrieval import difference
 from sobook.training import TrainConfig, evaluate_run, fit
@@ -214,6 +214,12 @@ print(f"Seeds with a positive difference: {(d > 0).sum()} of {n}.")
 # ### Exercise 1 · The interval by hand
 #
 # Write the t interval with the formula above. `stats.t.ppf(0.975, n - 1)` is the factor $t_{0.975,\,n-1}$; mind that the standard deviation of a sample divides by $n - 1$ (`ddof=1`).
+#
+# <details><summary>Hint</summary>
+#
+# `np.std(differences, ddof=1) / np.sqrt(n)` is the standard error of the mean; t times that is half of the interval.
+#
+# </details>
 
 # %%
 def interval_by_hand(differences):
@@ -223,6 +229,7 @@ def interval_by_hand(differences):
 
 print("yours    [{:+.6f}, {:+.6f}]".format(*interval_by_hand(d)))
 print(f"expected [{low:+.6f}, {high:+.6f}]")
+exercises.check("07.1", interval_by_hand)
 
 # %% tags=["solution"]
 def interval_by_hand(differences):
@@ -233,11 +240,18 @@ def interval_by_hand(differences):
 
 print("yours    [{:+.6f}, {:+.6f}]".format(*interval_by_hand(d)))
 print(f"expected [{low:+.6f}, {high:+.6f}]")
+exercises.check("07.1", interval_by_hand)
 
 # %% [markdown]
 # ### Exercise 2 · How many seeds?
 #
 # Suppose that a difference of half a point of Recall@1 (0.005) matters to you. How many seeds does it take until the half-width of the paired interval is expected to be no more than that, if the differences keep scattering as they do here? Before computing: halving an interval takes how many times as many seeds?
+#
+# <details><summary>Hint</summary>
+#
+# There is no closed form, since $t$ depends on $n$ as well: count upwards from 2 until the half-width fits.
+#
+# </details>
 
 # %%
 def seeds_needed(half_width, scatter):
@@ -249,6 +263,7 @@ needed, scatter = seeds_needed(0.005, d.std(ddof=1)), d.std(ddof=1)
 print(f"{needed} seeds: expected half-width {stats.t.ppf(0.975, needed - 1) * scatter / np.sqrt(needed):.4f}, should be at most 0.0050")
 if needed > 2:
     print(f"{needed - 1} seeds: {stats.t.ppf(0.975, needed - 2) * scatter / np.sqrt(needed - 1):.4f}, should be more than 0.0050")
+exercises.check("07.2", seeds_needed)
 
 # %% tags=["solution"]
 def seeds_needed(half_width, scatter):
@@ -260,6 +275,7 @@ def seeds_needed(half_width, scatter):
 
 for half_width in (0.01, 0.005, 0.0025):
     print(f"±{half_width}: {seeds_needed(half_width, scatter)} seeds")
+exercises.check("07.2", seeds_needed)
 
 # %% [markdown]
 # ## 5 · Another chance: other classes
@@ -473,6 +489,38 @@ for name in ("cub200", "cars196", "sop", "inshop"):
 # - The settings start from HIER's published recipe for DeiT; learning rates, epochs and schedule are our choice, and **have not been run by us on a GPU**. Expect to tune them: on the validation classes.
 # - SOP has many more classes than dimensions: its proxies *cannot* be orthogonal (notebook 04), and with `--so-reduction mean` λ keeps its meaning all the same.
 # - Check the pipeline first: `sobook evaluate --dataset cub200 --encoder deit_small_distilled_patch16_224` should come near the row "no training" above.
+
+# %% [markdown]
+# ### Exercise 3 · What the best of many looks adds
+#
+# Section 7 simulated it; write it as a function of any table of recalls. Each row is one try with $E$ looks (epochs, seeds, settings), equally good in truth. By how much is the *reported* value, the best of a row, too high on average? Open end: how many looks did *you* take at the test set this week?
+#
+# <details><summary>Hint</summary>
+#
+# `recalls.max(axis=1)` is what each row would report; the truth is the mean of the whole table.
+#
+# </details>
+
+# %%
+def optimism(recalls):
+    """Mean of the rows' best, minus the mean of all; recalls (tries, looks)."""
+    return float("nan")  # your code here
+
+
+for looks in (1, 10, 60):
+    recalls = 0.6 + 0.01 * np.random.default_rng(0).standard_normal((2000, looks))  # a scatter of one point
+    print(f"best of {looks:>2}: {optimism(recalls):+.4f}")
+exercises.check("07.3", optimism)
+
+# %% tags=["solution"]
+def optimism(recalls):
+    return float(recalls.max(axis=1).mean() - recalls.mean())
+
+
+for looks in (1, 10, 60):
+    recalls = 0.6 + 0.01 * np.random.default_rng(0).standard_normal((2000, looks))  # a scatter of one point
+    print(f"best of {looks:>2}: {optimism(recalls):+.4f}")
+exercises.check("07.3", optimism)
 
 # %% [markdown]
 # ## Summary
