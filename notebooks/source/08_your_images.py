@@ -186,12 +186,12 @@ if MY_PICTURES:
         queries.append(index.paths[i])
         wanted.append(index.names[i])
 else:
-    guide = aviary.field_guide(40, seed=7)  # the species, in the order of the folder that was drawn
+    guide = aviary.species(40, seed=7)  # those of the folder
     for number in np.random.default_rng(session.seed).choice(len(guide), 5, replace=False):
         file = queries_folder / f"{number}.png"
-        aviary.draw(guide[number], 1000, size=96).save(file)  # picture 1000: none of the twenty
+        aviary.draw(guide[number], 1000, seed=7).save(file)  # picture 1000: none of the twenty
         queries.append(file)
-        wanted.append(guide[number].name)
+        wanted.append(guide[number].folder.partition(".")[2].replace("_", " "))
 
 answers = [index.search(encoder, query, k=5) for query in queries]  # ((5,), (5,)) each
 figures.retrieval_wall(
