@@ -1,4 +1,4 @@
-"""The site from the executed notebooks: ``python docs/build.py [--notebooks FOLDER] [--out FOLDER]``.
+"""The site from the executed notebooks: ``python docs/build.py [--notebooks FOLDER]``.
 
 Copies pages and notebooks into one folder, fits the notebooks to a book (folded answers, alt texts,
 the Colab badge as a link), writes the results page from the tables in ``data/results``, and lets
@@ -81,7 +81,8 @@ def aviary_table() -> str:
     pairs = runs.pivot(index="seed", columns="method", values="recall_at_1").dropna()
     for method in pairs.columns.drop("PA"):
         change = interval(pairs[method] - pairs["PA"], sign="+")
-        lines += ["", f"Paired difference of Recall@1, {method} minus PA, {len(pairs)} seeds: {change}."]
+        said = f"Paired difference of Recall@1, {method} minus PA, {len(pairs)} seeds"
+        lines += ["", f"{said}: {change}."]
     return "\n".join(lines)
 
 

@@ -80,7 +80,7 @@ class Index:
                 names = data["class_names"][data["labels"]]
                 paths = tuple(Path(path) for path in data["paths"].tolist())
                 return cls(data["embeddings"], paths, tuple(names.tolist()))
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, zipfile.BadZipFile) as error:
             raise ValueError(
                 f"{file} is no index of `sobook embed` or `search`: {error}."
             ) from None

@@ -139,8 +139,9 @@ def test_the_widget_answers_an_upload(index, encoder):
     assert said.count("<figure") == 3 and "&lt;my&gt;.png" in said and "class 1" in said
     assert "not a picture" in search.answer(index, encoder, "x.png", b"nothing", 2)
     if int(widgets.__version__.split(".")[0]) >= 8:
-        upload.value = ({"name": "q.png", "type": "image/png", "size": len(content),
-                         "content": memoryview(content), "last_modified": datetime.now(timezone.utc)},)  # fmt: skip
+        now = datetime.now(timezone.utc)
+        file = {"name": "q.png", "type": "image/png", "size": len(content), "last_modified": now}
+        upload.value = ({**file, "content": memoryview(content)},)
         assert output.value.count("<figure") == 3
 
 

@@ -24,17 +24,25 @@
 # **Before you start** Python, and the idea that a network turns a picture into a vector. The mathematics here is one fraction and two sums.
 #
 # **Time** less than a minute on a two-core laptop once the two training runs exist, plus about three minutes if they do not; on a T4 GPU in full mode: not measured.
+#
+# **Versions last run** and the machine: printed by the first cell. Every section asks before it shows: write your prediction down, then run.
 
 # %% tags=["setup"]
 # On Colab this installs sobook; on your machine `make` has installed it already.
 import importlib.util
 import subprocess
 import sys
+from importlib.metadata import distributions
+from pathlib import Path
 
 REPOSITORY = "https://github.com/sobook/sobook"  # a fork, or not published yet? your address here
 if importlib.util.find_spec("sobook") is None:
-    package = f"sobook @ git+{REPOSITORY}"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+    stay = ("numpy", "pandas", "torch", "torchvision")  # as they are, so nothing needs a restart
+    kept = [f"{d.name}=={d.version}" for d in distributions() if d.name in stay]
+    Path("stay.txt").write_text("\n".join(kept))
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", "stay.txt"]
+    if subprocess.run([*pip, f"sobook @ git+{REPOSITORY}"]).returncode:
+        raise RuntimeError(f"sobook is not to be had from {REPOSITORY}: set REPOSITORY above.")
 
 from sobook import notebook
 
@@ -134,6 +142,8 @@ print(f"a random neighbour: about {1 / test.num_classes:.3f}")
 # %% [markdown]
 # Far better than chance, far from good. The interval says how much the number would move with *other test species*: whole species are resampled, because the pictures of one species succeed and fail together.
 #
+# **What Recall@K hides.** It asks for *one* right picture among the $K$, so two models with the same Recall@1 can differ in whether the next nine are right too (MAP@R sees that). It weighs every query alike, so classes with many pictures count more. It does not ask how *sure* an answer is, nor how wrong a wrong one is: a sister species counts as much as a heron for a wren. And it falls when the test set grows, for the same model. Numbers from different test sets do not compare.
+#
 # ### Exercise 1 · Recall@K by hand
 #
 # Write Recall@K from the matrix of cosines: set the diagonal aside (a picture must not find itself), look at the `k` largest entries of each row, and ask whether any of them has the right label. `np.argpartition` or `np.argsort` will do.
@@ -174,6 +184,13 @@ exercises.check("00.1", recall_at_k)
 # $$L = L_{\text{PA}} + \lambda\,L_{\text{SO}}, \qquad L_{\text{SO}} = \frac{1}{C(C-1)}\sum_{c \ne c'} \big(\hat p_c^\top \hat p_{c'}\big)^2 .$$
 #
 # The two runs below differ in $\lambda$ and in nothing else: same pictures, same crops, same start. Both hold out some of the *training* species to choose their best epoch; the test species are not looked at until the end. A finished run is kept on disk and opened again the next time.
+
+# %%
+if not session.quick:  # before hours of computing: a few steps, timed here and now
+    estimate = session.estimate(config, len(train))
+    print(f"each of the two runs, with {estimate}")
+    if estimate.batch_size < config.batch_size:
+        print(f"Batches of {config.batch_size} do not fit: pass batch_size={estimate.batch_size} to every session.config(...), and say so with the result.")
 
 # %%
 pa = fit(session.config(so_weight=0.0))
@@ -408,6 +425,7 @@ if low <= 0:
 # | 05 | [Proxy geometry](05_proxy_geometry.ipynb) | section 7: heatmaps, angles, spectra against chance and theory |
 # | 06 | [Embedding maps](06_embedding_maps.ipynb) | section 6: UMAP, and what not to read in it |
 # | 07 | [Benchmark](07_benchmark.ipynb) | section 5: several seeds, intervals, a sober comparison |
+# | 08 | [Your images](08_your_images.ipynb) | section 2: a search of your own, from a folder of pictures |
 #
 # Each runs alone, so start wherever your question is. Behind all of them is the package `sobook`, short files meant to be read: what a cell calls is never more than one file away.
 #

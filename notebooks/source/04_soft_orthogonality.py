@@ -24,17 +24,25 @@
 # **Before you start** Notebook 03. You need matrix products, traces, singular values and the gradient of a function of a matrix.
 #
 # **Time** About a minute on a two-core laptop once the two training runs exist, and the minutes of their training (notebook 00) if they do not; on a T4 GPU in full mode: not measured.
+#
+# **Versions last run** and the machine: printed by the first cell. Every section asks before it shows: write your prediction down, then run.
 
 # %% tags=["setup"]
 # On Colab this installs sobook; on your machine `make` has installed it already.
 import importlib.util
 import subprocess
 import sys
+from importlib.metadata import distributions
+from pathlib import Path
 
 REPOSITORY = "https://github.com/sobook/sobook"  # a fork, or not published yet? your address here
 if importlib.util.find_spec("sobook") is None:
-    package = f"sobook @ git+{REPOSITORY}"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+    stay = ("numpy", "pandas", "torch", "torchvision")  # as they are, so nothing needs a restart
+    kept = [f"{d.name}=={d.version}" for d in distributions() if d.name in stay]
+    Path("stay.txt").write_text("\n".join(kept))
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", "stay.txt"]
+    if subprocess.run([*pip, f"sobook @ git+{REPOSITORY}"]).returncode:
+        raise RuntimeError(f"sobook is not to be had from {REPOSITORY}: set REPOSITORY above.")
 
 from sobook import notebook
 
@@ -369,7 +377,7 @@ exercises.check("04.1", so_from_spectrum)
 # \max_{i\ne j}\lvert\cos\theta_{ij}\rvert \;\ge\; \sqrt{\frac{C^2/D - C}{C(C-1)}} = \sqrt{\frac{C-D}{D(C-1)}} ,
 # $$
 #
-# the *Welch bound*. **Predict:** gradient descent on SO alone, in 16 dimensions: will it find the floor? And will the worst pair reach the Welch bound along the way?
+# the *Welch bound*. When is orthogonality impossible, then? Exactly when $C > D$: the floor is positive, since $C$ orthogonal unit vectors would be linearly independent and $D$ dimensions hold only $D$ of those. And equality in the bound asks for two things at once, a tight frame *and* all $\lvert\cos\theta_{ij}\rvert$ equal (the mean of squares equals their largest only if all are the same). Such *equiangular* tight frames exist for few pairs $(C, D)$ only, and never for $C > D(D+1)/2$; exercise 3 builds the simplest. **Predict:** gradient descent on SO alone, in 16 dimensions: will it find the floor? And will the worst pair reach the Welch bound along the way?
 
 # %%
 def descend(C, D, steps=400):

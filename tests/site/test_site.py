@@ -75,7 +75,10 @@ def test_a_page_opens_complete_and_without_complaint(tab, page):
     pictures = tab.evaluate(
         """async () => {
             const all = [...document.querySelectorAll("article img")];
-            for (const image of all) { image.loading = "eager"; await image.decode().catch(() => 0); }
+            for (const image of all) {
+                image.loading = "eager";
+                await image.decode().catch(() => 0);
+            }
             return all.map((i) => [i.currentSrc.slice(-60), i.naturalWidth, i.alt]);
         }"""
     )
@@ -164,12 +167,13 @@ CONTRAST = """() => {
         const c = numbers(getComputedStyle(e).backgroundColor);
         if (c.length < 4 || c[3] > 0.5) return c; } return [255, 255, 255]; };
     const found = [];
-    for (const e of document.querySelectorAll(
-        "article p, article li, article td, article th, article h1, article h2, article pre, article math")) {
+    const kinds = ["p", "li", "td", "th", "h1", "h2", "pre", "math"];
+    for (const e of document.querySelectorAll(kinds.map((kind) => "article " + kind).join())) {
         if (!e.textContent.trim() || !e.checkVisibility()) continue;
         const a = light(numbers(getComputedStyle(e).color)), b = light(behind(e));
         const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-        if (ratio < 4.5) found.push([e.tagName, e.textContent.trim().slice(0, 40), ratio.toFixed(1)]);
+        const said = e.textContent.trim().slice(0, 40);
+        if (ratio < 4.5) found.push([e.tagName, said, ratio.toFixed(1)]);
     }
     return found.slice(0, 5);
 }"""
