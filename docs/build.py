@@ -98,12 +98,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--notebooks", type=Path, default=ROOT / "notebooks")
     parser.add_argument("--out", type=Path, default=ROOT / "build/book")
     options = parser.parse_args(arguments)
-    if shutil.which("jupyter-book", path=str(Path(sys.executable).parent)) is None:
+    program = shutil.which("jupyter-book", path=str(Path(sys.executable).parent))
+    if program is None:
         print("docs/build.py: jupyter-book is missing: pip install -e '.[docs]'", file=sys.stderr)
         return 1
     source = options.out / "source"
     assemble(options.notebooks, source)
-    command = [sys.executable, "-m", "jupyter_book", "build", str(source), "--all"]
+    command = [program, "build", str(source), "--all"]
     done = subprocess.run([*command, "--path-output", str(options.out)], cwd=ROOT)
     if done.returncode == 0:
         print(f"the site: {options.out / '_build/html/index.html'}")
