@@ -1,4 +1,4 @@
-"""Sphinx extension: formulas become MathML when the pages are built.
+"""Sphinx extension: formulas become MathML when pages are built, and unused scripts stay out.
 
 Browsers draw MathML themselves, so a page needs no script for its mathematics and works from a
 file, offline. The converter is the one of the notebooks' own pages (`notebooks/build.py pages`).
@@ -33,7 +33,17 @@ def visit_displaymath(translator, node) -> None:
     raise nodes.SkipNode
 
 
+def without_thebe(app, page, template, context, doctree) -> None:
+    """Leave out the scripts for running cells in the page, which Jupyter Book adds (twice)."""
+    context["script_files"] = [
+        script
+        for script in context.get("script_files", ())
+        if "thebe" not in f"{script} {getattr(script, 'attributes', '')}".lower()
+    ]
+
+
 def setup(app):
+    app.connect("html-page-context", without_thebe, priority=990)
     app.add_html_math_renderer(
         "mathml", inline_renderers=(visit_math, None), block_renderers=(visit_displaymath, None)
     )
