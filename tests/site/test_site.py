@@ -17,6 +17,7 @@ PAGES = sorted(
     path.relative_to(HTML).as_posix()
     for path in HTML.rglob("*.html")
     if not {"_static", "_sources", "_images"} & set(path.relative_to(HTML).parts)
+    and path.name not in ("genindex.html", "py-modindex.html", "search.html")  # made by Sphinx
 )
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
