@@ -42,7 +42,13 @@ def without_thebe(app, page, template, context, doctree) -> None:
     ]
 
 
+def keep_bars(app, what, name, obj, options, lines) -> None:
+    """In docstrings |x| is an absolute value, not a substitution of reStructuredText."""
+    lines[:] = [line.replace("|", "\\|") for line in lines]
+
+
 def setup(app):
+    app.connect("autodoc-process-docstring", keep_bars)
     app.connect("html-page-context", without_thebe, priority=990)
     app.add_html_math_renderer(
         "mathml", inline_renderers=(visit_math, None), block_renderers=(visit_displaymath, None)
