@@ -1,7 +1,8 @@
 """sobook: deep metric learning with soft orthogonal proxies, as a course and a small package.
 
 The rooms, ground floor first (each imports only from those before it): `losses`, `geometry`,
-`retrieval`, `datasets`, `images`, `encoder`, `training`, `search`, `figures`, `exercises`, `grading`, `cli`.
+`retrieval`, `datasets`, `images`, `encoder`, `training`, `search`, `figures`, `exercises`,
+`grading`, `cli`.
 """
 
 from importlib import metadata
