@@ -15,12 +15,12 @@ NOTEBOOKS = $(wildcard notebooks/*.ipynb notebooks/solutions/*.ipynb)
 FINGERPRINT = $(PY) -c 'import hashlib, os, sys; print(hashlib.sha256((open("pyproject.toml").read() + sys.version + os.getcwd()).encode()).hexdigest())'
 
 .DEFAULT_GOAL := help
-.PHONY: help tutorial test lab notebooks bench lint clean venv install
+.PHONY: help tutorial test lab notebooks book book-test bench lint clean venv install
 .NOTPARALLEL:
 
 help: ## print this list
 	@echo "sobook: deep metric learning with soft orthogonal proxies"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s%s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s%s\n", $$1, $$2 }'
 
 tutorial: install ## run the whole course; executed notebooks and pages land in build/tutorial
 	@SOBOOK_MODE=$${SOBOOK_MODE:-quick} $(PY) notebooks/build.py execute --out $(OUT)
@@ -39,6 +39,15 @@ notebooks: install ## regenerate the committed notebooks from notebooks/source a
 	@$(PY) notebooks/build.py generate
 	@SOBOOK_MODE=quick $(PY) notebooks/build.py execute
 	@$(PY) notebooks/build.py check
+
+# Extras of pip that `make install` leaves out are added when first needed.
+book: install ## build the site from the executed notebooks: build/book/_build/html/index.html
+	@$(PY) -c 'import jupyter_book' 2>/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@$(PY) docs/build.py
+
+book-test: install ## open every page of the built site in headless Chromium
+	@$(PY) -c 'import playwright' 2>/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@$(PY) -m pytest --timeout=600 tests/site
 
 bench: install ## measure the speed of the parts that matter
 	@$(PY) -m pytest -o addopts= --timeout=0 --benchmark-only tests/benchmarks

@@ -46,11 +46,17 @@ SETUP = """\
 import importlib.util
 import subprocess
 import sys
+from importlib.metadata import distributions
+from pathlib import Path
 
 REPOSITORY = "https://github.com/sobook/sobook"  # a fork, or not published yet? your address here
 if importlib.util.find_spec("sobook") is None:
-    package = f"sobook @ git+{REPOSITORY}"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+    stay = ("numpy", "pandas", "torch", "torchvision")  # as they are, so nothing needs a restart
+    kept = [f"{d.name}=={d.version}" for d in distributions() if d.name in stay]
+    Path("stay.txt").write_text("\\n".join(kept))
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", "stay.txt"]
+    if subprocess.run([*pip, f"sobook @ git+{REPOSITORY}"]).returncode:
+        raise RuntimeError(f"sobook is not to be had from {REPOSITORY}: set REPOSITORY above.")
 
 from sobook import notebook
 

@@ -1,8 +1,8 @@
 """sobook: deep metric learning with soft orthogonal proxies, as a course and a small package.
 
 The rooms, ground floor first (each imports only from those before it): `losses`, `geometry`,
-`retrieval`, `maps`, `datasets`, `images`, `encoder`, `training`, `figures`, `playground`,
-`explorer`, `exercises`, `cli`.
+`retrieval`, `maps`, `datasets`, `images`, `encoder`, `training`, `export`, `study`, `search`,
+`figures`, `playground`, `explorer`, `exercises`, `grading`, `cli`.
 """
 
 from importlib import metadata

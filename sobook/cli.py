@@ -1,4 +1,4 @@
-"""The command `sobook`: prepare, train, evaluate, compare, embed, export."""
+"""The command `sobook`: one function a subcommand, in the words of the README."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import tyro
 
-from sobook import datasets, geometry, resources
+from sobook import datasets, geometry, grading, resources, search
 from sobook import study as studies
 from sobook.config import TrainConfig
 from sobook.encoder import Encoder, embed
@@ -329,6 +329,82 @@ def study(
         print(f"{one.name}: {len(table)} runs" + (f", {left} not done yet" if left else ""))
 
 
+def search_pictures(
+    source: Annotated[Source, tyro.conf.arg(name="")],
+    folder: Path | None = None,
+    index: Path | None = None,
+    query: tuple[str, ...] = (),
+    k: int = 5,
+    page: Path | None = None,
+) -> None:
+    """Search in a folder of pictures: the nearest of a query, or a page to search in a browser.
+
+    For instance:
+      sobook search data/runs/my-run --folder ~/pictures --query bird.jpg
+      sobook search data/runs/my-run --folder ~/pictures --index pictures.npz --page search.html
+      sobook search data/runs/my-run --index pictures.npz --query bird.jpg other.jpg
+
+    Args:
+        source: the encoder: a run, or one by name. (Its data set options are not used.)
+        folder: pictures to index, subfolders included.
+        index: .npz to write the index to or, without --folder, to read it from.
+        query: pictures whose nearest are printed, one line a neighbour: cosine, class, file.
+        k: neighbours for each query.
+        page: HTML file to write, with the indexed pictures in it; it needs no network.
+    """
+    if folder is None and index is None:
+        raise ValueError("search needs --folder, the pictures to index, or --index, a saved one.")
+    _, encoder = source.open()
+    if folder is None:
+        found = search.Index.load(index)
+    else:
+        found = search.index_folder(encoder, folder)
+        for note in found.left_out:
+            print(f"note: {note}")
+        if index is not None:
+            print(f"{found.save(index)}: {len(found):,} pictures")
+    for picture in query:
+        similarities, places = found.search(encoder, picture, k)
+        print(picture)
+        for similarity, i in zip(similarities, places, strict=True):
+            print(f"  {similarity:+.3f}  {found.names[i] or '–'}  {found.paths[i]}")
+    if page is not None:
+        print(search.page(found, page))
+
+
+def grade_notebooks(
+    notebooks: tyro.conf.Positional[tuple[Path, ...]],
+    /,
+    out: Path,
+    timeout: float = 900.0,
+    execute: bool = True,
+) -> None:
+    """Run students' notebooks and write a CSV: one line a notebook and exercise, passed or why not.
+
+    Each runs in a kernel of its own. That is no prison: students' code runs with your rights, so
+    grade on a machine or in a container where that does no harm.
+
+    For instance:
+      sobook grade handed-in/*.ipynb --out grades.csv
+      sobook grade handed-in/03_ada.ipynb --out grades.csv --timeout 300
+      sobook grade handed-in/*.ipynb --out grades.csv --no-execute
+
+    Args:
+        notebooks: the files handed in; 03_….ipynb, or any name, since the exercises tell.
+        out: the CSV to write.
+        timeout: seconds for each notebook.
+        execute: run them anew; --no-execute only reads the verdicts saved in the file.
+    """
+    if not notebooks:
+        raise ValueError("grade needs one notebook or more.")
+    rows = []
+    for path in notebooks:
+        rows += (found := grading.grade(path, timeout=timeout, execute=execute))
+        passed = sum(row.passed for row in found)
+        print(f"{path}: {passed} of {len(found)} passed")
+    print(grading.write(rows, out))
+
+
 def _test_set(config: TrainConfig) -> datasets.ImageSet:
     return datasets.load(
         config.dataset, "test", config.root, allow_partial=config.allow_partial, **config.options
@@ -362,6 +438,8 @@ COMMANDS = {
     "export": export_run,
     "explore": explore,
     "study": study,
+    "search": search_pictures,
+    "grade": grade_notebooks,
 }
 
 

@@ -416,6 +416,13 @@ def evaluation_batches(
         yield torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
 
 
+def evaluation_crop(image: Image.Image, image_size: int) -> Tensor:
+    """One RGB picture, as `evaluation_batches` would give it: (3, image_size, image_size) uint8."""
+    target = _target(image.size, evaluation_short_side(image_size), enlarge=True)
+    resized = np.asarray(image.resize(target, Image.Resampling.BICUBIC))
+    return torch.from_numpy(_centre_crop(resized, image_size).copy()).permute(2, 0, 1)
+
+
 def _centre_crop(image: np.ndarray, size: int) -> np.ndarray:
     top, left = (round((side - size) / 2) for side in image.shape[:2])
     return image[top : top + size, left : left + size]

@@ -24,17 +24,25 @@
 # **Before you start** Python, and the idea that a network turns a picture into a vector. The mathematics here is one fraction and two sums.
 #
 # **Time** less than a minute on a two-core laptop once the two training runs exist, plus about three minutes if they do not; on a T4 GPU in full mode: not measured.
+#
+# **Versions last run** and the machine: printed by the first cell. Every section asks before it shows: write your prediction down, then run.
 
 # %% tags=["setup"]
 # On Colab this installs sobook; on your machine `make` has installed it already.
 import importlib.util
 import subprocess
 import sys
+from importlib.metadata import distributions
+from pathlib import Path
 
 REPOSITORY = "https://github.com/sobook/sobook"  # a fork, or not published yet? your address here
 if importlib.util.find_spec("sobook") is None:
-    package = f"sobook @ git+{REPOSITORY}"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+    stay = ("numpy", "pandas", "torch", "torchvision")  # as they are, so nothing needs a restart
+    kept = [f"{d.name}=={d.version}" for d in distributions() if d.name in stay]
+    Path("stay.txt").write_text("\n".join(kept))
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", "stay.txt"]
+    if subprocess.run([*pip, f"sobook @ git+{REPOSITORY}"]).returncode:
+        raise RuntimeError(f"sobook is not to be had from {REPOSITORY}: set REPOSITORY above.")
 
 from sobook import notebook
 
@@ -46,7 +54,7 @@ session = notebook.setup()
 import numpy as np
 import pandas as pd
 
-from sobook import datasets, figures, geometry, images
+from sobook import datasets, exercises, figures, geometry, images
 from sobook.encoder import Encoder, embed
 from sobook.losses import SO_WEIGHT
 from sobook.retrieval import difference, evaluate, neighbours
@@ -134,9 +142,17 @@ print(f"a random neighbour: about {1 / test.num_classes:.3f}")
 # %% [markdown]
 # Far better than chance, far from good. The interval says how much the number would move with *other test species*: whole species are resampled, because the pictures of one species succeed and fail together.
 #
+# **What Recall@K hides.** It asks for *one* right picture among the $K$, so two models with the same Recall@1 can differ in whether the next nine are right too (MAP@R sees that). It weighs every query alike, so classes with many pictures count more. It does not ask how *sure* an answer is, nor how wrong a wrong one is: a sister species counts as much as a heron for a wren. And it falls when the test set grows, for the same model. Numbers from different test sets do not compare.
+#
 # ### Exercise 1 · Recall@K by hand
 #
 # Write Recall@K from the matrix of cosines: set the diagonal aside (a picture must not find itself), look at the `k` largest entries of each row, and ask whether any of them has the right label. `np.argpartition` or `np.argsort` will do.
+#
+# <details><summary>Hint</summary>
+#
+# `np.fill_diagonal(cosines, -np.inf)` keeps a picture from finding itself; `np.argsort(-cosines, axis=1)[:, :k]` are its nearest; compare `labels[nearest]` with `labels[:, None]` and ask `.any(axis=1)`.
+#
+# </details>
 
 # %%
 def recall_at_k(embeddings, labels, k):
@@ -146,6 +162,7 @@ def recall_at_k(embeddings, labels, k):
 
 for k in (1, 4):
     print(f"K = {k}: yours {recall_at_k(frozen_embeddings, test.labels, k):.4f}, expected {frozen.recall[k]:.4f}")
+exercises.check("00.1", recall_at_k)
 
 # %% tags=["solution"]
 def recall_at_k(embeddings, labels, k):
@@ -157,6 +174,7 @@ def recall_at_k(embeddings, labels, k):
 
 for k in (1, 4):
     print(f"K = {k}: yours {recall_at_k(frozen_embeddings, test.labels, k):.4f}, expected {frozen.recall[k]:.4f}")
+exercises.check("00.1", recall_at_k)
 
 # %% [markdown]
 # ## 4 · Train: Proxy Anchor, and Proxy Anchor with soft orthogonality
@@ -166,6 +184,13 @@ for k in (1, 4):
 # $$L = L_{\text{PA}} + \lambda\,L_{\text{SO}}, \qquad L_{\text{SO}} = \frac{1}{C(C-1)}\sum_{c \ne c'} \big(\hat p_c^\top \hat p_{c'}\big)^2 .$$
 #
 # The two runs below differ in $\lambda$ and in nothing else: same pictures, same crops, same start. Both hold out some of the *training* species to choose their best epoch; the test species are not looked at until the end. A finished run is kept on disk and opened again the next time.
+
+# %%
+if not session.quick:  # before hours of computing: a few steps, timed here and now
+    estimate = session.estimate(config, len(train))
+    print(f"each of the two runs, with {estimate}")
+    if estimate.batch_size < config.batch_size:
+        print(f"Batches of {config.batch_size} do not fit: pass batch_size={estimate.batch_size} to every session.config(...), and say so with the result.")
 
 # %%
 pa = fit(session.config(so_weight=0.0))
@@ -225,6 +250,36 @@ for before, after in pairs:
 
 # %% [markdown]
 # One reservation belongs to the last of these sentences. The interval covers the choice of *species*, not the luck of *one training run*: another seed gives other weights. [07 · Benchmark](07_benchmark.ipynb) trains over several seeds before it says anything about PA against PA+SO.
+
+# %% [markdown]
+# ### Exercise 3 · The share of errors removed (warm-up)
+#
+# From .5 to .75 and from .9 to .95: the first gain is five times the second, but both remove half of the errors there were. Write that share, from Recall@1 before and after. What should come out when training made things *worse*?
+#
+# <details><summary>Hint</summary>
+#
+# Errors are what is missing to 1: `1 - before` of them at first, `1 - after` at the end.
+#
+# </details>
+
+# %%
+def errors_removed(before, after):
+    """Share of the errors that are gone; Recall@1 before and after, each in 0..1."""
+    return float("nan")  # your code here
+
+
+for name in ("PA", "PA+SO"):
+    print(f"{name}: {errors_removed(results['frozen'].recall[1], results[name].recall[1]):.0%} of the frozen encoder's errors are gone")
+exercises.check("00.3", errors_removed)
+
+# %% tags=["solution"]
+def errors_removed(before, after):
+    return (after - before) / (1 - before)  # negative where errors were added
+
+
+for name in ("PA", "PA+SO"):
+    print(f"{name}: {errors_removed(results['frozen'].recall[1], results[name].recall[1]):.0%} of the frozen encoder's errors are gone")
+exercises.check("00.3", errors_removed)
 
 # %% [markdown]
 # ## 6 · What the pictures say
@@ -307,6 +362,12 @@ for name, shape in shapes.items():
 # ### Exercise 2 · The RMS cosine by hand
 #
 # Compute the root mean square cosine of all pairs of different proxies: scale the rows to unit length, take all cosines, leave out the diagonal, square, average, take the root.
+#
+# <details><summary>Hint</summary>
+#
+# The diagonal of the matrix of cosines holds C ones: the squares of the others sum to `(cosines**2).sum() - C`, and there are C(C−1) of them.
+#
+# </details>
 
 # %%
 def rms_cosine(proxies):
@@ -317,6 +378,7 @@ def rms_cosine(proxies):
 
 for name, p in proxies.items():
     print(f"{name:6} yours {rms_cosine(p):.6f}, expected {shapes[name].rms_cosine:.6f}")
+exercises.check("00.2", rms_cosine)
 
 # %% tags=["solution"]
 def rms_cosine(proxies):
@@ -330,6 +392,7 @@ def rms_cosine(proxies):
 
 for name, p in proxies.items():
     print(f"{name:6} yours {rms_cosine(p):.6f}, expected {shapes[name].rms_cosine:.6f}")
+exercises.check("00.2", rms_cosine)
 
 # %% [markdown]
 # ## 8 · What came out
@@ -362,6 +425,7 @@ if low <= 0:
 # | 05 | [Proxy geometry](05_proxy_geometry.ipynb) | section 7: heatmaps, angles, spectra against chance and theory |
 # | 06 | [Embedding maps](06_embedding_maps.ipynb) | section 6: UMAP, and what not to read in it |
 # | 07 | [Benchmark](07_benchmark.ipynb) | section 5: several seeds, intervals, a sober comparison |
+# | 08 | [Your images](08_your_images.ipynb) | section 2: a search of your own, from a folder of pictures |
 #
 # Each runs alone, so start wherever your question is. Behind all of them is the package `sobook`, short files meant to be read: what a cell calls is never more than one file away.
 #

@@ -24,17 +24,25 @@
 # **Before you start** [00 · Start here](00_start_here.ipynb), for what Recall@K is.
 #
 # **Time** less than a minute on a two-core laptop once the Proxy Anchor run exists, plus a minute and a half if it does not; on a T4 GPU in full mode: not measured.
+#
+# **Versions last run** and the machine: printed by the first cell. Every section asks before it shows: write your prediction down, then run.
 
 # %% tags=["setup"]
 # On Colab this installs sobook; on your machine `make` has installed it already.
 import importlib.util
 import subprocess
 import sys
+from importlib.metadata import distributions
+from pathlib import Path
 
 REPOSITORY = "https://github.com/sobook/sobook"  # a fork, or not published yet? your address here
 if importlib.util.find_spec("sobook") is None:
-    package = f"sobook @ git+{REPOSITORY}"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+    stay = ("numpy", "pandas", "torch", "torchvision")  # as they are, so nothing needs a restart
+    kept = [f"{d.name}=={d.version}" for d in distributions() if d.name in stay]
+    Path("stay.txt").write_text("\n".join(kept))
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", "stay.txt"]
+    if subprocess.run([*pip, f"sobook @ git+{REPOSITORY}"]).returncode:
+        raise RuntimeError(f"sobook is not to be had from {REPOSITORY}: set REPOSITORY above.")
 
 from sobook import notebook
 
@@ -52,7 +60,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from sobook import aviary, datasets, figures, images, layouts
+from sobook import aviary, datasets, exercises, figures, images, layouts
 from sobook.aviary_scene import NUISANCE
 from sobook.encoder import Encoder
 from sobook.retrieval import difference, evaluate
@@ -270,6 +278,12 @@ for a, b in itertools.combinations(parts, 2):
 # ### Exercise 1 · A class-disjoint split of your own
 #
 # Write the split: given the labels of `N` pictures, return the indices of the training pictures and of the held-out pictures, so that `share` of the *classes* (rounded, drawn with the seed) is held out whole.
+#
+# <details><summary>Hint</summary>
+#
+# `np.random.default_rng(seed).permutation(np.unique(labels))` shuffles the classes; `np.isin(labels, chosen)` marks the pictures of some of them.
+#
+# </details>
 
 # %%
 def split_by_class(labels, share, seed):
@@ -287,6 +301,7 @@ def report(split, labels=train.labels, share=0.2):
 
 
 report(split_by_class)
+exercises.check("01.1", split_by_class)
 
 # %% tags=["solution"]
 def split_by_class(labels, share, seed):
@@ -298,6 +313,7 @@ def split_by_class(labels, share, seed):
 
 
 report(split_by_class)
+exercises.check("01.1", split_by_class)
 
 # %% [markdown]
 # ## 6 · The four benchmarks
@@ -340,6 +356,12 @@ for key, card in layouts.cards().items():
 # ### Exercise 2 · What would chance score?
 #
 # Before any model, know what a model that knows nothing would get. If every query is answered by a picture drawn at random from the others, with $n_c$ pictures in class $c$ and $N = \sum_c n_c$, what Recall@1 do you expect? Derive it, code it, and compare with random vectors, averaged over a few draws.
+#
+# <details><summary>Hint</summary>
+#
+# Condition on the class of the query: it is c with probability $n_c/N$, and then $n_c-1$ of the $N-1$ others are right.
+#
+# </details>
 
 # %%
 def chance_recall_at_1(labels):
@@ -352,6 +374,7 @@ random_vectors = (rng.standard_normal((len(test), 8), dtype=np.float32) for _ in
 measured = np.array([evaluate(x, test.labels, ks=(1,)).recall[1] for x in random_vectors])
 spread = measured.std(ddof=1) / np.sqrt(len(measured))
 print(f"yours {chance_recall_at_1(test.labels):.5f}, measured {measured.mean():.5f} ± {spread:.5f} (standard error)")
+exercises.check("01.2", chance_recall_at_1)
 
 # %% tags=["solution"]
 def chance_recall_at_1(labels):
@@ -362,6 +385,7 @@ def chance_recall_at_1(labels):
 
 
 print(f"yours {chance_recall_at_1(test.labels):.5f}, measured {measured.mean():.5f} ± {spread:.5f} (standard error)")
+exercises.check("01.2", chance_recall_at_1)
 
 # %% [markdown]
 # ## 7 · Your own folder, and some traps
@@ -494,6 +518,34 @@ figures.finish(
     figures.contact_sheet(before_after, ["picture", "evaluated"] * len(few), columns=8),
     "Eight pictures, each beside its evaluation crop, which lacks a narrow rim and is a little blurred.",
 )
+
+# %% [markdown]
+# ### Exercise 3 · Labels that count from 0 (warm-up)
+#
+# Label `c` is row `c` of the proxies, so labels must be 0, 1, 2 … without gaps. The test classes of CUB have the ids 101 to 200, and a subset of them has gaps. Turn any whole numbers into such labels, in the order of the old ones. What would a label of 150 do to a loss with 100 proxies? What would it do to one with 200?
+#
+# <details><summary>Hint</summary>
+#
+# `np.unique(labels, return_inverse=True)` gives the sorted values and, for every label, its place among them.
+#
+# </details>
+
+# %%
+def labels_from_zero(labels):
+    """(N,) any whole numbers → (N,) labels 0..C−1, in the order of the old numbers."""
+    return np.full(len(labels), -1)  # your code here
+
+
+print(labels_from_zero(np.array([101, 150, 103, 101])), "expected [0 2 1 0]")
+exercises.check("01.3", labels_from_zero)
+
+# %% tags=["solution"]
+def labels_from_zero(labels):
+    return np.unique(labels, return_inverse=True)[1]
+
+
+print(labels_from_zero(np.array([101, 150, 103, 101])), "expected [0 2 1 0]")
+exercises.check("01.3", labels_from_zero)
 
 # %% [markdown]
 # ## Summary

@@ -24,17 +24,25 @@
 # **Before you start** [00 · Start here](00_start_here.ipynb). You should have met attention once: softmax of query times key, times value.
 #
 # **Time** less than a minute on a two-core laptop; on a T4 GPU in full mode: not measured.
+#
+# **Versions last run** and the machine: printed by the first cell. Every section asks before it shows: write your prediction down, then run.
 
 # %% tags=["setup"]
 # On Colab this installs sobook; on your machine `make` has installed it already.
 import importlib.util
 import subprocess
 import sys
+from importlib.metadata import distributions
+from pathlib import Path
 
 REPOSITORY = "https://github.com/sobook/sobook"  # a fork, or not published yet? your address here
 if importlib.util.find_spec("sobook") is None:
-    package = f"sobook @ git+{REPOSITORY}"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+    stay = ("numpy", "pandas", "torch", "torchvision")  # as they are, so nothing needs a restart
+    kept = [f"{d.name}=={d.version}" for d in distributions() if d.name in stay]
+    Path("stay.txt").write_text("\n".join(kept))
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", "stay.txt"]
+    if subprocess.run([*pip, f"sobook @ git+{REPOSITORY}"]).returncode:
+        raise RuntimeError(f"sobook is not to be had from {REPOSITORY}: set REPOSITORY above.")
 
 from sobook import notebook
 
@@ -46,7 +54,7 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import gaussian_kde
 
-from sobook import aviary, datasets, figures, images
+from sobook import aviary, datasets, exercises, figures, images
 from sobook.encoder import Encoder, embed
 from sobook.retrieval import difference, evaluate, neighbours
 
@@ -108,6 +116,12 @@ patch_grid(picture, patch)
 # ### Exercise 1 · Patches by hand
 #
 # Cut a batch of images (B, 3, H, W) into patches (B, number of patches, 3·p·p), patches row by row, and within a patch channel by channel, row by row. `reshape` and `permute` are enough. If you are right, a linear map of your patches equals timm's layer.
+#
+# <details><summary>Hint</summary>
+#
+# Six axes: `batch.reshape(B, 3, H // p, p, W // p, p)`. Then bring rows and columns of patches forward with `permute`, and flatten the rest.
+#
+# </details>
 
 # %%
 def patchify(batch, p):
@@ -128,6 +142,7 @@ def compare(patchify):
 
 
 compare(patchify)
+exercises.check("02.1", patchify)
 
 # %% tags=["solution"]
 def patchify(batch, p):
@@ -137,6 +152,7 @@ def patchify(batch, p):
 
 
 compare(patchify)
+exercises.check("02.1", patchify)
 
 # %% [markdown]
 # ## 2 · Two more tokens
@@ -158,6 +174,38 @@ print(f"cosine of class token and patches after the last block: {local.mean():.2
 
 # %% [markdown]
 # In the micro DeiT both tokens learnt from labels, each with a classifier of its own, so it is no surprise when they agree. In the larger DeiT, where a teacher stands behind one of them, compare for yourself (full mode). Section 7 returns to the question of which one to use.
+
+# %% [markdown]
+# ### Exercise 3 · How many tokens? (warm-up)
+#
+# Count the tokens of a square picture, the prefix tokens included. Then read the table: every token looks at every other, so the work of attention grows with the *square* of their number. What does it cost to go from 224 to 448 pixels?
+#
+# <details><summary>Hint</summary>
+#
+# `side // patch` patches fit into a row, and there are as many rows.
+#
+# </details>
+
+# %%
+def number_of_tokens(side, patch, prefix):
+    """T, the length of the sequence, of a picture of side × side pixels."""
+    return 0  # your code here
+
+
+for side, patch_size in ((64, 8), (224, 16), (448, 16)):
+    count = number_of_tokens(side, patch_size, 2)
+    print(f"{side} pixels, patches of {patch_size}: {count:>4} tokens, {count**2:>9,} pairs of tokens in each head")
+exercises.check("02.3", number_of_tokens)
+
+# %% tags=["solution"]
+def number_of_tokens(side, patch, prefix):
+    return (side // patch) ** 2 + prefix
+
+
+for side, patch_size in ((64, 8), (224, 16), (448, 16)):
+    count = number_of_tokens(side, patch_size, 2)
+    print(f"{side} pixels, patches of {patch_size}: {count:>4} tokens, {count**2:>9,} pairs of tokens in each head")
+exercises.check("02.3", number_of_tokens)
 
 # %% [markdown]
 # ## 3 · Where am I? Position embeddings
@@ -387,6 +435,12 @@ print("Knowing nothing would give 50%.")
 # ### Exercise 2 · Recall of the genus
 #
 # How often is the nearest neighbour at least of the right *genus*? You can get it without another search, from two numbers of this section: the share of queries whose nearest neighbour has the wrong species, and the share of those whose neighbour is of the right genus. Derive it, then compare with an evaluation that uses genera as labels.
+#
+# <details><summary>Hint</summary>
+#
+# A neighbour is of the right genus in two cases that exclude each other: the species is right, or the species is wrong *and* the genus is right.
+#
+# </details>
 
 # %%
 def genus_recall(wrong_share, related_share):
@@ -396,6 +450,7 @@ def genus_recall(wrong_share, related_share):
 
 expected = evaluate(x, np.unique(genera, return_inverse=True)[1], ks=(1,)).recall[1]
 print(f"yours {genus_recall(wrong.mean(), share):.4f}, expected {expected:.4f}")
+exercises.check("02.2", genus_recall)
 
 # %% tags=["solution"]
 def genus_recall(wrong_share, related_share):
@@ -404,6 +459,7 @@ def genus_recall(wrong_share, related_share):
 
 
 print(f"yours {genus_recall(wrong.mean(), share):.4f}, expected {expected:.4f}")
+exercises.check("02.2", genus_recall)
 
 # %% [markdown]
 # ## 7 · Which token is "the feature"?

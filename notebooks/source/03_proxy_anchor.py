@@ -24,17 +24,25 @@
 # **Before you start** Notebook 00 for the whole, 02 for the frozen features. You need the chain rule, the exponential and the idea of a softmax.
 #
 # **Time** About half a minute on a two-core laptop once the training run exists, and the minutes of its training (notebook 00) if it does not; on a T4 GPU in full mode: not measured.
+#
+# **Versions last run** and the machine: printed by the first cell. Every section asks before it shows: write your prediction down, then run.
 
 # %% tags=["setup"]
 # On Colab this installs sobook; on your machine `make` has installed it already.
 import importlib.util
 import subprocess
 import sys
+from importlib.metadata import distributions
+from pathlib import Path
 
 REPOSITORY = "https://github.com/sobook/sobook"  # a fork, or not published yet? your address here
 if importlib.util.find_spec("sobook") is None:
-    package = f"sobook @ git+{REPOSITORY}"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+    stay = ("numpy", "pandas", "torch", "torchvision")  # as they are, so nothing needs a restart
+    kept = [f"{d.name}=={d.version}" for d in distributions() if d.name in stay]
+    Path("stay.txt").write_text("\n".join(kept))
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", "stay.txt"]
+    if subprocess.run([*pip, f"sobook @ git+{REPOSITORY}"]).returncode:
+        raise RuntimeError(f"sobook is not to be had from {REPOSITORY}: set REPOSITORY above.")
 
 from sobook import notebook
 
@@ -50,7 +58,7 @@ from matplotlib import colormaps
 from matplotlib.patches import Rectangle
 from torch import nn
 
-from sobook import datasets, figures, geometry, images, layouts
+from sobook import datasets, exercises, figures, geometry, images, layouts
 from sobook.encoder import Encoder, embed
 from sobook.losses import ProxyAnchor
 from sobook.retrieval import difference, evaluate, neighbours
@@ -173,6 +181,16 @@ def naive(cosines, own, margin=0.1, scale=32.0):
 print(f"loss of this batch: {naive(cosines, own):.4f}")
 
 # %% [markdown]
+# ### Why a logarithm of a sum of exponentials
+#
+# One could add up the hinges $\max(0, z_x)$ of all images instead. The log-sum-exp $\ell = \log\sum_x e^{z_x}$ is chosen because it is a *smooth maximum*. With $m$ the largest of $n$ exponents, one term of the sum is $e^m$ and none is larger, so
+#
+# $$
+# m \;\le\; \ell \;\le\; m + \log n ,
+# $$
+#
+# and dividing by $\alpha$, the scale in the exponents, brings it within $\log(n)/\alpha$ of the largest cosine. So each proxy is judged by its *hardest* image, but differentiably, and the others count as far as they come close. The 1 adds one image that is always there, with exponent 0: the maximum is never below 0, so a column in which all is well stops at a loss near 0 instead of wanting more for ever.
+#
 # ### Why nobody computes it like that
 #
 # On a GPU, networks often run in half precision. The largest float16 is about $6.5\cdot10^4$, the largest float32 about $3.4\cdot10^{38}$; so $e^z$ overflows near $z = 11$ and near $z = 89$. **Predict:** an image has wandered onto a foreign proxy ($s = 1$). At $\alpha = 32$, in which of the three types below is the loss still a number? At $\alpha = 100$? And what is the *gradient* of a loss that has overflowed?
@@ -272,6 +290,12 @@ else:
 # ### Exercise 1 · The loss before anything is learnt
 #
 # Suppose that all cosines are 0: every embedding at right angles to every proxy. What is the loss of a batch? Write it as a function of the labels, $C$, $\delta$ and $\alpha$. (How many terms has each sum?) It is a number worth knowing: a training that starts far above it has something to explain.
+#
+# <details><summary>Hint</summary>
+#
+# At $s=0$ every exponent is $\alpha\delta$, in both sums. A class with $n_c$ images in the batch has $n_c$ positives and $B-n_c$ negatives.
+#
+# </details>
 
 # %%
 def loss_at_zero_cosines(labels, num_classes, margin=0.1, scale=32.0):
@@ -290,6 +314,7 @@ def compare_at_zero(function, B=90, C=40):
 
 
 compare_at_zero(loss_at_zero_cosines)
+exercises.check("03.1", loss_at_zero_cosines)
 
 # %% tags=["solution"]
 def loss_at_zero_cosines(labels, num_classes, margin=0.1, scale=32.0):
@@ -302,6 +327,7 @@ def loss_at_zero_cosines(labels, num_classes, margin=0.1, scale=32.0):
 
 
 compare_at_zero(loss_at_zero_cosines)
+exercises.check("03.1", loss_at_zero_cosines)
 
 # %% [markdown]
 # Why do random vectors in few dimensions start higher? Their cosines are not 0 but spread with a standard deviation of $1/\sqrt D$, and the largest of a column counts most.
@@ -333,8 +359,12 @@ free = cosines.clone().requires_grad_()
 (automatic,) = torch.autograd.grad(naive(free, own), free)
 by_hand = gradient_of_cosines(cosines, own)
 cmp("∂L/∂s by hand, against autograd", by_hand, automatic)
+push_of_proxies = by_hand.clamp_min(0).sum(0)  # (C,)
+print(f"push handed out by each proxy: {push_of_proxies.numpy().round(2)}, at most α / |P| = {32 / len(push_of_proxies):.0f}")
 
 # %% [markdown]
+# Two bounds follow at once, because a softmax sums to 1. All the push that one proxy hands out, $\sum_x \lvert\partial L/\partial s(x,p)\rvert$ over its negatives, is at most $\alpha/|P|$, however many images there are and however wrong they are; and what a hard example gains, the others lose. So hard examples do not make the gradient *large*. They make it *narrow*: the same total falls on fewer of them. That is why one mislabelled image can do harm (it is the hardest of its column, and takes most of the weight), and why the loss does not explode when it meets one.
+#
 # From cosines to embeddings it is one more step. Since $s = \hat x^\top\hat p$ and $\hat x = x/\lVert x\rVert$,
 #
 # $$
@@ -407,6 +437,12 @@ for alpha, share in hardest_tenth.items():
 # ### Exercise 2 · Rows instead of columns
 #
 # Replace Proxy Anchor by the cross-entropy of a softmax *along the rows*: every image chooses among the proxies, with logits $\alpha\,s(x,p)$ (known as normalised softmax, a close relative of Proxy-NCA). Write it as a function of `cosines` and `labels`; one line is enough. The cell then makes image 1 harder and asks: does the gradient of image 0 change?
+#
+# <details><summary>Hint</summary>
+#
+# `F.cross_entropy(logits, labels)` applies the log-softmax along the rows itself and averages over the images.
+#
+# </details>
 
 # %%
 def row_softmax(cosines, labels, scale=32.0):
@@ -430,6 +466,7 @@ def compare_influence(function, own=own, labels=labels):
 
 
 compare_influence(row_softmax)
+exercises.check("03.2", row_softmax)
 
 # %% tags=["solution"]
 def row_softmax(cosines, labels, scale=32.0):
@@ -437,9 +474,42 @@ def row_softmax(cosines, labels, scale=32.0):
 
 
 compare_influence(row_softmax)
+exercises.check("03.2", row_softmax)
 
 # %% [markdown]
 # Along rows, an image's gradient depends on its own cosines alone. Down columns, on those of its competitors too. That is the difference between the two families, in one line of code.
+
+# %% [markdown]
+# ### Exercise 3 · How many negatives share the push? (open-ended)
+#
+# "The hardest tenth gets so much" depends on the tenth. A count without such a cut is the *effective number* $n_\text{eff} = (\sum_x w_x)^2 / \sum_x w_x^2$ of a column of weights: $n$ equal weights give $n$, a single large one gives 1. Write it for every column. Then try other $\alpha$, and more negatives: does the effective number grow with the batch?
+#
+# <details><summary>Hint</summary>
+#
+# Sum over the rows (`dim=0`) twice: once the weights and square the sum, once the squared weights.
+#
+# </details>
+
+# %%
+def effective_negatives(weights):
+    """(Σw)² / Σw² of every column; weights (B, C) → (C,)."""
+    return torch.full((weights.shape[1],), float("nan"))  # your code here
+
+
+for alpha in SCALES:
+    shared = effective_negatives((alpha * random_cosines).softmax(0))  # (100,)
+    print(f"α = {alpha:>2}: of {len(random_cosines)} negatives, effectively {shared.mean():.1f} share the push")
+exercises.check("03.3", effective_negatives)
+
+# %% tags=["solution"]
+def effective_negatives(weights):
+    return weights.sum(0).square() / weights.square().sum(0)
+
+
+for alpha in SCALES:
+    shared = effective_negatives((alpha * random_cosines).softmax(0))  # (100,)
+    print(f"α = {alpha:>2}: of {len(random_cosines)} negatives, effectively {shared.mean():.1f} share the push")
+exercises.check("03.3", effective_negatives)
 
 # %% [markdown]
 # ## 4 · On a sphere, where one can see it

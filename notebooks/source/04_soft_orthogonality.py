@@ -24,17 +24,25 @@
 # **Before you start** Notebook 03. You need matrix products, traces, singular values and the gradient of a function of a matrix.
 #
 # **Time** About a minute on a two-core laptop once the two training runs exist, and the minutes of their training (notebook 00) if they do not; on a T4 GPU in full mode: not measured.
+#
+# **Versions last run** and the machine: printed by the first cell. Every section asks before it shows: write your prediction down, then run.
 
 # %% tags=["setup"]
 # On Colab this installs sobook; on your machine `make` has installed it already.
 import importlib.util
 import subprocess
 import sys
+from importlib.metadata import distributions
+from pathlib import Path
 
 REPOSITORY = "https://github.com/sobook/sobook"  # a fork, or not published yet? your address here
 if importlib.util.find_spec("sobook") is None:
-    package = f"sobook @ git+{REPOSITORY}"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+    stay = ("numpy", "pandas", "torch", "torchvision")  # as they are, so nothing needs a restart
+    kept = [f"{d.name}=={d.version}" for d in distributions() if d.name in stay]
+    Path("stay.txt").write_text("\n".join(kept))
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", "stay.txt"]
+    if subprocess.run([*pip, f"sobook @ git+{REPOSITORY}"]).returncode:
+        raise RuntimeError(f"sobook is not to be had from {REPOSITORY}: set REPOSITORY above.")
 
 from sobook import notebook
 
@@ -50,7 +58,7 @@ import torch.nn.functional as F
 from matplotlib.patches import Circle
 from torch import nn
 
-from sobook import datasets, figures, geometry, layouts
+from sobook import datasets, exercises, figures, geometry, layouts
 from sobook.encoder import Encoder, embed
 from sobook.losses import SO_WEIGHT, ProxyAnchor, SoftOrthogonalProxyAnchor, soft_orthogonality
 from sobook.retrieval import difference, evaluate
@@ -319,6 +327,12 @@ print(f"for SOP (C = {C:,}) one Gram matrix in float32 takes {4 * C**2 / 2**20:,
 # ### Exercise 1 · SO from singular values
 #
 # Let $\sigma_1, \sigma_2, \dots$ be the singular values of $\hat P$. Write SO (the sum) in terms of them and $C$ alone. Two facts suffice: the eigenvalues of $\hat P^\top\hat P$ are the $\sigma_k^2$, and the squared Frobenius norm of a symmetric matrix is the sum of its squared eigenvalues.
+#
+# <details><summary>Hint</summary>
+#
+# $\lVert\hat P^\top\hat P\rVert_F^2=\sum_k(\sigma_k^2)^2$, and section 5 says what is to be subtracted.
+#
+# </details>
 
 # %%
 def so_from_spectrum(singular_values, num_classes):
@@ -334,6 +348,7 @@ def compare_spectrum(function):
 
 
 compare_spectrum(so_from_spectrum)
+exercises.check("04.1", so_from_spectrum)
 
 # %% tags=["solution"]
 def so_from_spectrum(singular_values, num_classes):
@@ -341,6 +356,7 @@ def so_from_spectrum(singular_values, num_classes):
 
 
 compare_spectrum(so_from_spectrum)
+exercises.check("04.1", so_from_spectrum)
 
 # %% [markdown]
 # ## 6 · How low can it get?
@@ -361,7 +377,7 @@ compare_spectrum(so_from_spectrum)
 # \max_{i\ne j}\lvert\cos\theta_{ij}\rvert \;\ge\; \sqrt{\frac{C^2/D - C}{C(C-1)}} = \sqrt{\frac{C-D}{D(C-1)}} ,
 # $$
 #
-# the *Welch bound*. **Predict:** gradient descent on SO alone, in 16 dimensions: will it find the floor? And will the worst pair reach the Welch bound along the way?
+# the *Welch bound*. When is orthogonality impossible, then? Exactly when $C > D$: the floor is positive, since $C$ orthogonal unit vectors would be linearly independent and $D$ dimensions hold only $D$ of those. And equality in the bound asks for two things at once, a tight frame *and* all $\lvert\cos\theta_{ij}\rvert$ equal (the mean of squares equals their largest only if all are the same). Such *equiangular* tight frames exist for few pairs $(C, D)$ only, and never for $C > D(D+1)/2$; exercise 3 builds the simplest. **Predict:** gradient descent on SO alone, in 16 dimensions: will it find the floor? And will the worst pair reach the Welch bound along the way?
 
 # %%
 def descend(C, D, steps=400):
@@ -432,6 +448,40 @@ pd.DataFrame(rows, columns=["data set", "C", "chance RMS cosine", "floor of the 
 # On CUB and Cars perfect orthogonality is possible. On SOP random proxies are almost as orthogonal as any set of that size can be: there SO can undo what training does, but it cannot do better than chance by more than the last column says.
 
 # %% [markdown]
+# ### Exercise 3 · Reach the Welch bound (open-ended)
+#
+# Descent on SO found tight frames, whose worst pair stays above the bound. For $C = D+1$ the bound *can* be reached, by the corners of a simplex: all pairs at the same angle. Construct them, as $D+1$ rows in $D$ dimensions. (For most other $C$ and $D$ nobody knows whether it can be reached. Try to get near it for $C = 7$, $D = 3$ by descent on a higher power of the cosines.)
+#
+# <details><summary>Hint</summary>
+#
+# In $D+1$ dimensions it is easy: the rows of the identity, moved so that their mean is 0. They lie in a subspace of $D$ dimensions; the singular value decomposition finds coordinates in it.
+#
+# </details>
+
+# %%
+def simplex(dim):
+    """Corners of a simplex around the origin; (D + 1, D)."""
+    return np.eye(dim + 1)[:, :dim] + 1e-3  # your code here
+
+
+for dim in (2, 3, 16):
+    corners = geometry.describe(simplex(dim))
+    print(f"D = {dim:>2}: largest |cosine| {corners.coherence:.4f}, Welch bound {corners.welch_bound:.4f}, SO {corners.orthogonality:.4f}, floor {corners.orthogonality_floor:.4f}")
+exercises.check("04.3", simplex)
+
+# %% tags=["solution"]
+def simplex(dim):
+    corners = np.eye(dim + 1) - 1 / (dim + 1)  # (D + 1, D + 1), rows sum to 0
+    U, S, _ = np.linalg.svd(corners)
+    return U[:, :dim] * S[:dim]  # the last singular value is 0
+
+
+for dim in (2, 3, 16):
+    corners = geometry.describe(simplex(dim))
+    print(f"D = {dim:>2}: largest |cosine| {corners.coherence:.4f}, Welch bound {corners.welch_bound:.4f}, SO {corners.orthogonality:.4f}, floor {corners.orthogonality_floor:.4f}")
+exercises.check("04.3", simplex)
+
+# %% [markdown]
 # ## 7 · Do the two terms want the same?
 #
 # Notebook 03 ended its sphere with seven classes whose proxies had merged, for want of a term between them. Here is the term. **Predict:** with SO, will the seven classes come apart? In three dimensions, and in sixteen?
@@ -470,6 +520,12 @@ pd.DataFrame(rows, columns=["D", "λ", "PA loss", "largest cosine of two proxies
 # ### Exercise 2 · A one-sided penalty
 #
 # If obtuse angles are welcome, why punish them? Write a penalty that counts only *positive* cosines: the mean of $\max(0, \cos\theta_{ij})^2$ over pairs of different proxies. The cell minimises it for four proxies in three dimensions, where SO has a positive floor. How low does yours get, and what do the angles look like?
+#
+# <details><summary>Hint</summary>
+#
+# `(unit @ unit.T).clamp_min(0)` has the positive cosines and, on its diagonal, C ones that are no pairs.
+#
+# </details>
 
 # %%
 def one_sided(P):
@@ -492,6 +548,7 @@ def compare_one_sided(function, C=4, D=3, steps=400):
 
 
 compare_one_sided(one_sided)
+exercises.check("04.2", one_sided)
 
 # %% tags=["solution"]
 def one_sided(P):
@@ -502,6 +559,7 @@ def one_sided(P):
 
 
 compare_one_sided(one_sided)
+exercises.check("04.2", one_sided)
 
 # %% [markdown]
 # This is not the paper's term, only a question worth asking of it. Nothing here says that it would retrieve better.

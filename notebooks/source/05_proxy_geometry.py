@@ -26,17 +26,25 @@
 # **Before you start** Notebooks 03 (Proxy Anchor) and 04 (soft orthogonality). You need cosines, singular values and the idea of a rank correlation.
 #
 # **Time** One to two minutes on a two-core laptop once the two training runs exist, and the minutes of their training (notebook 00) if they do not; on a T4 GPU in full mode: not measured.
+#
+# **Versions last run** and the machine: printed by the first cell. Every section asks before it shows: write your prediction down, then run.
 
 # %% tags=["setup"]
 # On Colab this installs sobook; on your machine `make` has installed it already.
 import importlib.util
 import subprocess
 import sys
+from importlib.metadata import distributions
+from pathlib import Path
 
 REPOSITORY = "https://github.com/sobook/sobook"  # a fork, or not published yet? your address here
 if importlib.util.find_spec("sobook") is None:
-    package = f"sobook @ git+{REPOSITORY}"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+    stay = ("numpy", "pandas", "torch", "torchvision")  # as they are, so nothing needs a restart
+    kept = [f"{d.name}=={d.version}" for d in distributions() if d.name in stay]
+    Path("stay.txt").write_text("\n".join(kept))
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", "stay.txt"]
+    if subprocess.run([*pip, f"sobook @ git+{REPOSITORY}"]).returncode:
+        raise RuntimeError(f"sobook is not to be had from {REPOSITORY}: set REPOSITORY above.")
 
 from sobook import notebook
 
@@ -47,7 +55,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from sobook import aviary, datasets, explorer, figures, geometry, playground, retrieval
+from sobook import aviary, datasets, exercises, explorer, figures, geometry, playground, retrieval
 from sobook.encoder import embed
 from sobook.losses import SO_WEIGHT
 from sobook.training import fit
@@ -171,6 +179,12 @@ for name in ("before training", "PA", "PA+SO"):
 # ### Exercise 1 · The closest pair
 #
 # Coherence names no names. Which two classes have the largest cosine under PA, and what is the cosine of the same two under PA+SO? The matrix is (C, C), with ones on its diagonal.
+#
+# <details><summary>Hint</summary>
+#
+# Subtract 2 from the diagonal, so that it cannot win; `argmax` gives a place in the flat matrix, `np.unravel_index` makes row and column of it.
+#
+# </details>
 
 # %%
 def closest_pair(cosines):
@@ -186,6 +200,7 @@ def compare(closest_pair):
 
 
 compare(closest_pair)
+exercises.check("05.1", closest_pair)
 
 # %% tags=["solution"]
 def closest_pair(cosines):
@@ -194,6 +209,7 @@ def closest_pair(cosines):
 
 
 compare(closest_pair)
+exercises.check("05.1", closest_pair)
 
 # %% [markdown]
 # ## 3 · The heatmap
@@ -397,6 +413,12 @@ for name in collapsed:
 # ### Exercise 2 · The mean cosine without any pair
 #
 # Compute the mean cosine of PA's proxies from the mean proxy alone, with the formula above: no (C, C) matrix, no loop. For eleven thousand classes this is the difference between a blink and a gigabyte.
+#
+# <details><summary>Hint</summary>
+#
+# $\lVert\sum_i\hat p_i\rVert^2$ is the sum of all $C^2$ cosines, of which $C$ are the ones of the diagonal.
+#
+# </details>
 
 # %%
 def mean_cosine(unit):
@@ -405,6 +427,7 @@ def mean_cosine(unit):
 
 
 print(f"yours {mean_cosine(geometry.unit_rows(proxies['PA'])):.6f}, expected {shapes['PA'].mean_cosine:.6f}")
+exercises.check("05.2", mean_cosine)
 
 # %% tags=["solution"]
 def mean_cosine(unit):
@@ -413,6 +436,40 @@ def mean_cosine(unit):
 
 
 print(f"yours {mean_cosine(geometry.unit_rows(proxies['PA'])):.6f}, expected {shapes['PA'].mean_cosine:.6f}")
+exercises.check("05.2", mean_cosine)
+
+# %% [markdown]
+# ### Exercise 3 · Take the lean away
+#
+# Write the centring yourself: subtract the mean proxy from unit proxies, then scale the rows to unit length again. What becomes of the RMS cosine of PA's proxies, and what of PA+SO's? Open end: subtract the first *two* principal directions instead. When is there nothing left to explain?
+#
+# <details><summary>Hint</summary>
+#
+# `unit.mean(axis=0)` is the mean proxy, (D,); NumPy subtracts it from every row.
+#
+# </details>
+
+# %%
+def without_lean(unit):
+    """Unit proxies (C, D), their mean subtracted, of unit length again."""
+    return unit  # your code here
+
+
+for name, p in proxies.items():
+    left = geometry.describe(without_lean(geometry.unit_rows(p)))
+    print(f"{name:>6}: RMS cosine {shapes[name].rms_cosine:.3f}, without the lean {left.rms_cosine:.3f}; chance {left.chance_cosine:.3f}")
+exercises.check("05.3", without_lean)
+
+# %% tags=["solution"]
+def without_lean(unit):
+    moved = unit - unit.mean(axis=0)
+    return moved / np.linalg.norm(moved, axis=1, keepdims=True)
+
+
+for name, p in proxies.items():
+    left = geometry.describe(without_lean(geometry.unit_rows(p)))
+    print(f"{name:>6}: RMS cosine {shapes[name].rms_cosine:.3f}, without the lean {left.rms_cosine:.3f}; chance {left.chance_cosine:.3f}")
+exercises.check("05.3", without_lean)
 
 # %% [markdown]
 # ## 8 · Does proxy cosine follow the look of the species?

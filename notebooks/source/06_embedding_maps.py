@@ -24,17 +24,25 @@
 # **Before you start** Notebooks 03 and 04 for the two models, 05 for the proxies. Nearest neighbours by cosine are all the mathematics needed.
 #
 # **Time** Two minutes on a two-core laptop once the two training runs exist, and the minutes of their training (notebook 00) if they do not; on a T4 GPU in full mode: not measured.
+#
+# **Versions last run** and the machine: printed by the first cell. Every section asks before it shows: write your prediction down, then run.
 
 # %% tags=["setup"]
 # On Colab this installs sobook; on your machine `make` has installed it already.
 import importlib.util
 import subprocess
 import sys
+from importlib.metadata import distributions
+from pathlib import Path
 
 REPOSITORY = "https://github.com/sobook/sobook"  # a fork, or not published yet? your address here
 if importlib.util.find_spec("sobook") is None:
-    package = f"sobook @ git+{REPOSITORY}"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+    stay = ("numpy", "pandas", "torch", "torchvision")  # as they are, so nothing needs a restart
+    kept = [f"{d.name}=={d.version}" for d in distributions() if d.name in stay]
+    Path("stay.txt").write_text("\n".join(kept))
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", "stay.txt"]
+    if subprocess.run([*pip, f"sobook @ git+{REPOSITORY}"]).returncode:
+        raise RuntimeError(f"sobook is not to be had from {REPOSITORY}: set REPOSITORY above.")
 
 from sobook import notebook
 
@@ -48,7 +56,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import trustworthiness
 from sklearn.neighbors import NearestNeighbors
 
-from sobook import datasets, explorer, figures, geometry, images
+from sobook import datasets, exercises, explorer, figures, geometry, images
 from sobook.encoder import embed
 from sobook.losses import SO_WEIGHT
 from sobook.retrieval import evaluate, neighbours
@@ -113,6 +121,12 @@ figures.embedding_maps(spaces, test.labels, class_names=names, method="pca")
 # ### Exercise 1 · How many directions?
 #
 # How many principal components does it take to keep 90 % of the variance of PA's embeddings? Use `variance_kept`.
+#
+# <details><summary>Hint</summary>
+#
+# `variance_kept` rises: `np.searchsorted` finds the place where it reaches the share, counted from 0.
+#
+# </details>
 
 # %%
 def directions_for(share, points):
@@ -122,6 +136,7 @@ def directions_for(share, points):
 
 expected = PCA(0.9, svd_solver="full").fit(spaces["PA"]).n_components_
 print(f"yours {directions_for(0.9, spaces['PA'])}, expected {expected}")
+exercises.check("06.1", directions_for)
 
 # %% tags=["solution"]
 def directions_for(share, points):
@@ -130,6 +145,7 @@ def directions_for(share, points):
 
 print({name: directions_for(0.9, points) for name, points in spaces.items()})
 print(f"yours {directions_for(0.9, spaces['PA'])}, expected {expected}")
+exercises.check("06.1", directions_for)
 
 # %% [markdown]
 # ## 3 · The neighbourhood map: UMAP
@@ -172,6 +188,12 @@ figures.embedding_maps(spaces, test.labels, class_names=names)
 # ### Exercise 2 · Shared neighbours
 #
 # Write the first of the three. `near` and `near_on_map` are (N, k) arrays of indices; the order within a row does not matter.
+#
+# <details><summary>Hint</summary>
+#
+# `near[:, :, None] == near_on_map[:, None, :]` compares each index with all of the same row.
+#
+# </details>
 
 # %%
 K = 15
@@ -184,6 +206,7 @@ def shared_neighbours(near, near_on_map):
 
 small = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3]]), np.array([[3, 2, 1], [0, 4, 5], [4, 5, 6]])
 print(f"yours {shared_neighbours(*small):.4f}, expected {4 / 9:.4f}")
+exercises.check("06.2", shared_neighbours)
 
 # %% tags=["solution"]
 def shared_neighbours(near, near_on_map):
@@ -191,6 +214,7 @@ def shared_neighbours(near, near_on_map):
 
 
 print(f"yours {shared_neighbours(*small):.4f}, expected {4 / 9:.4f}")
+exercises.check("06.2", shared_neighbours)
 
 # %%
 def nearest_on_map(plane, k):
@@ -425,6 +449,38 @@ wall("broken") if len(broken) else print("none was broken")
 # - **The queries that fail.** They are a few points of the wrong colour under others. Retrieval walls show them (above).
 #
 # What it is good for: finding mislabelled images, duplicates and odd groups, to be looked at one by one; and making one curious.
+
+# %% [markdown]
+# ### Exercise 3 · Retrieve on the map (open-ended)
+#
+# What would you retrieve if the map were all you had? Write the nearest *other* point of every point, by plain distance. The cell scores it. Then try to beat the map: more dimensions (`PCA(8)`), more neighbours in UMAP, another seed. Which of these changes more than another seed does?
+#
+# <details><summary>Hint</summary>
+#
+# All distances at once: `plane[:, None] - plane[None]` has shape (N, N, 2). Put something large on the diagonal before `argmin`.
+#
+# </details>
+
+# %%
+def nearest_on_the_map(plane):
+    """(N, 2) points → (N,) index of the nearest other point of each."""
+    return np.arange(len(plane))  # your code here: this finds the point itself
+
+
+own_map = figures.project(spaces["PA"], method="pca")  # (N, 2)
+print(f"Recall@1 on the map: {(test.labels[nearest_on_the_map(own_map)] == test.labels).mean():.3f}; in the space: {evaluate(spaces['PA'], test.labels).recall[1]:.3f}")
+exercises.check("06.3", nearest_on_the_map)
+
+# %% tags=["solution"]
+def nearest_on_the_map(plane):
+    apart = np.linalg.norm(plane[:, None] - plane[None], axis=2)  # (N, N)
+    np.fill_diagonal(apart, np.inf)
+    return apart.argmin(axis=1)
+
+
+own_map = figures.project(spaces["PA"], method="pca")  # (N, 2)
+print(f"Recall@1 on the map: {(test.labels[nearest_on_the_map(own_map)] == test.labels).mean():.3f}; in the space: {evaluate(spaces['PA'], test.labels).recall[1]:.3f}")
+exercises.check("06.3", nearest_on_the_map)
 
 # %% [markdown]
 # ## Summary

@@ -26,17 +26,25 @@
 # **Before you start** Notebook 04 for what is compared; 00 for Recall@K. From statistics: mean, standard deviation, and the idea of a confidence interval.
 #
 # **Time** About a minute on a two-core laptop once the two training runs exist, and the minutes of their training (notebook 00) if they do not; on a T4 GPU in full mode: not measured.
+#
+# **Versions last run** and the machine: printed by the first cell. Every section asks before it shows: write your prediction down, then run.
 
 # %% tags=["setup"]
 # On Colab this installs sobook; on your machine `make` has installed it already.
 import importlib.util
 import subprocess
 import sys
+from importlib.metadata import distributions
+from pathlib import Path
 
 REPOSITORY = "https://github.com/sobook/sobook"  # a fork, or not published yet? your address here
 if importlib.util.find_spec("sobook") is None:
-    package = f"sobook @ git+{REPOSITORY}"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+    stay = ("numpy", "pandas", "torch", "torchvision")  # as they are, so nothing needs a restart
+    kept = [f"{d.name}=={d.version}" for d in distributions() if d.name in stay]
+    Path("stay.txt").write_text("\n".join(kept))
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", "stay.txt"]
+    if subprocess.run([*pip, f"sobook @ git+{REPOSITORY}"]).returncode:
+        raise RuntimeError(f"sobook is not to be had from {REPOSITORY}: set REPOSITORY above.")
 
 from sobook import notebook
 
@@ -50,7 +58,7 @@ import dataclasses
 
 from IPython.display import Markdown, display
 
-from sobook import figures, layouts, resources, study, study_figures
+from sobook import exercises, figures, layouts, resources, study, study_figures
 from sobook.losses import SO_WEIGHT
 from sobook.retrieval import compare_classes, compare_seeds, difference
 from sobook.training import evaluate_run, fit
@@ -277,6 +285,12 @@ print(f"Seeds with a positive difference: {(d > 0).sum()} of {n}.")
 # ### Exercise 1 · The interval by hand
 #
 # Write the t interval with the formula above. `stats.t.ppf(0.975, n - 1)` is the factor $t_{0.975,\,n-1}$; mind that the standard deviation of a sample divides by $n - 1$ (`ddof=1`).
+#
+# <details><summary>Hint</summary>
+#
+# `np.std(differences, ddof=1) / np.sqrt(n)` is the standard error of the mean; t times that is half of the interval.
+#
+# </details>
 
 # %%
 def interval_by_hand(differences):
@@ -286,6 +300,7 @@ def interval_by_hand(differences):
 
 print("yours    [{:+.6f}, {:+.6f}]".format(*interval_by_hand(d)))
 print(f"expected [{low:+.6f}, {high:+.6f}]")
+exercises.check("07.1", interval_by_hand)
 
 # %% tags=["solution"]
 def interval_by_hand(differences):
@@ -296,11 +311,18 @@ def interval_by_hand(differences):
 
 print("yours    [{:+.6f}, {:+.6f}]".format(*interval_by_hand(d)))
 print(f"expected [{low:+.6f}, {high:+.6f}]")
+exercises.check("07.1", interval_by_hand)
 
 # %% [markdown]
 # ### Exercise 2 · How many seeds?
 #
 # Suppose that a difference of half a point of Recall@1 (0.005) matters to you. How many seeds does it take until the half-width of the paired interval is expected to be no more than that, if the differences keep scattering as they do here? Before computing: halving an interval takes how many times as many seeds?
+#
+# <details><summary>Hint</summary>
+#
+# There is no closed form, since $t$ depends on $n$ as well: count upwards from 2 until the half-width fits.
+#
+# </details>
 
 # %%
 def seeds_needed(half_width, scatter):
@@ -312,6 +334,7 @@ needed, scatter = seeds_needed(0.005, d.std(ddof=1)), d.std(ddof=1)
 print(f"{needed} seeds: expected half-width {stats.t.ppf(0.975, needed - 1) * scatter / np.sqrt(needed):.4f}, should be at most 0.0050")
 if needed > 2:
     print(f"{needed - 1} seeds: {stats.t.ppf(0.975, needed - 2) * scatter / np.sqrt(needed - 1):.4f}, should be more than 0.0050")
+exercises.check("07.2", seeds_needed)
 
 # %% tags=["solution"]
 def seeds_needed(half_width, scatter):
@@ -323,6 +346,7 @@ def seeds_needed(half_width, scatter):
 
 for half_width in (0.01, 0.005, 0.0025):
     print(f"±{half_width}: {seeds_needed(half_width, scatter)} seeds")
+exercises.check("07.2", seeds_needed)
 
 # %% [markdown]
 # ## 5 · Another chance: other classes
@@ -632,6 +656,38 @@ else:
 # - The recipes start from HIER's published settings for DeiT; learning rates, epochs and schedule are our choice, and **have not been run by us on a GPU**. Expect to tune them: on the validation classes.
 # - SOP has many more classes than dimensions: its proxies *cannot* be orthogonal (notebook 04), and with `--so-reduction mean` λ keeps its meaning all the same.
 # - Check the pipeline first: `sobook evaluate --dataset cub200 --encoder deit_small_distilled_patch16_224` should come near the row "no training" above.
+
+# %% [markdown]
+# ### Exercise 3 · What the best of many looks adds
+#
+# Section 7 simulated it; write it as a function of any table of recalls. Each row is one try with $E$ looks (epochs, seeds, settings), equally good in truth. By how much is the *reported* value, the best of a row, too high on average? Open end: how many looks did *you* take at the test set this week?
+#
+# <details><summary>Hint</summary>
+#
+# `recalls.max(axis=1)` is what each row would report; the truth is the mean of the whole table.
+#
+# </details>
+
+# %%
+def optimism(recalls):
+    """Mean of the rows' best, minus the mean of all; recalls (tries, looks)."""
+    return float("nan")  # your code here
+
+
+for looks in (1, 10, 60):
+    recalls = 0.6 + 0.01 * np.random.default_rng(0).standard_normal((2000, looks))  # a scatter of one point
+    print(f"best of {looks:>2}: {optimism(recalls):+.4f}")
+exercises.check("07.3", optimism)
+
+# %% tags=["solution"]
+def optimism(recalls):
+    return float(recalls.max(axis=1).mean() - recalls.mean())
+
+
+for looks in (1, 10, 60):
+    recalls = 0.6 + 0.01 * np.random.default_rng(0).standard_normal((2000, looks))  # a scatter of one point
+    print(f"best of {looks:>2}: {optimism(recalls):+.4f}")
+exercises.check("07.3", optimism)
 
 # %% [markdown]
 # ## Summary
