@@ -64,7 +64,8 @@ def _fit(config: TrainConfig, progress: bool) -> Run:
     accelerator.wait_for_everyone()
     trainer.run = run = Run(config.folder(), config)
     if config.tracker:
-        accelerator.init_trackers("sobook", config.to_dict())
+        simple = {k: v for k, v in config.to_dict().items() if isinstance(v, (int, float, str))}
+        accelerator.init_trackers("sobook", simple)  # what TensorBoard accepts
     epoch, batch = trainer.resume()
     accelerator.wait_for_everyone()  # nobody writes before everybody has read
     show = progress and accelerator.is_local_main_process
