@@ -185,6 +185,7 @@ class TrainConfig:
             name: value
             for name, value in self.to_dict().items()
             if name not in _NOT_PART_OF_THE_RESULT
+            and not (name in ("gradient_checkpointing", "compile") and not value)  # came later
         }
         key = hashlib.sha256(json.dumps(telling, sort_keys=True).encode()).hexdigest()[:8]
         loss = f"so{self.so_weight:g}" if self.so_weight else "pa"
