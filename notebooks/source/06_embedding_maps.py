@@ -48,6 +48,7 @@ from sobook import notebook
 
 session = notebook.setup()
 # %%
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from scipy.spatial.distance import pdist
@@ -60,6 +61,8 @@ from sobook import datasets, exercises, explorer, figures, geometry, images
 from sobook.encoder import embed
 from sobook.losses import SO_WEIGHT
 from sobook.retrieval import evaluate, neighbours
+
+plt.rcParams["figure.dpi"] = 66  # many maps: smaller pictures keep the notebook small
 from sobook.training import fit
 
 # %% [markdown]
