@@ -89,7 +89,7 @@ def test_step_beside_a_bare_loop(tmp_path, monkeypatch, capsys):
     ratio = min(usual) / min(ours)
     with capsys.disabled():
         print(f"\nwhole step: {ratio:.3f} of the bare loop's speed (goal 0.95)")
-    assert ratio > 0.95 / 1.5
+    assert ratio >= 0.95
 
 
 class Photographs(Dataset):
@@ -171,7 +171,7 @@ def test_speed_beside_the_usual_way(shared_data, shared_weights, tmp_path, monke
     ratio = min(theirs) / min(ours)
     with capsys.disabled():
         print(f"\nbeside pytorch-metric-learning in a torchvision loop: {ratio:.2f} (goal 1.1)")
-    assert ratio > 1.1 / 1.5
+    assert ratio >= 1.1
 
 
 @pytest.mark.parametrize("seeds", [(0, 1, 2)])
@@ -196,4 +196,4 @@ def test_recall_beside_the_usual_way(seeds, tmp_path, monkeypatch, capsys):
     spread = np.std(np.subtract(found["sobook"], found["usual"]), ddof=1) / np.sqrt(len(seeds))
     with capsys.disabled():
         print(f"\nRecall@1 over {len(seeds)} seeds: sobook {ours:.3f}, usual way {theirs:.3f}")
-    assert ours > theirs - 2 * spread - 0.01
+    assert ours > theirs - 2 * spread
