@@ -25,9 +25,11 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pandas as pd
+from filelock import FileLock
 from PIL import Image
 from tqdm.auto import tqdm
 
+from sobook import resources
 from sobook.aviary_art import PAINTS, Look, Marks, paint
 from sobook.aviary_scene import Colour, mix
 from sobook.aviary_scene import pick as _pick
@@ -448,7 +450,8 @@ def prepare(
     """Draw the dataset below `root` unless it is there already; return its folder.
 
     The folder holds one folder of PNG files per species, `attributes.csv` and `aviary.json`. It
-    appears only when complete, so interrupted and simultaneous calls do no harm.
+    appears only when complete; simultaneous calls wait for each other, and what a killed one had
+    drawn is cleared away by the next.
     """
     _check(species, images_per_species, size, seed)
     options = {
@@ -463,20 +466,29 @@ def prepare(
     if (folder / "aviary.json").is_file():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=folder.parent))
+    with FileLock(folder.parent / f".{key}.lock"):
+        if not (folder / "aviary.json").is_file():  # else another process was faster
+            _draw_into(folder, options, progress)
+    return folder
+
+
+def _draw_into(folder: Path, options: dict, progress: bool) -> None:
+    _clear_drafts(folder)  # of a run that was killed
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         _draw_all(draft, options, progress)
-        attributes(species, seed=seed).to_csv(draft / "attributes.csv", index=False)
+        table = attributes(options["species"], seed=options["seed"])
+        table.to_csv(draft / "attributes.csv", index=False)
         (draft / "aviary.json").write_text(json.dumps(options, indent=1) + "\n")
         draft.chmod(0o755)
-        try:
-            os.replace(draft, folder)
-        except OSError:
-            if not (folder / "aviary.json").is_file():  # else another process was faster
-                raise
+        os.replace(draft, folder)
     finally:
+        _clear_drafts(folder)  # again: workers of a killed run may have outlived it by a moment
+
+
+def _clear_drafts(folder: Path) -> None:
+    for draft in folder.parent.glob(f".{folder.name}-*"):
         shutil.rmtree(draft, ignore_errors=True)
-    return folder
 
 
 def _check(number: int, images_per_species: int, size: int, seed: int) -> None:
@@ -511,7 +523,10 @@ def _draw_all(folder: Path, options: dict, progress: bool) -> None:
         # A spawned worker would import torch first. Forking is safe here, as with torch's own
         # loaders: the children only draw, so no lock of another thread matters to them.
         context = get_context("fork" if sys.platform == "linux" else "spawn")
-        with ProcessPoolExecutor(workers, mp_context=context) as pool, warnings.catch_warnings():
+        pool = ProcessPoolExecutor(
+            workers, mp_context=context, initializer=resources.end_with_parent
+        )
+        with pool, warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
             for done in pool.map(_draw_species, repeat(folder), repeat(options), range(number)):
                 bar.update(done)

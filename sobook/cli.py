@@ -90,9 +90,8 @@ def prepare(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of what is left out: listed in full below
         folder = datasets.prepare(name, root, **options)
-        splits = ("train", "test") if name == "folder" else ()
-        notes = [note for split in splits for note in datasets.load(name, split, root).notes]
-    for note in dict.fromkeys(notes):  # each once
+        notes = datasets.notes(name, root) if name == "folder" else ()
+    for note in notes:
         print(f"note: {note}")
     print(folder)
 
@@ -163,7 +162,7 @@ def evaluate(source: Annotated[Source, tyro.conf.arg(name="")]) -> None:
     """
     config, encoder = source.open()
     result = evaluate_run(config, encoder, progress=True)
-    notes = [] if config.dataset == "inshop" else list(_test_set(config).notes)
+    notes = datasets.notes_of(config)
     _print_result(source.run or f"{encoder.name}, frozen", {**result.summary(), "notes": notes})
 
 
@@ -226,11 +225,14 @@ def embed_images(
             labels=found.labels,
             paths=np.array([str(path) for path in found.paths]),
             class_names=np.array(found.class_names),
+            notes=np.array(found.notes, dtype=str),
         )
         os.replace(partial, out)
     finally:
         partial.unlink(missing_ok=True)
     print(f"{out}: {len(embeddings):,} embeddings of dimension {embeddings.shape[1]}")
+    for note in found.notes:
+        print(f"  note: {note}")
 
 
 def export_run(
@@ -403,12 +405,6 @@ def grade_notebooks(
         passed = sum(row.passed for row in found)
         print(f"{path}: {passed} of {len(found)} passed")
     print(grading.write(rows, out))
-
-
-def _test_set(config: TrainConfig) -> datasets.ImageSet:
-    return datasets.load(
-        config.dataset, "test", config.root, allow_partial=config.allow_partial, **config.options
-    )
 
 
 def _difference(first: Retrieval, other: Retrieval) -> str:

@@ -228,6 +228,36 @@ def load(
     return image_set
 
 
+def notes(
+    name: str, root: str | os.PathLike | None = None, *, allow_partial: bool = False, **options
+) -> tuple[str, ...]:
+    """What a report on a data set has to say of it: parts that are missing, files left out.
+
+    Args:
+        name, root, allow_partial, **options: as for `load`.
+    """
+    if name != "folder" and not allow_partial:
+        return ()  # `load` refuses anything to be noted
+    tested = ("query", "gallery") if name == "inshop" else ("test",)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # they are what is returned
+        found = {
+            split: load(name, split, root, allow_partial=allow_partial, **options).notes
+            for split in ("train", *tested)
+        }
+    named = [
+        note if name == "folder" else f"{split} {note}"
+        for split, its_notes in found.items()
+        for note in its_notes
+    ]
+    return tuple(dict.fromkeys(named))
+
+
+def notes_of(config) -> tuple[str, ...]:
+    """`notes` of the data set that a `TrainConfig` or `HeadConfig` names."""
+    return notes(config.dataset, config.root, allow_partial=config.allow_partial, **config.options)
+
+
 def hold_out(image_set: ImageSet, share: float = 0.2, seed: int = 0) -> tuple[ImageSet, ImageSet]:
     """Split by whole classes into (train, validation); `share` is that of validation's classes.
 

@@ -141,6 +141,7 @@ def from_runs(
         "the encoder of the epoch that was kept; only proxies move with the slider. Confusions and "
         "nearest images are among the images shown, training and test apart."
     )
+    note = " ".join([note, *(f"Note: {one}." for one in runs[0].retrieval["notes"])])
     return build(models, pictures, labels, [_spoken(name) for name in class_names],
                  proxy_classes=shown, groups=[_group(name) for name in class_names], note=note,
                  seed=seed, **options)  # fmt: skip

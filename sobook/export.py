@@ -4,6 +4,7 @@ Both work without network; what they need beyond sobook is in the extra ``sobook
 """
 
 import json
+import os
 import warnings
 from pathlib import Path
 
@@ -112,6 +113,8 @@ def to_hub(run: Run, folder: str | Path) -> Path:
     if folder.exists() and any(folder.iterdir()):
         raise ExportError(f"{folder} is not empty: name a new folder.")
     encoder, retrieval = run.encoder(), run.retrieval
+    root = f"{run.config.root}{os.sep}"  # folders of this machine are nobody else's business
+    retrieval["notes"] = [note.replace(root, "") for note in retrieval["notes"]]
     folder.mkdir(parents=True, exist_ok=True)
     sized = {"img_size": encoder.image_size} if hasattr(encoder.backbone, "patch_embed") else None
     timm.models.save_for_hf(encoder.backbone, folder, model_args=sized, safe_serialization=True)
@@ -119,7 +122,11 @@ def to_hub(run: Run, folder: str | Path) -> Path:
         {name: value.contiguous() for name, value in encoder.head.state_dict().items()},
         folder / "head.safetensors",
     )
-    card = {"encoder": encoder.settings(), "config": run.config.to_dict(), "retrieval": retrieval}
+    card = {
+        "encoder": encoder.settings(),
+        "config": {**run.config.to_dict(), "root": None, "run_dir": None},
+        "retrieval": retrieval,
+    }
     write_json(folder / "sobook.json", card)
     (folder / "README.md").write_text(_model_card(run, encoder, retrieval), encoding="utf-8")
     return folder

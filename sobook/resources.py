@@ -1,7 +1,9 @@
 """Where things lie: files shipped with the package, the data folder, and near matches for typos."""
 
 import difflib
+import multiprocessing
 import os
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -31,6 +33,20 @@ def data_root(root: str | os.PathLike | None = None) -> Path:
         return Path(os.environ["SOBOOK_DATA"]).expanduser()
     in_checkout = (_CHECKOUT / "pyproject.toml").exists()
     return (_CHECKOUT if in_checkout else Path.cwd()) / "data"
+
+
+def end_with_parent() -> None:
+    """Let this worker process end when the process that started it does, even if that is killed.
+
+    Workers left behind would hold its locks, and wait for work for ever.
+    """
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def suggest(word: str, choices: Iterable[str]) -> str:

@@ -35,7 +35,6 @@ import multiprocessing
 import os
 import platform
 import sys
-import threading
 import time
 from dataclasses import dataclass, field, fields
 from datetime import date
@@ -48,7 +47,7 @@ import torch
 from scipy import stats
 from tqdm.auto import tqdm
 
-from sobook import resources, runs
+from sobook import datasets, resources, runs
 from sobook.config import TrainConfig
 from sobook.heads import HeadConfig, fit_head, geometry_columns
 from sobook.retrieval import compare_seeds
@@ -235,6 +234,7 @@ def provenance(study: Study, command: str) -> dict:
         "dates": days if len(days) < 3 else [days[0], days[-1]],
         "machines": sorted({result["machine"] for result in results}),
         "versions": sorted({result["versions"] for result in results}),
+        "notes": sorted({note for result in results for note in result.get("notes", ())}),
         "seconds_of_all_runs": round(sum(result["seconds"] for result in results)),
     }
 
@@ -359,13 +359,7 @@ def _start_worker(devices, jobs: int) -> None:
     if torch.cuda.device_count() > 0:
         torch.cuda.set_device(number % torch.cuda.device_count())
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
-    parent = multiprocessing.parent_process()
-
-    def end_with_parent():
-        parent.join()  # returns when the parent is gone, killed or not
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    resources.end_with_parent()
 
 
 def _run_one(study: Study, key: str, varied: dict) -> str:
@@ -376,6 +370,7 @@ def _run_one(study: Study, key: str, varied: dict) -> str:
     result = {
         "settings": study._config(varied, expand=False).to_dict(),
         "measured": measured,
+        "notes": datasets.notes_of(config),
         "seconds": round(time.perf_counter() - started, 2),
         "date": date.today().isoformat(),
         "machine": torch.cuda.get_device_name() if device == "cuda" else _machine(),

@@ -82,7 +82,7 @@ def _fit(config: TrainConfig, progress: bool) -> Run:
     encoder = run.encoder().to(accelerator.device)
     retrieval = evaluate_run(config, encoder, accelerator=accelerator, progress=show)
     if accelerator.is_main_process:
-        report = _report(config, retrieval, trainer.train.notes)
+        report = _report(config, retrieval)
         runs.write_json(run.path / "retrieval.json", report)
         (run.path / "resume.safetensors").unlink(missing_ok=True)
     accelerator.end_training()
@@ -416,7 +416,8 @@ def _load(config: TrainConfig, split: str) -> datasets.ImageSet:
     )
 
 
-def _report(config: TrainConfig, retrieval: Retrieval, notes: tuple[str, ...]) -> dict:
+def _report(config: TrainConfig, retrieval: Retrieval) -> dict:
+    notes = datasets.notes_of(config)
     if config.selection == "test":
         notes = (*notes, "peeking: the epoch was chosen on the test classes")
     return {**retrieval.summary(), "notes": list(notes)}

@@ -1,4 +1,4 @@
-"""Training in processes of its own, which a test can kill: started quickly, from a warm server."""
+"""Work in processes of its own, which a test can kill: started quickly, from a warm server."""
 
 import multiprocessing
 import os
@@ -19,6 +19,24 @@ def start(config, *, rank: int = 0, processes: int = 1, port: int = 0, at_step=N
     )
     process.start()
     return process, queue
+
+
+def start_preparing(name, root, card=None, **options):
+    """Start `datasets.prepare`; `card` stands in for the manifest's entry."""
+    process = _CONTEXT.Process(target=_prepare, args=(name, root, card, options), daemon=False)
+    process.start()
+    return process
+
+
+def killed_at(process, seconds: float) -> bool:
+    """SIGKILL the process after that time; False where it had ended well before."""
+    process.join(seconds)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        return True
+    assert process.exitcode == 0
+    return False
 
 
 def run_alone(config) -> int:
@@ -72,6 +90,14 @@ def _train(config, rank, processes, port, at_step, queue) -> None:
     except (TrainingError, ValueError) as error:
         queue.put(f"{type(error).__name__}: {error}")
         sys.exit(1)
+
+
+def _prepare(name, root, card, options) -> None:
+    from sobook import datasets, layouts
+
+    if card is not None:
+        layouts.cards()[name] = card
+    datasets.prepare(name, root, progress=False, **options)
 
 
 def _do_at_step(rank: int, at_rank: int, at_step: int, signal: int) -> None:

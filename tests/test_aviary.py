@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -127,7 +128,8 @@ def test_prepare_draws_all_once(tmp_path):
     before = files[0].stat().st_mtime_ns
     again = aviary.prepare(tmp_path, species=7, images_per_species=3, size=32, progress=False)
     assert again == folder and files[0].stat().st_mtime_ns == before
-    assert [p.name for p in folder.parent.iterdir()] == [folder.name]  # no drafts left over
+    assert list(folder.parent.glob("[!.]*")) == [folder]
+    assert [p.suffix for p in folder.parent.glob(".*")] == [".lock"]  # no drafts left over
 
 
 def test_two_at_once_end_with_one_folder(tmp_path):
@@ -135,7 +137,7 @@ def test_two_at_once_end_with_one_folder(tmp_path):
     with ThreadPoolExecutor(2) as pool:
         jobs = [pool.submit(aviary.prepare, tmp_path, **options) for _ in range(2)]
         folders = {job.result() for job in jobs}
-    assert len(folders) == 1 and len(list((tmp_path / "aviary").iterdir())) == 1
+    assert len(folders) == 1 and len(list((tmp_path / "aviary").glob("[!.]*"))) == 1
     assert len(list(folders.pop().glob("*/*.png"))) == 16
 
 
@@ -146,7 +148,31 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(aviary, "draw", fail)
     with pytest.raises(KeyboardInterrupt):
         aviary.prepare(tmp_path, species=2, images_per_species=1, progress=False)
-    assert list((tmp_path / "aviary").iterdir()) == []
+    assert [p.suffix for p in (tmp_path / "aviary").iterdir()] == [".lock"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is a POSIX signal")
+def test_drawing_killed_at_any_moment_the_next_call_finishes(tmp_path):
+    from tests import processes
+
+    options = {"species": 50, "images_per_species": 8, "size": 32}  # enough for several processes
+    whole = aviary.prepare(tmp_path / "whole", **options, progress=False)
+    expected = {
+        str(p.relative_to(whole)): p.read_bytes() for p in whole.rglob("*.*") if p.is_file()
+    }
+    rng, drafts = random.Random(7), 0
+    for number in range(6):
+        root = tmp_path / str(number)
+        process = processes.start_preparing("aviary", root, **options)
+        processes.killed_at(process, rng.uniform(0.1, 1.2))
+        drafts += any(root.glob("aviary/.*-[!.]*/*"))
+        home = aviary.prepare(root, **options, progress=False)
+        assert {
+            str(p.relative_to(home)): p.read_bytes() for p in home.rglob("*.*") if p.is_file()
+        } == expected
+        assert [p.suffix for p in home.parent.glob(".*")] == [".lock"]
+    assert drafts >= 2  # some were killed while drawing
 
 
 @pytest.mark.parametrize(

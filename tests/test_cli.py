@@ -1,5 +1,7 @@
 """The command line, as a user types it."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -42,6 +44,39 @@ def test_train_evaluate_compare_embed_explore(train, tmp_path, capsys):
     text = page.read_text(encoding="utf-8")
     assert "4 of 4 classes with proxies and 4 test classes" in text
     assert '"name": "PA"' in text and '"name": "PA+SO"' in text and "data:image/webp" in text
+
+
+def test_what_is_missing_is_said_in_every_report(tiny_aviary, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SOBOOK_DATA", str(tmp_path / "data"))
+    folder, run = tmp_path / "pictures", tmp_path / "run"
+    shutil.copytree(next(tiny_aviary.glob("aviary/v*")), folder)
+    broken = sorted(folder.glob("*/0000.png"))[-1]  # in a test class
+    broken.write_bytes(broken.read_bytes()[:99])
+    quick = ["--epochs", "1", "--batch-size", "8", "--dim", "16", "--selection", "last"]
+    given = ["--dataset", "folder", "--root", str(folder)]
+    assert main(["train", *given, *quick, "--run-dir", str(run)]) == 0
+    assert main(["evaluate", str(run)]) == 0
+    assert main(["embed", str(run), "--out", str(tmp_path / "test.npz")]) == 0
+    assert capsys.readouterr().out.count(f"note: left out {broken}") == 3
+    with np.load(tmp_path / "test.npz") as file:
+        assert any(str(broken) in note for note in file["notes"])
+    assert main(["explore", str(run), "--out", str(tmp_path / "page.html")]) == 0
+    assert f"Note: left out {broken}" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert main(["export", str(run), "--hub", str(tmp_path / "hub")]) == 0
+    assert "left out 008." in (tmp_path / "hub" / "README.md").read_text(encoding="utf-8")
+    study = tmp_path / "own.toml"
+    study.write_text(f"""trainer = "head"
+[fixed]
+dataset = "folder"
+root = "{folder}"
+epochs = 1
+validation_share = 0.5
+batch_size = 8
+[grid]
+seed = [0]
+""")
+    assert main(["study", str(study), "--out", str(tmp_path)]) == 0
+    assert str(broken) in (tmp_path / "own.md").read_text(encoding="utf-8")
 
 
 def test_evaluate_a_frozen_encoder(data, capsys):

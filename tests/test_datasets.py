@@ -324,6 +324,10 @@ def test_the_partial_cub_of_this_project(lists):
     assert train.notes == ("partial: 3,428 of 5,864 images, 58 of 100 classes",)
     assert hold_out(train)[1].notes == train.notes
     assert "partial" in str(train.describe())
+    assert datasets.notes("cub200", root, allow_partial=True) == (
+        "train partial: 3,428 of 5,864 images, 58 of 100 classes",
+        "test partial: 2,474 of 5,924 images, 42 of 100 classes",
+    )
 
 
 # --- Cars: three packagings, one split -----------------------------------------------------------

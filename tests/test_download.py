@@ -5,13 +5,10 @@ import http.server
 import io
 import os
 import random
-import signal
 import socket
 import stat
-import subprocess
 import sys
 import tarfile
-import textwrap
 import threading
 import time
 import zipfile
@@ -464,52 +461,45 @@ def test_unreachable_source_tells_the_way_by_hand(tmp_path, archive, monkeypatch
         archives.install("top", card(url, archive), tmp_path, check, progress=False)
 
 
-CHILD = """
-    import sys, types
-    package = types.ModuleType("sobook")  # without torch, which takes seconds to import
-    package.__path__ = [sys.argv[1]]
-    sys.modules["sobook"] = package
-    sys.path.insert(0, sys.argv[2])
-    from pathlib import Path
-    from sobook import archives
-    from test_download_card import CARD, check
-    print("ready", flush=True)
-    archives.install("top", CARD, Path(sys.argv[3]), check, progress=False)
-"""
+@pytest.fixture
+def small_sop(server, tmp_path):
+    """A benchmark of 40 photographs in Stanford Online Products' layout, slowly served."""
+    rng = random.Random(1)
+    entries = []
+    for number, name in enumerate(("train", "test")):
+        lines = ["image_id class_id super_class_id path"]
+        for i in range(20):
+            path = f"chair_final/{number}{i // 2}_{i % 2}.JPG"
+            lines.append(f"{i + 1 + 20 * number} {i // 2 + 1 + 10 * number} 1 {path}")
+            entries.append((f"Stanford_Online_Products/{path}", rng.randbytes(80_000)))
+        text = "\r\n".join(lines).encode()
+        entries.append((f"Stanford_Online_Products/Ebay_{name}.txt", text))
+    server.body = make_tar(tmp_path / "x.tgz", entries).read_bytes()
+    split = {"images": 20, "classes": 10}
+    about = card(server.url + "slow", server.body, unpacks_to="Stanford_Online_Products")
+    about |= {"folder": "Stanford_Online_Products", "images": 40, "classes": 20}
+    return {**about, "splits": {"train": split, "test": split}}, dict(entries)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is a POSIX signal")
-def test_killed_at_any_moment_the_next_run_finishes(server, tmp_path, archive):
-    server.body = archive
-    about = card(server.url + "slow", archive)
-    (tmp_path / "test_download_card.py").write_text(
-        f"CARD = {about!r}\ndef check(home):\n    assert len(list(home.iterdir())) == 30\n"
-    )
-    command = [
-        sys.executable,
-        "-c",
-        textwrap.dedent(CHILD),
-        Path(archives.__file__).parent,
-        tmp_path,
-    ]
-    rng, kills, finished = random.Random(5), 0, 0
-    while kills < 20 or not finished:
-        root = tmp_path / f"root{finished}"
-        child = subprocess.Popen([*command, root], stdout=subprocess.PIPE)
-        with child.stdout:
-            assert child.stdout.readline() == b"ready\n"
-            try:
-                code = child.wait(rng.uniform(0, 0.5))
-            except subprocess.TimeoutExpired:
-                child.send_signal(signal.SIGKILL)
-                child.wait()
-                kills += 1
-                assert not (root / "Top").exists() or len(list((root / "Top").iterdir())) == 30
-                continue
-        assert code == 0
-        assert {path.name for path in root.iterdir()} - {".top.lock"} == {"Top", "downloads"}
-        with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
-            for member in opened:
-                assert (root / member.name).read_bytes() == opened.extractfile(member).read()
-        finished += 1
+def test_prepare_killed_twenty_times_finishes_each_time(small_sop, tmp_path):
+    """Kills at random moments of fetching, unpacking and checking; then the next call finishes."""
+    from tests import processes
+
+    about, content = small_sop
+    rng, kills, whole, begun = random.Random(5), 0, 0, 0
+    while kills < 20:
+        root = tmp_path / f"root{kills}"
+        home = root / "Stanford_Online_Products"
+        while processes.killed_at(
+            processes.start_preparing("sop", root, about), rng.uniform(0.02, 0.6)
+        ):
+            kills += 1
+            found = len(list(home.rglob("*.*")))
+            assert found in (0, len(content))
+            whole += found > 0
+            begun += any(root.rglob("*.part")) or (root / ".sop.unpacking").exists()
+        assert {path.name for path in root.iterdir()} == {home.name, "downloads", ".sop.lock"}
+        assert {str(p.relative_to(root)): p.read_bytes() for p in home.rglob("*.*")} == content
+    assert begun >= 5  # the moments were not all before the start or after the end

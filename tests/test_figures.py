@@ -517,3 +517,23 @@ def test_eleven_thousand_classes_are_shown_as_means_of_blocks(rng):
     unit = geometry.unit_rows(many)
     assert cells[0, 1] == pytest.approx((unit[:10] @ unit[10:20].T).mean())
     assert len({axis.images[0].get_clim() for axis in figure.axes[:3]}) == 1
+
+
+def test_split_chart_shows_who_shares_classes():
+    labels = np.repeat(np.arange(6), 4)
+    disjoint = {"train": labels[:12], "validation": labels[12:16], "test": labels[16:]}
+    mixed = {"train": labels[::2], "test": labels[1::2]}
+    figure = figures.split_chart({"mixed": mixed, "disjoint": disjoint})
+    first, second = figure.axes
+    assert "6 of 6 classes in more than one part" in first.get_title()
+    assert "0 of 6 classes in more than one part" in second.get_title()
+    for axis in (first, second):  # every picture is in a bar, and every column holds four
+        tops = np.zeros(6)
+        for bar in axis.patches:
+            tops[round(bar.get_x() + 0.45)] += bar.get_height()
+        assert tops.tolist() == [4] * 6
+    assert first.get_ylim() == second.get_ylim() and "class-disjoint" not in figures.alt_text(
+        figure
+    )
+    few = figures.split_chart({"disjoint": disjoint}, show=3)
+    assert len(few.axes[0].patches) == 3 * 3

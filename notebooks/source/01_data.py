@@ -273,6 +273,18 @@ for a, b in itertools.combinations(parts, 2):
     print(f"{a} and {b} share {both['species']} species and {both['genera']} genera")
 
 # %% [markdown]
+# Drawn, a column a class. On top, how a classifier's data are divided: some pictures of *every* class to each part. Below, the split of metric learning, with the held-out training classes:
+
+# %%
+by_class = {part: np.array(s.class_names)[s.labels] for part, s in parts.items()}  # (N,) names
+mixed = np.random.default_rng(0).permutation(np.concatenate(list(by_class.values())))
+borders = np.cumsum([len(s) for s in parts.values()])[:-1]
+figures.split_chart({
+    "closed set": dict(zip(by_class, np.split(mixed, borders), strict=True)),
+    "class-disjoint": by_class,
+}, show=200)
+
+# %% [markdown]
 # No species is shared anywhere, relatives are, and about as many by validation as by test: validation asks the same kind of question as the test will. Its score is still not comparable with the test's, since it searches among fewer classes, which is easier. It serves to *choose*, not to report.
 #
 # ### Exercise 1 · A class-disjoint split of your own
