@@ -50,7 +50,7 @@ book-test: install ## open every page of the built site in headless Chromium
 	@$(PY) -m pytest --timeout=600 tests/site
 
 bench: install ## measure the speed of the parts that matter
-	@$(PY) -m pytest -o addopts= --timeout=0 --benchmark-only tests/benchmarks
+	@$(PY) -m pytest -o addopts= --timeout=0 tests/benchmarks
 
 lint: install ## check style (ruff) and that the notebooks fit their sources
 	@$(PY) -m ruff check .

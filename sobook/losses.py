@@ -84,19 +84,26 @@ class ProxyAnchor(nn.Module):
 
     def _loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         proxies = self.proxies.to(torch.promote_types(self.proxies.dtype, embeddings.dtype))
-        embeddings = embeddings.to(proxies.dtype)
-        cosines = _unit(embeddings) @ _unit(proxies).T  # (B, C)
+        unit = _unit(embeddings.to(proxies.dtype), "embedding")  # (B, D)
+        # Proxies are divided by their lengths after the product: a unit copy of 11,318 of them,
+        # and its gradient, would be most of the memory.
+        products = (self.scale * unit) @ proxies.T  # (B, C)
+        lengths = torch.linalg.vector_norm(proxies, dim=1).clamp_min(_tiny(proxies))  # (C,)
+        logits = products / lengths  # (B, C): α·s(x, p)
 
-        # Pull: only classes in the batch have positives, so only their columns are needed.
+        # Pull: an embedding is a positive of one proxy, so classes in the batch are all there is.
         present = labels.unique()  # (C⁺,)
-        pull = -self.scale * (cosines[:, present] - self.margin)  # (B, C⁺)
-        pull = pull.masked_fill(labels[:, None] != present, _NOTHING)
+        own = logits.gather(1, labels[:, None])  # (B, 1)
+        pull = torch.where(labels[:, None] == present, -own, _NOTHING)  # (B, C⁺)
 
         # Push: every class has negatives; each embedding is left out of its own class' sum.
-        push = self.scale * (cosines + self.margin)  # (B, C)
-        push = push.scatter(1, labels[:, None], _NOTHING)
+        push = logits.scatter(1, labels[:, None], _NOTHING)  # (B, C)
 
-        return _log_one_plus_sum_exp(pull).mean() + _log_one_plus_sum_exp(push).mean()
+        # The margin is the same in every exponent, e^(z + αδ) = e^z · e^(αδ): added after the sum.
+        margin = self.scale * self.margin
+        return (
+            _log_one_plus_sum_exp(pull, margin).mean() + _log_one_plus_sum_exp(push, margin).mean()
+        )
 
     def _check(self, embeddings: Tensor, labels: Tensor) -> None:
         num_classes, dim = self.proxies.shape
@@ -117,13 +124,12 @@ class ProxyAnchor(nn.Module):
         if labels.dtype != torch.int64:
             raise ValueError(f"labels are {labels.dtype}: convert them with labels.long().")
         if embeddings.device.type == "cpu":
-            lowest, highest = int(labels.min()), int(labels.max())
+            lowest, highest = map(int, labels.aminmax())
             if not 0 <= lowest <= highest < num_classes:
                 raise ValueError(
                     f"labels run from {lowest} to {highest}, but there are {num_classes} proxies: "
                     f"labels must lie in 0..{num_classes - 1}."
                 )
-            _check_rows(embeddings.detach(), "embedding")
 
 
 class SoftOrthogonalProxyAnchor(ProxyAnchor):
@@ -207,10 +213,8 @@ def soft_orthogonality(proxies: Tensor, *, reduction: str = "mean") -> Tensor:
         )
     if not proxies.is_floating_point():
         raise ValueError(f"proxies are {proxies.dtype}: give floating point numbers.")
-    if proxies.device.type == "cpu":
-        _check_rows(proxies.detach(), "proxy")
     with torch.autocast(proxies.device.type, enabled=False):
-        total = _squared_off_diagonal(_unit(_at_least_float32(proxies)))
+        total = _squared_off_diagonal(_unit(_at_least_float32(proxies), "proxy"))
     num_classes = len(proxies)
     return total / (num_classes * (num_classes - 1)) if reduction == "mean" else total
 
@@ -219,23 +223,53 @@ def _squared_off_diagonal(unit: Tensor) -> Tensor:
     """Sum of squared off-diagonal entries of P̂P̂ᵀ, by the smaller of the two Gram matrices."""
     num_classes, dim = unit.shape
     if num_classes <= dim:
-        gram = unit @ unit.T  # (C, C)
-        return (gram - torch.diag(gram.diagonal())).square().sum()
+        identity = torch.eye(num_classes, dtype=unit.dtype, device=unit.device)
+        return torch.addmm(identity, unit, unit.T, beta=-1).square().sum()  # (C, C) inside
     # ‖P̂P̂ᵀ‖² = ‖P̂ᵀP̂‖²; the diagonal of P̂P̂ᵀ, known to be ones, contributes C of it. It is
-    # computed from the rows rather than taken as C, so that rounding cancels.
+    # computed from the rows rather than taken as C, so that rounding cancels, and detached: it
+    # does not change with the proxies.
     gram = unit.T @ unit  # (D, D)
-    return (gram.square().sum() - unit.square().sum(1).square().sum()).clamp_min(0)
+    diagonal = torch.linalg.vector_norm(unit.detach(), dim=1).square()  # (C,)
+    return (gram.square().sum() - diagonal.square().sum()).clamp_min(0)
 
 
-def _log_one_plus_sum_exp(exponents: Tensor) -> Tensor:
-    """log(1 + Σ_b exp(z_bc)) for every column c, without overflow: (B, C) → (C,)."""
+def _log_one_plus_sum_exp(exponents: Tensor, offset: float) -> Tensor:
+    """log(1 + Σ_b exp(z_bc + offset)) for every column c, without overflow: (B, C) → (C,)."""
     # softplus(z) = log(1 + eᶻ); above its threshold torch returns z itself, exact to 10⁻¹⁷ at 40.
-    return F.softplus(exponents.logsumexp(dim=0), threshold=40)
+    return F.softplus(exponents.logsumexp(dim=0) + offset, threshold=40)
 
 
-def _unit(rows: Tensor) -> Tensor:
-    """Rows of unit length, however short they are."""
-    return F.normalize(rows, dim=1, eps=torch.finfo(rows.dtype).tiny)
+class _UnitRows(torch.autograd.Function):
+    """x ↦ (x̂, ‖x‖) for every row, where x̂ = x/‖x‖.
+
+    The gradient is (g, h) ↦ (g − (g·x̂)x̂)/‖x‖ + h·x̂: what of g points along the row cannot change
+    x̂. Autograd would find the same by way of several more tensors of the size of x.
+    """
+
+    @staticmethod
+    def forward(ctx, rows: Tensor) -> tuple[Tensor, Tensor]:
+        lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min_(_tiny(rows))
+        unit = rows / lengths
+        ctx.save_for_backward(unit, lengths)
+        return unit, lengths
+
+    @staticmethod
+    def backward(ctx, of_unit: Tensor, of_lengths: Tensor) -> Tensor:
+        unit, lengths = ctx.saved_tensors
+        along = of_lengths * lengths - torch.linalg.vecdot(of_unit, unit).unsqueeze(1)
+        return torch.addcmul(of_unit, unit, along).div_(lengths)
+
+
+def _unit(rows: Tensor, what: str) -> Tensor:
+    """Rows of unit length; on the CPU, rows without a direction are refused as `what`."""
+    unit, lengths = _UnitRows.apply(rows)
+    if rows.device.type == "cpu":
+        _check_lengths(lengths.detach(), what)
+    return unit
+
+
+def _tiny(rows: Tensor) -> float:
+    return torch.finfo(rows.dtype).tiny
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
@@ -250,14 +284,16 @@ def _check_reduction(reduction: str) -> None:
         )
 
 
-def _check_rows(rows: Tensor, what: str) -> None:
+def _check_lengths(lengths: Tensor, what: str) -> None:
     """Refuse rows that have no direction: NaN, infinite, or of zero length."""
-    lengths = rows.float().norm(dim=1) if rows.dtype != torch.float64 else rows.norm(dim=1)
-    bad = (~torch.isfinite(lengths) | (lengths == 0)).nonzero()
-    if len(bad):
-        row = int(bad[0])
-        kind = "zero length" if lengths[row] == 0 else "NaN or infinite values"
-        raise ValueError(
-            f"{what} {row} has {kind}, so it has no direction ({len(bad)} such rows): look at "
-            "what produced it, often a learning rate that is too high or an empty image."
-        )
+    zero = _tiny(lengths)  # what `_UnitRows` makes of it
+    shortest, longest = map(float, lengths.aminmax())  # NaN, if there is one
+    if shortest > zero and longest < float("inf"):
+        return
+    bad = (~torch.isfinite(lengths) | (lengths <= zero)).nonzero()
+    row = int(bad[0, 0])
+    kind = "zero length" if lengths[row] <= zero else "NaN or infinite values"
+    raise ValueError(
+        f"{what} {row} has {kind}, so it has no direction ({len(bad)} such rows): look at "
+        "what produced it, often a learning rate that is too high or an empty image."
+    )

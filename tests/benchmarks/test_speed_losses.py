@@ -18,9 +18,6 @@ from sobook.losses import ProxyAnchor, soft_orthogonality
 
 THREADS = 2
 SECONDS = 6  # for the rounds of one comparison
-# The table stars what misses its goal; a test fails where a number is worse than its goal by this
-# factor, which no other work on the machine explains.
-FAR = 2
 ROWS = []  # of the table
 
 
@@ -35,14 +32,13 @@ def _two_threads():
 @pytest.fixture(scope="module", autouse=True)
 def _table(request):
     yield
-    write = request.config.get_terminal_writer().line
     heads = ("forward + backward", "usual", "sobook", "faster", "goal", "memory", "goal")
-    write("\n")
-    for row in (heads, *ROWS):
-        name, *numbers = row
-        write(f"{name:<42}" + "".join(f"{number:>12}" for number in numbers))
-    write(f"{THREADS} threads; best time of each, timed in turn; memory: peak extra, ours / usual")
-    write("* misses its goal\n")
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print()
+        for name, *numbers in (heads, *ROWS):
+            print(f"{name:<42}" + "".join(f"{number:>12}" for number in numbers))
+        print(f"{THREADS} threads; best time of each, in turn; memory: peak extra, ours / usual")
+        print("* misses its goal")
 
 
 def peak_extra_memory(function) -> int:
@@ -78,8 +74,8 @@ def compare(benchmark, name, ours, usual, *, faster, memory=None):
     row += [f"{ratio:.2f}x" + "*" * (ratio < faster), f"{faster}x"]
     row += [f"{share:.3f}" + "*" * (memory is not None and share > memory), str(memory or "-")]
     ROWS.append(row)
-    assert ratio >= faster / FAR
-    assert memory is None or share <= memory * FAR
+    assert ratio >= faster
+    assert memory is None or share <= memory
 
 
 @pytest.mark.benchmark(group="proxy anchor")
