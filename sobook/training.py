@@ -143,7 +143,11 @@ class _Trainer:
             so_weight=config.so_weight,
             so_reduction=config.so_reduction,
         ).to(self.device)
-        optimiser = torch.optim.AdamW(self._groups(), weight_decay=config.weight_decay)
+        optimiser = torch.optim.AdamW(
+            self._groups(),
+            weight_decay=config.weight_decay,
+            fused=self.device.type == "cpu" or None,  # a third of the time there
+        )
         # The loss is not prepared: every process computes it from the joint batch.
         self.model, self.optimiser = accelerator.prepare(self.encoder, optimiser)
         self.steps_per_epoch = len(self._batches(1))

@@ -19,10 +19,10 @@ from sobook import datasets, images
 WORKERS, BATCH, SIZE, FILES = 2, 90, 224, 3000
 
 
-def repeated(photographs, root, enlarge_to=None) -> None:
-    """At least FILES photographs in class folders: links, or enlarged copies."""
+def repeated(photographs, root, enlarge_to=None, files=FILES) -> None:
+    """So many photographs in class folders: links, or copies of that width."""
     found = sorted(photographs.rglob("*.jpg"))
-    for number in range(FILES):
+    for number in range(files):
         source = found[number % len(found)]
         target = root / source.parent.name / f"{number // len(found)}_{source.name}"
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -94,6 +94,8 @@ def test_plot():
                     label = f"{name.replace('_', ' ')}: {letter}^{power:.2f}"
                     axis.loglog(sizes, np.array(times) * 1e3, mark, label=label)
             axis.set(xlabel=letter)
+            axis.set_xticks(GRID[letter], [f"{size:,}" for size in GRID[letter]])
+            axis.minorticks_off()
             axis.legend()
         axes[0].set_ylabel("forward + backward (ms)")
         OUT.parent.mkdir(parents=True, exist_ok=True)
