@@ -1,9 +1,6 @@
 """Studies: grids, resumption after kills, tables, and the corrections for many looks."""
 
 import itertools
-import os
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,6 +14,7 @@ from scipy import stats
 from sobook import baselines, cli, geometry, resources, study, study_figures
 from sobook.heads import HeadConfig, fit_head
 from sobook.losses import soft_orthogonality
+from tests import processes
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -59,17 +57,15 @@ def test_a_study_killed_ten_times_ends_with_the_same_table(tiny_study, tmp_path,
     assert cli.main(["study", str(tiny_study), "--out", str(never), "--jobs", "1"]) == 0
 
     results = tmp_path / "killed" / "studies"
-    environment = os.environ | {"SOBOOK_DATA": str(tmp_path / "killed"), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", SLOWLY, str(tiny_study)]
     for _ in range(10):
         before = len(list(results.glob("head-*.json")))
-        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        process = processes.start_study(tiny_study, tmp_path / "killed")
         # Each life is cut off as soon as something new is finished, before the next thing is.
-        while len(list(results.glob("head-*.json"))) == before and process.poll() is None:
+        while len(list(results.glob("head-*.json"))) == before and process.is_alive():
             time.sleep(0.02)
-        assert process.poll() is None, "the study ended before it could be killed"
+        assert process.is_alive(), "the study ended before it could be killed"
         process.kill()
-        assert process.wait() == -signal.SIGKILL
+        process.join()
     done = {file.name: file.stat().st_mtime_ns for file in results.glob("head-*.json")}
     assert 10 <= len(done) < 12
     monkeypatch.setenv("SOBOOK_DATA", str(tmp_path / "killed"))
@@ -77,20 +73,6 @@ def test_a_study_killed_ten_times_ends_with_the_same_table(tiny_study, tmp_path,
     for name, written in done.items():  # nothing finished was done again
         assert (results / name).stat().st_mtime_ns == written
     assert _text(tmp_path / "out" / "tiny.csv") == _text(never / "tiny.csv")
-
-
-# A process that does the study with a pause after every run, in which it is killed.
-SLOWLY = """
-import sys, time
-from sobook import study
-one_run = study._run_one
-def slowly(*args):
-    key = one_run(*args)
-    time.sleep(1)
-    return key
-study._run_one = slowly
-study.run(study.load(sys.argv[1]), jobs=1, progress=False)
-"""
 
 
 def test_workers_give_the_same_table_as_one_process(tiny_study, monkeypatch, tmp_path):
