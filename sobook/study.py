@@ -260,7 +260,7 @@ def summary(study: Study, table: pd.DataFrame) -> pd.DataFrame:
         for name in ("rms_cosine", "mean_cosine", study.choose):
             if name in cell:
                 row[name] = cell[name].mean()
-        base = cells.get(tuple(_same_group(study, setting).values()))
+        base = _baseline_cell(study, setting, cells)
         if base is not None and base is not cell:
             both = cell.index.intersection(base.index)
             if len(both) >= 2:
@@ -300,13 +300,22 @@ def holm(p_values) -> np.ndarray:
     return corrected
 
 
-def _same_group(study: Study, setting: dict) -> dict:
-    """The baseline setting that this one is to be compared with.
+def _baseline_cell(study: Study, setting: dict, cells: dict) -> pd.DataFrame | None:
+    """The runs that those of a setting are to be compared with.
 
-    A baseline names some factors; the others keep their value, unless it gives none for a factor
-    that only some cases have.
+    A baseline names some factors; the others keep the value they have in the setting. Where no runs
+    are like that, as when methods have parameters of their own, the only runs that fit the baseline
+    are taken.
     """
-    return {name: study.baseline.get(name, value) for name, value in setting.items()}
+    same = cells.get(tuple(study.baseline.get(name, value) for name, value in setting.items()))
+    if same is not None or not study.baseline:
+        return same
+    fit = [
+        cell
+        for key, cell in cells.items()
+        if study.baseline.items() <= dict(zip(setting, key, strict=True)).items()
+    ]
+    return fit[0] if len(fit) == 1 else None
 
 
 def _chosen(study: Study, result: pd.DataFrame) -> pd.Series:

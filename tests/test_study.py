@@ -259,3 +259,22 @@ def test_a_baseline_without_its_package_is_a_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "pytorch_metric_learning", None)
     with pytest.raises(ValueError, match="pip install pytorch-metric-learning"):
         baselines.make("arcface", 3, 4)
+
+
+def test_methods_with_parameters_of_their_own_have_one_baseline():
+    one = study.Study(
+        "own", "own", "head", baseline={"method": "PA"}, grid={"seed": [0, 1]},
+        cases=({"method": "PA", "scale": 16}, {"method": "ArcFace", "loss_options.scale": 8}),
+    )  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "method": ["PA", "PA", "ArcFace", "ArcFace"],
+            "scale": [16, 16, None, None],
+            "loss_options.scale": [None, None, 8, 8],
+            "seed": [0, 1, 0, 1],
+            "recall_at_1": [0.5, 0.6, 0.55, 0.7],
+        }
+    )
+    rows = study.summary(one, table).set_index("method")
+    assert rows.loc["ArcFace", "difference"] == pytest.approx(0.075)
+    assert np.isnan(rows.loc["PA", "difference"])
