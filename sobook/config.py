@@ -111,6 +111,10 @@ class TrainConfig:
     """Folder of the run. None: a name made from the settings, under <data root>/runs."""
 
     def __post_init__(self):
+        for item in dataclasses.fields(self):  # λ = 100 and λ = 100.0 are one run, of one name
+            value = getattr(self, item.name)
+            if item.type in (float, "float") and type(value) is int:
+                object.__setattr__(self, item.name, float(value))
         _check_choice("schedule", self.schedule, SCHEDULES)
         _check_choice("selection", self.selection, SELECTIONS)
         _check_choice("precision", self.precision, PRECISIONS)

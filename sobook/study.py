@@ -420,8 +420,13 @@ def _key(trainer: str, config) -> str:
     usual = type(config)().to_dict()
     settings = {k: v for k, v in config.to_dict().items() if v != usual[k]}
     settings = {k: v for k, v in settings.items() if k not in _NOT_SETTINGS}
+    settings = {k: int(v) if _is_whole(v) else v for k, v in settings.items()}  # 100.0 is 100
     described = json.dumps([trainer, settings], sort_keys=True)
     return hashlib.sha256(described.encode()).hexdigest()[:12]
+
+
+def _is_whole(value) -> bool:
+    return isinstance(value, float) and value.is_integer()
 
 
 def _result_file(study: Study, key: str) -> Path:

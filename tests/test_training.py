@@ -210,6 +210,10 @@ class TestRunFolder:
 
 
 class TestConfig:
+    def test_a_whole_number_names_the_same_run_as_the_float(self):
+        assert TrainConfig(so_weight=100) == TrainConfig(so_weight=100.0)
+        assert TrainConfig(so_weight=100).folder() == TrainConfig(so_weight=100.0).folder()
+
     def test_round_trip(self, config):
         assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
