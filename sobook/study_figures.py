@@ -34,6 +34,7 @@ def differences(study, summary: pd.DataFrame) -> Figure:
     ends = np.array([rows[middle] - rows[low], rows[high] - rows[middle]])
     axis.errorbar(rows[middle], at, xerr=np.nan_to_num(ends), fmt="o", color=COLOURS["PA+SO"])
     axis.set_yticks(at, labels)
+    axis.set_ylim(-0.6, len(rows) - 0.4)
     what = study.measure.replace("recall_at_", "Recall@")
     axis.set_xlabel(f"{what}, difference from {_setting(study.baseline)}" if paired else what)
     fewest, most = int(rows["seeds"].min()), int(rows["seeds"].max())
@@ -112,7 +113,8 @@ def regimes(table: pd.DataFrame) -> Figure:
         axis.axhline(floor, color=COLOURS["wrong"], linestyle="--")
         axis.axhline(1 / np.sqrt(64), color=COLOURS["chance"], linestyle=":")
         axis.set_xticks(at, [f"{w:g}" for w in cells.groups])
-        axis.set(title=f"C = {classes}, D = 64", xlabel="λ", ylim=(0, None))
+        axis.set(title=f"C = {classes}, D = 64", xlabel="λ")
+    axes[0].set_ylim(bottom=0)  # only now: set for one panel, it would hold for all
     axes[0].set_ylabel("RMS proxy cosine")
     handles = [
         Line2D([], [], color=COLOURS["PA+SO"], marker="o", label="trained"),

@@ -278,3 +278,18 @@ def test_methods_with_parameters_of_their_own_have_one_baseline():
     rows = study.summary(one, table).set_index("method")
     assert rows.loc["ArcFace", "difference"] == pytest.approx(0.075)
     assert np.isnan(rows.loc["PA", "difference"])
+
+
+def test_no_panel_of_the_regimes_cuts_its_points_off():
+    rows = [("few", 8, 0.16), ("as many", 64, 0.25), ("many", 320, 0.31)]
+    table = pd.DataFrame(
+        [
+            {"setting": s, "so_weight": w, "seed": 0, "rms_cosine": v if w == 0 else v / 4,
+             "rms_floor": 0.0, "train_classes": c}
+            for s, c, v in rows
+            for w in (0, 100)
+        ]
+    )  # fmt: skip
+    axes = study_figures.regimes(table).axes
+    assert len({axis.get_ylim() for axis in axes}) == 1
+    assert axes[0].get_ylim()[0] == 0 and axes[0].get_ylim()[1] > 0.31
