@@ -121,7 +121,7 @@ pairs["marks that differ"] = (values[pairs.a] != values[pairs.b]).sum(axis=1)
 same_genus = marks.genus.to_numpy()[pairs.a] == marks.genus.to_numpy()[pairs.b]
 pairs["pair"] = np.where(same_genus, "same genus", "other genus")
 counts = pairs.groupby("pair")["marks that differ"].value_counts(normalize=True).unstack(fill_value=0)
-counts.loc[["same genus", "other genus"]].style.format("{:.0%}").background_gradient(cmap="Blues", axis=None, vmax=0.8)
+counts.loc[["same genus", "other genus"]].style.format("{:.0%}").background_gradient(cmap="Blues", axis=None, vmax=1.6)
 
 # %% [markdown]
 # Within a genus a handful of marks at most; between genera many more, and the silhouette besides. A model that only sees shape finds the genus and then guesses among its species. Which marks separate relatives most often?
