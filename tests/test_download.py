@@ -488,7 +488,7 @@ def test_prepare_killed_twenty_times_finishes_each_time(small_sop, tmp_path):
     from tests import processes
 
     about, content = small_sop
-    rng, kills, whole, begun = random.Random(5), 0, 0, 0
+    rng, kills, begun = random.Random(5), 0, 0
     while kills < 20:
         root = tmp_path / f"root{kills}"
         home = root / "Stanford_Online_Products"
@@ -498,7 +498,6 @@ def test_prepare_killed_twenty_times_finishes_each_time(small_sop, tmp_path):
             kills += 1
             found = len(list(home.rglob("*.*")))
             assert found in (0, len(content))
-            whole += found > 0
             begun += any(root.rglob("*.part")) or (root / ".sop.unpacking").exists()
         assert {path.name for path in root.iterdir()} == {home.name, "downloads", ".sop.lock"}
         assert {str(p.relative_to(root)): p.read_bytes() for p in home.rglob("*.*")} == content
