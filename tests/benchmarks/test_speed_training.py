@@ -211,8 +211,7 @@ def test_recall_beside_the_usual_way(seeds, tmp_path, monkeypatch, capsys):
         embeddings = embed(loop.encoder, test, cache=False, progress=False)
         found["usual"].append(evaluate(embeddings, test.labels, ks=(1,)).recall[1])
     ours, theirs = np.mean(found["sobook"]), np.mean(found["usual"])
-    spread = np.std(np.subtract(found["sobook"], found["usual"]), ddof=1) / np.sqrt(len(seeds))
     with capsys.disabled():
         print(f"\nRecall@1 over {len(seeds)} seeds: sobook {ours:.3f}, usual way {theirs:.3f}")
         print({name: np.round(values, 3).tolist() for name, values in found.items()})
-    assert ours > theirs - 2 * spread
+    assert ours >= theirs  # the goal; seeds scatter by more, so three can miss it by chance
