@@ -17,8 +17,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from sobook import study
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+RESULTS = ROOT / "data/results"
 PAGES = ("*.md", "*.yml", "_ext/*.py", "_static/*.css")
 
 
@@ -30,9 +33,12 @@ def assemble(notebooks: Path, source: Path) -> None:
             target = source / page.relative_to(HERE)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(page, target)
-    shutil.copy(ROOT / "data/results/hero.png", source / "_static/hero.png")
-    text = (HERE / "results.md").read_text(encoding="utf-8")
-    (source / "results.md").write_text(text.replace("{{aviary}}", aviary_table()), encoding="utf-8")
+    shutil.copy(RESULTS / "hero.png", source / "_static/hero.png")
+    for name in ("common_mode.md", "common_mode.png"):
+        shutil.copy(RESULTS / name, source / name)
+    text = (HERE / "results.md").read_text(encoding="utf-8").replace("{{aviary}}", aviary_table())
+    text = re.sub(r"\{\{study (\w+)\}\}", lambda found: study_table(found[1]), text)
+    (source / "results.md").write_text(text, encoding="utf-8")
     (source / "notebooks").mkdir()
     for path in sorted(notebooks.glob("[0-9][0-9]_*.ipynb")):
         book = nbformat.read(path, as_version=4)
@@ -64,7 +70,7 @@ def fit_cell(cell) -> None:
 
 def aviary_table() -> str:
     """The comparison over seeds, as a Markdown table computed from the runs."""
-    runs = pd.read_csv(ROOT / "data/results/aviary.csv")
+    runs = pd.read_csv(RESULTS / "aviary.csv")
     names = {weight: f"PA+SO, λ = {weight:g}" if weight else "PA" for weight in runs["so_weight"]}
     runs["method"] = runs["so_weight"].map(names)
     lines = [
@@ -84,6 +90,46 @@ def aviary_table() -> str:
         said = f"Paired difference of Recall@1, {method} minus PA, {len(pairs)} seeds"
         lines += ["", f"{said}: {change}."]
     return "\n".join(lines)
+
+
+def study_table(name: str) -> str:
+    """The summary of a committed study, as a Markdown table: one row a setting."""
+    one, table = study.load(name), pd.read_csv(RESULTS / f"{name}.csv")
+    lines = [
+        "| setting | seeds | Recall@1 [95 %] | against the baseline [95 %] | p, corrected |",
+        "|---|---|---|---|---|",
+    ]
+    result = study.summary(one, table)
+    if "setting" in result:  # what is compared, side by side
+        result = pd.concat(rows for _, rows in result.groupby("setting", sort=False))
+    for _, row in result.iterrows():
+        compared = pd.notna(row.get("difference"))
+        change = between(row, "difference", "difference_low", "difference_high", "+")
+        name_of_row = setting(one, row) + (" (chosen)" if row.get("chosen") is True else "")
+        lines.append(
+            f"| {name_of_row} | {row['seeds']:.0f} | {between(row, 'mean', 'low', 'high')} | "
+            + (f"{change} | {p_value(row['p_holm'])} |" if compared else "– | |")
+        )
+    return "\n".join(lines)
+
+
+def setting(one: study.Study, row: pd.Series) -> str:
+    """What a row of a study is, in words: its name where it has one, else what varies."""
+    words = [row[name] for name in ("method", "setting") if pd.notna(row.get(name))]
+    if "method" not in row and "so_weight" in row:
+        words.append(f"PA+SO, λ = {row['so_weight']:g}" if row["so_weight"] else "PA")
+    return ", ".join(words)
+
+
+def p_value(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def between(row: pd.Series, mean: str, low: str, high: str, sign: str = "") -> str:
+    """A mean and its interval, as text."""
+    values = [row.get(name, np.nan) for name in (mean, low, high)]
+    middle, *ends = (f"{value:{sign}.3f}" for value in values)
+    return middle if np.isnan(values[1]) else f"{middle} [{', '.join(ends)}]"
 
 
 def interval(values: pd.Series, sign: str = "") -> str:

@@ -20,6 +20,7 @@
     [[cases]]                           settings that go together; each is crossed with the grid
     method = "ArcFace"                  a name for the tables, not a setting; so is `setting`
     loss = "arcface"
+    "loss_options.scale" = [16, 64]     a list makes one case of each value
 
 A fine-tuning study may say ``recipe = "cub200"``: the settings of that recipe, with what else is
 given changed. A value such as "$CUB" is read from the environment, so that no study names a folder
@@ -153,13 +154,19 @@ def load(path: str | os.PathLike) -> Study:
     for name, choices in values.get("grid", {}).items():
         if not isinstance(choices, list) or not choices:
             raise StudyError(f"{file}: grid.{name} must be a list of values, e.g. [0, 10, 100].")
-    values["cases"] = tuple(values.get("cases", [{}]))
+    values["cases"] = tuple(one for case in values.get("cases", [{}]) for one in _each(case))
     values.setdefault("grid", {}).setdefault("seed", [0])
     study = Study(**values)
     keys = [key for key, _ in study.plan()]
     if len(set(keys)) < len(keys):
         raise StudyError(f"{file}: two runs have the same settings; each must differ in something.")
     return study
+
+
+def _each(case: dict) -> list[dict]:
+    """The cases that one with lists among its values stands for."""
+    choices = [value if isinstance(value, list) else [value] for value in case.values()]
+    return [dict(zip(case, values, strict=True)) for values in itertools.product(*choices)]
 
 
 def run(study: Study, *, jobs: int | None = None, progress: bool = True) -> pd.DataFrame:

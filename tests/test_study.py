@@ -293,3 +293,18 @@ def test_no_panel_of_the_regimes_cuts_its_points_off():
     axes = study_figures.regimes(table).axes
     assert len({axis.get_ylim() for axis in axes}) == 1
     assert axes[0].get_ylim()[0] == 0 and axes[0].get_ylim()[1] > 0.31
+
+
+def test_a_list_in_a_case_is_a_case_of_each_value(tmp_path):
+    file = tmp_path / "sweep.toml"
+    file.write_text(
+        'trainer = "head"\n[[cases]]\nmethod = "PA"\nscale = [4, 16]\nso_weight = [0, 10]\n'
+        '[[cases]]\nmethod = "ArcFace"\nloss = "arcface"\n"loss_options.scale" = 8\n'
+    )
+    cases = study.load(file).cases
+    assert cases[:3] == (
+        {"method": "PA", "scale": 4, "so_weight": 0},
+        {"method": "PA", "scale": 4, "so_weight": 10},
+        {"method": "PA", "scale": 16, "so_weight": 0},
+    )
+    assert cases[4:] == ({"method": "ArcFace", "loss": "arcface", "loss_options.scale": 8},)

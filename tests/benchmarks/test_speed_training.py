@@ -150,8 +150,12 @@ class UsualLoop:
         steps = config.epochs * len(self.loader)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimiser, steps)
 
+        self.epochs_done = 0
+
     def epoch(self):
         self.encoder.train()
+        self.encoder.backbone.requires_grad_(self.epochs_done >= self.config.warmup_epochs)
+        self.epochs_done += 1
         for images, labels in self.loader:
             value = self.loss(self.encoder(images), labels)
             self.optimiser.zero_grad(set_to_none=True)
@@ -194,12 +198,17 @@ def test_speed_beside_the_usual_way(
 
 @pytest.mark.parametrize("seeds", [(0, 1, 2)])
 def test_recall_beside_the_usual_way(seeds, tmp_path, monkeypatch, capsys):
-    """Aviary, micro encoder, 4 epochs, 3 seeds: Recall@1 not lower than the usual way's."""
+    """Aviary, micro encoder, 4 epochs, 3 seeds: Recall@1 not lower than the usual way's.
+
+    Both with the course's epoch of warm-up: without it the first steps of some seeds tear the
+    pretrained weights (Recall@1 .445 where other seeds have .54 to .56), and three seeds then
+    measure that accident.
+    """
     monkeypatch.setenv("SOBOOK_DATA", str(tmp_path))
     found = {"sobook": [], "usual": []}
     for seed in seeds:
         config = TrainConfig(
-            epochs=4, warmup_epochs=0, selection="last", seed=seed, device="cpu",
+            epochs=4, warmup_epochs=1, selection="last", seed=seed, device="cpu",
             run_dir=tmp_path / f"run-{seed}",
         )  # fmt: skip
         run = training.fit(config, progress=False)
