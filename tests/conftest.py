@@ -75,3 +75,19 @@ def tiny_aviary(tmp_path_factory: pytest.TempPathFactory, tiny_options: dict[str
     root = tmp_path_factory.mktemp("tiny_aviary")
     datasets.load("aviary", "train", root, **tiny_options)
     return root
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium (or Chrome) of this machine; nothing is downloaded."""
+    driver = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.skip(f"needs {', '.join(names[:-1])} or {names[-1]} on PATH")
+    flags = ["no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync"]
+    flags += ["disable-background-networking", "disable-component-update"]
+    with driver.sync_playwright() as running:
+        chromium = running.chromium.launch(executable_path=found, args=[f"--{f}" for f in flags])
+        yield chromium
+        chromium.close()

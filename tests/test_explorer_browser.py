@@ -5,7 +5,6 @@ these tests skip and say so. No page may ask the network for anything, or write 
 """
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -14,30 +13,7 @@ import torch
 from sobook import explorer, geometry, playground
 from sobook.losses import SoftOrthogonalProxyAnchor
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 CLASSES, TEST, EACH, DIM, EPOCHS = 12, 4, 5, 16, 4
-
-
-@pytest.fixture(scope="module")
-def browser():
-    found = next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
-    if found is None:
-        pytest.skip("needs chromium, chromium-browser or google-chrome on PATH")
-    with sync_api.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=found, args=FLAGS)
-        yield running
-        running.close()
 
 
 @pytest.fixture

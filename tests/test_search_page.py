@@ -8,12 +8,6 @@ from PIL import Image
 
 from sobook import search
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
@@ -28,15 +22,6 @@ def site(tmp_path_factory):
     names = tuple(f"class {number % 3}" for number in range(12))
     index = search.Index(rows, tuple(paths), names)
     return index, search.page(index, folder / "search.html", k=4)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
