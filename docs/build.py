@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from sobook import study
+from sobook import study, study_figures
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -102,23 +102,17 @@ def study_table(name: str) -> str:
     result = study.summary(one, table)
     if "setting" in result:  # what is compared, side by side
         result = pd.concat(rows for _, rows in result.groupby("setting", sort=False))
-    for _, row in result.iterrows():
+    names = study_figures.labels_of(result, one.factors[:-1])
+    for name, (_, row) in zip(names, result.iterrows(), strict=True):
         compared = pd.notna(row.get("difference"))
         change = between(row, "difference", "difference_low", "difference_high", "+")
-        name_of_row = setting(one, row) + (" (chosen)" if row.get("chosen") is True else "")
+        if row.get("chosen") is True:
+            name += " (chosen)"
         lines.append(
-            f"| {name_of_row} | {row['seeds']:.0f} | {between(row, 'mean', 'low', 'high')} | "
+            f"| {name} | {row['seeds']:.0f} | {between(row, 'mean', 'low', 'high')} | "
             + (f"{change} | {p_value(row['p_holm'])} |" if compared else "– | |")
         )
     return "\n".join(lines)
-
-
-def setting(one: study.Study, row: pd.Series) -> str:
-    """What a row of a study is, in words: its name where it has one, else what varies."""
-    words = [row[name] for name in ("method", "setting") if pd.notna(row.get(name))]
-    if "method" not in row and "so_weight" in row:
-        words.append(f"PA+SO, λ = {row['so_weight']:g}" if row["so_weight"] else "PA")
-    return ", ".join(words)
 
 
 def p_value(p: float) -> str:

@@ -7,6 +7,7 @@
     state.json              which epoch that was, class names, versions, what to know of the data
     retrieval.json          the measures on the test classes
     resume.safetensors      while unfinished: everything needed to go on
+    .lock                   held by the process that trains
 
 Every file but metrics.jsonl is written under another name first and then renamed, so none is ever
 half there. Of metrics.jsonl the last line can be half there, and is then not read.
@@ -15,11 +16,13 @@ half there. Of metrics.jsonl the last line can be half there, and is then not re
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -128,7 +131,7 @@ def find(config: TrainConfig) -> Run | None:
                 "remove the folder."
             )
         return Run(path, config)
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir() and any(not file.name.startswith(".") for file in path.iterdir()):
         raise RunError(f"{path} is not empty and not a run folder: choose another run_dir.")
     return None
 
@@ -144,6 +147,29 @@ def create(config: TrainConfig) -> Run:
         raise _unwritable(path, error) from None
     write_json(path / "config.json", config.to_dict())
     return Run(path, config)
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold a run folder: whoever else wants to train that run waits, and then finds it finished.
+
+    The lock falls with the process that holds it, however that one ends. On a file system that
+    knows no locks nothing is held.
+    """
+    lock = FileLock(path / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{path} is being trained by another process: waiting for it.", file=sys.stderr)
+        lock.acquire()
+    except NotImplementedError:
+        pass
+    except OSError as error:
+        raise _unwritable(path / ".lock", error) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager

@@ -94,11 +94,12 @@ def common_mode(tables: dict[str, pd.DataFrame]) -> Figure:
 
 
 @use_style()
-def regimes(table: pd.DataFrame) -> Figure:
+def regimes(table: pd.DataFrame, dim: int) -> Figure:
     """RMS proxy cosine against λ, for few, as many and many more classes than dimensions.
 
     Args:
         table: of the study regimes_heads, one row a run.
+        dim: D, the embedding dimension of all its runs.
     """
     settings = list(dict.fromkeys(table["setting"]))
     figure = new_figure(11, 4.4)
@@ -111,9 +112,9 @@ def regimes(table: pd.DataFrame) -> Figure:
         axis.errorbar(at, mean, yerr=half, fmt="o-", color=COLOURS["PA+SO"])
         floor, classes = part["rms_floor"].iloc[0], int(part["train_classes"].iloc[0])
         axis.axhline(floor, color=COLOURS["wrong"], linestyle="--")
-        axis.axhline(1 / np.sqrt(64), color=COLOURS["chance"], linestyle=":")
+        axis.axhline(1 / np.sqrt(dim), color=COLOURS["chance"], linestyle=":")
         axis.set_xticks(at, [f"{w:g}" for w in cells.groups])
-        axis.set(title=f"C = {classes}, D = 64", xlabel="λ")
+        axis.set(title=f"C = {classes}, D = {dim}", xlabel="λ")
     axes[0].set_ylim(bottom=0)  # only now: set for one panel, it would hold for all
     axes[0].set_ylabel("RMS proxy cosine")
     handles = [

@@ -6,6 +6,7 @@ never stopped: batches depend on (seed, epoch, batch) alone, the random numbers 
 on the step alone, and `resume.safetensors` holds the rest.
 """
 
+import contextlib
 import math
 import platform
 import time
@@ -61,14 +62,22 @@ def _fit(config: TrainConfig, progress: bool) -> Run:
     trainer = _Trainer(config, accelerator)
     if accelerator.is_main_process:
         runs.create(config)  # only now: settings that cannot work leave no folder
-    accelerator.wait_for_everyone()
     trainer.run = run = Run(config.folder(), config)
+    with runs.held(run.path) if accelerator.is_main_process else contextlib.nullcontext():
+        accelerator.wait_for_everyone()
+        if not run.finished:  # else another process has trained it meanwhile
+            _train(trainer, progress and accelerator.is_local_main_process)
+    return run
+
+
+def _train(trainer: "_Trainer", show: bool) -> None:
+    """All epochs that are still to come, then the evaluation on the test classes."""
+    config, accelerator, run = trainer.config, trainer.accelerator, trainer.run
     if config.tracker:
         simple = {k: v for k, v in config.to_dict().items() if isinstance(v, (int, float, str))}
         accelerator.init_trackers("sobook", simple)  # what TensorBoard accepts
     epoch, batch = trainer.resume()
     accelerator.wait_for_everyone()  # nobody writes before everybody has read
-    show = progress and accelerator.is_local_main_process
     with tqdm(
         total=config.epochs * trainer.steps_per_epoch,
         initial=(epoch - 1) * trainer.steps_per_epoch + batch,
@@ -86,7 +95,6 @@ def _fit(config: TrainConfig, progress: bool) -> Run:
         runs.write_json(run.path / "retrieval.json", report)
         (run.path / "resume.safetensors").unlink(missing_ok=True)
     accelerator.end_training()
-    return run
 
 
 def evaluate_run(

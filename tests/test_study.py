@@ -249,7 +249,7 @@ def test_figures_of_studies():
     table["train_classes"] = 10
     for figure in (
         study_figures.common_mode({"one": table, "two": table}),
-        study_figures.regimes(table),
+        study_figures.regimes(table, 64),
     ):
         figure.canvas.draw()
         assert len(figure.get_label()) > 40
@@ -290,7 +290,7 @@ def test_no_panel_of_the_regimes_cuts_its_points_off():
             for w in (0, 100)
         ]
     )  # fmt: skip
-    axes = study_figures.regimes(table).axes
+    axes = study_figures.regimes(table, 64).axes
     assert len({axis.get_ylim() for axis in axes}) == 1
     assert axes[0].get_ylim()[0] == 0 and axes[0].get_ylim()[1] > 0.31
 

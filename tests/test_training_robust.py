@@ -57,6 +57,23 @@ def losses(run_dir) -> list[tuple[int, float]]:
     return [(line["step"], line["loss"]) for line in lines if line["kind"] == "step"]
 
 
+def test_two_processes_at_one_run_train_it_once(config):
+    """As when two notebooks that share a run are started together."""
+    both = [processes.start(config) for _ in range(2)]
+    for process, queue in both:
+        process.join(120)
+        assert process.exitcode == 0 and queue.empty()
+    steps = [step for step, _ in losses(config.run_dir)]
+    assert steps == list(range(9))  # 3 epochs of 3 steps, none twice
+    assert Run.load(config.run_dir).finished
+
+
+def test_a_folder_left_by_a_kill_while_it_was_made_is_no_obstacle(config):
+    config.folder().mkdir()
+    (config.folder() / ".config.json.123.partial").write_text("{")
+    assert runs.create(config).path == config.folder()
+
+
 class TestKilled:
     def test_at_random_moments(self, settings, tmp_path):
         """30 SIGKILLs in any phase; each time the run is done, its bits are compared.

@@ -548,7 +548,7 @@ shown("aviary_lambda_heads")
 
 # %%
 if not (regimes := committed("regimes_heads")).empty:
-    display(study_figures.regimes(regimes))
+    display(study_figures.regimes(regimes, study.load("regimes_heads").fixed["dim"]))
     cells = regimes.groupby(["setting", "so_weight"], sort=False)
     display(cells[["train_classes", "rms_cosine", "rms_floor", "coherence", "welch_bound", "recall_at_1"]].mean().round(3))
 shown("regimes_heads")
