@@ -576,7 +576,7 @@ shown("dim512_finetune")
 # %% [markdown]
 # ### Other losses, other ways to spread
 #
-# Baselines of pytorch-metric-learning, and other terms that spread proxies, in the same frame: the same features, head, batches and number of steps. Each was tuned alike, with five values of the parameter of its own that matters most, on held-out training classes; the chosen ones ran again on fresh seeds. The terms that spread PA's proxies are added to PA at the scale chosen for PA alone. (With proxies of unit length, *double* SO, $\|PP^\top - I\|^2 + \|P^\top P - I\|^2$, is SO with twice the weight and a constant, which a test of the package confirms; it is run here with lengths free.)
+# Baselines of pytorch-metric-learning, and other terms that spread proxies, in the same frame: the same features, head, batches and number of steps. Each was tuned alike, with seven values of the parameter of its own that matters most, on held-out training classes over five seeds; the chosen ones ran again on fresh seeds. The terms that spread PA's proxies are added to PA at the scale chosen for PA alone. (With proxies of unit length, *double* SO, $\|PP^\top - I\|^2 + \|P^\top P - I\|^2$, is SO with twice the weight and a constant, which a test of the package confirms; it is run here with lengths free.)
 
 # %%
 shown("baselines_heads")
@@ -594,7 +594,7 @@ if not tuning.empty:
     print("\nPA in the tuning, Recall@1 on the test classes by scale:", {f"{a:g}": r for a, r in by_scale.items()})
 
 # %% [markdown]
-# Two lessons. A loss is not compared before its own parameter is tuned: see what PA scores at 32, the usual scale for fine-tuning. (A chosen value may lie at the end of the five tried, as it does for MultiSimilarity and ArcFace: these may do better still.) And these are *heads on frozen features*: which loss is best there says little about which is best when the backbone learns.
+# Two lessons. A loss is not compared before its own parameter is tuned: see what PA scores at 32, the usual scale for fine-tuning. The tuning has to be good enough itself: our first one, with five values and two seeds, chose for MultiSimilarity and for ArcFace the last value it had been offered; this one covers more and chooses others. And these are *heads on frozen features*: which loss is best there says little about which is best when the backbone learns.
 
 # %% [markdown]
 # ## 10 · The common mode
