@@ -234,7 +234,7 @@ def notes(
     """What a report on a data set has to say of it: parts that are missing, files left out.
 
     Args:
-        name, root, allow_partial, **options: as for `load`.
+        name, root, allow_partial, options: as for `load`.
     """
     if name != "folder" and not allow_partial:
         return ()  # `load` refuses anything to be noted
