@@ -36,7 +36,7 @@ def finished(config):
 class TestFit:
     def test_run_folder(self, finished, config):
         names = {file.name for file in finished.path.iterdir()}
-        assert names == {
+        assert names - {".lock"} == {  # which some systems remove, and some keep
             "config.json",
             "metrics.jsonl",
             "proxies.safetensors",
