@@ -12,7 +12,7 @@ import html
 import os
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,8 @@ class ImageSet:
         name: the data set, e.g. ``"cub200"``.
         split: the split, e.g. ``"train"``.
         notes: what a reader of any number made from these images has to know (e.g. "partial").
+        origin: of a subset, the set it was taken from and the (N,) rows there. Where that set is
+            embedded already, the subset need not be.
     """
 
     paths: tuple[Path, ...]
@@ -44,6 +46,7 @@ class ImageSet:
     name: str
     split: str
     notes: tuple[str, ...] = ()
+    origin: tuple[ImageSet, np.ndarray] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         labels = np.asarray(self.labels)
@@ -86,6 +89,7 @@ class ImageSet:
             paths=tuple(self.paths[i] for i in chosen),
             labels=labels,
             class_names=tuple(self.class_names[k] for k in kept),
+            origin=(self, chosen),
         )
 
     def describe(self) -> Description:

@@ -184,7 +184,8 @@ def embed(
         encoder: used in evaluation mode, on the device it is on.
         image_set: N images.
         batch_size: images at a time.
-        cache: keep the result under ``<data root>/cache`` and read it the next time.
+        cache: keep the result under ``<data root>/cache`` and read it the next time, also for
+            subsets of these images.
         progress: show a bar.
         rows: embed only these images (without the cache), where several processes share the work.
 
@@ -192,11 +193,9 @@ def embed(
         (N, D) float32, rows of unit length.
     """
     short_side = image_files.evaluation_short_side(encoder.image_size)
-    key = image_files.fingerprint(image_set, short_side) + encoder.fingerprint()
-    file = resources.data_root() / "cache" / f"embeddings-{key}.npy"
     cache = cache and rows == slice(None)
-    if cache and file.exists():
-        return np.load(file)
+    if cache and (known := _known(encoder, image_set, short_side)) is not None:
+        return known
     source = image_files.pixels(image_set, short_side, progress=progress)
     device = next(encoder.parameters()).device
     was_training, found = encoder.training, []
@@ -214,8 +213,30 @@ def embed(
     encoder.train(was_training)
     embeddings = np.concatenate([np.empty((0, encoder.dim), np.float32), *found])
     if cache:
-        _save(file, embeddings)
+        _save(_cache_file(encoder.fingerprint(), image_set, short_side), embeddings)
     return embeddings
+
+
+def _cache_file(fingerprint: str, image_set: ImageSet, short_side: int) -> Path:
+    key = image_files.fingerprint(image_set, short_side) + fingerprint
+    return resources.data_root() / "cache" / f"embeddings-{key}.npy"
+
+
+def _known(encoder: Encoder, image_set: ImageSet, short_side: int) -> np.ndarray | None:
+    """(N, D) embeddings from the cache: of these images, or of a set they were taken from."""
+    fingerprint = encoder.fingerprint()
+    file = _cache_file(fingerprint, image_set, short_side)
+    rows = slice(None)
+    while not file.exists():
+        if image_set.origin is None:
+            return None
+        image_set, taken = image_set.origin
+        rows = taken[rows]
+        try:
+            file = _cache_file(fingerprint, image_set, short_side)
+        except image_files.ImageError:  # an image outside of the subset is gone: no matter
+            return None
+    return np.load(file)[rows]
 
 
 def _save(file: Path, embeddings: np.ndarray) -> None:

@@ -6,6 +6,7 @@ ready-made: all of them exactly up to 20,000 points, beyond that nearly all (an 
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from dataclasses import dataclass
 
@@ -80,6 +81,7 @@ def project(
 def _umap(points: np.ndarray, seed: int | None, k: int) -> np.ndarray:
     import umap  # here, not above: its import takes seconds
 
+    _keep_compiled(umap.umap_, umap.layouts)
     # UMAP counts a point among its own neighbours.
     similarities, found = (nearest if len(points) <= _EXACT_UP_TO else _nearly)(points, k - 1)
     own = np.arange(len(points))[:, None]
@@ -99,6 +101,17 @@ def _umap(points: np.ndarray, seed: int | None, k: int) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "precomputed_knn", UserWarning)  # nothing is added later
         return layout.fit_transform(points)
+
+
+def _keep_compiled(*modules) -> None:
+    """Let numba keep on disk what it compiles for UMAP: seconds once, not in every process."""
+    from numba.core.dispatcher import Dispatcher
+
+    for module in modules:
+        for function in vars(module).values():
+            if isinstance(function, Dispatcher) and not function.signatures:
+                with contextlib.suppress(RuntimeError):  # no place where this user may write
+                    function.enable_caching()
 
 
 def _two_components(points: np.ndarray, seed: int | None) -> np.ndarray:

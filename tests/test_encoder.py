@@ -1,5 +1,7 @@
 """The encoder: weights, tokens, attention, embeddings."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import timm
@@ -196,6 +198,25 @@ class TestEmbed:
         np.testing.assert_array_equal(embed(encoder, birds, progress=False), first)
         other = Encoder.create(MICRO, dim=16, weights=None)
         assert not np.allclose(embed(other, birds, progress=False), first)
+
+    def test_subsets_read_the_cache_of_the_whole(self, encoder, birds, monkeypatch):
+        whole = embed(encoder, birds, progress=False)
+        part = birds.subset([20, 3, 7, 4, 11])
+        half = part.subset(np.array([True, False, True, False, True]))  # 20, 7, 11
+        monkeypatch.setattr(Encoder, "forward", None)  # from here on nothing can be embedded
+        np.testing.assert_array_equal(
+            embed(encoder, part, progress=False), whole[[20, 3, 7, 4, 11]]
+        )
+        np.testing.assert_array_equal(embed(encoder, half, progress=False), whole[[20, 7, 11]])
+        with pytest.raises(TypeError):
+            embed(encoder, half, cache=False, progress=False)
+
+    def test_subset_is_embedded_where_the_whole_is_not(self, encoder, birds, tmp_path, monkeypatch):
+        monkeypatch.setenv("SOBOOK_DATA", str(tmp_path))
+        gone = birds.paths[0].with_name("gone.png")
+        birds = dataclasses.replace(birds, paths=(gone, *birds.paths[1:]))
+        found = embed(encoder, birds.subset([5, 2]), progress=False)
+        assert found.shape == (2, 16) and not np.allclose(found[0], found[1])
 
     def test_mode_is_restored(self, birds):
         encoder = Encoder.create(MICRO, dim=8, weights="micro").train()

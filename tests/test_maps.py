@@ -102,3 +102,12 @@ def test_the_inverted_file_finds_nearly_all_neighbours_and_never_the_point_itsel
         np.mean([len(np.intersect1d(a, b)) for a, b in zip(found, exact, strict=True)]) > 0.9 * 14
     )
     np.testing.assert_allclose(similarities, (unit[:, None] * unit[found]).sum(-1), atol=1e-5)
+
+
+def test_what_numba_compiles_for_umap_is_kept_on_disk():
+    import umap
+
+    maps.project(np.random.default_rng(0).normal(size=(30, 8)), neighbours=5)
+    for function in (umap.umap_.smooth_knn_dist, umap.umap_.compute_membership_strengths):
+        assert function.stats.cache_path
+        assert function.stats.cache_hits or function.stats.cache_misses

@@ -217,9 +217,9 @@ def draw_all(species, instances):
 
 
 sets = {  # the data set holds instances 0 to 39 of each species
-    "1 · pictures it was trained on": draw_all(known, range(16)),
-    "2 · new pictures, same species": draw_all(known, range(40, 56)),
-    "3 · new species": draw_all(unseen, range(40, 56)),
+    "1 · pictures it was trained on": draw_all(known, range(10)),
+    "2 · new pictures, same species": draw_all(known, range(40, 50)),
+    "3 · new species": draw_all(unseen, range(40, 50)),
 }
 
 # %%

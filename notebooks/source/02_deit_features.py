@@ -295,18 +295,25 @@ print(f"{len(looks[rim.ravel()])} of {grid**2} patches lie at the rim, {rim.mean
 # Now the vector itself. Which token shall it be: class, distillation, or the mean of the two? And is it the *training* of the network that makes the vector useful, or merely its architecture? **Order these four before you run: class token, distillation token, mean, and the same network with random weights.**
 
 # %%
-choices = {
-    "class token": {"token": "cls"},
-    "distillation token": {"token": "dist"},
-    "mean": {"token": "mean"},
-    "untrained": {"weights": None},  # random weights
-}
+@torch.inference_mode()
+def summaries(encoder):
+    """The class and the distillation token of every test picture after the last block: (N, 2, F)."""
+    source = images.pixels(test, images.evaluation_short_side(encoder.image_size), progress=False)
+    batches = images.evaluation_batches(source, encoder.image_size, batch_size=64)
+    return torch.cat([encoder.backbone.forward_features(encoder.normalise(batch.to(session.device)))[:, :2].cpu() for batch in batches])
+
+
 torch.manual_seed(session.seed)  # for the random weights
-embeddings, results = {}, {}
-for which, changed in choices.items():
-    one = Encoder.create(config.encoder, **{"weights": config.weights, **changed}).to(session.device)
-    embeddings[which] = embed(one, test, progress=False)  # (N, F), rows of unit length
-    results[which] = evaluate(embeddings[which], test.labels)
+untrained = Encoder.create(config.encoder, weights=None).to(session.device).eval()
+tokens = summaries(encoder)  # one pass gives both tokens
+features = {
+    "class token": tokens[:, 0],
+    "distillation token": tokens[:, 1],
+    "mean": tokens.mean(1),
+    "untrained": summaries(untrained).mean(1),
+}
+embeddings = {which: F.normalize(x, dim=1).numpy() for which, x in features.items()}  # (N, F), rows of unit length
+results = {which: evaluate(x, test.labels) for which, x in embeddings.items()}
 figure = figures.recall_curves(
     {which: result.recall for which, result in results.items()},
     {which: {k: result.interval(k) for k in result.ks} for which, result in results.items()},

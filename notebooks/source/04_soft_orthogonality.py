@@ -631,18 +631,19 @@ print(f"MAP@R: {results['PA'].map_at_r:.3f} with PA, {results['PA+SO'].map_at_r:
 # %%
 everything = datasets.load(config.dataset, "train", config.root, **config.options)
 training, held_out = datasets.hold_out(everything, config.validation_share, seed=config.seed)
+embed(frozen_encoder, everything, progress=False)  # kept on disk: the two parts below are read from there
 features, held_out_features = (torch.from_numpy(embed(frozen_encoder, s, progress=False)) for s in (training, held_out))  # (N, F)
 labels = torch.from_numpy(training.labels)
 
 
-def train_head(so_weight, seed, epochs=25, dim=config.dim):
+def train_head(so_weight, seed, epochs=25, batch=100, dim=config.dim):
     """Linear head and proxies on frozen features; returns the loss module and results on held-out classes."""
     torch.manual_seed(seed)
-    width, batch = features.shape[1], config.batch_size
+    width = features.shape[1]
     head = nn.Sequential(nn.LayerNorm(width, elementwise_affine=False), nn.Linear(width, dim))
     nn.init.orthogonal_(head[1].weight)
     loss = SoftOrthogonalProxyAnchor(training.num_classes, dim, so_weight=so_weight)
-    optimiser = torch.optim.AdamW([{"params": head.parameters(), "lr": 2e-3}, {"params": [loss.proxies], "lr": 0.1}])
+    optimiser = torch.optim.AdamW([{"params": head.parameters(), "lr": 5e-3}, {"params": [loss.proxies], "lr": 0.1}])
     steps = len(features) // batch
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * steps)
     for _ in range(epochs):
