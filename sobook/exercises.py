@@ -56,10 +56,10 @@ def check(exercise: str, answer: object = None) -> Verdict:
     Returns:
         The verdict, for `sobook grade` and for tests.
 
-    >>> verdict = check("00.3", lambda before, after: (after - before) / (1 - before))
-    ✓ 00.3: right.
-    >>> verdict = check("00.3", lambda before, after: after - before)
-    ✗ 00.3: that is the change of Recall@1 itself; it is asked for as a share of the errors...
+    >>> verdict = check("00.2", lambda before, after: (after - before) / (1 - before))
+    ✓ 00.2: right.
+    >>> verdict = check("00.2", lambda before, after: after - before)
+    ✗ 00.2: that is the change of Recall@1 itself; it is asked for as a share of the errors...
     """
     verdict = judge(exercise, answer)
     _show(verdict)

@@ -34,9 +34,16 @@ def accelerator(config: TrainConfig) -> Accelerator:
     """The `Accelerator` of a run: device, processes, mixed precision, trackers.
 
     Raises:
-        ValueError: a device that is not there, or a precision it cannot compute in.
+        ValueError: a device that is not there, a precision it cannot compute in, or more processes
+            than images in a batch.
     """
-    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if processes > config.batch_size:  # before they meet: one that gives up would cut off others
+        raise ValueError(
+            f"batch_size is {config.batch_size}, but there are {processes} processes: "
+            "each needs at least one image of a batch."
+        )
+    alone = processes == 1
     # Accelerate keeps its state for the whole life of Python; the next run may want another one.
     AcceleratorState._reset_state(reset_partial_state=alone)
     on_cpu = config.device == "cpu"
@@ -54,11 +61,6 @@ def accelerator(config: TrainConfig) -> Accelerator:
         raise ValueError(
             f"device is {config.device!r}, but training would run on {made.device.type!r}: leave "
             "device out, or start the run where that device is (CUDA_VISIBLE_DEVICES chooses)."
-        )
-    if made.num_processes > config.batch_size:
-        raise ValueError(
-            f"batch_size is {config.batch_size}, but there are {made.num_processes} processes: "
-            "each needs at least one image of a batch."
         )
     return made
 

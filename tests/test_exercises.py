@@ -63,6 +63,15 @@ def test_the_solution_passes_and_the_stub_does_not(exercise):
     assert not judge(exercise, found["stub"]).passed
 
 
+def test_exercises_are_numbered_in_the_order_they_stand_in():
+    for script in SOURCE.glob("[0-9][0-9]_*.py"):
+        text = script.read_text(encoding="utf-8")
+        titles = re.findall(r"(?m)^# ### Exercise (\d)", text)
+        checked = re.findall(rf'exercises\.check\("{script.stem[:2]}\.(\d)"', text)
+        assert titles == sorted(titles)
+        assert checked == [number for number in titles for _ in ("stub", "solution")]
+
+
 def test_three_exercises_or_more_a_notebook_and_all_are_known():
     numbers = sorted(path.stem[:2] for path in SOURCE.glob("[0-9][0-9]_*.py"))
     assert len(numbers) == 9
@@ -88,15 +97,15 @@ MISTAKES = {
         (lambda x, y, k: 100 * right_recall(x, y, k), "percentage"),
     ],
     "00.2": [
+        (lambda a, b: b - a, "change of Recall@1 itself"),
+        (lambda a, b: (a - b) / (1 - a), "sign"),
+        (lambda a, b: (1 - b) / (1 - a), "left"),
+    ],
+    "00.3": [
         (lambda p: np.sqrt((cosines_of(unit(p)) ** 2).mean()), "diagonal"),
         (lambda p: np.abs(off(cosines_of(unit(p)))).mean(), "absolute"),
         (lambda p: (off(cosines_of(unit(p))) ** 2).mean(), "root"),
         (lambda p: np.sqrt((off(cosines_of(p)) ** 2).mean()), "unit length"),
-    ],
-    "00.3": [
-        (lambda a, b: b - a, "change of Recall@1 itself"),
-        (lambda a, b: (a - b) / (1 - a), "sign"),
-        (lambda a, b: (1 - b) / (1 - a), "left"),
     ],
     "01.1": [
         (lambda y, share, seed: (np.arange(len(y)), np.arange(0)), "nothing is held out"),
@@ -119,12 +128,12 @@ MISTAKES = {
         (lambda x, p: x[:, :, :p, :p].reshape(len(x), -1), "shape"),
     ],
     "02.2": [
-        (lambda wrong, related: wrong * related, "right species count"),
-        (lambda wrong, related: 1 - wrong, "species"),
-    ],
-    "02.3": [
         (lambda side, patch, prefix: (side // patch) ** 2, "before the patches"),
         (lambda side, patch, prefix: side // patch + prefix, "square"),
+    ],
+    "02.3": [
+        (lambda wrong, related: wrong * related, "right species count"),
+        (lambda wrong, related: 1 - wrong, "species"),
     ],
     "03.1": [
         (lambda y, C, margin=0.1, scale=32.0: zero_loss(y, C, margin, scale, all_pull=True), "P⁺"),
@@ -147,14 +156,14 @@ MISTAKES = {
         (lambda sigma, C: 2 * ((sigma**4).sum() - C), "twice"),
     ],
     "04.2": [
-        (two_sided, "two-sided"),
-        (lambda P: cosines_of(F.normalize(P, dim=1)).clamp_min(0).square().mean(), "diagonal"),
-        (lambda P: float(sided(P)), "no gradient"),
-    ],
-    "04.3": [
         (lambda D: np.random.default_rng(0).standard_normal((D + 1, D)), "not equiangular"),
         (lambda D: np.eye(D + 1), "shape"),
         (lambda D: np.vstack([np.eye(D), np.eye(D)[:1]]), "coincide"),
+    ],
+    "04.3": [
+        (two_sided, "two-sided"),
+        (lambda P: cosines_of(F.normalize(P, dim=1)).clamp_min(0).square().mean(), "diagonal"),
+        (lambda P: float(sided(P)), "no gradient"),
     ],
     "05.1": [
         (lambda c: np.unravel_index(c.argmax(), c.shape), "diagonal"),

@@ -17,7 +17,7 @@ def notebook(path, *cells):
     return path
 
 
-def check(answer, name="00.3"):
+def check(answer, name="00.2"):
     return f"exercises.check({name!r}, {answer})"
 
 
@@ -29,8 +29,8 @@ def test_a_good_a_wrong_and_a_missing_answer(tmp_path):
     path = notebook(tmp_path / "00_ada.ipynb", SETUP, wrong, check(RIGHT))
     grades = grading.grade(path, timeout=120)
     assert [g.exercise for g in grades] == list(exercises.known("00"))
-    assert [g.passed for g in grades] == [False, False, True]
-    assert "expected" in grades[0].reason and "not checked" in grades[1].reason
+    assert [g.passed for g in grades] == [False, True, False]
+    assert "expected" in grades[0].reason and "not checked" in grades[2].reason
     assert {g.notebook for g in grades} == {"00_ada.ipynb"}
 
 
@@ -40,7 +40,7 @@ def test_errors_and_the_death_of_the_kernel_cost_only_what_comes_after(tmp_path)
         check("print", "00.1"),
     )  # fmt: skip
     by_name = {g.exercise: g for g in grading.grade(path, timeout=120)}
-    assert by_name["00.3"].passed
+    assert by_name["00.2"].passed
     assert not by_name["00.1"].passed and "stopped" in by_name["00.1"].reason
 
 
@@ -54,16 +54,16 @@ def test_a_notebook_without_end_is_stopped(tmp_path, loop):
 
 def test_saved_verdicts_do_not_count_unless_asked_for(tmp_path):
     """What stands in the file is anybody's claim; only a run shows it."""
-    path = notebook(tmp_path / "a.ipynb", "pass  # check('00.3')")
+    path = notebook(tmp_path / "a.ipynb", "pass  # check('00.2')")
     book = nbformat.read(path, as_version=4)
-    record = {"exercise": "00.3", "passed": True, "message": "right."}
+    record = {"exercise": "00.2", "passed": True, "message": "right."}
     book.cells[0].outputs = [
         nbformat.v4.new_output("display_data", {"text/plain": "✓"}, metadata={"sobook": record})
     ]
     nbformat.write(book, path)
     read = {g.exercise: g.passed for g in grading.grade(path, execute=False)}
     run = {g.exercise: g.passed for g in grading.grade(path, timeout=60)}
-    assert read["00.3"] and not run["00.3"]
+    assert read["00.2"] and not run["00.2"]
 
 
 @pytest.mark.parametrize("content", ["", "not json", "{}", '{"cells": 3}', None])
@@ -84,7 +84,7 @@ def test_the_command_writes_a_table(tmp_path, capsys):
     assert "1 of 3 passed" in capsys.readouterr().out
     with open(out, encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [row["passed"] for row in rows] == ["no", "no", "yes", "no"]
+    assert [row["passed"] for row in rows] == ["no", "yes", "no", "no"]
     assert rows[-1]["notebook"] == "'=cmd.ipynb"  # no formula
 
 

@@ -252,7 +252,7 @@ for before, after in pairs:
 # One reservation belongs to the last of these sentences. The interval covers the choice of *species*, not the luck of *one training run*: another seed gives other weights. [07 · Benchmark](07_benchmark.ipynb) trains over several seeds before it says anything about PA against PA+SO.
 
 # %% [markdown]
-# ### Exercise 3 · The share of errors removed (warm-up)
+# ### Exercise 2 · The share of errors removed (warm-up)
 #
 # From .5 to .75 and from .9 to .95: the first gain is five times the second, but both remove half of the errors there were. Write that share, from Recall@1 before and after. What should come out when training made things *worse*?
 #
@@ -270,7 +270,7 @@ def errors_removed(before, after):
 
 for name in ("PA", "PA+SO"):
     print(f"{name}: {errors_removed(results['frozen'].recall[1], results[name].recall[1]):.0%} of the frozen encoder's errors are gone")
-exercises.check("00.3", errors_removed)
+exercises.check("00.2", errors_removed)
 
 # %% tags=["solution"]
 def errors_removed(before, after):
@@ -279,7 +279,7 @@ def errors_removed(before, after):
 
 for name in ("PA", "PA+SO"):
     print(f"{name}: {errors_removed(results['frozen'].recall[1], results[name].recall[1]):.0%} of the frozen encoder's errors are gone")
-exercises.check("00.3", errors_removed)
+exercises.check("00.2", errors_removed)
 
 # %% [markdown]
 # ## 6 · What the pictures say
@@ -359,7 +359,7 @@ for name, shape in shapes.items():
 # %% [markdown]
 # Two things to take along. Near-orthogonality at the start is *chance*, not merit; correlation is *made by training*, and that is what SO works against. And where relatives have the larger cosines, correlation is information as much as redundancy: whether removing it helps retrieval is a question for section 5, not for the heatmap. [04](04_soft_orthogonality.ipynb) derives the term and its limits, [05](05_proxy_geometry.ipynb) measures the geometry.
 #
-# ### Exercise 2 · The RMS cosine by hand
+# ### Exercise 3 · The RMS cosine by hand
 #
 # Compute the root mean square cosine of all pairs of different proxies: scale the rows to unit length, take all cosines, leave out the diagonal, square, average, take the root.
 #
@@ -378,7 +378,7 @@ def rms_cosine(proxies):
 
 for name, p in proxies.items():
     print(f"{name:6} yours {rms_cosine(p):.6f}, expected {shapes[name].rms_cosine:.6f}")
-exercises.check("00.2", rms_cosine)
+exercises.check("00.3", rms_cosine)
 
 # %% tags=["solution"]
 def rms_cosine(proxies):
@@ -392,7 +392,7 @@ def rms_cosine(proxies):
 
 for name, p in proxies.items():
     print(f"{name:6} yours {rms_cosine(p):.6f}, expected {shapes[name].rms_cosine:.6f}")
-exercises.check("00.2", rms_cosine)
+exercises.check("00.3", rms_cosine)
 
 # %% [markdown]
 # ## 8 · What came out

@@ -176,7 +176,7 @@ print(f"cosine of class token and patches after the last block: {local.mean():.2
 # In the micro DeiT both tokens learnt from labels, each with a classifier of its own, so it is no surprise when they agree. In the larger DeiT, where a teacher stands behind one of them, compare for yourself (full mode). Section 7 returns to the question of which one to use.
 
 # %% [markdown]
-# ### Exercise 3 · How many tokens? (warm-up)
+# ### Exercise 2 · How many tokens? (warm-up)
 #
 # Count the tokens of a square picture, the prefix tokens included. Then read the table: every token looks at every other, so the work of attention grows with the *square* of their number. What does it cost to go from 224 to 448 pixels?
 #
@@ -195,7 +195,7 @@ def number_of_tokens(side, patch, prefix):
 for side, patch_size in ((64, 8), (224, 16), (448, 16)):
     count = number_of_tokens(side, patch_size, 2)
     print(f"{side} pixels, patches of {patch_size}: {count:>4} tokens, {count**2:>9,} pairs of tokens in each head")
-exercises.check("02.3", number_of_tokens)
+exercises.check("02.2", number_of_tokens)
 
 # %% tags=["solution"]
 def number_of_tokens(side, patch, prefix):
@@ -205,7 +205,7 @@ def number_of_tokens(side, patch, prefix):
 for side, patch_size in ((64, 8), (224, 16), (448, 16)):
     count = number_of_tokens(side, patch_size, 2)
     print(f"{side} pixels, patches of {patch_size}: {count:>4} tokens, {count**2:>9,} pairs of tokens in each head")
-exercises.check("02.3", number_of_tokens)
+exercises.check("02.2", number_of_tokens)
 
 # %% [markdown]
 # ## 3 · Where am I? Position embeddings
@@ -439,7 +439,7 @@ print("Knowing nothing would give 50%.")
 # %% [markdown]
 # The third curve stands well apart, the first two overlap. Metric learning has to pull these two apart, on species it has never seen, without the marks being told to it.
 #
-# ### Exercise 2 · Recall of the genus
+# ### Exercise 3 · Recall of the genus
 #
 # How often is the nearest neighbour at least of the right *genus*? You can get it without another search, from two numbers of this section: the share of queries whose nearest neighbour has the wrong species, and the share of those whose neighbour is of the right genus. Derive it, then compare with an evaluation that uses genera as labels.
 #
@@ -457,7 +457,7 @@ def genus_recall(wrong_share, related_share):
 
 expected = evaluate(x, np.unique(genera, return_inverse=True)[1], ks=(1,)).recall[1]
 print(f"yours {genus_recall(wrong.mean(), share):.4f}, expected {expected:.4f}")
-exercises.check("02.2", genus_recall)
+exercises.check("02.3", genus_recall)
 
 # %% tags=["solution"]
 def genus_recall(wrong_share, related_share):
@@ -466,7 +466,7 @@ def genus_recall(wrong_share, related_share):
 
 
 print(f"yours {genus_recall(wrong.mean(), share):.4f}, expected {expected:.4f}")
-exercises.check("02.2", genus_recall)
+exercises.check("02.3", genus_recall)
 
 # %% [markdown]
 # ## 7 · Which token is "the feature"?

@@ -448,7 +448,7 @@ pd.DataFrame(rows, columns=["data set", "C", "chance RMS cosine", "floor of the 
 # On CUB and Cars perfect orthogonality is possible. On SOP random proxies are almost as orthogonal as any set of that size can be: there SO can undo what training does, but it cannot do better than chance by more than the last column says.
 
 # %% [markdown]
-# ### Exercise 3 · Reach the Welch bound (open-ended)
+# ### Exercise 2 · Reach the Welch bound (open-ended)
 #
 # Descent on SO found tight frames, whose worst pair stays above the bound. For $C = D+1$ the bound *can* be reached, by the corners of a simplex: all pairs at the same angle. Construct them, as $D+1$ rows in $D$ dimensions. (For most other $C$ and $D$ nobody knows whether it can be reached. Try to get near it for $C = 7$, $D = 3$ by descent on a higher power of the cosines.)
 #
@@ -467,7 +467,7 @@ def simplex(dim):
 for dim in (2, 3, 16):
     corners = geometry.describe(simplex(dim))
     print(f"D = {dim:>2}: largest |cosine| {corners.coherence:.4f}, Welch bound {corners.welch_bound:.4f}, SO {corners.orthogonality:.4f}, floor {corners.orthogonality_floor:.4f}")
-exercises.check("04.3", simplex)
+exercises.check("04.2", simplex)
 
 # %% tags=["solution"]
 def simplex(dim):
@@ -479,7 +479,7 @@ def simplex(dim):
 for dim in (2, 3, 16):
     corners = geometry.describe(simplex(dim))
     print(f"D = {dim:>2}: largest |cosine| {corners.coherence:.4f}, Welch bound {corners.welch_bound:.4f}, SO {corners.orthogonality:.4f}, floor {corners.orthogonality_floor:.4f}")
-exercises.check("04.3", simplex)
+exercises.check("04.2", simplex)
 
 # %% [markdown]
 # ## 7 · Do the two terms want the same?
@@ -517,7 +517,7 @@ pd.DataFrame(rows, columns=["D", "λ", "PA loss", "largest cosine of two proxies
 # **What we see.** In three dimensions SO does loosen the knot of proxies, but the loss of Proxy Anchor *rises*, and hardly more points, or even fewer, are nearest to their own proxy. In sixteen there is room for both, and neither costs the other much. The reason is in the targets: Proxy Anchor wants images at *obtuse* angles to foreign proxies, the more the better; SO wants proxies at exactly 90°, and for it 120° is as bad as 60°. Where dimensions are scarce the two compete.
 
 # %% [markdown]
-# ### Exercise 2 · A one-sided penalty
+# ### Exercise 3 · A one-sided penalty
 #
 # If obtuse angles are welcome, why punish them? Write a penalty that counts only *positive* cosines: the mean of $\max(0, \cos\theta_{ij})^2$ over pairs of different proxies. The cell minimises it for four proxies in three dimensions, where SO has a positive floor. How low does yours get, and what do the angles look like?
 #
@@ -548,7 +548,7 @@ def compare_one_sided(function, C=4, D=3, steps=400):
 
 
 compare_one_sided(one_sided)
-exercises.check("04.2", one_sided)
+exercises.check("04.3", one_sided)
 
 # %% tags=["solution"]
 def one_sided(P):
@@ -559,7 +559,7 @@ def one_sided(P):
 
 
 compare_one_sided(one_sided)
-exercises.check("04.2", one_sided)
+exercises.check("04.3", one_sided)
 
 # %% [markdown]
 # This is not the paper's term, only a question worth asking of it. Nothing here says that it would retrieve better.

@@ -91,6 +91,8 @@ def somebodys_pictures(folder, species=40, each=20):
 
 
 my_folder = Path(MY_PICTURES).expanduser() if MY_PICTURES else somebodys_pictures(session.data_root / "my_pictures")
+if not my_folder.is_dir():
+    raise ValueError(f"There is no folder {my_folder}: write its whole path between the quotation marks above.")
 classes = sorted(path for path in my_folder.iterdir() if path.is_dir())
 print(f"{len(classes)} folders: {', '.join(path.name for path in classes[:6])} …")
 
@@ -378,7 +380,7 @@ print("same answers after loading:", np.array_equal(again.search(encoder, querie
 # **A search page**: one HTML file with small pictures and their neighbours inside. Click a picture, or drop the file of one that is indexed. It needs no network, no server and no Python, so it can be sent to somebody who has none. (Do not send pictures that are not yours to send: they are *inside*.)
 
 # %%
-page = search.page(index, out / "search.html", title="Somebody's birds")
+page = search.page(index, out / "search.html", title=my_folder.name.replace("_", " "))
 print(f"{page.name}, {page.stat().st_size / 1e6:.1f} MB; open it in a browser: {page.parent.name}/{page.name} in the data folder")
 
 # %% [markdown]
@@ -390,17 +392,7 @@ print(f"{page.name}, {page.stat().st_size / 1e6:.1f} MB; open it in a browser: {
 # sobook search runs/mine --index mine.npz --query new.jpg
 # ```
 #
-# To use it outside Python, or to share it, `sobook.export` writes other forms where the installed version has them: `to_onnx(run, path)` for other runtimes, and `to_hub(run, folder)` for a folder to upload.
-
-# %%
-import importlib.util
-
-if importlib.util.find_spec("sobook.export"):
-    from sobook import export
-
-    print("sobook.export offers", ", ".join(name for name in ("to_onnx", "to_hub") if hasattr(export, name)))
-else:
-    print("this version of sobook has no sobook.export yet: the run folder is the thing to keep")
+# **To use it outside Python**, or to share it, `sobook.export` writes other forms: `to_onnx(run, path)` for other runtimes (it compares the file with torch before it is content), and `to_hub(run, folder)` for a folder to upload, with a model card. In a terminal: `sobook export runs/mine --onnx mine.onnx --hub my_model`.
 
 # %% [markdown]
 # ## Summary
