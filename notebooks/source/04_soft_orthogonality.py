@@ -661,17 +661,19 @@ study = {(weight, seed): train_head(weight, seed) for weight in LAMBDAS for seed
 
 # %%
 def class_recall(weight):
-    """Recall@1 of each held-out class, mean over the seeds: (C',)."""
-    hits = np.mean([study[weight, seed][2].hits[:, 0] for seed in SEEDS], axis=0)  # (N,)
-    return np.bincount(held_out.labels, weights=hits) / np.bincount(held_out.labels)
+    """Recall@1 of each held-out class for each seed: (S, C')."""
+    hits = np.stack([study[weight, seed][2].hits[:, 0] for seed in SEEDS])  # (S, N)
+    return np.stack([np.bincount(held_out.labels, weights=h) for h in hits]) / np.bincount(held_out.labels)
 
 
 rng = np.random.default_rng(session.seed)
-draws = rng.integers(held_out.num_classes, size=(10_000, held_out.num_classes))  # classes drawn anew
+classes_drawn = rng.integers(held_out.num_classes, size=(10_000, 1, held_out.num_classes))  # both are drawn anew:
+seeds_drawn = rng.integers(len(SEEDS), size=(10_000, len(SEEDS), 1))  # other classes, other seeds
 
 
-def with_interval(per_class):
-    return per_class.mean(), *np.quantile(per_class[draws].mean(1), [0.025, 0.975])
+def with_interval(values):
+    """Mean of (S, C') values, and its 95 % interval over classes and seeds."""
+    return values.mean(), *np.quantile(values[seeds_drawn, classes_drawn].mean((1, 2)), [0.025, 0.975])
 
 
 rms = np.array([[geometry.describe(study[w, s][1].proxies).rms_cosine for w in LAMBDAS] for s in SEEDS])  # (S, λ)
@@ -705,7 +707,7 @@ for weight, cosine, change in zip(LAMBDAS[1:], rms.mean(0)[1:], changes[1:], str
     print(verdict(f"λ = {weight:>4}: RMS cosine {cosine / rms.mean(0)[0]:.3f} × that of λ = 0; change of Recall@1", *change))
 
 # %% [markdown]
-# **What we see.** The proxies obey $\lambda$ over the whole range: their RMS cosine falls far below chance. Whether Recall@1 follows, the printed lines say. Read the intervals before the dots; they come from a handful of held-out classes, and the best of several $\lambda$ always looks a little better than it is.
+# **What we see.** The proxies obey $\lambda$ over the whole range: their RMS cosine falls far below chance. Whether Recall@1 follows, the printed lines say. Read the intervals before the dots. They draw classes and seeds anew, but there are only a handful of either; and four intervals are four chances of a find, so the best of several $\lambda$ always looks a little better than it is. Notebook 07 takes the one that was chosen and asks again, with ten seeds that no choice has seen.
 #
 # Why did it take a $\lambda$ of such a size to do anything? Compare the two gradients that a proxy feels:
 
