@@ -109,11 +109,13 @@ def train(
       sobook train --so-weight 100 --seed 1
       sobook train --recipe cub200 --root ~/data --so-weight 100
       sobook train --recipe cub200-tiny --root ~/data --image-size 128 --precision float32
+      sobook train --recipe photos --root my_pictures --so-weight 100
 
     Args:
         config: the settings; what is not named here is that of the recipe, or the default.
-        recipe: settings to start from: cub200, cars196, sop, inshop (DeiT-Small), or one of these
-            with -tiny (DeiT-Tiny). They are in data/recipes.toml.
+        recipe: settings to start from: cub200, cars196, sop, inshop (DeiT-Small), one of these
+            with -tiny (DeiT-Tiny), or photos, for a folder of your own. They are in
+            data/recipes.toml.
     """
     run = fit(config)
     if _speaks():

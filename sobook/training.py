@@ -415,7 +415,15 @@ def _training_sets(config: TrainConfig):
     train = _load(config, "train")
     if config.selection != "validation":
         return train, None
-    return datasets.hold_out(train, config.validation_share, seed=config.seed)
+    if train.num_classes < 4:
+        raise ValueError(
+            f"{config.dataset}: {train.num_classes} classes to train on are too few to hold some "
+            'out that choose the epoch: keep the last one (selection="last", --selection last), or '
+            "add classes."
+        )
+    # Two at least: among pictures of a single class every answer is right.
+    share = max(config.validation_share, 2 / train.num_classes)
+    return datasets.hold_out(train, share, seed=config.seed)
 
 
 def _load(config: TrainConfig, split: str) -> datasets.ImageSet:

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from sobook import parallel, runs, training
+from sobook import datasets, parallel, runs, training
 from sobook.config import TrainConfig
 from sobook.losses import SoftOrthogonalProxyAnchor
 from sobook.runs import Run, RunError
@@ -184,6 +184,25 @@ class TestRunFolder:
         (tmp_path / "run" / "thesis.txt").write_text("precious")
         with pytest.raises(RunError, match="not empty and not a run folder"):
             fit(config, progress=False)
+
+    def test_few_classes_hold_out_two(self, config):
+        """A fifth of four classes is one, and with one class every answer is right."""
+        run = fit(config.replace(selection="validation", batch_size=4), progress=False)
+        assert len(run.state["class_names"]) == 2
+        assert 0 <= run.epochs[-1]["recall_at_1"] <= 1
+
+    def test_too_few_classes_to_hold_some_out(self, config, tmp_path):
+        birds = datasets.load("aviary", "train", config.root, **config.options)
+        for source in birds.paths:  # of four species: two will train
+            target = tmp_path / "mine" / source.parent.name / source.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(source.read_bytes())
+        few = config.replace(
+            dataset="folder", root=tmp_path / "mine", options={}, selection="validation"
+        )
+        with pytest.raises(ValueError, match="classes to train on.*--selection last"):
+            fit(few, progress=False)
+        assert not few.folder().exists()
 
     def test_settings_that_cannot_work_leave_no_folder(self, config):
         with pytest.raises(ValueError, match="batch_size is 500"):
