@@ -74,6 +74,9 @@ venv: ## create .venv and install nothing: for choosing your own torch first
 	echo "Creating $(VENV) ..."; \
 	$(PYTHON) -m venv --clear $(VENV); }
 
+# UMAP's numerical code is compiled once, here, and not in the middle of a lesson.
+COMPILE := from sobook import maps; import numpy; maps.project(numpy.eye(20), neighbours=5)
+
 # pip writes a package's INSTALLER file after everything else: a package without one was
 # interrupted half-way, and forgetting it makes pip install it anew.
 install: venv
@@ -83,6 +86,6 @@ install: venv
 		test -f "$$info/INSTALLER" || rm -rf "$$info"; \
 	done; \
 	echo "Installing sobook and what it needs into $(VENV): some minutes, and on Linux up to 6 GB (README: 'CPU only')."; \
-	{ $(PY) -m pip install --quiet --disable-pip-version-check -e '.[notebooks,dev]' && $(PY) -c 'import sobook'; } || { \
+	{ $(PY) -m pip install --quiet --disable-pip-version-check -e '.[notebooks,dev]' && $(PY) -c '$(COMPILE)'; } || { \
 	echo "sobook: the installation failed, the reason is above; once it is mended (often the network), the same command goes on from here." >&2; exit 1; }; \
 	$(FINGERPRINT) > $(STAMP).new && mv $(STAMP).new $(STAMP); }

@@ -76,7 +76,7 @@ class Session:
     def config(self, **changes) -> TrainConfig:
         """The settings the notebooks train with in this mode, with some of them changed.
 
-        Quick: the aviary and the micro encoder, about a minute on two cores. Full: the recipe
+        Quick: the aviary and the micro encoder, a minute or two on two cores. Full: the recipe
         "cub200" of data/recipes.toml, with DeiT-Small distilled.
         """
         if self.quick:

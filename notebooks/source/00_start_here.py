@@ -23,7 +23,7 @@
 #
 # **Before you start** Python, and the idea that a network turns a picture into a vector. The mathematics here is one fraction and two sums.
 #
-# **Time** less than a minute on a two-core laptop once the two training runs exist, plus three to four minutes if they do not; on a T4 GPU in full mode: not measured.
+# **Time** Less than a minute on a two-core laptop once the two training runs exist, plus three to four minutes if they do not; on a T4 GPU in full mode: not measured.
 #
 # **Versions last run** and the machine: printed by the first cell. Every section asks before it shows: write your prediction down, then run.
 

@@ -23,7 +23,7 @@
 #
 # **Before you start** [00 · Start here](00_start_here.ipynb), for what Recall@K is.
 #
-# **Time** less than a minute on a two-core laptop once the Proxy Anchor run exists, plus a minute and a half if it does not; on a T4 GPU in full mode: not measured.
+# **Time** Less than a minute on a two-core laptop once the Proxy Anchor run exists, plus a minute and a half if it does not; on a T4 GPU in full mode: not measured.
 #
 # **Versions last run** and the machine: printed by the first cell. Every section asks before it shows: write your prediction down, then run.
 

@@ -23,7 +23,7 @@
 #
 # **Before you start** [00 · Start here](00_start_here.ipynb). You should have met attention once: softmax of query times key, times value.
 #
-# **Time** less than a minute on a two-core laptop; on a T4 GPU in full mode: not measured.
+# **Time** Less than a minute on a two-core laptop; on a T4 GPU in full mode: not measured.
 #
 # **Versions last run** and the machine: printed by the first cell. Every section asks before it shows: write your prediction down, then run.
 

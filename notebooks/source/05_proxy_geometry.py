@@ -25,7 +25,7 @@
 #
 # **Before you start** Notebooks 03 (Proxy Anchor) and 04 (soft orthogonality). You need cosines, singular values and the idea of a rank correlation.
 #
-# **Time** One to two minutes on a two-core laptop once the two training runs exist, and the minutes of their training (notebook 00) if they do not; on a T4 GPU in full mode: not measured.
+# **Time** Less than a minute on a two-core laptop once the two training runs exist, and the minutes of their training (notebook 00) if they do not; on a T4 GPU in full mode: not measured.
 #
 # **Versions last run** and the machine: printed by the first cell. Every section asks before it shows: write your prediction down, then run.
 

@@ -23,7 +23,7 @@
 #
 # **Before you start** Notebooks 03 and 04 for the two models, 05 for the proxies. Nearest neighbours by cosine are all the mathematics needed.
 #
-# **Time** Two minutes on a two-core laptop once the two training runs exist, and the minutes of their training (notebook 00) if they do not; on a T4 GPU in full mode: not measured.
+# **Time** About half a minute on a two-core laptop once the two training runs exist, and the minutes of their training (notebook 00) if they do not; on a T4 GPU in full mode: not measured.
 #
 # **Versions last run** and the machine: printed by the first cell. Every section asks before it shows: write your prediction down, then run.
 

@@ -25,7 +25,7 @@
 #
 # **Before you start** Notebook 04 for what is compared; 00 for Recall@K. From statistics: mean, standard deviation, and the idea of a confidence interval.
 #
-# **Time** About a minute on a two-core laptop once the two training runs exist, and the minutes of their training (notebook 00) if they do not; on a T4 GPU in full mode: not measured.
+# **Time** About half a minute on a two-core laptop once the two training runs exist, and the minutes of their training (notebook 00) if they do not; on a T4 GPU in full mode: not measured.
 #
 # **Versions last run** and the machine: printed by the first cell. Every section asks before it shows: write your prediction down, then run.
 

@@ -23,7 +23,7 @@
 #
 # **Before you start** [00 · Start here](00_start_here.ipynb). Your own pictures, if you have some: at least four classes, in a folder each, with five pictures or more.
 #
-# **Time** about a minute on a two-core laptop, its training included; on a T4 GPU in full mode: not measured.
+# **Time** About a minute on a two-core laptop, its training included; on a T4 GPU in full mode: not measured.
 #
 # **Versions last run** and the machine: printed by the first cell. Every section asks before it shows: write your prediction down, then run.
 
