@@ -280,6 +280,26 @@ def hold_out(image_set: ImageSet, share: float = 0.2, seed: int = 0) -> tuple[Im
     return replace(train, split="train"), replace(validation, split="validation")
 
 
+def share_to_choose_on(share: float, classes: int) -> float:
+    """The share of classes to hold out where Recall@1 on them chooses: that of two at least.
+
+    Among pictures of a single class every answer is right.
+
+    >>> share_to_choose_on(0.2, 100), share_to_choose_on(0.2, 5)
+    (0.2, 0.4)
+
+    Raises:
+        DatasetError: fewer than four classes, of which none can be spared.
+    """
+    if classes < 4:
+        raise DatasetError(
+            f"{classes} classes to train on are too few to hold some out that choose: add classes, "
+            'or choose nothing (training: selection="last", --selection last; heads: '
+            "validation_share=0)."
+        )
+    return max(share, 2 / classes)
+
+
 def _check_words(name: str, split: str, options: Mapping) -> None:
     """Refuse unknown names, splits and options, with the near match."""
     _check_name(name)

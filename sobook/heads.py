@@ -245,7 +245,8 @@ def _hold_out(features: Tensor, labels: Tensor, share: float, seed: int):
     if share == 0:
         return (features, labels), None
     classes = int(labels.max()) + 1
-    count = min(max(round(share * classes), 1), classes - 1)
+    share = datasets.share_to_choose_on(share, classes)
+    count = min(round(share * classes), classes - 1)
     held = np.random.default_rng(seed).permutation(classes)[:count]
     mask = torch.from_numpy(np.isin(labels.numpy(), held))
     parts = []

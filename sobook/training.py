@@ -415,14 +415,7 @@ def _training_sets(config: TrainConfig):
     train = _load(config, "train")
     if config.selection != "validation":
         return train, None
-    if train.num_classes < 4:
-        raise ValueError(
-            f"{config.dataset}: {train.num_classes} classes to train on are too few to hold some "
-            'out that choose the epoch: keep the last one (selection="last", --selection last), or '
-            "add classes."
-        )
-    # Two at least: among pictures of a single class every answer is right.
-    share = max(config.validation_share, 2 / train.num_classes)
+    share = datasets.share_to_choose_on(config.validation_share, train.num_classes)
     return datasets.hold_out(train, share, seed=config.seed)
 
 

@@ -596,3 +596,11 @@ def test_manifest_adds_up():
         for archive in card["archives"]:
             assert len(archive.get("md5", "0" * 32)) == 32
             assert len(archive.get("sha256", "0" * 64)) == 64
+
+
+def test_two_classes_at_least_choose_and_three_are_too_few():
+    for classes in (4, 5, 9, 10, 11, 100):
+        share = datasets.share_to_choose_on(0.2, classes)
+        assert round(share * classes) == max(2, round(0.2 * classes))
+    with pytest.raises(DatasetError, match="3 classes to train on are too few"):
+        datasets.share_to_choose_on(0.2, 3)

@@ -163,7 +163,7 @@ exercises.check("06.1", directions_for)
 #
 # **Predict.** Will the PA+SO map look more orderly than the PA map? Decide before you look, and decide what "more orderly" would mean.
 #
-# (The very first map on a machine takes half a minute longer: UMAP's numerical code is compiled then, and kept. The neighbours are exact ones from faiss, handed to UMAP ready-made; by itself, it would search them approximately.)
+# (UMAP's numerical code is compiled once, by `make install` or else before the first map, which then takes half a minute longer. The neighbours are exact ones from faiss, handed to UMAP ready-made; by itself, it would search them approximately.)
 
 # %%
 figures.embedding_maps(spaces, test.labels, class_names=names)
