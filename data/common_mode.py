@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from sobook import runs, study_figures
 from sobook.retrieval import compare_seeds
+from sobook.studies import figures as study_figures
+from sobook.training import run as runs
 
 RESULTS = Path(__file__).parent / "results"
 TABLES = {"aviary": "common_mode_aviary", "CUB-58/42": "common_mode_cub"}

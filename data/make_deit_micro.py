@@ -26,10 +26,12 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from sobook import datasets, images, micro
+from sobook.aviary import micro
+from sobook.data import image_sets
+from sobook.data import pixels as images
 from sobook.encoder import Encoder, embed
 from sobook.retrieval import evaluate
-from sobook.training import learning_rate_factor
+from sobook.training.loop import learning_rate_factor
 
 HERE = Path(__file__).parent
 
@@ -49,11 +51,11 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def whole_aviary(species: int, images_per_species: int, seed: int) -> datasets.ImageSet:
+def whole_aviary(species: int, images_per_species: int, seed: int) -> image_sets.ImageSet:
     """Both halves of an aviary as one set: here no class is kept back."""
     options = {"species": species, "images_per_species": images_per_species, "seed": seed}
-    train, test = (datasets.load("aviary", split, **options) for split in ("train", "test"))
-    return datasets.ImageSet(
+    train, test = (image_sets.load("aviary", split, **options) for split in ("train", "test"))
+    return image_sets.ImageSet(
         paths=(*train.paths, *test.paths),
         labels=np.concatenate([train.labels, test.labels + train.num_classes]),
         class_names=(*train.class_names, *test.class_names),
@@ -62,7 +64,7 @@ def whole_aviary(species: int, images_per_species: int, seed: int) -> datasets.I
     )
 
 
-def by_genus(image_set: datasets.ImageSet) -> datasets.ImageSet:
+def by_genus(image_set: image_sets.ImageSet) -> image_sets.ImageSet:
     """The same images, labelled by genus: the last word of a species' name."""
     genera = [name.rsplit("_", 1)[-1] for name in image_set.class_names]
     names, numbers = np.unique(genera, return_inverse=True)
@@ -70,7 +72,7 @@ def by_genus(image_set: datasets.ImageSet) -> datasets.ImageSet:
     return dataclasses.replace(image_set, labels=labels, class_names=tuple(names.tolist()))
 
 
-def frozen_recall(backbone: torch.nn.Module, image_set: datasets.ImageSet) -> float:
+def frozen_recall(backbone: torch.nn.Module, image_set: image_sets.ImageSet) -> float:
     """Recall@1 of the backbone's features."""
     encoder = Encoder(backbone, micro.NAME, None, 64, None)
     found = embed(encoder, image_set, cache=False, progress=False)
@@ -139,7 +141,7 @@ def main() -> None:
     if args.labels == "genus":
         image_set = by_genus(image_set)
     train(args, image_set, whole_aviary(40, 20, seed=2))
-    test = datasets.load("aviary", "test")
+    test = image_sets.load("aviary", "test")
     result = frozen_recall(Encoder.create(micro.NAME, weights=args.out).backbone, test)
     print(json.dumps({"frozen_recall_at_1_on_test_species": round(result, 4)}))
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.2f} MB")

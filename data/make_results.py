@@ -18,13 +18,14 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from sobook import datasets, figures, geometry
+from sobook import figures, geometry
+from sobook.data import image_sets
+from sobook.data.pixels import read_image
 from sobook.encoder import Encoder, embed
-from sobook.images import read_image
 from sobook.losses import SO_WEIGHT
 from sobook.retrieval import evaluate
-from sobook.runs import Run, replacing
-from sobook.training import TrainConfig, fit
+from sobook.training.loop import TrainConfig, fit
+from sobook.training.run import Run, replacing
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -66,7 +67,7 @@ def frozen_recall(config: TrainConfig, known: dict) -> float:
     """Recall@1 on the test classes of the encoder before any training, computed once."""
     key = (config.dataset, config.encoder, config.image_size, str(config.options), config.root)
     if key not in known:
-        test = datasets.load(
+        test = image_sets.load(
             config.dataset,
             "test",
             config.root,
@@ -105,7 +106,7 @@ def aviary(seeds: int, so_weights: list[float], out: Path) -> None:
 def hero(out: Path) -> None:
     """The birds, and the cosines of the proxies that two runs learned on them."""
     pa, so = (fit(TrainConfig(so_weight=so_weight)) for so_weight in (0.0, SO_WEIGHT))
-    train = datasets.load("aviary", "train")
+    train = image_sets.load("aviary", "train")
     birds = [np.asarray(read_image(train.paths[i])) for i in range(3, 2000, 160)]
     names = [name.split(".")[1].rsplit("_", 1)[-1] for name in pa.state["class_names"]]
     drawn = [

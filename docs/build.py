@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from sobook import study, study_figures
+from sobook.studies import figures as study_figures
+from sobook.studies import study
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

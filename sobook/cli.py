@@ -11,13 +11,16 @@ import numpy as np
 import torch
 import tyro
 
-from sobook import datasets, geometry, grading, resources, search
-from sobook import study as studies
-from sobook.config import TrainConfig
+from sobook import geometry
+from sobook.course import grading
+from sobook.data import image_sets
 from sobook.encoder import Encoder, embed
+from sobook.interactive import search
 from sobook.retrieval import Retrieval, difference
-from sobook.runs import Run
-from sobook.training import TrainingError, evaluate_run, fit
+from sobook.studies import study as studies
+from sobook.training.config import TrainConfig
+from sobook.training.loop import TrainingError, evaluate_run, fit
+from sobook.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,8 @@ def prepare(
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of what is left out: listed in full below
-        folder = datasets.prepare(name, root, **options)
-        notes = datasets.notes(name, root) if name == "folder" else ()
+        folder = image_sets.prepare(name, root, **options)
+        notes = image_sets.notes(name, root) if name == "folder" else ()
     for note in notes:
         print(f"note: {note}")
     print(folder)
@@ -164,7 +167,7 @@ def evaluate(source: Annotated[Source, tyro.conf.arg(name="")]) -> None:
     """
     config, encoder = source.open()
     result = evaluate_run(config, encoder, progress=True)
-    notes = datasets.notes_of(config)
+    notes = image_sets.notes_of(config)
     _print_result(source.run or f"{encoder.name}, frozen", {**result.summary(), "notes": notes})
 
 
@@ -215,7 +218,7 @@ def embed_images(
     if out.suffix != ".npz":
         raise ValueError(f"--out {out}: the file must end in .npz.")
     config, encoder = source.open()
-    found = datasets.load(
+    found = image_sets.load(
         config.dataset, split, config.root, allow_partial=config.allow_partial, **config.options
     )
     embeddings = embed(encoder, found)
@@ -286,7 +289,9 @@ def explore(
     """
     if out.suffix not in (".html", ".htm"):
         raise ValueError(f"--out {out}: the file must end in .html.")
-    from sobook import explorer  # here, not above: it brings matplotlib, which takes a second
+    from sobook.interactive import (
+        explorer,  # here, not above: it brings matplotlib, which takes a second
+    )
 
     opened = [Run.load(path) for path in runs]
     page = explorer.from_runs(opened, classes=classes, per_class=images, seed=seed)
@@ -319,7 +324,7 @@ def study(
     """
     if not files:
         raise ValueError("study needs a study file, or the name of one that comes with sobook.")
-    out = resources.data_root() / "study_results" if out is None else out.expanduser()
+    out = files.data_root() / "study_results" if out is None else out.expanduser()
     for file in files:
         one = studies.load(file)
         table = studies.gather(one) if only_gather else studies.run(one, jobs=jobs)

@@ -17,9 +17,10 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from sobook import images as image_files
-from sobook import micro, resources
-from sobook.datasets import ImageSet
+from sobook import files
+from sobook.aviary import micro
+from sobook.data import pixels as image_files
+from sobook.data.image_sets import ImageSet
 
 TOKENS = ("cls", "dist", "mean")
 
@@ -219,7 +220,7 @@ def embed(
 
 def _cache_file(fingerprint: str, image_set: ImageSet, short_side: int) -> Path:
     key = image_files.fingerprint(image_set, short_side) + fingerprint
-    return resources.data_root() / "cache" / f"embeddings-{key}.npy"
+    return files.data_root() / "cache" / f"embeddings-{key}.npy"
 
 
 def _known(encoder: Encoder, image_set: ImageSet, short_side: int) -> np.ndarray | None:
@@ -261,14 +262,14 @@ def _make_head(features: int, dim: int | None) -> nn.Module:
 
 def _check_name(name: str) -> None:
     if not timm.is_model(name.split(".")[0]):
-        near = resources.suggest(name, timm.list_models())
+        near = files.suggest(name, timm.list_models())
         raise EncoderError(f"unknown encoder {name!r}: give the name of a timm model.{near}")
 
 
 def _check_token(token: str, backbone: nn.Module, name: str) -> None:
     if token not in TOKENS:
         raise EncoderError(
-            f"unknown token {token!r}: choose one of {TOKENS}.{resources.suggest(token, TOKENS)}"
+            f"unknown token {token!r}: choose one of {TOKENS}.{files.suggest(token, TOKENS)}"
         )
     prefix = getattr(backbone, "num_prefix_tokens", 0)
     if prefix < (1 if token == "cls" else 2):
@@ -295,7 +296,7 @@ def _make_backbone(name: str, weights, image_size: int | None) -> nn.Module:
             raise EncoderError(
                 f"weights='micro' belong to {micro.NAME!r}, not to {name!r}: change one of the two."
             )
-        weights = resources.path(micro.WEIGHTS)
+        weights = files.path(micro.WEIGHTS)
     if weights is not None:
         _load(backbone, Path(weights), name)
     return backbone
@@ -364,7 +365,7 @@ def _read(file: Path) -> dict[str, Tensor]:
         raise EncoderError(
             f"there is no weights file {str(file)!r}: give the path of a .safetensors or .pth "
             "file, or one of 'pretrained', 'micro', None."
-            f"{resources.suggest(str(file), ['pretrained', 'micro'])}"
+            f"{files.suggest(str(file), ['pretrained', 'micro'])}"
         )
     try:
         if file.suffix == ".safetensors":

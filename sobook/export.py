@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sobook.data.pixels import evaluation_short_side
 from sobook.encoder import Encoder
-from sobook.images import evaluation_short_side
-from sobook.runs import Run, replacing, write_json
+from sobook.training.run import Run, replacing, write_json
 
 _TOLERANCE = 1e-4  # of a coordinate of a unit vector, between torch and onnxruntime
 

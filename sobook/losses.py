@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sobook.resources import suggest
+from sobook.files import suggest
 
 REDUCTIONS = ("mean", "sum")
 SO_WEIGHT = 100.0  # λ where nobody chose one, for reduction "mean"; our choice, not the paper's

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from sobook.resources import suggest
+from sobook.files import suggest
 
 UNMATCHED = ("exclude", "miss")
 BACKENDS = ("faiss", "torch")

@@ -70,10 +70,10 @@ def tiny_options() -> dict[str, int]:
 @pytest.fixture(scope="session")
 def tiny_aviary(tmp_path_factory: pytest.TempPathFactory, tiny_options: dict[str, int]) -> Path:
     """Root with a tiny Aviary, drawn once: ``load("aviary", "train", root, **tiny_options)``."""
-    from sobook import datasets
+    from sobook.data import image_sets
 
     root = tmp_path_factory.mktemp("tiny_aviary")
-    datasets.load("aviary", "train", root, **tiny_options)
+    image_sets.load("aviary", "train", root, **tiny_options)
     return root
 
 

@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 
-from sobook.training import TrainingError, fit
+from sobook.training.loop import TrainingError, fit
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["sobook.training", "tests.processes"])
@@ -100,11 +100,11 @@ def _train(config, rank, processes, port, at_step, queue) -> None:
 
 
 def _prepare(name, root, card, options) -> None:
-    from sobook import datasets, layouts
+    from sobook.data import benchmarks, image_sets
 
     if card is not None:
-        layouts.cards()[name] = card
-    datasets.prepare(name, root, progress=False, **options)
+        benchmarks.cards()[name] = card
+    image_sets.prepare(name, root, progress=False, **options)
 
 
 def _study(file, data_root) -> None:
@@ -112,7 +112,7 @@ def _study(file, data_root) -> None:
 
     import torch
 
-    from sobook import study
+    from sobook.studies import study
 
     torch.set_num_threads(1)
     os.environ["SOBOOK_DATA"] = str(data_root)
@@ -129,7 +129,7 @@ def _study(file, data_root) -> None:
 
 def _do_at_step(rank: int, at_rank: int, at_step: int, signal: int) -> None:
     """Let one process send itself a signal when it comes to a step."""
-    from sobook import training
+    from sobook.training import loop as training
 
     original = training._Trainer._step
 

@@ -8,7 +8,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from sobook import datasets, micro
+from sobook.aviary import micro
+from sobook.data import image_sets
 from sobook.encoder import Encoder, EncoderError, embed
 from sobook.retrieval import evaluate
 
@@ -101,9 +102,9 @@ class TestWeights:
     def test_micro_is_small(self):
         encoder = Encoder.create(MICRO, weights=None)
         assert sum(p.numel() for p in encoder.parameters()) <= 3_000_000
-        from sobook import resources
+        from sobook import files
 
-        assert resources.path(micro.WEIGHTS).stat().st_size <= 6_000_000
+        assert files.path(micro.WEIGHTS).stat().st_size <= 6_000_000
 
     def test_pretrained_is_bundled_for_micro(self):
         first, second = (Encoder.create(MICRO, weights=w) for w in ("micro", "pretrained"))
@@ -185,7 +186,7 @@ class TestWeights:
 class TestEmbed:
     @pytest.fixture
     def birds(self, tiny_aviary, tiny_options):
-        return datasets.load("aviary", "test", tiny_aviary, **tiny_options)
+        return image_sets.load("aviary", "test", tiny_aviary, **tiny_options)
 
     def test_shape_order_and_batch_size(self, encoder, birds):
         one = embed(encoder, birds, cache=False, progress=False, batch_size=1)
@@ -226,7 +227,7 @@ class TestEmbed:
     def test_micro_features_beat_random_ones(self, tmp_path):
         """On species of four genera: enough for chance to be far away."""
         options = {"species": 40, "images_per_species": 10, "size": 64}
-        birds = datasets.load("aviary", "test", tmp_path, **options)
+        birds = image_sets.load("aviary", "test", tmp_path, **options)
         recall = {}
         for weights in ("micro", None):
             found = embed(Encoder.create(MICRO, weights=weights), birds, progress=False)

@@ -9,9 +9,9 @@ import torch
 
 from sobook import export
 from sobook.cli import main
-from sobook.config import TrainConfig
 from sobook.export import ExportError
-from sobook.training import fit
+from sobook.training.config import TrainConfig
+from sobook.training.loop import fit
 
 
 @pytest.fixture(scope="module")

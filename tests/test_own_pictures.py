@@ -105,10 +105,10 @@ def test_300_mixed_pictures_of_which_20_cannot_be_read(pictures, tmp_path, capsy
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_every_file_is_used_or_named(pictures):
-    from sobook import datasets
+    from sobook.data import image_sets
 
     root, left_out = pictures
-    sets = [datasets.load("folder", split, root) for split in ("train", "test")]
+    sets = [image_sets.load("folder", split, root) for split in ("train", "test")]
     used = {path.name for one in sets for path in one.paths}
     named = {note.split(": ")[0].rsplit("/", 1)[-1] for one in sets for note in one.notes}
     assert len(used) == 280 and not used & named

@@ -44,7 +44,7 @@ if importlib.util.find_spec("sobook") is None:
     if subprocess.run([*pip, f"sobook @ git+{REPOSITORY}"]).returncode:
         raise RuntimeError(f"sobook is not to be had from {REPOSITORY}: set REPOSITORY above.")
 
-from sobook import notebook
+from sobook.course import session as notebook
 
 session = notebook.setup()
 # %% [markdown]
@@ -54,15 +54,17 @@ session = notebook.setup()
 import numpy as np
 import pandas as pd
 
-from sobook import datasets, exercises, figures, geometry, images
+from sobook import figures, geometry
+from sobook.course import exercises
+from sobook.data import image_sets, pixels as images
 from sobook.encoder import Encoder, embed
 from sobook.losses import SO_WEIGHT
 from sobook.retrieval import difference, evaluate, neighbours
-from sobook.training import fit
+from sobook.training.loop import fit
 
 config = session.config()  # the settings that all notebooks share
-datasets.prepare(config.dataset, progress=not session.quick)  # drawn once, then read from disk
-test = datasets.load(config.dataset, "test")
+image_sets.prepare(config.dataset, progress=not session.quick)  # drawn once, then read from disk
+test = image_sets.load(config.dataset, "test")
 test.describe()
 
 # %% [markdown]
@@ -107,7 +109,7 @@ figures.finish(
 # So the test is: take classes that the model has never seen, let every picture ask for its nearest neighbours among all the others, and count how often they are right. The training species and the test species are different ones:
 
 # %%
-train = datasets.load(config.dataset, "train")
+train = image_sets.load(config.dataset, "train")
 shared_species = set(train.class_names) & set(test.class_names)
 shared_genera = {genus(name) for name in train.class_names} & set(genera)
 print(f"training: {len(train):,} pictures of {train.num_classes} species")

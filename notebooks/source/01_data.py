@@ -44,7 +44,7 @@ if importlib.util.find_spec("sobook") is None:
     if subprocess.run([*pip, f"sobook @ git+{REPOSITORY}"]).returncode:
         raise RuntimeError(f"sobook is not to be had from {REPOSITORY}: set REPOSITORY above.")
 
-from sobook import notebook
+from sobook.course import session as notebook
 
 session = notebook.setup()
 # %%
@@ -60,15 +60,18 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from sobook import aviary, datasets, exercises, figures, images, layouts
-from sobook.aviary_scene import NUISANCE
+from sobook import figures
+from sobook.aviary import species as aviary
+from sobook.course import exercises
+from sobook.data import benchmarks, image_sets, pixels as images
+from sobook.aviary.scene import NUISANCE
 from sobook.encoder import Encoder
 from sobook.retrieval import difference, evaluate
-from sobook.training import TrainConfig, fit
+from sobook.training.loop import TrainConfig, fit
 
 name = session.config().dataset  # aviary in quick mode, cub200 in full mode
-datasets.prepare(name, progress=not session.quick)
-train, test = datasets.load(name, "train"), datasets.load(name, "test")
+image_sets.prepare(name, progress=not session.quick)
+train, test = image_sets.load(name, "train"), image_sets.load(name, "test")
 
 # %% [markdown]
 # ## 1 · What a data set is here
@@ -258,7 +261,7 @@ print("The gain on new species lies", "inside" if overlapping else "outside", "t
 # Something has to choose the number of epochs, the learning rate, the weight of a loss. If the test classes do it, they have been trained on after all, only by hand. So a share of the *training classes* is set aside as whole classes, and labels are numbered anew in both parts:
 
 # %%
-fit_part, validation = datasets.hold_out(train, share=0.2, seed=0)
+fit_part, validation = image_sets.hold_out(train, share=0.2, seed=0)
 parts = {"train": fit_part, "validation": validation, "test": test}
 table = {
     part: {"images": len(s), "classes": s.num_classes, "labels": f"0..{s.labels.max()}", "genera": len({genus(n) for n in s.class_names})}
@@ -334,7 +337,7 @@ exercises.check("01.1", split_by_class)
 
 # %%
 rows = {}
-for key, card in layouts.cards().items():
+for key, card in benchmarks.cards().items():
     splits = card["splits"]
     tested = [split for split in splits if split != "train"]
     rows[key] = {
@@ -359,7 +362,7 @@ pd.DataFrame(rows).T.style.set_properties(**{"text-align": "left", "vertical-ali
 # An interrupted download goes on where it stopped, the archive is verified, and the counts are compared with the table. What may not or cannot be fetched by a program says how a person gets it:
 
 # %%
-for key, card in layouts.cards().items():
+for key, card in benchmarks.cards().items():
     size = sum(archive.get("size", 0) for archive in card["archives"])
     how = "by hand" if not any(archive["urls"] for archive in card["archives"]) else "fetched"
     print(f"{key} ({how}, {f'{size / 1e9:.2f} GB' if size else 'size not published'}): {card['by_hand']}\n")
@@ -451,7 +454,7 @@ figures.finish(
 (folder / "another" / "broken.jpg").write_bytes(b"\xff\xd8 half a photograph")
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    own = datasets.load("folder", "test", root=folder)
+    own = image_sets.load("folder", "test", root=folder)
 print(str(caught[-1].message).replace(str(folder), "…"))
 print(len(own), "picture left of the class", own.class_names[0])
 try:
@@ -490,7 +493,7 @@ figures.finish(
 # A whole batch, as the network gets it:
 
 # %%
-small, _ = datasets.hold_out(train, share=0.5, seed=1)
+small, _ = image_sets.hold_out(train, share=0.5, seed=1)
 source_all = images.pixels(small, round(side * 1.5), enlarge=False, progress=False)
 batches = images.TrainingBatches(source_all, small.labels, image_size=side, batch_size=20, images_per_class=2, crop_scale=config.crop_scale, seed=session.seed, epoch=1)
 batch, labels = batches[0]  # (B, 3, H, W) uint8, (B,)

@@ -44,7 +44,7 @@ if importlib.util.find_spec("sobook") is None:
     if subprocess.run([*pip, f"sobook @ git+{REPOSITORY}"]).returncode:
         raise RuntimeError(f"sobook is not to be had from {REPOSITORY}: set REPOSITORY above.")
 
-from sobook import notebook
+from sobook.course import session as notebook
 
 session = notebook.setup()
 # %%
@@ -54,13 +54,16 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import gaussian_kde
 
-from sobook import aviary, datasets, exercises, figures, images
+from sobook import figures
+from sobook.aviary import species as aviary
+from sobook.course import exercises
+from sobook.data import image_sets, pixels as images
 from sobook.encoder import Encoder, embed
 from sobook.retrieval import difference, evaluate, neighbours
 
 config = session.config()  # quick: the micro DeiT and drawn birds; full: DeiT-Small and CUB
-datasets.prepare(config.dataset, progress=not session.quick)
-test = datasets.load(config.dataset, "test")
+image_sets.prepare(config.dataset, progress=not session.quick)
+test = image_sets.load(config.dataset, "test")
 encoder = Encoder.create(config.encoder, weights=config.weights).to(session.device).eval()
 model = encoder.backbone  # timm's own VisionTransformerDistilled
 parameters = sum(weight.numel() for weight in model.parameters())

@@ -44,7 +44,7 @@ if importlib.util.find_spec("sobook") is None:
     if subprocess.run([*pip, f"sobook @ git+{REPOSITORY}"]).returncode:
         raise RuntimeError(f"sobook is not to be had from {REPOSITORY}: set REPOSITORY above.")
 
-from sobook import notebook
+from sobook.course import session as notebook
 
 session = notebook.setup()
 # %%
@@ -58,11 +58,13 @@ from matplotlib import colormaps
 from matplotlib.patches import Rectangle
 from torch import nn
 
-from sobook import datasets, exercises, figures, geometry, images, layouts
+from sobook import figures, geometry
+from sobook.course import exercises
+from sobook.data import benchmarks, image_sets, pixels as images
 from sobook.encoder import Encoder, embed
 from sobook.losses import ProxyAnchor
 from sobook.retrieval import difference, evaluate, neighbours
-from sobook.training import fit
+from sobook.training.loop import fit
 
 # %% [markdown]
 # Letters, throughout: $B$ images in a batch, $C$ classes, $D$ dimensions, $N$ training images. A hat means unit length. The function below compares what we compute with what it should be; it is all the testing this notebook needs.
@@ -99,7 +101,7 @@ def counts(N, C, B):
     }
 
 
-train_counts = {name: card["splits"]["train"] for name, card in layouts.cards().items()}
+train_counts = {name: card["splits"]["train"] for name, card in benchmarks.cards().items()}
 table = pd.DataFrame({name: counts(n["images"], n["classes"], B=180) for name, n in train_counts.items()})
 form = {"pairs / image–proxy": "{:.1f}", "pairs met in an epoch": "{:.1%}", "same-class pairs in a batch": "{:.1f}"}
 table.apply(lambda row: row.map(form.get(row.name, "{:,.0f}").format), axis=1)
@@ -659,7 +661,7 @@ print(f"backbone {config.lr:g}, head {config.head_lr:g}, proxies {config.proxy_l
 # Now birds. Backbone, head and proxies are trained together, after a warm-up in which the backbone stands still while head and proxies find each other. The epoch that is kept is the one with the best Recall@1 on *held-out training classes*; the test species have no say.
 
 # %%
-datasets.prepare(config.dataset, config.root, progress=not session.quick)  # drawn or fetched once
+image_sets.prepare(config.dataset, config.root, progress=not session.quick)  # drawn or fetched once
 run = fit(config)
 print(f"{config.epochs} epochs (the backbone stands still in the first {config.warmup_epochs}), epoch {run.state['selected_epoch']} kept; {run.state['train_images']:,} images of {len(run.state['class_names'])} classes")
 
@@ -685,8 +687,8 @@ print(f"first step {per_step[0]['proxy_anchor']:.2f}; random embeddings of the s
 # The loss wanted own cosines above $\delta$ and others below $-\delta$. **Which of the two will it have got more of, on the training images? And, by the weights of section 3, how many of the negatives still matter?**
 
 # %%
-everything = datasets.load(config.dataset, "train", config.root, **config.options)
-training, held_out = datasets.hold_out(everything, config.validation_share, seed=config.seed)
+everything = image_sets.load(config.dataset, "train", config.root, **config.options)
+training, held_out = image_sets.hold_out(everything, config.validation_share, seed=config.seed)
 encoder = run.encoder().to(session.device)
 trained_on = torch.from_numpy(embed(encoder, training, progress=False))  # (N, D), no augmentation
 cosines = trained_on @ F.normalize(run.proxies(), dim=1).T  # (N, C)
@@ -730,7 +732,7 @@ print(f"cosine of the mean image and the mean proxy: {F.cosine_similarity(mean_i
 # Training images prove nothing about retrieval. **Predict:** by how much does Recall@1 rise over the frozen features, on held-out training classes and on the test species?
 
 # %%
-test = datasets.load(config.dataset, "test", config.root, **config.options)
+test = image_sets.load(config.dataset, "test", config.root, **config.options)
 frozen_encoder = Encoder.create(config.encoder, weights=config.weights).to(session.device)
 encoders = {"frozen": frozen_encoder, "PA": encoder}
 sets = {"held-out training classes": held_out, "test species": test}

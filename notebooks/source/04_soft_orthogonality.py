@@ -44,7 +44,7 @@ if importlib.util.find_spec("sobook") is None:
     if subprocess.run([*pip, f"sobook @ git+{REPOSITORY}"]).returncode:
         raise RuntimeError(f"sobook is not to be had from {REPOSITORY}: set REPOSITORY above.")
 
-from sobook import notebook
+from sobook.course import session as notebook
 
 session = notebook.setup()
 # %%
@@ -58,11 +58,13 @@ import torch.nn.functional as F
 from matplotlib.patches import Circle
 from torch import nn
 
-from sobook import datasets, exercises, figures, geometry, layouts
+from sobook import figures, geometry
+from sobook.course import exercises
+from sobook.data import benchmarks, image_sets
 from sobook.encoder import Encoder, embed
 from sobook.losses import SO_WEIGHT, ProxyAnchor, SoftOrthogonalProxyAnchor, soft_orthogonality
 from sobook.retrieval import difference, evaluate
-from sobook.training import fit
+from sobook.training.loop import fit
 
 # %% [markdown]
 # Letters: $C$ classes (and proxies), $D$ dimensions, $N$ images, $P$ the $(C, D)$ matrix of proxies, $\hat P$ the same with rows of unit length.
@@ -95,7 +97,7 @@ pd.DataFrame(rows, columns=["D", "RMS cosine of 200 random directions", "1/√D"
 
 # %%
 config = session.config(so_weight=0.0)
-datasets.prepare(config.dataset, config.root, progress=not session.quick)  # drawn or fetched once
+image_sets.prepare(config.dataset, config.root, progress=not session.quick)  # drawn or fetched once
 pa = fit(config)
 
 # %%
@@ -227,7 +229,7 @@ for C, D in ((3, 2), (40, 128), (200, 16)):
 # %%
 D = 384  # the width of DeiT-Small's features
 rows = []
-for name, card in layouts.cards().items():
+for name, card in benchmarks.cards().items():
     C = card["splits"]["train"]["classes"]
     P = torch.randn(C, D, generator=generator) * math.sqrt(2 / C)
     small = P.T @ P if C > D else P @ P.T  # the smaller Gram matrix; its squares have the same sum (section 5)
@@ -316,7 +318,7 @@ axis.legend(loc="upper left")
 figures.finish(figure, f"Time of SO and its gradient by both Gram matrices; at C = {CLASSES[-1]} {times['by_classes'][-1]:.0f} and {times['by_dimensions'][-1]:.1f} milliseconds.")
 
 # %%
-C = layouts.cards()["sop"]["splits"]["train"]["classes"]
+C = benchmarks.cards()["sop"]["splits"]["train"]["classes"]
 print(f"at C = {CLASSES[-1]:,} the D × D form is {times['by_classes'][-1] / times['by_dimensions'][-1]:.0f} times faster on this machine")
 print(f"for SOP (C = {C:,}) one Gram matrix in float32 takes {4 * C**2 / 2**20:,.0f} MiB, or {4 * D**2 / 2**20:.1f} MiB")
 
@@ -439,7 +441,7 @@ pd.DataFrame(
 # %%
 D = 384
 rows = []
-for name, card in layouts.cards().items():
+for name, card in benchmarks.cards().items():
     C = card["splits"]["train"]["classes"]
     rows.append([name, C, 1 / math.sqrt(D), rms_floor(C, D), geometry.welch_bound(C, D), 1 - rms_floor(C, D) * math.sqrt(D)])
 pd.DataFrame(rows, columns=["data set", "C", "chance RMS cosine", "floor of the RMS cosine", "Welch bound", "below chance by at most"]).set_index("data set").round(4)
@@ -595,7 +597,7 @@ print(f"Proxy Anchor loss in the last epoch: {last['PA']:.2f} with PA, {last['PA
 # That was geometry. Retrieval is another matter: test species *have* no proxies, and the question is whether images of a new species come closer together.
 
 # %%
-test = datasets.load(config.dataset, "test", config.root, **config.options)
+test = image_sets.load(config.dataset, "test", config.root, **config.options)
 frozen_encoder = Encoder.create(config.encoder, weights=config.weights).to(session.device)
 encoders = {"frozen": frozen_encoder} | {name: run.encoder().to(session.device) for name, run in runs.items()}
 results = {name: evaluate(embed(encoder, test, progress=False), test.labels) for name, encoder in encoders.items()}
@@ -629,8 +631,8 @@ print(f"MAP@R: {results['PA'].map_at_r:.3f} with PA, {results['PA+SO'].map_at_r:
 # A whole training for each $\lambda$ would take long. But the frozen features are on disk, and a linear head with proxies on top of them trains in seconds. It is a model of the real thing, not the real thing: the backbone cannot answer. **Predict:** over four orders of magnitude of $\lambda$, how do the RMS cosine of the proxies and Recall@1 on held-out classes change?
 
 # %%
-everything = datasets.load(config.dataset, "train", config.root, **config.options)
-training, held_out = datasets.hold_out(everything, config.validation_share, seed=config.seed)
+everything = image_sets.load(config.dataset, "train", config.root, **config.options)
+training, held_out = image_sets.hold_out(everything, config.validation_share, seed=config.seed)
 embed(frozen_encoder, everything, progress=False)  # kept on disk: the two parts below are read from there
 features, held_out_features = (torch.from_numpy(embed(frozen_encoder, s, progress=False)) for s in (training, held_out))  # (N, F)
 labels = torch.from_numpy(training.labels)

@@ -46,7 +46,7 @@ if importlib.util.find_spec("sobook") is None:
     if subprocess.run([*pip, f"sobook @ git+{REPOSITORY}"]).returncode:
         raise RuntimeError(f"sobook is not to be had from {REPOSITORY}: set REPOSITORY above.")
 
-from sobook import notebook
+from sobook.course import session as notebook
 
 session = notebook.setup()
 
@@ -55,10 +55,14 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from sobook import aviary, datasets, exercises, explorer, figures, geometry, playground, retrieval
+from sobook import figures, geometry, retrieval
+from sobook.aviary import species as aviary
+from sobook.course import exercises
+from sobook.data import image_sets
+from sobook.interactive import explorer, playground
 from sobook.encoder import embed
 from sobook.losses import SO_WEIGHT
-from sobook.training import fit
+from sobook.training.loop import fit
 
 # %% [markdown]
 # ## 1 · Two sets of proxies
@@ -375,7 +379,7 @@ for name, p in proxies.items():
 def training_images(run):
     """The images whose classes have proxies, with labels in the order of the proxies."""
     config = run.config
-    train = datasets.load(config.dataset, "train", config.root, allow_partial=config.allow_partial, **config.options)
+    train = image_sets.load(config.dataset, "train", config.root, allow_partial=config.allow_partial, **config.options)
     return train.subset(np.isin(np.array(train.class_names)[train.labels], run.state["class_names"]))
 
 

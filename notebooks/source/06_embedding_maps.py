@@ -44,7 +44,7 @@ if importlib.util.find_spec("sobook") is None:
     if subprocess.run([*pip, f"sobook @ git+{REPOSITORY}"]).returncode:
         raise RuntimeError(f"sobook is not to be had from {REPOSITORY}: set REPOSITORY above.")
 
-from sobook import notebook
+from sobook.course import session as notebook
 
 session = notebook.setup()
 # %%
@@ -57,13 +57,16 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import trustworthiness
 from sklearn.neighbors import NearestNeighbors
 
-from sobook import datasets, exercises, explorer, figures, geometry, images
+from sobook import figures, geometry
+from sobook.course import exercises
+from sobook.data import image_sets, pixels as images
+from sobook.interactive import explorer
 from sobook.encoder import embed
 from sobook.losses import SO_WEIGHT
 from sobook.retrieval import evaluate, neighbours
 
 plt.rcParams["figure.dpi"] = 66  # many maps: smaller pictures keep the notebook small
-from sobook.training import fit
+from sobook.training.loop import fit
 
 # %% [markdown]
 # ## 1 · One set of pictures, two spaces
@@ -80,7 +83,7 @@ config = runs["PA"].config
 
 def some_images(split, classes=None, total=750):
     """About `total` images, equally many of each class; `classes` keeps those named."""
-    images = datasets.load(config.dataset, split, config.root, allow_partial=config.allow_partial, **config.options)
+    images = image_sets.load(config.dataset, split, config.root, allow_partial=config.allow_partial, **config.options)
     if classes is not None:
         images = images.subset(np.isin(np.array(images.class_names)[images.labels], classes))
     each = max(2, total // images.num_classes)

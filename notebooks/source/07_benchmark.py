@@ -46,7 +46,7 @@ if importlib.util.find_spec("sobook") is None:
     if subprocess.run([*pip, f"sobook @ git+{REPOSITORY}"]).returncode:
         raise RuntimeError(f"sobook is not to be had from {REPOSITORY}: set REPOSITORY above.")
 
-from sobook import notebook
+from sobook.course import session as notebook
 
 session = notebook.setup()
 # %%
@@ -58,16 +58,19 @@ import dataclasses
 
 from IPython.display import Markdown, display
 
-from sobook import exercises, figures, layouts, resources, study, study_figures
+from sobook import figures, files
+from sobook.course import exercises
+from sobook.data import benchmarks
+from sobook.studies import figures as study_figures, study
 from sobook.losses import SO_WEIGHT
 from sobook.retrieval import compare_classes, compare_seeds, difference
-from sobook.training import evaluate_run, fit
+from sobook.training.loop import evaluate_run, fit
 
 
 def committed(name):
     """The table of a study in data/results, one row a run; empty if it has not been run."""
     try:
-        return pd.read_csv(resources.path(f"results/{name}.csv"), dtype={"config": str})
+        return pd.read_csv(files.path(f"results/{name}.csv"), dtype={"config": str})
     except FileNotFoundError:
         return pd.DataFrame()
 
@@ -135,7 +138,7 @@ With only a *head* trained on frozen features, hundreds of runs are cheap, and s
 # The table was made by `data/make_results.py` and is part of the repository: a row is a run, with the command, versions, date and machine it came from.
 
 # %%
-results = pd.read_csv(resources.path("results/aviary.csv"), dtype={"config": str})
+results = pd.read_csv(files.path("results/aviary.csv"), dtype={"config": str})
 results = results[results["so_weight"].isin([0.0, SO_WEIGHT])]
 results["method"] = np.where(results["so_weight"] == 0, "PA", "PA+SO")
 for column in ("command", "date", "machine", "versions", "dataset", "encoder", "epochs", "selection"):
@@ -460,7 +463,7 @@ if "selected_epoch" in results:
 # Drawn birds are drawn birds. This table is from photographs: 100 complete classes of CUB-200-2011, cut to the bird's box by the collection we had them from, 58 of them training and 42 test classes by the usual rule (ids up to 100, and above). The encoder is a DeiT-Tiny at reduced resolution, so that two CPU cores could do it. These numbers are **committed**; the photographs are not part of the repository.
 
 # %%
-cub = pd.read_csv(resources.path("results/cub_58_42.csv"), dtype={"config": str})
+cub = pd.read_csv(files.path("results/cub_58_42.csv"), dtype={"config": str})
 cub["method"] = np.where(cub["so_weight"] == 0, "PA", "PA+SO λ=" + cub["so_weight"].map("{:g}".format))
 columns = [c for c in ("encoder", "image_size", "epochs", "selection", "machine", "date", "notes", "command") if c in cub]
 for column in columns:
@@ -656,7 +659,7 @@ def real_benchmarks():
 
 
 for name in ("cub200", "cars196", "sop", "inshop"):
-    card = layouts.cards()[name]
+    card = benchmarks.cards()[name]
     print(f"# {card['title']}: {card['splits']['train']['images']:,} training images of {card['splits']['train']['classes']:,} classes")
     print(f"sobook prepare {name}")
 print("sobook study benchmarks_full")

@@ -44,7 +44,7 @@ if importlib.util.find_spec("sobook") is None:
     if subprocess.run([*pip, f"sobook @ git+{REPOSITORY}"]).returncode:
         raise RuntimeError(f"sobook is not to be had from {REPOSITORY}: set REPOSITORY above.")
 
-from sobook import notebook
+from sobook.course import session as notebook
 
 session = notebook.setup()
 # %%
@@ -54,11 +54,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sobook import aviary, datasets, exercises, figures, images, search
+from sobook import figures
+from sobook.aviary import species as aviary
+from sobook.course import exercises
+from sobook.data import image_sets, pixels as images
+from sobook.interactive import search
 from sobook.encoder import Encoder, embed
 from sobook.losses import SO_WEIGHT
 from sobook.retrieval import difference, evaluate, neighbours
-from sobook.training import TrainConfig, fit
+from sobook.training.loop import TrainConfig, fit
 
 # %% [markdown]
 # ## 1 · A folder of pictures
@@ -104,7 +108,7 @@ import warnings
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of what is left out: printed below
-    train, test = (datasets.load("folder", split, my_folder) for split in ("train", "test"))
+    train, test = (image_sets.load("folder", split, my_folder) for split in ("train", "test"))
 for note in dict.fromkeys(train.notes + test.notes):  # each once
     print(note.replace(str(my_folder), my_folder.name))
 print(f"\ntraining: {len(train):,} pictures of {train.num_classes} classes")

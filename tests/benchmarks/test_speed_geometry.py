@@ -8,7 +8,8 @@ import time
 
 import numpy as np
 
-from sobook import geometry, maps
+from sobook import geometry
+from sobook.figures import maps
 
 POINTS = int(os.environ.get("SOBOOK_BENCH_POINTS", 60_000))
 

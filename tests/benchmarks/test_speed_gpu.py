@@ -8,9 +8,10 @@ import time
 import pytest
 import torch
 
-from sobook import parallel, training
-from sobook.config import TrainConfig
-from sobook.runs import Run, create
+from sobook.training import distributed
+from sobook.training import loop as training
+from sobook.training.config import TrainConfig
+from sobook.training.run import Run, create
 from tests.benchmarks.test_speed_training import Bar
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -46,7 +47,7 @@ def test_deit_small(precision, compiled, tmp_path, monkeypatch, capsys):
         warmup_epochs=0, selection="last", workers=8, checkpoint_minutes=1e6,
         run_dir=tmp_path / "run",
     )  # fmt: skip
-    trainer = training._Trainer(config, parallel.accelerator(config))
+    trainer = training._Trainer(config, distributed.accelerator(config))
     create(config)
     trainer.run = Run(config.folder(), config)
     trainer.epoch(1, 0, Bar())

@@ -14,7 +14,8 @@ from PIL import Image
 from torchvision import datasets as torchvision_datasets
 from torchvision import transforms
 
-from sobook import datasets, images
+from sobook.data import image_sets
+from sobook.data import pixels as images
 
 WORKERS, BATCH, SIZE, FILES = 2, 90, 224, 3000
 
@@ -71,7 +72,7 @@ def test_loader(shared_data, tmp_path, monkeypatch, kind, goal, capsys):
     classes = sorted(folder.name for folder in root.iterdir())
     paths = [path for name in classes for path in sorted((root / name).iterdir())]
     labels = [classes.index(path.parent.name) for path in paths]
-    everything = datasets.ImageSet(tuple(paths), labels, tuple(classes), "photographs", "train")
+    everything = image_sets.ImageSet(tuple(paths), labels, tuple(classes), "photographs", "train")
 
     def ours(epoch):
         batches = images.TrainingBatches(

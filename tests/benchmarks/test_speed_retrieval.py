@@ -124,7 +124,7 @@ def test_interval_of_ten_thousand_resamples(benchmark):
 @pytest.fixture(scope="module")
 def growth():
     """Collects (images, approximate) → seconds, and plots them into build/bench at the end."""
-    from sobook.drawing import COLOURS, new_figure, use_style
+    from sobook.figures.style import COLOURS, new_figure, use_style
 
     points = {}
     yield points

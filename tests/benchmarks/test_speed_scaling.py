@@ -83,7 +83,7 @@ def test_plot():
         pytest.skip("draws what test_growth measured in the same run")
     import matplotlib.pyplot as plt
 
-    from sobook.drawing import use_style
+    from sobook.figures.style import use_style
 
     with use_style():
         figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), sharey=True, layout="constrained")

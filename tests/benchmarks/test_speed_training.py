@@ -14,12 +14,14 @@ from pytorch_metric_learning.losses import ProxyAnchorLoss
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import default_loader
 
-from sobook import datasets, parallel, training
-from sobook.config import TrainConfig
+from sobook.data import image_sets
 from sobook.encoder import Encoder, embed
 from sobook.losses import SoftOrthogonalProxyAnchor
 from sobook.retrieval import evaluate
-from sobook.runs import Run, create
+from sobook.training import distributed
+from sobook.training import loop as training
+from sobook.training.config import TrainConfig
+from sobook.training.run import Run, create
 from tests.benchmarks.test_speed_loader import repeated
 
 SIDE, BATCH = 128, 32
@@ -40,7 +42,7 @@ def _two_threads():
 
 def make_trainer(config, monkeypatch):
     monkeypatch.setattr(training._Trainer, "_finish_epoch", lambda *_: None)
-    trainer = training._Trainer(config, parallel.accelerator(config))
+    trainer = training._Trainer(config, distributed.accelerator(config))
     create(config)
     trainer.run = Run(config.folder(), config)
     return trainer
@@ -176,7 +178,7 @@ def test_speed_beside_the_usual_way(
     """
     monkeypatch.setenv("SOBOOK_DATA", str(tmp_path / "data"))
     repeated(shared_data / "cub_photos", tmp_path / "photographs", wide, files=10 * BATCH)
-    part = datasets.load("folder", "train", one_split(tmp_path / "photographs"))
+    part = image_sets.load("folder", "train", one_split(tmp_path / "photographs"))
     monkeypatch.setattr(training, "_load", lambda *_: part)
     config = TrainConfig(
         dataset="folder", encoder="deit_tiny_patch16_224", image_size=SIDE, batch_size=BATCH,
@@ -213,10 +215,10 @@ def test_recall_beside_the_usual_way(seeds, tmp_path, monkeypatch, capsys):
         )  # fmt: skip
         run = training.fit(config, progress=False)
         found["sobook"].append(run.retrieval["recall"]["1"])
-        loop = UsualLoop(datasets.load("aviary", "train"), config)
+        loop = UsualLoop(image_sets.load("aviary", "train"), config)
         for _ in range(config.epochs):
             loop.epoch()
-        test = datasets.load("aviary", "test")
+        test = image_sets.load("aviary", "test")
         embeddings = embed(loop.encoder, test, cache=False, progress=False)
         found["usual"].append(evaluate(embeddings, test.labels, ks=(1,)).recall[1])
     ours, theirs = np.mean(found["sobook"]), np.mean(found["usual"])

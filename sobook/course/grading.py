@@ -1,0 +1,173 @@
+"""Grading: run a student's notebook in a fresh kernel and collect the verdicts of its checks.
+
+A notebook that is broken in any way becomes lines of the table that say so, never an error. What
+`check` shows carries its verdict as metadata; of an exercise that is checked
+several times, the last verdict counts.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+from sobook import files
+from sobook.course import exercises
+
+_NO_VERDICT = "not checked: the cell with exercises.check was removed, or never reached."
+_KEPT = ("SOBOOK_DATA", "SOBOOK_MODE", "PATH", "LANG", "LC_ALL", "TMPDIR", "TEMP", "TMP",
+         "SYSTEMROOT", "VIRTUAL_ENV", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Grade:
+    """One exercise of one notebook.
+
+    Attributes:
+        notebook: the file's name.
+        exercise: such as ``"03.2"``; ``""`` where nothing of the notebook could be judged.
+        passed: did the last check pass?
+        reason: "right.", or what was wrong.
+    """
+
+    notebook: str
+    exercise: str
+    passed: bool
+    reason: str
+
+
+def grade(path: str | os.PathLike, *, timeout: float = 900, execute: bool = True) -> list[Grade]:
+    """Grade one notebook.
+
+    Args:
+        path: an .ipynb file.
+        timeout: seconds for the whole notebook; what was checked until then counts.
+        execute: run it; otherwise the verdicts saved in the file are read.
+
+    Returns:
+        One `Grade` for each exercise of the notebook, in order. Never raises on what the notebook
+        is or does.
+    """
+    path, stopped = Path(path), None
+    try:
+        notebook = _read(path)
+    except Exception as error:  # of many kinds: missing, no JSON, not a notebook
+        return [Grade(path.name, "", False, f"the file cannot be read: {_in_words(error)}.")]
+    if execute:
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+        try:
+            stopped = _run(notebook, timeout)
+        except Exception as error:  # a kernel that does not start, or dies
+            stopped = f"the notebook stopped: {_in_words(error)}."
+    found, wanted = _verdicts(notebook), _wanted(path, notebook)
+    if not wanted:
+        reason = stopped or "no exercise was found in it: is it a notebook of the course?"
+        return [Grade(path.name, "", False, reason)]
+    missing = f"{_NO_VERDICT} {stopped}" if stopped else _NO_VERDICT
+    return [Grade(path.name, name, *found.get(name, (False, missing))) for name in wanted]
+
+
+def write(grades: Iterable[Grade], out: str | os.PathLike) -> Path:
+    """Write grades as CSV (UTF-8), with a line of headings."""
+    out = Path(out).expanduser()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.{os.getpid()}")
+    with open(partial, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow([field.name for field in fields(Grade)])
+        for row in grades:
+            name, exercise, passed, reason = astuple(row)
+            table.writerow([_inert(name), exercise, "yes" if passed else "no", _inert(reason)])
+    os.replace(partial, out)
+    return out
+
+
+def _inert(text: str) -> str:
+    """One line that no spreadsheet takes for a formula."""
+    text = " ".join(text.split())
+    return f"'{text}" if text[:1] in "=+-@" else text
+
+
+def _read(path: Path):
+    try:
+        import nbformat
+    except ImportError:
+        raise ImportError("grading needs the extra: pip install 'sobook[notebooks]'") from None
+    return nbformat.read(path, as_version=4)
+
+
+def _run(notebook, timeout: float) -> str | None:
+    """Execute in place, in an empty folder; returns why it was cut short, if it was."""
+    from nbclient import NotebookClient
+
+    environment = {key: value for key in _KEPT if (value := os.environ.get(key))}
+    environment["SOBOOK_DATA"] = str(files.data_root().resolve())
+    with tempfile.TemporaryDirectory(prefix="sobook-grade-") as folder:
+        environment["HOME"] = environment["USERPROFILE"] = folder
+        environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
+        client = NotebookClient(
+            notebook,
+            kernel_name="python3",
+            allow_errors=True,  # later exercises may still be right
+            timeout=None,
+            store_widget_state=False,
+            record_timing=False,
+            resources={"metadata": {"path": folder}},
+        )
+        client.create_kernel_manager()
+        out_of_time = threading.Event()
+
+        def end() -> None:
+            out_of_time.set()
+            provisioner = client.km.provisioner
+            process = getattr(provisioner, "process", None)
+            if process is not None:
+                process.kill()
+
+        timer = threading.Timer(timeout, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            client.execute(env=environment)
+        except Exception:
+            if not out_of_time.is_set():
+                raise
+        finally:
+            timer.cancel()
+        return f"It was stopped after {timeout:g} seconds." if out_of_time.is_set() else None
+
+
+def _verdicts(notebook) -> dict[str, tuple[bool, str]]:
+    """The last verdict of each exercise: (passed, message)."""
+    found = {}
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            record = output.get("metadata", {}).get("sobook")
+            if isinstance(record, dict) and isinstance(record.get("exercise"), str):
+                name, passed = record["exercise"], record.get("passed") is True
+                found[name] = (passed, str(record.get("message", "")))
+    return found
+
+
+def _wanted(path: Path, notebook) -> tuple[str, ...]:
+    """The exercises that a notebook should have: those of its number, else those it checks."""
+    calls = re.findall(
+        r"check\(\s*[\"'](\d\d\.\d+)[\"']",
+        "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code"),
+    )
+    numbers = {name[:2] for name in calls}
+    if not numbers and (found := re.match(r"(\d\d)_", path.name)):
+        numbers = {found.group(1)}
+    return tuple(name for number in sorted(numbers) for name in exercises.known(number))
+
+
+def _in_words(error: BaseException) -> str:
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
+    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__

@@ -1,0 +1,239 @@
+"""What every notebook of the course does first: seeds, threads, figure format, and which mode.
+
+Quick mode (the default) is made for a laptop and never touches the network; full mode is made for
+a GPU and the real benchmarks. ``SOBOOK_MODE`` chooses.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import matplotlib.pyplot as plt
+import numpy as np
+import timm
+import torch
+
+import sobook
+from sobook import figures, files
+from sobook.encoder import Encoder
+from sobook.losses import SoftOrthogonalProxyAnchor
+from sobook.training.config import TrainConfig
+
+MODES = ("quick", "full")
+_MOST_THREADS = 8  # small images and small models gain nothing from more
+_DPI = 88  # keeps a notebook with all its figures below 1 MB
+
+Choice = TypeVar("Choice")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a training run will need: measured on a few steps, not promised.
+
+    >>> print(Estimate(batch_size=90, minutes=42.4, peak_bytes=11.2e9))
+    batches of 90: about 42 minutes of training, 11.2 GB of GPU memory at the peak
+    """
+
+    batch_size: int
+    minutes: float
+    peak_bytes: float | None  # None where it is not counted, on the CPU
+
+    def __str__(self) -> str:
+        text = f"batches of {self.batch_size}: about {self.minutes:.0f} minutes of training"
+        if self.peak_bytes is not None:
+            text += f", {self.peak_bytes / 1e9:.1f} GB of GPU memory at the peak"
+        return text
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a notebook needs to know about the machine it runs on.
+
+    >>> session = Session(mode="quick", device="cpu", data_root=Path("data"), seed=0)
+    >>> session.pick(quick=3, full=60)
+    3
+    """
+
+    mode: str
+    device: str
+    data_root: Path
+    seed: int
+
+    @property
+    def quick(self) -> bool:
+        return self.mode == "quick"
+
+    def pick(self, quick: Choice, full: Choice) -> Choice:
+        """The first value in quick mode, the second in full mode."""
+        return quick if self.quick else full
+
+    def config(self, **changes) -> TrainConfig:
+        """The settings the notebooks train with in this mode, with some of them changed.
+
+        Quick: the aviary and the micro encoder, a minute or two on two cores. Full: the recipe
+        "cub200" of data/recipes.toml, with DeiT-Small distilled.
+        """
+        if self.quick:
+            return TrainConfig(**{"seed": self.seed, **changes})
+        here = {
+            "seed": self.seed,
+            "precision": self._precision(),
+            "workers": min(_available_cores(), 8),
+        }
+        return TrainConfig.recipe("cub200", **{**here, **changes})
+
+    def _precision(self) -> str:
+        """bfloat16 where the GPU computes in it; a T4 does not, and takes float16."""
+        if self.device != "cuda":
+            return "float32"
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+
+    def estimate(self, config: TrainConfig, images: int, *, steps: int = 3) -> Estimate:
+        """Try a few training steps on random pixels, and say what the whole run will need.
+
+        The batch is halved until it fits into memory: train with the `batch_size` that comes back.
+        Reading pictures and evaluating come on top of the time.
+
+        Args:
+            config: of the run to come.
+            images: how many there are to train on.
+            steps: to be timed, after one to warm up.
+        """
+        batch_size = config.batch_size
+        while True:
+            try:
+                seconds, peak = _trial(config.replace(batch_size=batch_size), self.device, steps)
+            except torch.cuda.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                if batch_size < 2:
+                    raise
+                batch_size //= 2
+            else:
+                minutes = config.epochs * (images // batch_size) * seconds / 60
+                return Estimate(batch_size, minutes, peak)
+
+    def __str__(self) -> str:
+        if self.device == "cuda":
+            where = torch.cuda.get_device_name()
+        else:
+            where = f"CPU, {torch.get_num_threads()} threads"
+        return (
+            f"sobook {sobook.__version__} · torch {torch.__version__} · timm {timm.__version__}"
+            f" · {self.mode} mode · {where} · seed {self.seed}"
+        )
+
+
+def _trial(config: TrainConfig, device: str, steps: int) -> tuple[float, float | None]:
+    """Seconds of a training step on random pixels, and the most GPU memory it takes."""
+    encoder = Encoder.create(
+        config.encoder, dim=config.dim, weights=None, image_size=config.image_size
+    ).to(device)
+    loss = SoftOrthogonalProxyAnchor(100, encoder.dim, so_weight=config.so_weight).to(device)
+    optimiser = torch.optim.AdamW([*encoder.parameters(), *loss.parameters()], lr=1e-6)
+    shape = (config.batch_size, 3, encoder.image_size, encoder.image_size)
+    pixels = torch.randint(256, shape, dtype=torch.uint8, device=device)
+    labels = torch.arange(config.batch_size, device=device) % 100
+    half = getattr(torch, config.precision)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    for step in range(steps + 1):
+        if step == 1:
+            begin = time.perf_counter()
+        with torch.autocast(device, half, enabled=half != torch.float32):
+            embeddings = encoder(pixels)
+        optimiser.zero_grad()
+        value = loss(embeddings, labels)
+        value.backward()
+        optimiser.step()
+        value.item()  # waits for a GPU
+    peak = float(torch.cuda.max_memory_allocated()) if device == "cuda" else None
+    return (time.perf_counter() - begin) / steps, peak
+
+
+def _keeping() -> str | None:
+    """On Colab, where data and runs vanish with the machine: how to keep them on Drive."""
+    if "google.colab" not in sys.modules or os.environ.get("SOBOOK_DATA"):
+        return None
+    return (
+        "On Colab, data and runs vanish with this machine. To keep them, and to go on after a "
+        "disconnection, run this first and then this cell again:\n"
+        "    from google.colab import drive; drive.mount('/content/drive')\n"
+        "    %env SOBOOK_DATA=/content/drive/MyDrive/sobook"
+    )
+
+
+def mode() -> str:
+    """``"quick"`` or ``"full"``, from the setting ``SOBOOK_MODE``; quick unless it says otherwise.
+
+    Raises:
+        ValueError: the setting holds another word.
+    """
+    word = os.environ.get("SOBOOK_MODE") or "quick"
+    if word not in MODES:
+        raise ValueError(
+            f"SOBOOK_MODE is {word!r}, but must be 'quick' or 'full'."
+            f"{files.suggest(word, MODES)}"
+        )
+    return word
+
+
+def setup(seed: int = 0) -> Session:
+    """Seed everything, choose threads and figure format, and say in one line what was found.
+
+    Args:
+        seed: for Python's, NumPy's and torch's global generators.
+    """
+    session = Session(
+        mode=mode(),
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        data_root=files.data_root(),
+        seed=seed,
+    )
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)  # seeds the GPUs as well
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(_available_cores(), _MOST_THREADS))
+    _prepare_figures()
+    print(session)
+    if advice := _keeping():
+        print(advice)
+    if not session.quick and session.device == "cpu":
+        print("Full mode is made for a GPU, and there is none here: expect hours, not minutes.")
+    return session
+
+
+def _available_cores() -> int:
+    """Cores this process may use, which in a container can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _prepare_figures() -> None:
+    """The book's style for a reader's own figures; in a notebook, inline PNG of moderate size."""
+    with figures.use_style():
+        style = {key: value for key, value in plt.rcParams.items() if key != "backend"}
+    plt.rcParams.update(style | {"figure.dpi": _DPI})
+    shell = _notebook_shell()
+    if shell is not None:
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+        shell.run_line_magic("matplotlib", "inline")
+        set_matplotlib_formats("png")
+
+
+def _notebook_shell():
+    """IPython's shell if this runs in a notebook kernel, else None."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return None
+    shell = get_ipython()
+    return shell if shell is not None and hasattr(shell, "kernel") else None

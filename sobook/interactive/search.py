@@ -1,0 +1,258 @@
+"""Search in one's own pictures: a folder becomes an index, and a query picture its neighbours.
+
+`index_folder` embeds every picture of a folder, `Index.search` finds the nearest of a new one,
+`page` writes an HTML file in which the indexed pictures can be searched without Python, and
+`widget` is the same with any picture, inside a notebook.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import os
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import ImageOps
+
+from sobook.data import benchmarks
+from sobook.data import pixels as images
+from sobook.data.image_sets import DatasetError, ImageSet
+from sobook.encoder import Encoder, embed
+from sobook.retrieval import neighbours
+
+_THUMB = 96  # pixels; about 3 kB a picture
+_MOST_ON_A_PAGE = 3000  # about 10 MB
+_PAGE = Path(__file__).parent / "assets" / "search.html"
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """Pictures and their embeddings, ready to be searched.
+
+    Attributes:
+        embeddings: (N, D) float32, rows of unit length.
+        paths: N picture files.
+        names: N class names: the folder a picture lies in, or "" directly below the root.
+        left_out: sentences on files that could not be read.
+    """
+
+    embeddings: np.ndarray
+    paths: tuple[Path, ...]
+    names: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def save(self, file: str | os.PathLike) -> Path:
+        """Write what `sobook embed` writes: embeddings, labels, paths, class_names (.npz)."""
+        file = Path(file).expanduser()
+        if file.suffix != ".npz":
+            raise ValueError(f"{file}: the file of an index must end in .npz.")
+        classes, labels = np.unique(self.names, return_inverse=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(f".{file.stem}.{os.getpid()}.npz")
+        paths = np.array([str(path) for path in self.paths])
+        try:
+            np.savez(
+                partial,
+                embeddings=self.embeddings,
+                labels=labels,
+                paths=paths,
+                class_names=classes,
+            )
+            os.replace(partial, file)
+        finally:
+            partial.unlink(missing_ok=True)
+        return file
+
+    @classmethod
+    def load(cls, file: str | os.PathLike) -> Index:
+        """Read what `save` or `sobook embed` has written."""
+        try:
+            with np.load(Path(file).expanduser(), allow_pickle=False) as data:
+                names = data["class_names"][data["labels"]]
+                paths = tuple(Path(path) for path in data["paths"].tolist())
+                return cls(data["embeddings"], paths, tuple(names.tolist()))
+        except (KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"{file} is no index of `sobook embed` or `search`: {error}."
+            ) from None
+
+    def search(self, encoder: Encoder, picture, k: int = 5) -> tuple[np.ndarray, np.ndarray]:
+        """The k pictures nearest to a new one, nearest first.
+
+        Args:
+            encoder: the one the index was made with.
+            picture: a path, or a file opened for reading bytes.
+            k: how many; fewer where the index is smaller.
+
+        Returns:
+            cosines (k,) and positions (k,) in `paths`.
+        """
+        query = embed_picture(encoder, picture)[None]  # (1, D)
+        if query.shape[1] != self.embeddings.shape[1]:
+            raise ValueError(
+                f"the index has {self.embeddings.shape[1]} dimensions, this encoder makes "
+                f"{query.shape[1]}: search with the encoder that the index was made with."
+            )
+        if k < 1:
+            raise ValueError(f"k is {k}: ask for one neighbour or more.")
+        similarities, found = neighbours(query, min(k, len(self)), gallery=self.embeddings)
+        return similarities[0], found[0]
+
+
+def index_folder(encoder: Encoder, folder: str | os.PathLike, *, progress: bool = True) -> Index:
+    """Embed every picture in a folder and its subfolders.
+
+    Args:
+        encoder: used as it is, on the device it is on.
+        folder: of pictures; subfolders are taken as classes, but need not be there.
+        progress: show a bar.
+
+    Raises:
+        DatasetError: no folder, or no picture that can be read in it.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise DatasetError(f"there is no folder {folder}: name the one that holds your pictures.")
+    files = sorted(
+        Path(where, name)
+        for where, folders, names in os.walk(folder)
+        for name in names
+        if Path(name).suffix.lower() in benchmarks.EXTENSIONS
+        and not any(part.startswith(".") for part in Path(where, name).relative_to(folder).parts)
+    )
+    memory = files.data_root() / "cache" / f"search-{_crc(str(folder.resolve()).encode())}.json"
+    bad = benchmarks.unreadable(files, memory=memory)
+    good = tuple(path for path in files if path not in bad)
+    if not good:
+        raise DatasetError(f"there is no picture in {folder} that can be read.")
+    names = tuple(_name(path, folder) for path in good)
+    classes, labels = np.unique(names, return_inverse=True)
+    found = ImageSet(good, labels, tuple(classes.tolist()), "folder", "search")
+    left_out = tuple(f"left out {path}: {reason}" for path, reason in bad.items())
+    return Index(embed(encoder, found, progress=progress), good, names, left_out)
+
+
+@torch.inference_mode()
+def embed_picture(encoder: Encoder, picture) -> np.ndarray:
+    """Embed one picture, a path or an open file, as `embed` would: (D,), unit length."""
+    tensor = images.evaluation_crop(images.read_image(picture), encoder.image_size)  # (3, H, W)
+    device = next(encoder.parameters()).device
+    was_training = encoder.training
+    encoder.eval()
+    row = encoder(tensor[None].to(device))[0].float().cpu().numpy()
+    encoder.train(was_training)
+    return row
+
+
+def page(index: Index, out: str | os.PathLike, *, k: int = 12, title: str = "My pictures") -> Path:
+    """Write a search page: one HTML file with small pictures and their neighbours inside.
+
+    It needs no network, no server and no Python. Any indexed picture is a query: click it, or drop
+    or choose its file. A picture that is not indexed has no embedding there, and the page says so.
+
+    Raises:
+        ValueError: more pictures than a browser page can hold.
+    """
+    if len(index) > _MOST_ON_A_PAGE:
+        raise ValueError(
+            f"{len(index):,} pictures are too many for one page (at most {_MOST_ON_A_PAGE:,}): "
+            "index a part of the folder, or search with `sobook search --query`."
+        )
+    if len(index) < 2:
+        raise ValueError("a search page needs at least two pictures.")
+    similarities, found = neighbours(index.embeddings, min(k, len(index) - 1))
+    pictures = [
+        {"f": path.name, "n": name, "c": _crc(path.read_bytes()), "t": _thumbnail(path)}
+        for path, name in zip(index.paths, index.names, strict=True)
+    ]
+    data = {
+        "pictures": pictures,
+        "near": found.tolist(),
+        "cosine": np.round(similarities.astype(float), 3).tolist(),
+    }
+    text = _PAGE.read_text(encoding="utf-8").replace("{{title}}", html.escape(title))
+    packed = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
+    out = Path(out).expanduser()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.{os.getpid()}")
+    partial.write_text(text.replace("{{data}}", packed), encoding="utf-8")
+    os.replace(partial, out)
+    return out
+
+
+def widget(index: Index, encoder: Encoder, k: int = 6):
+    """An upload button that shows the neighbours of the picture handed over.
+
+    Works with ipywidgets 7 (Colab) and 8. Where there are no widgets, the returned text says how
+    to search without.
+    """
+    try:
+        import ipywidgets
+    except ImportError:
+        return "ipywidgets is not installed: call index.search(encoder, 'file.jpg') instead."
+    upload = ipywidgets.FileUpload(accept="image/*", multiple=False, description="Choose a picture")
+    output = ipywidgets.HTML()
+
+    def show(_change) -> None:
+        for name, content in uploaded(upload.value):
+            output.value = answer(index, encoder, name, content, k)
+
+    upload.observe(show, names="value")
+    return ipywidgets.VBox([upload, output])
+
+
+def uploaded(value) -> list[tuple[str, bytes]]:
+    """(name, content) of a FileUpload's value: a dict in ipywidgets 7, a tuple of dicts in 8."""
+    if isinstance(value, dict):
+        return [(name, bytes(item["content"])) for name, item in value.items()]
+    return [(item["name"], bytes(item["content"])) for item in value]
+
+
+def answer(index: Index, encoder: Encoder, name: str, content: bytes, k: int = 6) -> str:
+    """HTML of a query picture and its neighbours; a sentence where it is not a picture."""
+    try:
+        similarities, found = index.search(encoder, io.BytesIO(content), k)
+    except images.ImageError:
+        return f"<p>{html.escape(name)} is not a picture that can be read.</p>"
+    cells = [_figure(_thumbnail(io.BytesIO(content)), f"query: {name}")]
+    for similarity, i in zip(similarities, found, strict=True):
+        said = f"{index.names[i]} {similarity:.2f}".strip()
+        cells.append(_figure(_thumbnail(index.paths[i]), said))
+    return f"<div style='display:flex;flex-wrap:wrap;gap:8px'>{''.join(cells)}</div>"
+
+
+def _figure(data: str, caption: str) -> str:
+    said = html.escape(caption, quote=True)
+    return (
+        f"<figure style='margin:0;width:{_THUMB}px'><img alt='{said}' width='{_THUMB}' "
+        f"src='data:image/jpeg;base64,{data}'><figcaption style='font-size:80%'>{said}"
+        "</figcaption></figure>"
+    )
+
+
+def _name(path: Path, folder: Path) -> str:
+    parts = path.relative_to(folder).parts[:-1]
+    if parts and parts[0] in ("train", "test"):  # a split given as folders
+        parts = parts[1:]
+    return "/".join(parts)
+
+
+def _crc(content: bytes) -> int:
+    return zlib.crc32(content)
+
+
+def _thumbnail(picture) -> str:
+    """A small JPEG of a picture, a path or an open file, in base64."""
+    tile, data = ImageOps.fit(images.read_image(picture), (_THUMB, _THUMB)), io.BytesIO()
+    tile.save(data, "JPEG", quality=80)
+    return base64.b64encode(data.getvalue()).decode()

@@ -1,0 +1,174 @@
+"""Figures of studies: differences with intervals, the common mode of proxies, the regimes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.lines import Line2D
+
+from sobook.figures.style import COLOURS, Figure, finish, new_figure, use_style
+
+# The factors a setting is called by; the others of a case only say what its name stands for.
+_NAMES = ("method", "setting")
+
+
+@use_style()
+def differences(study, summary: pd.DataFrame) -> Figure:
+    """A row for each setting of a study: its mean, or its difference from the baseline.
+
+    Args:
+        study: a `sobook.studies.study.Study`.
+        summary: what `sobook.studies.study.summary` made of it.
+    """
+    paired = "difference" in summary
+    rows = summary.dropna(subset=["difference"]) if paired else summary
+    middle, low, high = (
+        ("difference", "difference_low", "difference_high") if paired else ("mean", "low", "high")
+    )
+    labels = labels_of(rows, study.factors[:-1])
+    figure = new_figure(9, 1.3 + 0.34 * len(rows))
+    axis = figure.add_subplot()
+    at = np.arange(len(rows))[::-1]
+    if paired:
+        axis.axvline(0, color=COLOURS["chance"], linestyle=":", zorder=0)
+    ends = np.array([rows[middle] - rows[low], rows[high] - rows[middle]])
+    axis.errorbar(rows[middle], at, xerr=np.nan_to_num(ends), fmt="o", color=COLOURS["PA+SO"])
+    axis.set_yticks(at, labels)
+    axis.set_ylim(-0.6, len(rows) - 0.4)
+    what = study.measure.replace("recall_at_", "Recall@")
+    axis.set_xlabel(f"{what}, difference from {_setting(study.baseline)}" if paired else what)
+    fewest, most = int(rows["seeds"].min()), int(rows["seeds"].max())
+    seeds = f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
+    axis.set_title(f"{study.title}\n95 % intervals over {seeds}", loc="left")
+    return finish(
+        figure,
+        f"{study.title}: {axis.get_xlabel()}, one row a setting, with 95 % intervals; "
+        + "; ".join(f"{n} {v:+.3f}" for n, v in zip(labels, rows[middle], strict=True)),
+    )
+
+
+@use_style()
+def common_mode(tables: dict[str, pd.DataFrame]) -> Figure:
+    """What the shared direction of the proxies is, what removes it, and what retrieval does.
+
+    Args:
+        tables: name of a data set → its table of the study common_mode_*, one row a run.
+    """
+    figure = new_figure(12, 1.4 + 3.6 * len(tables))
+    axes = figure.subplots(len(tables), 3, squeeze=False, sharey="row")
+    panels = ("RMS proxy cosine", "cosine of mean proxy\nand mean embedding", "Recall@1")
+    for line, (name, table) in zip(axes, tables.items(), strict=True):
+        arms = table.groupby(["so_weight", "centre", "margin"], sort=False)
+        labels = [arm(*key) for key, _ in arms]
+        at = np.arange(len(labels))[::-1]
+        marks = [
+            (line[0], "rms_cosine", COLOURS["PA"], "o"),
+            (line[0], "rms_cosine_centred", COLOURS["PA+SO"], "D"),
+            (line[1], "cosine_of_mean_proxy_and_mean_embedding", COLOURS["chance"], "o"),
+            (line[2], "recall_at_1", COLOURS["PA"], "o"),
+            (line[2], "recall_without_common", COLOURS["PA+SO"], "D"),
+        ]
+        for axis, column, shade, mark in marks:
+            mean, half = _means(arms, column)
+            shift = -0.12 if mark == "D" else 0.12
+            axis.errorbar(mean, at + shift, xerr=half, fmt=mark, color=shade, markersize=7)
+        line[0].set_yticks(at, labels)
+        line[0].set_title(name, loc="left")
+        line[1].set_xlim(-1.05, 1.05)
+        line[1].axvline(0, color=COLOURS["chance"], linestyle=":", zorder=0)
+        for axis, text in zip(line, panels, strict=True):
+            axis.set_xlabel(text)
+            axis.grid(axis="y", alpha=0.25)
+    handles = [
+        Line2D([], [], marker="o", linestyle="", color=COLOURS["PA"], label="as trained"),
+        Line2D([], [], marker="D", linestyle="", color=COLOURS["PA+SO"],
+               label="mean proxy taken out afterwards"),
+    ]  # fmt: skip
+    figure.legend(handles=handles, loc="outside upper center", ncols=2)
+    return finish(
+        figure,
+        "Three panels a data set, one row a way of training: the RMS cosine of the proxies before "
+        "and after their mean is taken out, the cosine of the mean proxy and the mean embedding, "
+        "and Recall@1 with and without the direction of the mean proxy.",
+    )
+
+
+@use_style()
+def regimes(table: pd.DataFrame, dim: int) -> Figure:
+    """RMS proxy cosine against λ, for few, as many and many more classes than dimensions.
+
+    Args:
+        table: of the study regimes_heads, one row a run.
+        dim: D, the embedding dimension of all its runs.
+    """
+    settings = list(dict.fromkeys(table["setting"]))
+    figure = new_figure(11, 4.4)
+    axes = figure.subplots(1, len(settings), sharey=True, squeeze=False)[0]
+    for axis, setting in zip(axes, settings, strict=True):
+        part = table[table["setting"] == setting]
+        cells = part.groupby("so_weight")
+        at = np.arange(len(cells))
+        mean, half = _means(cells, "rms_cosine")
+        axis.errorbar(at, mean, yerr=half, fmt="o-", color=COLOURS["PA+SO"])
+        floor, classes = part["rms_floor"].iloc[0], int(part["train_classes"].iloc[0])
+        axis.axhline(floor, color=COLOURS["wrong"], linestyle="--")
+        axis.axhline(1 / np.sqrt(dim), color=COLOURS["chance"], linestyle=":")
+        axis.set_xticks(at, [f"{w:g}" for w in cells.groups])
+        axis.set(title=f"C = {classes}, D = {dim}", xlabel="λ")
+    axes[0].set_ylim(bottom=0)  # only now: set for one panel, it would hold for all
+    axes[0].set_ylabel("RMS proxy cosine")
+    handles = [
+        Line2D([], [], color=COLOURS["PA+SO"], marker="o", label="trained"),
+        Line2D([], [], color=COLOURS["wrong"], linestyle="--", label="floor"),
+        Line2D([], [], color=COLOURS["chance"], linestyle=":", label="random directions"),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3)
+    return finish(
+        figure,
+        "RMS proxy cosine against the weight of soft orthogonality in three panels, fewer classes "
+        "than dimensions, as many, and five times as many, with the lowest possible value.",
+    )
+
+
+def labels_of(rows: pd.DataFrame, factors: Sequence[str]) -> list[str]:
+    """What each setting is called: the factors in which the settings differ."""
+    varied = [name for name in factors if rows[name].nunique(dropna=False) > 1] or list(factors)
+    named = [name for name in _NAMES if name in varied]
+    if named:
+        varied = [name for name in varied if name in named or name == "so_weight"]
+    return [
+        _setting({name: row[name] for name in varied if not pd.isna(row[name])})
+        for _, row in rows.iterrows()
+    ]
+
+
+def _setting(values: dict) -> str:
+    said = []
+    for name, value in values.items():
+        if name in _NAMES:
+            said.append(str(value))
+        else:
+            shown = f"{value:g}" if isinstance(value, int | float) else str(value)
+            said.append(f"{'λ' if name == 'so_weight' else name.rpartition('.')[2]} = {shown}")
+    return ", ".join(said)
+
+
+def arm(so_weight: float, centre: bool, margin: float) -> str:
+    """What a way of training is called in the study of the common mode.
+
+    >>> arm(10, False, 0.1), arm(0, True, 0.1)
+    ('PA+SO, λ = 10', 'PA, centred proxies')
+    """
+    if centre:
+        return "PA, centred proxies"
+    method = "PA" if so_weight == 0 else f"PA+SO, λ = {so_weight:g}"
+    return method if margin == 0.1 else f"{method}, δ = {margin:g}"
+
+
+def _means(groups, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of each group, and half the width of its 95 % t interval."""
+    from scipy import stats
+
+    mean, count = groups[column].mean().to_numpy(), groups[column].count().to_numpy()
+    factor = stats.t.ppf(0.975, np.maximum(count - 1, 1))
+    return mean, np.nan_to_num(factor * groups[column].std().to_numpy() / np.sqrt(count))

@@ -1,0 +1,273 @@
+"""The folder of a training run: what is written there, and how it is read back.
+
+    config.json             the settings
+    metrics.jsonl           one line a step and one an epoch, written as they come
+    proxies.safetensors     the proxies at the start and after every epoch, float16
+    checkpoint.safetensors  encoder and proxies of the epoch that was kept
+    state.json              which epoch that was, class names, versions, what to know of the data
+    retrieval.json          the measures on the test classes
+    resume.safetensors      while unfinished: everything needed to go on
+    .lock                   held by the process that trains
+
+Every file but metrics.jsonl is written under another name first and then renamed, so none is ever
+half there. Of metrics.jsonl the last line can be half there, and is then not read.
+"""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sobook.encoder import Encoder
+from sobook.training.config import TrainConfig
+
+
+class RunError(ValueError):
+    """A run folder that is not one, is not finished, or belongs to other settings."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run on disk. Made by `sobook.training.fit`, read by `Run.load`.
+
+    Attributes:
+        path: the run folder.
+        config: its `TrainConfig`.
+    """
+
+    path: Path
+    config: TrainConfig
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Run":
+        """Open a run folder.
+
+        Raises:
+            RunError: the folder is not there, or holds no run.
+        """
+        path = Path(path).expanduser()
+        if not (path / "config.json").is_file():
+            what = "has no config.json" if path.is_dir() else "does not exist"
+            raise RunError(
+                f"{path} is not a run folder (it {what}): give the folder that `sobook train` "
+                "wrote."
+            )
+        return cls(path, TrainConfig.from_dict(_read_json(path / "config.json")))
+
+    @property
+    def finished(self) -> bool:
+        """Did training and evaluation come to their end?"""
+        return (self.path / "retrieval.json").is_file()
+
+    @property
+    def metrics(self) -> list[dict]:
+        """Lines of metrics.jsonl, {"kind": "step" | "epoch", …}."""
+        return [json.loads(line) for line in _metric_lines(self.path)]
+
+    @property
+    def epochs(self) -> list[dict]:
+        """The lines of kind "epoch" alone; epoch 0 is the state before training."""
+        return [line for line in self.metrics if line["kind"] == "epoch"]
+
+    @property
+    def state(self) -> dict:
+        """What state.json holds: selected_epoch, class_names, notes, versions …"""
+        return self._json("state.json")
+
+    @property
+    def retrieval(self) -> dict:
+        """The measures on the test classes, see `sobook.retrieval.Retrieval.summary`."""
+        return self._json("retrieval.json")
+
+    def proxies(self, epoch: int | None = None) -> Tensor:
+        """(C, D) float32 proxies after an epoch (0: before training; None: the one kept)."""
+        epoch = self.state["selected_epoch"] if epoch is None else epoch
+        with safe_open(self._file("proxies.safetensors"), "pt") as file:
+            known = len(file.keys())
+            if not 0 <= epoch < known:
+                raise RunError(f"{self.path} has no proxies of epoch {epoch}: give 0..{known - 1}.")
+            return file.get_tensor(_epoch_key(epoch)).float()
+
+    def encoder(self) -> Encoder:
+        """The trained encoder of the epoch that was kept, on the CPU, in evaluation mode."""
+        settings = self.state["encoder"]
+        encoder = Encoder.create(weights=None, **settings)
+        weights = load_file(self._file("checkpoint.safetensors"))
+        encoder.load_state_dict(
+            {key.removeprefix("encoder."): w for key, w in weights.items() if key != "proxies"}
+        )
+        return encoder.eval()
+
+    def _json(self, name: str) -> dict:
+        return _read_json(self._file(name))
+
+    def _file(self, name: str) -> Path:
+        file = self.path / name
+        if not file.is_file():
+            raise RunError(
+                f"{self.path} has no {name}: the run is not finished; run `sobook train` on the "
+                "same folder to go on."
+            )
+        return file
+
+
+def find(config: TrainConfig) -> Run | None:
+    """The run of these settings, if its folder is there; a folder of other settings is refused."""
+    path = config.folder()
+    if (path / "config.json").is_file():
+        if changed := config.differences(Run.load(path).config):
+            listed = ", ".join(f"{k}: {old!r} → {new!r}" for k, (new, old) in changed.items())
+            raise RunError(
+                f"{path} holds a run with other settings ({listed}): choose another run_dir, or "
+                "remove the folder."
+            )
+        return Run(path, config)
+    if path.is_dir() and any(not file.name.startswith(".") for file in path.iterdir()):
+        raise RunError(f"{path} is not empty and not a run folder: choose another run_dir.")
+    return None
+
+
+def create(config: TrainConfig) -> Run:
+    """Make the folder of a run, or reopen it."""
+    if run := find(config):
+        return run
+    path = config.folder()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    write_json(path / "config.json", config.to_dict())
+    return Run(path, config)
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold a run folder: whoever else wants to train that run waits, and then finds it finished.
+
+    The lock falls with the process that holds it, however that one ends. On a file system that
+    knows no locks nothing is held.
+    """
+    lock = FileLock(path / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{path} is being trained by another process: waiting for it.", file=sys.stderr)
+        lock.acquire()
+    except NotImplementedError:
+        pass
+    except OSError as error:
+        raise _unwritable(path / ".lock", error) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Write to the name this gives; it becomes `file` only when all went well.
+
+    Raises:
+        RunError: it cannot be written, e.g. on a full disk; what was there before is untouched.
+    """
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        os.replace(partial, file)
+    except (OSError, SafetensorError) as error:
+        raise _unwritable(file, error) from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _unwritable(file: Path, error: Exception) -> RunError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return RunError(
+        f"{file} could not be written ({reason}): make room or give the folder write permission; "
+        "what was there before is untouched, and the same command goes on from it."
+    )
+
+
+def write_json(file: Path, values) -> None:
+    """JSON, atomically."""
+    with replacing(file) as partial:
+        partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_tensors(file: Path, tensors: dict[str, Tensor], **metadata) -> None:
+    """safetensors, atomically, with JSON metadata in its header."""
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    with replacing(file) as partial:
+        save_file(tensors, partial, {"sobook": json.dumps(metadata)})
+
+
+def read_tensors(file: Path, *, tensors: bool = True) -> tuple[dict[str, Tensor], dict]:
+    """What `write_tensors` wrote: tensors (or none of them, if not wanted) and metadata."""
+    with safe_open(file, "pt") as opened:
+        metadata = json.loads(opened.metadata()["sobook"])
+    return load_file(file) if tensors else {}, metadata
+
+
+def write_proxies(path: Path, epoch: int, proxies: Tensor) -> None:
+    """Add the proxies of an epoch; those of later epochs, left by a killed run, go."""
+    file = path / "proxies.safetensors"
+    kept = load_file(file) if file.exists() else {}
+    kept = {key: value for key, value in kept.items() if key < _epoch_key(epoch)}
+    write_tensors(file, {**kept, _epoch_key(epoch): proxies.to(torch.float16)})
+
+
+def append_metrics(path: Path, lines: list[dict]) -> None:
+    """Add lines to metrics.jsonl; they can be read at once."""
+    try:
+        with open(path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write("".join(f"{json.dumps(line)}\n" for line in lines))
+    except OSError as error:
+        raise _unwritable(path / "metrics.jsonl", error) from None
+
+
+def forget_metrics(path: Path, *, epoch: int, step: int) -> None:
+    """Drop what a killed run wrote after the state it goes on from: that comes again."""
+    lines = [(json.loads(line), line) for line in _metric_lines(path)]
+    kept = [
+        line
+        for values, line in lines
+        if (values["step"] < step if values["kind"] == "step" else values["epoch"] < epoch)
+    ]
+    with replacing(path / "metrics.jsonl") as partial:
+        partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def _metric_lines(path: Path) -> list[str]:
+    """Whole lines only: the last one may have been cut off by a kill."""
+    file = path / "metrics.jsonl"
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+def where_resume_stands(path: Path) -> str:
+    """In words, where a run would go on, e.g. ``epoch 3, batch 0``."""
+    try:
+        _, metadata = read_tensors(path / "resume.safetensors", tensors=False)
+    except (OSError, SafetensorError):
+        return "none written yet"
+    return f"epoch {metadata['epoch']}, batch {metadata['batch']}"
+
+
+def _epoch_key(epoch: int) -> str:
+    return f"epoch_{epoch:04d}"
+
+
+def _read_json(file: Path):
+    try:
+        return json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise RunError(f"{file} is not valid JSON ({error}): the run folder is damaged.") from None

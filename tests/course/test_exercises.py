@@ -1,0 +1,338 @@
+"""Exercises: solutions pass, stubs do not, and typical mistakes are named."""
+
+import ast
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy import stats
+from sklearn.decomposition import PCA
+
+from sobook.course import exercises
+from sobook.course.exercises import judge
+
+SOURCE = Path(__file__).resolve().parents[2] / "notebooks" / "source"
+NAMES = exercises.known()
+
+
+def cells(notebook: str) -> list[str]:
+    (script,) = SOURCE.glob(f"{notebook}_*.py")
+    return re.split(r"(?m)^(?=# %%)", script.read_text(encoding="utf-8"))
+
+
+def answers(exercise: str) -> dict[str, object]:
+    """The functions of an exercise as the notebook has them: the stub's and the solution's."""
+    found = {}
+    for cell in cells(exercise[:2]):
+        if f'exercises.check("{exercise}"' in cell:
+            kind = "solution" if cell.startswith('# %% tags=["solution"]') else "stub"
+            found[kind] = run_function(cell, exercise)
+    return found
+
+
+def run_function(cell: str, exercise: str):
+    """Define the function that a cell hands to `check`, without the rest of its notebook."""
+    name = re.search(rf'exercises\.check\("{exercise}", (\w+)\)', cell).group(1)
+    body = [n for n in ast.parse(cell).body if isinstance(n, ast.FunctionDef) and n.name == name]
+    room = {"np": np, "torch": torch, "F": F, "math": math, "stats": stats}
+    room["variance_kept"] = lambda x: np.cumsum(PCA().fit(x).explained_variance_ratio_)
+    room["soft_orthogonality"] = two_sided
+    exec(compile(ast.Module(body, []), exercise, "exec"), room)
+    return room[name]
+
+
+def two_sided(P):
+    unit = F.normalize(P, dim=1)
+    return ((unit @ unit.T).square().sum() - len(P)) / (len(P) * (len(P) - 1))
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("exercise", NAMES)
+def test_the_solution_passes_and_the_stub_does_not(exercise):
+    found = answers(exercise)
+    assert set(found) == {"stub", "solution"}
+    verdict = judge(exercise, found["solution"])
+    assert verdict.passed, verdict
+    assert not judge(exercise, found["stub"]).passed
+
+
+def test_exercises_are_numbered_in_the_order_they_stand_in():
+    for script in SOURCE.glob("[0-9][0-9]_*.py"):
+        text = script.read_text(encoding="utf-8")
+        titles = re.findall(r"(?m)^# ### Exercise (\d)", text)
+        checked = re.findall(rf'exercises\.check\("{script.stem[:2]}\.(\d)"', text)
+        assert titles == sorted(titles)
+        assert checked == [number for number in titles for _ in ("stub", "solution")]
+
+
+def test_three_exercises_or_more_a_notebook_and_all_are_known():
+    numbers = sorted(path.stem[:2] for path in SOURCE.glob("[0-9][0-9]_*.py"))
+    assert len(numbers) == 9
+    for number in numbers:
+        named = re.findall(r'exercises\.check\("([\d.]+)"', "".join(cells(number)))
+        assert sorted(set(named)) == list(exercises.known(number))
+        assert len(exercises.known(number)) >= 3
+
+
+def cosines_of(x):
+    return x @ x.T
+
+
+def recall(x, labels, k, pick):
+    return (labels[pick(x, k)] == labels[:, None]).any(1).mean()
+
+
+# exercise: pairs of a wrong answer and what the verdict has to say of it
+MISTAKES = {
+    "00.1": [
+        (lambda x, y, k: recall(x, y, k, lambda x, k: np.argsort(-x @ x.T)[:, :k]), "itself"),
+        (lambda x, y, k: recall(x, y, k, lambda x, k: np.argsort(x @ x.T)[:, :k]), "least"),
+        (lambda x, y, k: 100 * right_recall(x, y, k), "percentage"),
+    ],
+    "00.2": [
+        (lambda a, b: b - a, "change of Recall@1 itself"),
+        (lambda a, b: (a - b) / (1 - a), "sign"),
+        (lambda a, b: (1 - b) / (1 - a), "left"),
+    ],
+    "00.3": [
+        (lambda p: np.sqrt((cosines_of(unit(p)) ** 2).mean()), "diagonal"),
+        (lambda p: np.abs(off(cosines_of(unit(p)))).mean(), "absolute"),
+        (lambda p: (off(cosines_of(unit(p))) ** 2).mean(), "root"),
+        (lambda p: np.sqrt((off(cosines_of(p)) ** 2).mean()), "unit length"),
+    ],
+    "01.1": [
+        (lambda y, share, seed: (np.arange(len(y)), np.arange(0)), "nothing is held out"),
+        (lambda y, share, seed: np.split(np.random.default_rng(seed).permutation(len(y)),
+                                         [3 * len(y) // 4]), "both parts"),
+        (lambda y, share, seed: (~np.isin(y, np.arange(5)), np.isin(y, np.arange(5))), "masks"),
+        (lambda y, share, seed: (np.flatnonzero(y >= 5), np.flatnonzero(y < 5)), "seed"),
+        (lambda y, share, seed: (np.flatnonzero(y >= 6), np.flatnonzero(y < 6)), "6 classes"),
+    ],
+    "01.2": [
+        (lambda y: ((np.bincount(y) / len(y)) ** 2).sum(), "cannot find itself"),
+        (lambda y: 1 / len(np.unique(y)), "equally many"),
+    ],
+    "01.3": [
+        (lambda y: y - y.min(), "gaps"),
+        (lambda y: np.unique(y, return_inverse=True)[1] + 1, "off by one"),
+    ],
+    "02.1": [
+        (lambda x, p: x.reshape(len(x), -1, 3 * p * p), "cuts across patches"),
+        (lambda x, p: x[:, :, :p, :p].reshape(len(x), -1), "shape"),
+    ],
+    "02.2": [
+        (lambda side, patch, prefix: (side // patch) ** 2, "before the patches"),
+        (lambda side, patch, prefix: side // patch + prefix, "square"),
+    ],
+    "02.3": [
+        (lambda wrong, related: wrong * related, "right species count"),
+        (lambda wrong, related: 1 - wrong, "species"),
+    ],
+    "03.1": [
+        (lambda y, C, margin=0.1, scale=32.0: zero_loss(y, C, margin, scale, all_pull=True), "P⁺"),
+        (lambda y, C, margin=0.1, scale=32.0: -zero_loss(y, C, margin, scale), "sign"),
+        (lambda y, C, margin, scale: zero_loss(y, C, 0.1, 32.0), "does not follow"),
+    ],
+    "03.2": [
+        (lambda s, y: F.cross_entropy(s, y), "α is missing"),
+        (lambda s, y: F.cross_entropy(32 * s, y, reduction="sum"), "sum over images"),
+        (lambda s, y: F.cross_entropy((32 * s).softmax(1), y), "logits"),
+    ],
+    "03.3": [
+        (lambda w: 1 / w.square().sum(0), "need not sum to 1"),
+        (lambda w: w.sum(1).square() / w.square().sum(1), "shape"),
+        (lambda w: w.square().sum(0) / w.sum(0).square(), "upside down"),
+    ],
+    "04.1": [
+        (lambda sigma, C: (sigma**2).sum() - C, "squares them"),
+        (lambda sigma, C: (sigma**4).sum(), "identity"),
+        (lambda sigma, C: 2 * ((sigma**4).sum() - C), "twice"),
+    ],
+    "04.2": [
+        (lambda D: np.random.default_rng(0).standard_normal((D + 1, D)), "not equiangular"),
+        (lambda D: np.eye(D + 1), "shape"),
+        (lambda D: np.vstack([np.eye(D), np.eye(D)[:1]]), "coincide"),
+    ],
+    "04.3": [
+        (two_sided, "two-sided"),
+        (lambda P: cosines_of(F.normalize(P, dim=1)).clamp_min(0).square().mean(), "diagonal"),
+        (lambda P: float(sided(P)), "no gradient"),
+    ],
+    "05.1": [
+        (lambda c: np.unravel_index(c.argmax(), c.shape), "diagonal"),
+        (lambda c: np.unravel_index(c.argmin(), c.shape), "most distant"),
+        (lambda c: (c - 2 * np.eye(len(c))).argmax(), "two numbers"),
+    ],
+    "05.2": [
+        (lambda u: u.mean(0) @ u.mean(0), "diagonal"),
+        (lambda u: np.linalg.norm(u.mean(0)), "not squared"),
+    ],
+    "05.3": [
+        (lambda u: u - u.mean(0), "unit length"),
+        (lambda u: unit(u - u.mean(1, keepdims=True)), "own mean"),
+    ],
+    "06.1": [
+        (lambda share, x: directions(share, x) - 1, "off by one"),
+        (lambda share, x: np.cumsum(PCA().fit(x).explained_variance_ratio_), "one number"),
+    ],
+    "06.2": [
+        (lambda a, b: (a == b).mean(), "order does not matter"),
+        (lambda a, b: np.isin(a, b).mean(), "row with row"),
+    ],
+    "06.3": [
+        (lambda x: np.arange(len(x)), "its own nearest"),
+        (lambda x: (unit(x) @ unit(x).T - 9 * np.eye(len(x))).argmax(1), "cosine"),
+    ],
+    "07.1": [
+        (lambda d: half(d, stats.norm.ppf(0.975)), "1.96"),
+        (lambda d: half(d, stats.t.ppf(0.975, len(d) - 1), ddof=0), "ddof"),
+        (lambda d: half(d, stats.t.ppf(0.975, len(d) - 1))[::-1], "exchanged"),
+        (lambda d: half(d, stats.t.ppf(0.975, len(d) - 1), root=False), "√n"),
+    ],
+    "07.2": [
+        (lambda h, s: int(np.ceil((1.96 * s / h) ** 2)), "1.96"),
+        (lambda h, s: 2, "stub"),
+        (lambda h, s: int(np.ceil((s / h) ** 2)), "factor t|1.96"),
+    ],
+    "07.3": [
+        (lambda r: r.max() - r.mean(), "best of all"),
+        (lambda r: r.max(0).mean() - r.mean(), "axis"),
+        (lambda r: r.mean() - r.max(1).mean(), "sign"),
+    ],
+    "08.1": [
+        (lambda q, g, k: np.argsort(-(g @ q))[:k], "dot product"),
+        (lambda q, g, k: np.argsort(-(unit(g) @ q))[:k][::-1], "nearest first"),
+        (lambda q, g, k: np.argsort(unit(g) @ q)[:k], "least"),
+    ],
+    "08.2": [
+        (lambda s, right, wanted: wanted, "not a similarity"),
+        (lambda s, right, wanted: s.min(), "answers everything"),
+        (lambda s, right, wanted: s.max(), "smallest|refuses"),
+    ],
+    "08.3": [
+        (lambda x, y: np.stack([x[y == c].mean(0) for c in np.unique(y)]), "unit length"),
+        (lambda x, y: x.mean(0), "shape"),
+    ],
+}  # fmt: skip
+
+
+def off(matrix):
+    return matrix[~np.eye(len(matrix), dtype=bool)]
+
+
+def right_recall(x, labels, k):
+    return recall(x, labels, k, lambda x, k: np.argsort(-x @ x.T + 9 * np.eye(len(x)))[:, :k])
+
+
+def zero_loss(labels, classes, margin, scale, all_pull=False):
+    count = np.bincount(labels, minlength=classes)
+    pull = np.log1p(count * np.exp(margin * scale))
+    push = np.log1p((len(labels) - count) * np.exp(margin * scale))
+    return (pull if all_pull else pull[count > 0]).mean() + push.mean()
+
+
+def sided(P):
+    found = F.normalize(P, dim=1)
+    positive = (found @ found.T).clamp_min(0)
+    count = len(P)
+    return (positive.square().sum() - count) / (count * (count - 1))
+
+
+def directions(share, x):
+    return PCA(share, svd_solver="full").fit(x).n_components_
+
+
+def half(d, factor, ddof=1, root=True):
+    step = factor * d.std(ddof=ddof) / (np.sqrt(len(d)) if root else 1)
+    return d.mean() - step, d.mean() + step
+
+
+CASES = [(name, k) for name in NAMES for k in range(len(MISTAKES.get(name, ())))]
+
+
+def test_every_exercise_has_typical_mistakes():
+    assert set(MISTAKES) == set(NAMES)
+    assert all(len(mistakes) >= 2 for mistakes in MISTAKES.values())
+
+
+@pytest.mark.parametrize("exercise, which", CASES)
+def test_a_typical_mistake_is_named(exercise, which):
+    wrong, says = MISTAKES[exercise][which]
+    verdict = judge(exercise, wrong)
+    assert not verdict.passed
+    assert re.search(says, verdict.message), verdict
+
+
+def stop(*_):
+    raise KeyError("a mistake of mine")
+
+
+NONSENSE = [None, "text", 3, float("nan"), [], object(), lambda *_: None, lambda *_: "text", stop,
+            lambda *_: np.zeros((2, 2, 2)), lambda *_: [[1], [1, 2]], lambda: 1,
+            lambda *_: torch.tensor(float("inf"))]  # fmt: skip
+
+
+@pytest.mark.parametrize("exercise", NAMES)
+def test_nothing_raises_and_nothing_silly_passes(exercise, capsys):
+    for answer in NONSENSE:
+        verdict = exercises.check(exercise, answer)
+        assert not verdict.passed and len(verdict.message) > 10
+    assert "could not be judged" not in capsys.readouterr().out
+
+
+def test_an_answer_cannot_change_what_it_is_compared_with():
+    def spoils(x, labels, k):
+        x[:] = 0
+        return 1.0
+
+    before = judge("00.1", spoils)
+    assert str(judge("00.1", spoils)) == str(before)
+    assert judge("00.1", answers("00.1")["solution"]).passed
+
+
+def test_unknown_exercises_get_the_near_match():
+    verdict = exercises.check("03.20", 1)
+    assert not verdict.passed and "Did you mean '03.2'" in verdict.message
+
+
+@pytest.mark.parametrize(
+    "got, expected, says",
+    [
+        (-2.0, 2.0, "sign"),
+        (4.2, 2.1, "twice"),
+        (1.05, 2.1, "factor 2"),
+        (210, 2.1, "percentage"),
+        (9, 3, "root"),
+        (3.0, 4.0, "off by one"),
+        (0.3, 0.7, "one minus"),
+        (0.25, 4.0, "reciprocal"),
+    ],
+)
+def test_how_a_wrong_number_relates_to_the_right_one(got, expected, says):
+    with pytest.raises(exercises.Wrong, match=says):
+        exercises.number(got, expected)
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (lambda x: x.T, "Transposed"),
+        (lambda x: x + 0.5, "same 0.5"),
+        (lambda x: -x, "sign"),
+        (lambda x: 3 * x, "3 times|lengths"),
+        (lambda x: x[::-1], "order"),
+        (lambda x: x * [[1.0], [2.0], [3.0]], "unit length"),
+        (lambda x: x + np.eye(3, 2), "entries are off"),
+    ],
+)
+def test_how_a_wrong_array_relates_to_the_right_one(change, says):
+    expected = np.array([[1.0, 2.0], [3.0, 5.0], [-8.0, 11.0]])
+    with pytest.raises(exercises.Wrong, match=says):
+        exercises.array(change(expected), expected)

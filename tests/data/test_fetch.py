@@ -1,0 +1,504 @@
+"""Fetching against a local server with every fault we know of, and unpacking hostile archives."""
+
+import hashlib
+import http.server
+import io
+import os
+import random
+import socket
+import stat
+import sys
+import tarfile
+import threading
+import time
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sobook.data import archives, fetch
+
+BODY = random.Random(0).randbytes(300_000)
+MD5 = hashlib.md5(BODY).hexdigest()
+SHA256 = hashlib.sha256(BODY).hexdigest()
+KNOWN = {"size": len(BODY), "md5": MD5, "sha256": SHA256}
+QUICK = fetch.Pace(tries=3, first_pause=0.01, longest_pause=2, connect=10, stall=10)
+IMPATIENT = replace(QUICK, stall=0.4)  # where the server stalls; else a busy machine would seem to
+
+
+class Faulty(http.server.BaseHTTPRequestHandler):
+    """Serves BODY; the path names the fault. Requests are logged in `server.log`."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        fault = self.path.strip("/")
+        self.server.log.append((fault, self.headers.get("Range")))
+        count = sum(one == fault for one, _ in self.server.log)
+        self.close_connection = True
+        getattr(self, fault.replace("-", "_"))(count)
+
+    def answer(self, code, body=b"", length=None, **headers):
+        self.send_response(code)
+        for key, value in headers.items():
+            self.send_header(key.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def serve(self, upto=None, body=BODY, tag='"v1"'):
+        """As a good server does, Range and If-Range included; `upto` bytes, then hang up."""
+        start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
+        if self.headers.get("If-Range") not in (None, tag):
+            start = 0
+        if start >= len(body):
+            return self.answer(416, Content_Range=f"bytes */{len(body)}")
+        rest = body[start:]
+        headers = {"ETag": tag}
+        if start:
+            headers["Content_Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+        self.answer(206 if start else 200, rest[:upto], len(rest), **headers)
+
+    def good(self, count):
+        self.serve()
+
+    def drops_midway(self, count):
+        self.serve(upto=100_000)
+
+    def ignores_range(self, count):
+        self.answer(200, BODY[:100_000] if count == 1 else BODY, len(BODY))
+
+    def wrong_bytes(self, count):
+        self.serve(body=bytes(len(BODY)))
+
+    def changed_since(self, count):
+        self.serve(upto=100_000 if count == 1 else None, tag=f'"v{min(count, 2)}"',
+                   body=bytes(len(BODY)) if count == 1 else BODY)  # fmt: skip
+
+    def truncated(self, count):
+        self.answer(200, BODY[:200_000])  # and says so: it is a shorter file
+
+    def missing(self, count):
+        self.answer(404)
+
+    def login(self, count):
+        self.answer(403)
+
+    def busy(self, count):
+        if count == 1:
+            self.answer(429, Retry_After="1")
+        else:
+            self.serve()
+
+    def very_busy(self, count):
+        self.answer(429, Retry_After="3600")
+
+    def fails_twice(self, count):
+        if count < 3:
+            self.answer(500)
+        else:
+            self.serve()
+
+    def page(self, count):
+        text = b"<html><head><title>Confirm your download</title></head></html>"
+        self.answer(200, text, Content_Type="text/html; charset=utf-8")
+
+    def page_in_disguise(self, count):
+        self.answer(200, b"<!DOCTYPE html><html>" + b" " * (len(BODY) - 21))
+
+    def loop(self, count):
+        self.answer(302, Location="/loop")
+
+    def stalls(self, count):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(BODY)))
+        self.end_headers()
+        self.wfile.write(BODY[:1000])
+        self.wfile.flush()
+        self.server.over.wait(5)
+
+    def stalls_once(self, count):
+        if count == 1:
+            self.stalls(count)
+        else:
+            self.serve()
+
+    def unsized(self, count):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(BODY)
+
+    def slow(self, count):
+        """For the kill test: the archive in small pieces; `server.body` is set there."""
+        start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
+        body = self.server.body
+        headers = {"ETag": '"v1"', "Content_Range": f"bytes {start}-{len(body) - 1}/{len(body)}"}
+        self.answer(206, b"", len(body) - start, **headers)
+        for i in range(start, len(body), 1 << 16):
+            self.wfile.write(body[i : i + (1 << 16)])
+            time.sleep(0.01)
+
+
+class Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        pass  # clients that hang up are part of the tests
+
+
+def loopback_is_up() -> bool:
+    """False in a network namespace without interfaces, where not even 127.0.0.1 answers."""
+    with socket.socket() as listener, socket.socket() as caller:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        caller.settimeout(2)
+        try:
+            caller.connect(listener.getsockname())
+        except OSError:
+            return False
+    return True
+
+
+@pytest.fixture
+def server():
+    if not loopback_is_up():
+        pytest.skip("127.0.0.1 cannot be reached (no network interface is up)")
+    server = Server(("127.0.0.1", 0), Faulty)
+    server.log, server.over = [], threading.Event()
+    server.url = f"http://127.0.0.1:{server.server_port}/"
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    yield server
+    server.over.set()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+@pytest.fixture
+def fetch(server, tmp_path):
+    """Fetch from the faults named, in that order, and see that the file arrived as it should."""
+
+    def fetch(*faults, **known):
+        urls = [server.url + fault for fault in faults]
+        dest = tmp_path / "in" / "file.bin"
+        pace = IMPATIENT if "stall" in str(faults) else QUICK
+        fetch.fetch(urls, dest, **{**KNOWN, **known}, progress=False, pace=pace)
+        assert dest.read_bytes() == BODY
+        assert sorted(dest.parent.iterdir()) == [dest]  # no part is left
+        return [fault for fault, _ in server.log]
+
+    return fetch
+
+
+def test_plain_download_then_nothing_to_do(fetch, server):
+    assert fetch("good") == ["good"]
+    assert fetch("good") == ["good"]
+
+
+def test_resumes_what_broke_off(fetch, server):
+    fetch("drops-midway")
+    starts = [int((asked or "bytes=0-")[6:-1]) for _, asked in server.log]
+    assert starts == sorted(starts) and len(starts) == 4
+    assert all(start >= i * 80_000 for i, start in enumerate(starts))  # hardly a byte twice
+
+
+def test_resumes_the_part_of_an_earlier_run(fetch, server, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "file.bin.part").write_bytes(BODY[:123_456])
+    fetch("good")
+    assert server.log == [("good", "bytes=123456-")]
+
+
+def test_complete_part_is_not_fetched_again(fetch, server, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "file.bin.part").write_bytes(BODY)
+    assert fetch("missing") == []
+
+
+def test_starts_again_where_range_is_ignored(fetch):
+    assert fetch("ignores-range") == ["ignores-range"] * 2
+
+
+def test_wrong_part_is_thrown_away(fetch, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "file.bin.part").write_bytes(bytes(100_000))
+    assert fetch("good") == ["good"] * 2
+
+
+def test_part_longer_than_the_file(fetch, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "file.bin.part").write_bytes(BODY + b"more")
+    assert fetch("good", size=None) == ["good"] * 2
+
+
+def test_file_changed_between_two_requests(fetch):
+    """Without a checksum only If-Range notices."""
+    assert fetch("changed-since", md5=None, sha256=None) == ["changed-since"] * 2
+
+
+def test_server_that_names_no_length(fetch):
+    assert fetch("unsized", size=None) == ["unsized"]
+
+
+@pytest.mark.parametrize("fault", ["wrong-bytes", "missing", "login", "truncated", "very-busy"])
+@pytest.mark.parametrize("size", [len(BODY), None])
+def test_next_mirror(fetch, fault, size):
+    assert fetch(fault, "good", size=size)[-1] == "good"
+
+
+@pytest.mark.parametrize("fault", ["page", "page-in-disguise", "loop", "stalls"])
+def test_next_mirror_after_odd_answers(fetch, fault):
+    assert fetch(fault, "good")[-1] == "good"
+
+
+def test_waits_as_long_as_the_server_asks(fetch):
+    start = time.monotonic()
+    assert fetch("busy") == ["busy"] * 2
+    assert time.monotonic() - start >= 1
+
+
+def test_passing_errors_are_retried(fetch):
+    assert fetch("fails-twice") == ["fails-twice"] * 3
+
+
+def test_stall_is_noticed(fetch):
+    assert fetch("stalls-once")[:2] == ["stalls-once"] * 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("missing", "404"),
+        ("login", "login"),
+        ("page", "served a web page ('Confirm your download').*browser"),
+        ("page-in-disguise", "web page"),
+        ("loop", "redirects in a loop"),
+        ("truncated", "200,000 bytes, not the 300,000"),
+        ("wrong-bytes", "md5"),
+        ("stalls", "sent nothing for 0.4 s"),
+        ("very-busy", "429"),
+    ],
+)
+def test_failure_says_why(fetch, fault, words, tmp_path):
+    with pytest.raises(fetch.Unavailable, match=words.replace("(", r"\(").replace(")", r"\)")):
+        fetch(fault)
+    assert not (tmp_path / "in" / "file.bin").exists()
+
+
+def test_nobody_there(tmp_path):
+    with pytest.raises(fetch.Unavailable, match="could not be reached"):
+        fetch.fetch(["http://127.0.0.1:9/x"], tmp_path / "x", progress=False, pace=QUICK)
+
+
+def test_disk_is_checked_before_anything_is_asked(fetch, server, monkeypatch):
+    free = type("usage", (), {"free": 500_000})
+    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: free)
+    with pytest.raises(fetch.DownloadError, match="GB are free"):
+        fetch("good", room=2.2)
+    assert server.log == []
+    with pytest.raises(fetch.DownloadError, match="GB are free"):
+        fetch("good", room=2.2, size=None)
+    fetch("good", room=1.1)
+
+
+def test_foreign_file_in_its_place_is_left_alone(fetch, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "file.bin").write_bytes(b"mine")
+    with pytest.raises(fetch.DownloadError, match="not the published file .*4 bytes"):
+        fetch("good")
+    assert (tmp_path / "in" / "file.bin").read_bytes() == b"mine"
+
+
+# --- unpacking -----------------------------------------------------------------------------------
+
+
+def make_zip(path, entries, mode=None):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries:
+            info = zipfile.ZipInfo(name)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            if mode:
+                info.external_attr = mode << 16
+            archive.writestr(info, content)
+    return path
+
+
+def make_tar(path, entries, kind=None, target=""):
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in entries:
+            info = tarfile.TarInfo(name)
+            if kind:
+                info.type, info.linkname = kind, target
+                archive.addfile(info)
+            else:
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+GOOD = [("top/a.txt", b"a" * 1000), ("top/deep/b.txt", b"b"), ("c.txt", b"")]
+
+
+@pytest.mark.parametrize("make", [make_zip, make_tar])
+def test_unpacks(tmp_path, make):
+    folder = archives.unpack(make(tmp_path / "x", GOOD), tmp_path / "out", limit=10**4,
+                             progress=False)  # fmt: skip
+    for name, content in GOOD:
+        assert (folder / name).read_bytes() == content
+
+
+EVIL = {
+    "parent": lambda p: make_zip(p, [*GOOD, ("../evil", b"x")]),
+    "parent in tar": lambda p: make_tar(p, [*GOOD, ("top/../../evil", b"x")]),
+    "absolute": lambda p: make_zip(p, [("/tmp/sobook-evil", b"x")]),
+    "absolute in tar": lambda p: make_tar(p, [("/tmp/sobook-evil", b"x")]),
+    "drive": lambda p: make_zip(p, [("C:/evil", b"x")]),
+    "backslashes": lambda p: make_zip(p, [("top\\..\\..\\evil", b"x")]),
+    "symlink": lambda p: make_tar(p, [("link", b"")], tarfile.SYMTYPE, "../.."),
+    "symlink in zip": lambda p: make_zip(p, [("link", b"../..")], stat.S_IFLNK | 0o777),
+    "hard link": lambda p: make_tar(p, [("link", b"")], tarfile.LNKTYPE, "../secret"),
+    "device": lambda p: make_tar(p, [("null", b"")], tarfile.CHRTYPE),
+    "pipe": lambda p: make_tar(p, [("pipe", b"")], tarfile.FIFOTYPE),
+    "bomb": lambda p: make_zip(p, [("zeros", bytes(10**7))]),
+    "bomb in tar": lambda p: make_tar(p, [("zeros", bytes(10**7))]),
+    "many empty": lambda p: make_zip(p, [(f"{i}", b"") for i in range(3000)]),
+    "twice": lambda p: make_zip(p, [("a", b"1"), ("./a", b"2")]),
+    "file as folder": lambda p: make_zip(p, [("a", b"1"), ("a/b", b"2")]),
+    "not one": lambda p: p.write_bytes(b"<html>") and p,
+    "cut off": lambda p: cut(make_tar(p, [("noise", BODY)]), 150_000),
+    "cut off zip": lambda p: cut(make_zip(p, [("noise", BODY)]), 150_000),
+    "flipped bits": lambda p: flip(make_zip(p, [("noise", BODY)]), 150_000),
+}
+
+
+def cut(path, length):
+    os.truncate(path, length)
+    return path
+
+
+def flip(path, where):
+    data = bytearray(path.read_bytes())
+    data[where] ^= 255
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_hostile_or_damaged_archives_are_refused(tmp_path, evil):
+    (tmp_path / "secret").write_text("s")
+    archive = EVIL[evil](tmp_path / "evil-archive")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(archives.ArchiveError, match="is not safe|is damaged|neither") as caught:
+        archives.unpack(archive, tmp_path / "out", limit=1_000_000, progress=False)
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.iterdir()) == before
+    assert not Path("/tmp/sobook-evil").exists()
+
+
+# --- from archive to folder ----------------------------------------------------------------------
+
+
+def card(url, archive: bytes, **more):
+    sums = {"size": len(archive), "md5": hashlib.md5(archive).hexdigest()}
+    one = {"file": "x.tgz", "urls": [url], "unpacks_to": "Top", "limit": 10**8, **sums, **more}
+    return {"folder": "Top", "by_hand": "Put x.tgz into {downloads}.", "archives": [one]}
+
+
+def check(home: Path) -> None:
+    if len(list(home.iterdir())) != 30:
+        raise ValueError(f"{home} is not whole")
+
+
+@pytest.fixture
+def archive(tmp_path):
+    rng = random.Random(1)
+    entries = [(f"Top/{i}.bin", rng.randbytes(100_000)) for i in range(30)]
+    return make_tar(tmp_path / "x.tgz", entries).read_bytes()
+
+
+def test_install_from_an_archive_put_there_by_hand(tmp_path, archive):
+    root = tmp_path / "root"
+    with pytest.raises(archives.ArchiveError, match=r"by hand.*x\.tgz is missing.*Put x\.tgz into"):
+        archives.install("top", card("", archive, urls=[]), root, check, progress=False)
+    (root / "downloads").mkdir()
+    (root / "downloads" / "x.tgz").write_bytes(archive)
+    home = archives.install("top", card("", archive, urls=[]), root, check, progress=False)
+    assert home == root / "Top" and len(list(home.iterdir())) == 30
+    assert archives.install("top", card("", archive, urls=[]), root, check, progress=False) == home
+
+
+def test_install_leaves_nothing_of_a_wrong_archive(tmp_path, archive):
+    (tmp_path / "downloads").mkdir()
+    (tmp_path / "downloads" / "x.tgz").write_bytes(archive)
+
+    def refuse(home):
+        raise ValueError("too few")
+
+    with pytest.raises(ValueError, match="too few"):
+        archives.install("top", card("", archive), tmp_path, refuse, progress=False)
+    with pytest.raises(archives.ArchiveError, match="holds no folder Other"):
+        wrong = card("", archive, unpacks_to="Other")
+        archives.install("top", wrong, tmp_path, check, progress=False)
+    left = {path.name for path in tmp_path.iterdir()} - {"x.tgz", ".top.lock"}
+    assert left == {"downloads"}
+
+
+def test_unreachable_source_tells_the_way_by_hand(tmp_path, archive, monkeypatch):
+    monkeypatch.setattr(fetch, "Pace", lambda: QUICK)
+    with pytest.raises(fetch.Unavailable, match="could not be reached.*Put x.tgz into"):
+        url = "http://127.0.0.1:9/x.tgz"
+        archives.install("top", card(url, archive), tmp_path, check, progress=False)
+
+
+@pytest.fixture
+def small_sop(server, tmp_path):
+    """A benchmark of 40 photographs in Stanford Online Products' layout, slowly served."""
+    rng = random.Random(1)
+    entries = []
+    for number, name in enumerate(("train", "test")):
+        lines = ["image_id class_id super_class_id path"]
+        for i in range(20):
+            path = f"chair_final/{number}{i // 2}_{i % 2}.JPG"
+            lines.append(f"{i + 1 + 20 * number} {i // 2 + 1 + 10 * number} 1 {path}")
+            entries.append((f"Stanford_Online_Products/{path}", rng.randbytes(80_000)))
+        text = "\r\n".join(lines).encode()
+        entries.append((f"Stanford_Online_Products/Ebay_{name}.txt", text))
+    server.body = make_tar(tmp_path / "x.tgz", entries).read_bytes()
+    split = {"images": 20, "classes": 10}
+    about = card(server.url + "slow", server.body, unpacks_to="Stanford_Online_Products")
+    about |= {"folder": "Stanford_Online_Products", "images": 40, "classes": 20}
+    return {**about, "splits": {"train": split, "test": split}}, dict(entries)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is a POSIX signal")
+def test_prepare_killed_twenty_times_finishes_each_time(small_sop, tmp_path):
+    """Kills at random moments of fetching, unpacking and checking; then the next call finishes."""
+    from tests import processes
+
+    about, content = small_sop
+    rng, kills, begun = random.Random(5), 0, 0
+    while kills < 20:
+        root = tmp_path / f"root{kills}"
+        home = root / "Stanford_Online_Products"
+        while processes.killed_at(
+            processes.start_preparing("sop", root, about), rng.uniform(0.02, 0.6)
+        ):
+            kills += 1
+            found = len(list(home.rglob("*.*")))
+            assert found in (0, len(content))
+            begun += any(root.rglob("*.part")) or (root / ".sop.unpacking").exists()
+        assert {path.name for path in root.iterdir()} == {home.name, "downloads", ".sop.lock"}
+        assert {str(p.relative_to(root)): p.read_bytes() for p in home.rglob("*.*")} == content
+    assert begun >= 5  # the moments were not all before the start or after the end

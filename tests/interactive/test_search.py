@@ -1,0 +1,162 @@
+"""Search in a folder of pictures."""
+
+import io
+import json
+import re
+from datetime import datetime, timezone
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sobook.cli import main
+from sobook.data import image_sets
+from sobook.encoder import Encoder, embed
+from sobook.interactive import search
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return Encoder.create("deit_micro_patch8_64").eval()
+
+
+@pytest.fixture
+def pictures(tmp_path, rng, monkeypatch):
+    """Four classes of three pictures, one picture without a class, one broken file."""
+    monkeypatch.setenv("SOBOOK_DATA", str(tmp_path / "data"))
+    root = tmp_path / "pictures"
+    for number, shade in enumerate(rng.integers(0, 200, (4, 3))):
+        (root / f"class {number}").mkdir(parents=True)
+        for copy in range(3):
+            array = rng.integers(0, 55, (70, 80 + copy, 3)) + shade
+            Image.fromarray(array.astype(np.uint8)).save(root / f"class {number}" / f"{copy}.png")
+    Image.new("RGB", (50, 60), "red").save(root / "loose.jpg")
+    (root / "class 0" / "broken.jpg").write_bytes(b"nothing")
+    (root / ".hidden").mkdir()
+    Image.new("RGB", (50, 60)).save(root / ".hidden" / "x.png")
+    return root
+
+
+@pytest.fixture
+def index(pictures, encoder):
+    return search.index_folder(encoder, pictures, progress=False)
+
+
+def test_every_picture_is_indexed_or_named(index, pictures):
+    assert len(index) == 13 and index.embeddings.shape[0] == 13
+    assert sorted(set(index.names)) == ["", "class 0", "class 1", "class 2", "class 3"]
+    assert len(index.left_out) == 1 and "broken.jpg" in index.left_out[0]
+    np.testing.assert_allclose(np.linalg.norm(index.embeddings, axis=1), 1, rtol=1e-5)
+
+
+def test_a_single_picture_is_embedded_as_in_a_set(index, encoder, pictures):
+    one = np.stack([search.embed_picture(encoder, path) for path in index.paths])
+    np.testing.assert_allclose(one, index.embeddings, atol=1e-5)
+    content = io.BytesIO(index.paths[0].read_bytes())
+    np.testing.assert_allclose(search.embed_picture(encoder, content), one[0], atol=1e-6)
+
+
+def test_a_picture_finds_itself_first_and_order_is_by_cosine(index, encoder):
+    for i in (0, 7, 12):
+        similarities, found = index.search(encoder, index.paths[i], k=6)
+        assert found[0] == i and similarities[0] == pytest.approx(1, abs=1e-4)
+        slow = np.argsort(-(index.embeddings @ index.embeddings[i]), kind="stable")[:6]
+        assert found.tolist() == slow.tolist()
+        assert (np.diff(similarities) <= 0).all()
+    assert len(index.search(encoder, index.paths[0], k=99)[1]) == 13
+
+
+def test_an_index_survives_saving_and_is_that_of_embed(index, tmp_path, pictures, encoder):
+    again = search.Index.load(index.save(tmp_path / "index.npz"))
+    assert again.paths == index.paths and again.names == index.names
+    np.testing.assert_array_equal(again.embeddings, index.embeddings)
+    (tmp_path / "other.npz").write_bytes(b"PK")
+    with pytest.raises(ValueError, match="is no index"):
+        search.Index.load(tmp_path / "other.npz")
+    with pytest.raises(ValueError, match="must end in .npz"):
+        index.save(tmp_path / "index.csv")
+    with pytest.warns(UserWarning):
+        train = image_sets.load("folder", "train", pictures)
+    both = {
+        p: row for p, row in zip(train.paths, embed(encoder, train, progress=False), strict=True)
+    }
+    for path, row in both.items():
+        np.testing.assert_allclose(index.embeddings[index.paths.index(path)], row, atol=1e-5)
+
+
+def test_wrong_requests_are_one_sentence(index, encoder, tmp_path):
+    other = Encoder.create("deit_micro_patch8_64", dim=16).eval()
+    with pytest.raises(ValueError, match="16"):
+        index.search(other, index.paths[0])
+    with pytest.raises(ValueError, match="one neighbour or more"):
+        index.search(encoder, index.paths[0], k=0)
+    with pytest.raises(image_sets.DatasetError, match="no folder"):
+        search.index_folder(encoder, tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(image_sets.DatasetError, match="no picture"):
+        search.index_folder(encoder, tmp_path / "empty")
+
+
+def page_data(path):
+    text = path.read_text(encoding="utf-8")
+    return text, json.loads(re.search(r'id="data">(.*?)</script>', text, re.S).group(1))
+
+
+def test_the_page_stands_alone_and_holds_the_true_neighbours(index, tmp_path):
+    text, data = page_data(search.page(index, tmp_path / "p.html", k=3, title="A <b> & c"))
+    assert not re.search(r"(?:src|href)=[\"']?https?:", text)
+    assert "A &lt;b&gt; &amp; c" in text and "{{" not in text
+    cosines = index.embeddings @ index.embeddings.T
+    np.fill_diagonal(cosines, -9)
+    for i, near in enumerate(data["near"]):
+        assert len(near) == 3 and i not in near
+        np.testing.assert_allclose(cosines[i, near], np.sort(cosines[i])[::-1][:3], atol=1e-5)
+    assert all(len(p["t"]) < 8000 for p in data["pictures"])
+
+
+def test_too_many_and_too_few_pictures_for_a_page(index, tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "_MOST_ON_A_PAGE", 5)
+    with pytest.raises(ValueError, match="too many"):
+        search.page(index, tmp_path / "p.html")
+    one = search.Index(index.embeddings[:1], index.paths[:1], index.names[:1])
+    with pytest.raises(ValueError, match="two pictures"):
+        search.page(one, tmp_path / "p.html")
+
+
+def test_uploads_of_both_generations_of_ipywidgets():
+    seven = {"a.png": {"metadata": {"name": "a.png"}, "content": b"x"}}
+    eight = ({"name": "a.png", "content": memoryview(b"x"), "size": 1},)
+    assert search.uploaded(seven) == search.uploaded(eight) == [("a.png", b"x")]
+    assert search.uploaded({}) == search.uploaded(()) == []
+
+
+def test_the_widget_answers_an_upload(index, encoder):
+    widgets = pytest.importorskip("ipywidgets")
+    box = search.widget(index, encoder, k=2)
+    upload, output = box.children
+    assert isinstance(upload, widgets.FileUpload)
+    content = index.paths[4].read_bytes()
+    said = search.answer(index, encoder, "<my>.png", content, 2)
+    assert said.count("<figure") == 3 and "&lt;my&gt;.png" in said and "class 1" in said
+    assert "not a picture" in search.answer(index, encoder, "x.png", b"nothing", 2)
+    if int(widgets.__version__.split(".")[0]) >= 8:
+        now = datetime.now(timezone.utc)
+        file = {"name": "q.png", "type": "image/png", "size": len(content), "last_modified": now}
+        upload.value = ({**file, "content": memoryview(content)},)
+        assert output.value.count("<figure") == 3
+
+
+def test_the_command(pictures, tmp_path, capsys):
+    saved, out = tmp_path / "i.npz", tmp_path / "p.html"
+    query = str(pictures / "class 2" / "1.png")
+    first = ["--folder", str(pictures), "--index", str(saved), "--page", str(out)]
+    assert main(["search", "--encoder", "deit_micro_patch8_64", *first, "--query", query]) == 0
+    shown = capsys.readouterr().out
+    assert "left out" in shown and out.exists()
+    lines = [line for line in shown.splitlines() if line.startswith("  +")]
+    assert len(lines) == 5 and lines[0].split()[0] == "+1.000" and "class 2" in lines[0]
+    again = ["--index", str(saved), "--query", query, "--k", "2"]
+    assert main(["search", "--encoder", "deit_micro_patch8_64", *again]) == 0
+    assert capsys.readouterr().out.count("\n") == 3
+    assert main(["search"]) == 1
+    assert "needs --folder" in capsys.readouterr().err

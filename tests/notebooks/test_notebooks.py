@@ -1,0 +1,224 @@
+"""What README, Makefile, pyproject and notebooks promise each other."""
+
+import ast
+import importlib
+import importlib.util
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sobook import cli
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def code_blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def commands(program: str) -> list[list[str]]:
+    """The README's command lines of a program, as lists of words; comments are left out."""
+    lines = "\n".join(code_blocks("sh")).replace("\\\n", " ").splitlines()
+    found = [re.search(rf"(?:^|/|\s){program} (.*)", line.split(" #")[0]) for line in lines]
+    return [match.group(1).split() for match in found if match]
+
+
+def tracked_files() -> list[Path]:
+    """The files of the repository, or, where there is no git, what git would not ignore."""
+    if shutil.which("git") and (ROOT / ".git").exists():
+        listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+        names = subprocess.run(listing, cwd=ROOT, capture_output=True, check=True, text=True)
+        paths = [ROOT / name for name in names.stdout.split("\0") if name]
+    else:
+        ours = ("sobook", "tests", "notebooks", ".ci")
+        paths = [p for folder in ours for p in (ROOT / folder).rglob("*") if p.is_file()]
+        paths += [p for p in ROOT.iterdir() if p.is_file()]
+    return [path for path in paths if path.is_file() and "__pycache__" not in path.parts]
+
+
+@pytest.fixture(scope="module")
+def build():
+    """The notebook tool, which is a script and no part of the package."""
+    spec = importlib.util.spec_from_file_location("notebook_build", ROOT / "notebooks/build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_readme_names_only_targets_that_exist():
+    targets = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
+    named = set(re.findall(r"`make ([a-z-]+)`", README)) | {words[0] for words in commands("make")}
+    assert {"tutorial", "test"} <= named
+    assert named <= targets
+
+
+def test_make_without_a_target_lists_all_of_them():
+    if not shutil.which("make"):
+        pytest.skip("there is no make on this machine")
+    shown = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    targets = "tutorial test lab notebooks book book-test bench lint clean venv"
+    for target in targets.split():
+        assert f"make {target} " in shown
+
+
+def test_readme_uses_subcommands_and_options_that_exist(capsys):
+    lines = commands("sobook")
+    assert lines
+    for subcommand in {words[0] for words in lines}:
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([subcommand, "--help"])
+        shown = capsys.readouterr()
+        assert stopped.value.code == 0, f"README uses `sobook {subcommand}`: {shown.err}"
+        used = {w for words in lines if words[0] == subcommand for w in words if w[:2] == "--"}
+        for option in used:
+            assert re.search(rf"{option}\b", shown.out), f"sobook {subcommand} has no {option}"
+
+
+def test_readme_python_imports_what_exists():
+    for block in code_blocks("python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("sobook"):
+                module = importlib.import_module(node.module)
+                for alias in node.names:
+                    if not hasattr(module, alias.name):
+                        importlib.import_module(f"{node.module}.{alias.name}")
+
+
+def test_readme_links_lead_somewhere():
+    for target in re.findall(r"(?:\]\(|(?:src|href)=\")([^)\"#\s]+)", README):
+        if not re.match(r"https?:|mailto:", target):
+            assert (ROOT / target).exists(), f"README.md links to {target}, which does not exist"
+
+
+def test_readme_maps_every_notebook(build):
+    for script in build.sources():
+        assert f"notebooks/{script.stem}.ipynb" in README
+
+
+def test_versions_are_bounded_from_below_only():
+    text = (ROOT / "pyproject.toml").read_text() + (ROOT / "environment.yml").read_text()
+    assert "==" not in text
+    assert "~=" not in text
+
+
+def test_the_repository_has_one_address(build):
+    address = re.search(r'REPOSITORY = "https://github.com/([^"]+)"', build.SETUP).group(1)
+    badges = re.findall(r"colab\.research\.google\.com/github/([\w-]+/[\w-]+)/", README)
+    assert set(badges) == {address}
+
+
+def test_setup_cell_is_the_same_in_every_source(build):
+    assert [p for script in build.sources() if (p := build.setup_problem(script))] == []
+
+
+def test_notebooks_fit_their_sources_and_are_small(build):
+    assert build.problems() == []
+
+
+# The brackets keep these patterns from finding themselves.
+REGISTRIES = r"py[p]i\.org|python[h]osted|registry\.[n]pmjs|anaconda\.[o]rg|download\.[p]ytorch"
+
+
+@pytest.mark.parametrize(
+    "what, pattern",
+    [
+        ("a package registry", REGISTRIES),
+        ("a path of this machine", rf"/roo[t]/|/hom[e]/\w+/|/User[s]/\w+/|{re.escape(str(ROOT))}/"),
+    ],
+)
+def test_no_file_names(what, pattern):
+    found = []
+    for path in tracked_files():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue  # not text
+        found += [f"{path.relative_to(ROOT)}: {m.group()}" for m in re.finditer(pattern, text)]
+    assert not found, f"named in the repository: {what}"
+
+
+class TestBuild:
+    """The notebook tool on a small source of our own."""
+
+    SCRIPT = """\
+# %% [markdown]
+# # A title with $x_1$
+
+# %% tags=["setup"]
+old
+
+# %%
+answer = 41
+
+# %% tags=["solution"]
+answer = 42
+"""
+
+    @pytest.fixture
+    def here(self, build, tmp_path, monkeypatch):
+        monkeypatch.setattr(build, "ROOT", tmp_path)
+        monkeypatch.setattr(build, "HERE", tmp_path / "notebooks")
+        monkeypatch.setattr(build, "SOURCE", tmp_path / "notebooks/source")
+        build.SOURCE.mkdir(parents=True)
+        (build.SOURCE / "00_one.py").write_text(self.SCRIPT)
+        return build.HERE
+
+    def test_generation_is_deterministic_and_hides_solutions(self, build, here):
+        build.generate([])
+        first = (here / "00_one.ipynb").read_bytes()
+        (here / "00_one.ipynb").unlink()
+        build.generate(["00"])
+        assert (here / "00_one.ipynb").read_bytes() == first
+        assert b"answer = 42" not in first
+        assert b"answer = 42" in (here / "solutions/00_one.ipynb").read_bytes()
+
+    def test_setup_cell_is_copied_into_the_source(self, build, here):
+        script = build.SOURCE / "00_one.py"
+        assert "setup cell" in build.setup_problem(script)
+        build.setup([])
+        assert build.setup_problem(script) is None
+        assert "answer = 41" in script.read_text()
+
+    def test_drift_size_and_missing_runs_are_named(self, build, here, monkeypatch):
+        build.setup([])
+        assert "is missing" in "".join(build.problems())
+        build.generate([])
+        assert "not executed" in "".join(build.problems())
+        script = build.SOURCE / "00_one.py"
+        script.write_text(script.read_text().replace("41", "43"))
+        assert "does not fit" in "".join(build.problems())
+        monkeypatch.setattr(build, "MAX_BYTES", 10)
+        assert "more than" in "".join(build.problems())
+        script.unlink()
+        assert "has no source script" in "".join(build.problems())
+
+    def test_prose_edits_keep_the_outputs(self, build, here):
+        build.generate([])
+        path = here / "00_one.ipynb"
+        notebook = build.read(path)
+        notebook.cells[2].execution_count = 5
+        build.write_notebook(path, notebook)
+        script = build.SOURCE / "00_one.py"
+        script.write_text(script.read_text().replace("A title", "Another title"))
+        build.generate([])
+        assert build.read(path).cells[2].execution_count == 5
+        script.write_text(script.read_text().replace("41", "43"))
+        build.generate([])
+        assert build.read(path).cells[2].execution_count is None
+
+    def test_pages_need_no_network(self, build, here, tmp_path):
+        build.generate([])
+        build.pages(here)
+        page = (here / "00_one.html").read_text()
+        assert "<math" in page
+        assert not re.search(r"<(?:script|link)[^>]+(?:src|href)=\"http", page)
+        assert "A title" in (here / "index.html").read_text()
+
+    def test_unknown_notebook_gets_the_near_match(self, build, here, capsys):
+        assert build.main(["execute", "00_ome"]) == 1
+        assert "Did you mean '00_one'?" in capsys.readouterr().err

@@ -1,0 +1,265 @@
+"""The training loop, its run folder, and its config."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from sobook.data import image_sets
+from sobook.losses import SoftOrthogonalProxyAnchor
+from sobook.training import distributed
+from sobook.training import loop as training
+from sobook.training import run as runs
+from sobook.training.config import TrainConfig
+from sobook.training.loop import TrainingError, fit
+from sobook.training.run import Run, RunError
+
+
+@pytest.fixture
+def config(tiny_aviary, tiny_options, tmp_path):
+    """Four training species, batches of 8, two epochs: a second or two."""
+    return TrainConfig(
+        root=tiny_aviary,
+        options=tiny_options,
+        dim=16,
+        epochs=2,
+        batch_size=8,
+        selection="last",
+        so_weight=10.0,
+        run_dir=tmp_path / "run",
+    )
+
+
+@pytest.fixture
+def finished(config):
+    return fit(config, progress=False)
+
+
+class TestFit:
+    def test_run_folder(self, finished, config):
+        names = {file.name for file in finished.path.iterdir()}
+        assert names - {".lock"} == {  # which some systems remove, and some keep
+            "config.json",
+            "metrics.jsonl",
+            "proxies.safetensors",
+            "checkpoint.safetensors",
+            "state.json",
+            "retrieval.json",
+        }
+        assert finished.finished and Run.load(finished.path).config == config
+
+    def test_metrics(self, finished):
+        steps = [line for line in finished.metrics if line["kind"] == "step"]
+        assert [line["step"] for line in steps] == [0, 1, 2, 3, 4, 5]
+        assert [line["epoch"] for line in finished.epochs] == [0, 1, 2]
+        for line in steps:
+            total = line["proxy_anchor"] + 10 * line["soft_orthogonality"]
+            assert line["loss"] == pytest.approx(total, rel=1e-5)
+
+    def test_proxies_of_every_epoch(self, finished):
+        start, last = finished.proxies(0), finished.proxies(2)
+        assert start.shape == (4, 16) and start.dtype == torch.float32
+        assert not torch.allclose(start, last)
+        torch.testing.assert_close(finished.proxies(), last)
+        with pytest.raises(RunError, match="no proxies of epoch 3: give 0..2"):
+            finished.proxies(3)
+
+    def test_retrieval_is_that_of_the_saved_encoder(self, finished, config):
+        recall = training.evaluate_run(config, finished.encoder()).recall
+        assert finished.retrieval["recall"] == {str(k): round(v, 6) for k, v in recall.items()}
+
+    def test_same_seed_same_weights_other_seed_others(self, finished, config, tmp_path):
+        again = fit(config.replace(run_dir=tmp_path / "again"), progress=False)
+        other = fit(config.replace(run_dir=tmp_path / "other", seed=1), progress=False)
+        assert again.encoder().fingerprint() == finished.encoder().fingerprint()
+        torch.testing.assert_close(again.proxies(2), finished.proxies(2), rtol=0, atol=0)
+        assert other.encoder().fingerprint() != finished.encoder().fingerprint()
+
+    def test_workers_change_nothing(self, finished, config, tmp_path):
+        two = fit(config.replace(run_dir=tmp_path / "two", workers=2), progress=False)
+        assert two.encoder().fingerprint() == finished.encoder().fingerprint()
+
+    def test_finished_run_is_opened_not_repeated(self, finished, config, monkeypatch):
+        monkeypatch.setattr(training, "_Trainer", None)
+        assert fit(config, progress=False).retrieval == finished.retrieval
+
+    @pytest.mark.parametrize("moment", ["batch", "checkpoint", "resume", "evaluation"])
+    def test_stopped_and_continued_is_never_stopped(
+        self, finished, config, tmp_path, monkeypatch, moment
+    ):
+        """Stop in the second epoch, at four moments; the end is bit-identical."""
+        config = config.replace(run_dir=tmp_path / "stopped")
+        self._stop_at(moment, monkeypatch)
+        with pytest.raises(KeyboardInterrupt):
+            fit(config, progress=False)
+        monkeypatch.undo()
+        continued = fit(config, progress=False)
+        assert continued.encoder().fingerprint() == finished.encoder().fingerprint()
+        for epoch in range(3):
+            assert torch.equal(continued.proxies(epoch), finished.proxies(epoch))
+        losses = [
+            [m["loss"] for m in r.metrics if m["kind"] == "step"] for r in (continued, finished)
+        ]
+        assert losses[0] == losses[1]
+
+    @staticmethod
+    def _stop_at(moment, monkeypatch):
+        owner, name, call = {
+            "batch": (training._Trainer, "_step", 5),
+            "checkpoint": (training._Trainer, "_write_checkpoint", 3),
+            "resume": (training._Trainer, "_save", 3),
+            "evaluation": (training, "evaluate_run", 1),
+        }[moment]
+        original, calls = getattr(owner, name), []
+
+        def stopping(*args, **kwargs):
+            calls.append(1)
+            if len(calls) == call:
+                raise KeyboardInterrupt
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, stopping)
+
+    def test_warm_up_leaves_the_backbone_alone(self, config, monkeypatch):
+        seen = []
+        step = training._Trainer._step
+
+        def watching(trainer, *batch):
+            parts = step(trainer, *batch)
+            weight = next(trainer.encoder.backbone.parameters())
+            seen.append((weight.requires_grad, trainer.encoder.head[1].weight.grad is not None))
+            return parts
+
+        monkeypatch.setattr(training._Trainer, "_step", watching)
+        fit(config, progress=False)
+        assert seen == [(False, True)] * 3 + [(True, True)] * 3
+
+    def test_three_groups_with_their_own_rates(self, config):
+        trainer = training._Trainer(config, distributed.accelerator(config))
+        groups = trainer.optimiser.param_groups
+        assert [group["rate"] for group in groups] == [config.lr, config.head_lr, config.proxy_lr]
+        assert groups[2]["params"] == [trainer.loss.proxies]
+        count = sum(p.numel() for group in groups for p in group["params"])
+        modules = (trainer.encoder, trainer.loss)
+        assert count == sum(p.numel() for module in modules for p in module.parameters())
+
+    def test_not_a_number_stops_the_run(self, config, monkeypatch):
+        parts = SoftOrthogonalProxyAnchor.parts
+
+        def broken(self, embeddings, labels):
+            return {
+                name: value * math.nan for name, value in parts(self, embeddings, labels).items()
+            }
+
+        monkeypatch.setattr(SoftOrthogonalProxyAnchor, "parts", broken)
+        with pytest.raises(
+            TrainingError, match="proxy_anchor became nan at step 0.*learning rates"
+        ):
+            fit(config, progress=False)
+
+    def test_held_out_classes_choose_the_epoch(self, config):
+        config = config.replace(selection="validation", validation_share=0.5, batch_size=4)
+        run = fit(config, progress=False)
+        recalls = {line["epoch"]: line["recall_at_1"] for line in run.epochs}
+        best = max(recalls, key=lambda epoch: (recalls[epoch], -epoch))
+        assert run.state["selected_epoch"] == best
+        assert run.proxies().shape == (2, 16)
+
+    def test_choosing_on_the_test_classes_is_called_peeking(self, config):
+        run = fit(config.replace(selection="test", epochs=1), progress=False)
+        assert "peeking" in run.retrieval["notes"][0]
+
+
+class TestRunFolder:
+    def test_other_settings_are_refused_with_the_differences(self, finished, config):
+        with pytest.raises(RunError, match=r"other settings \(so_weight: 10.0 → 3.0\)"):
+            fit(config.replace(so_weight=3.0), progress=False)
+
+    def test_not_a_run(self, tmp_path):
+        with pytest.raises(RunError, match="not a run folder.*no config.json"):
+            Run.load(tmp_path)
+        with pytest.raises(RunError, match="does not exist"):
+            Run.load(tmp_path / "nowhere")
+
+    def test_foreign_folder_is_not_written_into(self, config, tmp_path):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "thesis.txt").write_text("precious")
+        with pytest.raises(RunError, match="not empty and not a run folder"):
+            fit(config, progress=False)
+
+    def test_few_classes_hold_out_two(self, config):
+        """A fifth of four classes is one, and with one class every answer is right."""
+        run = fit(config.replace(selection="validation", batch_size=4), progress=False)
+        assert len(run.state["class_names"]) == 2
+        assert "recall_at_1" in run.epochs[-1]
+
+    def test_too_few_classes_to_hold_some_out(self, config, tmp_path):
+        birds = image_sets.load("aviary", "train", config.root, **config.options)
+        for source in birds.paths:  # of four species: two will train
+            target = tmp_path / "mine" / source.parent.name / source.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(source.read_bytes())
+        few = config.replace(
+            dataset="folder", root=tmp_path / "mine", options={}, selection="validation"
+        )
+        with pytest.raises(ValueError, match="classes to train on.*--selection last"):
+            fit(few, progress=False)
+        assert not few.folder().exists()
+
+    def test_settings_that_cannot_work_leave_no_folder(self, config):
+        with pytest.raises(ValueError, match="batch_size is 500"):
+            fit(config.replace(batch_size=500), progress=False)
+        assert not config.folder().exists()
+
+    def test_unfinished_run_says_so(self, config):
+        run = runs.create(config)
+        with pytest.raises(RunError, match="no retrieval.json: the run is not finished"):
+            run.retrieval  # noqa: B018
+
+    def test_damaged_json(self, finished):
+        (finished.path / "config.json").write_text("{")
+        with pytest.raises(RunError, match="not valid JSON"):
+            Run.load(finished.path)
+
+    def test_a_failed_write_keeps_the_old_file(self, tmp_path):
+        file = tmp_path / "precious.json"
+        runs.write_json(file, {"a": 1})
+        with pytest.raises(TypeError):
+            runs.write_json(file, {"a": object()})
+        assert json.loads(file.read_text()) == {"a": 1}
+        assert [f.name for f in tmp_path.iterdir()] == ["precious.json"]
+
+
+class TestConfig:
+    def test_a_whole_number_names_the_same_run_as_the_float(self):
+        assert TrainConfig(so_weight=100) == TrainConfig(so_weight=100.0)
+        assert TrainConfig(so_weight=100).folder() == TrainConfig(so_weight=100.0).folder()
+
+    def test_round_trip(self, config):
+        assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+    def test_folder_name_depends_on_what_changes_the_result_alone(self):
+        base = TrainConfig()
+        assert base.folder() == base.replace(workers=2, device="cpu").folder()
+        assert base.folder() != base.replace(lr=1e-5).folder()
+        assert "pa-seed0" in base.folder().name
+        assert "so100-seed2" in base.replace(so_weight=100, seed=2).folder().name
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"epochs": 0}, "epochs is 0"),
+            ({"lr": -1.0}, "lr is -1.0"),
+            ({"so_weight": -1.0}, "so_weight is -1.0"),
+            ({"schedule": "cosin"}, "unknown schedule 'cosin'.*Did you mean 'cosine'"),
+            ({"selection": "tests"}, "Did you mean 'test'"),
+            ({"precision": "float8"}, "unknown precision"),
+            ({"images_per_class": 1}, "images_per_class is 1"),
+            ({"crop_scale": 0.0}, "crop_scale is 0.0"),
+            ({"epoch": 3}, "unknown setting 'epoch'.*Did you mean 'epochs'"),
+        ],
+    )
+    def test_bad_settings(self, changes, message):
+        with pytest.raises(ValueError, match=message):
+            TrainConfig().replace(**changes)
