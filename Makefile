@@ -75,7 +75,7 @@ venv: ## create .venv and install nothing: for choosing your own torch first
 	$(PYTHON) -m venv --clear $(VENV); }
 
 # UMAP's numerical code is compiled once, here, and not in the middle of a lesson.
-COMPILE := from sobook.figures import maps; import numpy; maps.project(numpy.eye(20), neighbours=5)
+COMPILE := from sobook.figures import maps; import numpy; maps.project(numpy.eye(20), nearest_neighbors=5)
 
 # pip writes a package's INSTALLER file after everything else: a package without one was
 # interrupted half-way, and forgetting it makes pip install it anew.

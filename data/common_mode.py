@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pandas as pd
 
+from sobook import files
 from sobook.retrieval import compare_seeds
 from sobook.studies import figures as study_figures
-from sobook.training import run as runs
 
 RESULTS = Path(__file__).parent / "results"
 TABLES = {"aviary": "common_mode_aviary", "CUB-58/42": "common_mode_cub"}
-ARM = ["so_weight", "centre", "margin"]
+ARM = ["so_weight", "center", "margin"]
 PLAIN = (0, False, 0.1)  # Proxy Anchor as it is
 
 
 def arms(table: pd.DataFrame) -> dict[tuple, pd.DataFrame]:
-    """The ways of training: (λ, centred?, δ) → its runs, by seed."""
+    """The ways of training: (λ, centered?, δ) → its runs, by seed."""
     groups = table.groupby(ARM, sort=False)
     return {key: group.set_index("seed").sort_index() for key, group in groups}
 
@@ -79,16 +79,16 @@ def answers(name: str, table: pd.DataFrame) -> list[str]:
     removed = compare_seeds(plain["recall_at_1"], plain["recall_without_common"])
     strong = (100, False, 0.1)  # the λ that held-out classes chose in aviary_lambda_heads
     left = by_arm[strong]["rms_cosine"].mean()
-    centred = plain["rms_cosine_centred"].mean()
-    more = "more" if left < centred else "no more"
+    centered = plain["rms_cosine_centred"].mean()
+    more = "more" if left < centered else "no more"
     return [
         f"**{name}** ({int(plain['train_classes'].iloc[0])} classes, {len(plain)} seeds). "
         f"PA's proxies have an RMS cosine of {plain['rms_cosine'].mean():.3f}; their mean cosine is "
         f"{plain['mean_cosine'].mean():+.3f}. Subtracting the mean proxy removes "
         f"{plain['common_share'].mean():.0%} of the mean squared cosine and leaves an RMS of "
-        f"{centred:.3f}. SO at λ = {strong[0]:g} leaves {left:.3f}, so it removes {more} than the "
+        f"{centered:.3f}. SO at λ = {strong[0]:g} leaves {left:.3f}, so it removes {more} than the "
         f"common mode. Taking the mean proxy's direction out of the embeddings afterwards "
-        f"{verdict(removed)}; training with centred proxies {against_plain((0, True, 0.1))}"
+        f"{verdict(removed)}; training with centered proxies {against_plain((0, True, 0.1))}"
         f"; SO {against_plain(strong)} (not corrected for several looks). The mean proxy "
         f"stands at a cosine of {plain['cosine_of_mean_proxy_and_mean_embedding'].mean():+.2f} to "
         "the mean embedding.",
@@ -122,10 +122,10 @@ def main() -> None:
     )
     for name, table in tables.items():
         lines += [f"## {name}", "", head, "|---" * 8 + "|", *rows(table), ""]
-    with runs.replacing(RESULTS / "common_mode.md") as partial:
+    with files.replacing(RESULTS / "common_mode.md") as partial:
         partial.write_text("\n".join(lines))
     figure = study_figures.common_mode(tables)
-    with runs.replacing(RESULTS / "common_mode.png") as partial:
+    with files.replacing(RESULTS / "common_mode.png") as partial:
         figure.savefig(partial, dpi=80, format="png")
 
 

@@ -65,7 +65,7 @@ def whole_aviary(species: int, images_per_species: int, seed: int) -> image_sets
 
 
 def by_genus(image_set: image_sets.ImageSet) -> image_sets.ImageSet:
-    """The same images, labelled by genus: the last word of a species' name."""
+    """The same images, labeled by genus: the last word of a species' name."""
     genera = [name.rsplit("_", 1)[-1] for name in image_set.class_names]
     names, numbers = np.unique(genera, return_inverse=True)
     labels = numbers[image_set.labels].astype(np.int64)
@@ -83,9 +83,9 @@ def train(args, image_set, judge) -> None:
     torch.manual_seed(args.seed)
     model = timm.create_model(micro.NAME, num_classes=image_set.num_classes, drop_path_rate=0.05)
     model.set_distilled_training(True)  # forward gives the logits of both tokens
-    optimiser = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=args.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=args.weight_decay)
     source = images.pixels(image_set, 96, enlarge=False)
-    normalise = Encoder(model, micro.NAME, None, 64, None).normalise
+    normalize = Encoder(model, micro.NAME, None, 64, None).normalize
     step, total, started = 0, args.epochs * (len(image_set) // args.batch_size), time.time()
     for epoch in range(1, args.epochs + 1):
         model.train()
@@ -102,14 +102,14 @@ def train(args, image_set, judge) -> None:
         for batch, labels in images.training_loader(batches):
             warm = min(1.0, (step + 1) / 100)
             factor = warm * learning_rate_factor(step, total, "cosine")
-            for group in optimiser.param_groups:
+            for group in optimizer.param_groups:
                 group["lr"] = args.lr * factor
-            logits = model(normalise(batch))
+            logits = model(normalize(batch))
             loss = sum(F.cross_entropy(x, labels, label_smoothing=0.1) for x in logits) / 2
-            optimiser.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
+            optimizer.step()
             losses.append(loss.item())
             step += 1
         backbone = backbone_of(model)

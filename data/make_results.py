@@ -22,10 +22,11 @@ from sobook import figures, geometry
 from sobook.data import image_sets
 from sobook.data.pixels import read_image
 from sobook.encoder import Encoder, embed
+from sobook.files import replacing
 from sobook.losses import SO_WEIGHT
 from sobook.retrieval import evaluate
 from sobook.training.loop import TrainConfig, fit
-from sobook.training.run import Run, replacing
+from sobook.training.run import Run
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -15,6 +15,7 @@ from sobook import geometry
 from sobook.course import grading
 from sobook.data import image_sets
 from sobook.encoder import Encoder, embed
+from sobook.errors import SobookError
 from sobook.interactive import search
 from sobook.retrieval import Retrieval, difference
 from sobook.studies import study as studies
@@ -183,11 +184,13 @@ def compare(runs: tyro.conf.Positional[tuple[str, ...]], /) -> None:
         runs: two or more run folders.
     """
     if len(runs) < 2:
-        raise ValueError("compare needs at least two run folders.")
+        raise SobookError("compare needs at least two run folders.")
     opened = [Run.load(path) for path in runs]
     data = {(run.config.dataset, str(run.config.options)) for run in opened}
     if len(data) > 1:
-        raise ValueError(f"the runs are on different data: {sorted(data)}; compare like with like.")
+        raise SobookError(
+            f"the runs are on different data: {sorted(data)}; compare like with like."
+        )
     results = [evaluate_run(run.config, run.encoder(), progress=True) for run in opened]
     width = max(len(run.path.name) for run in opened)
     print(f"{'run':{width}}  so_weight  R@1    95 % interval   difference      RMS cos  coherence")
@@ -216,7 +219,7 @@ def embed_images(
         split: train, validation, test, query or gallery.
     """
     if out.suffix != ".npz":
-        raise ValueError(f"--out {out}: the file must end in .npz.")
+        raise SobookError(f"--out {out}: the file must end in .npz.")
     config, encoder = source.open()
     found = image_sets.load(
         config.dataset, split, config.root, allow_partial=config.allow_partial, **config.options
@@ -255,7 +258,7 @@ def export_run(
         hub: the folder to write, with timm's weights and a model card; nothing is uploaded.
     """
     if onnx is None and hub is None:
-        raise ValueError("export: name --onnx, --hub or both.")
+        raise SobookError("export: name --onnx, --hub or both.")
     from sobook import export
 
     opened = Run.load(run)
@@ -288,7 +291,7 @@ def explore(
         seed: of the map.
     """
     if out.suffix not in (".html", ".htm"):
-        raise ValueError(f"--out {out}: the file must end in .html.")
+        raise SobookError(f"--out {out}: the file must end in .html.")
     from sobook.interactive import (
         explorer,  # here, not above: it brings matplotlib, which takes a second
     )
@@ -323,13 +326,13 @@ def study(
         only_gather: start nothing, gather what is finished.
     """
     if not files:
-        raise ValueError("study needs a study file, or the name of one that comes with sobook.")
+        raise SobookError("study needs a study file, or the name of one that comes with sobook.")
     out = files.data_root() / "study_results" if out is None else out.expanduser()
     for file in files:
         one = studies.load(file)
         table = studies.gather(one) if only_gather else studies.run(one, jobs=jobs)
         if table.empty:
-            raise ValueError(f"study {one.name}: no run is finished yet, so there is no table.")
+            raise SobookError(f"study {one.name}: no run is finished yet, so there is no table.")
         where = out.name if out.is_absolute() else out.as_posix()
         command = f"sobook study {one.name} --out {where}"
         for written in studies.write(one, table, out, command):
@@ -357,12 +360,12 @@ def search_pictures(
         source: the encoder: a run, or one by name. (Its data set options are not used.)
         folder: pictures to index, subfolders included.
         index: .npz to write the index to or, without --folder, to read it from.
-        query: pictures whose nearest are printed, one line a neighbour: cosine, class, file.
-        k: neighbours for each query.
+        query: pictures whose nearest are printed, one line a neighbor: cosine, class, file.
+        k: neighbors for each query.
         page: HTML file to write, with the indexed pictures in it; it needs no network.
     """
     if folder is None and index is None:
-        raise ValueError("search needs --folder, the pictures to index, or --index, a saved one.")
+        raise SobookError("search needs --folder, the pictures to index, or --index, a saved one.")
     _, encoder = source.open()
     if folder is None:
         found = search.Index.load(index)
@@ -405,7 +408,7 @@ def grade_notebooks(
         execute: run them anew; --no-execute only reads the verdicts saved in the file.
     """
     if not notebooks:
-        raise ValueError("grade needs one notebook or more.")
+        raise SobookError("grade needs one notebook or more.")
     rows = []
     for path in notebooks:
         rows += (found := grading.grade(path, timeout=timeout, execute=execute))

@@ -1,6 +1,6 @@
 """The encoder: a timm backbone and a small head, from images to unit-length embeddings.
 
-Letters: B batch, F features of the backbone, D embedding dimension.
+Notation: B batch, F features of the backbone, D embedding dimension.
 """
 
 import hashlib
@@ -21,12 +21,9 @@ from sobook import files
 from sobook.aviary import micro
 from sobook.data import pixels as image_files
 from sobook.data.image_sets import ImageSet
+from sobook.errors import EncoderError, SobookError, suggest
 
 TOKENS = ("cls", "dist", "mean")
-
-
-class EncoderError(ValueError):
-    """An encoder that cannot be made: unknown name, or weights that do not fit."""
 
 
 class Encoder(nn.Module):
@@ -67,7 +64,7 @@ class Encoder(nn.Module):
         Args:
             name: any timm model, or "deit_micro_patch8_64", sobook's own for laptops.
             dim: D, the embedding dimension of the head. None: no head, the embedding is the
-                backbone's feature, normalised.
+                backbone's feature, normalized.
             weights: "pretrained" (timm's, downloaded once), "micro" (bundled, for the micro
                 encoder), a file (.safetensors or .pth, also nested as {"model": …}), or None for
                 random numbers.
@@ -94,8 +91,8 @@ class Encoder(nn.Module):
         """Embed images.
 
         Args:
-            images: (B, 3, H, W): uint8 (normalised here with the backbone's own mean and
-                std), or floating point, normalised already.
+            images: (B, 3, H, W): uint8 (normalized here with the backbone's own mean and
+                std), or floating point, normalized already.
 
         Returns:
             (B, D) embeddings of unit length, float32 even under autocast.
@@ -103,8 +100,8 @@ class Encoder(nn.Module):
         return F.normalize(self.head(self.features(images)).float(), dim=1)
 
     def features(self, images: Tensor) -> Tensor:
-        """(B, F): the backbone alone, not normalised. Images as for `forward`."""
-        images = self.normalise(images)
+        """(B, F): the backbone alone, not normalized. Images as for `forward`."""
+        images = self.normalize(images)
         if self.token is None:
             return self.backbone(images)
         tokens = self.backbone.forward_features(images)  # (B, T, F)
@@ -126,7 +123,7 @@ class Encoder(nn.Module):
         seen = []
         hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         try:
-            self.backbone(self.normalise(images))
+            self.backbone(self.normalize(images))
         finally:
             hook.remove()
         tokens = seen[0]  # (B, T, F), after the block's LayerNorm
@@ -141,10 +138,10 @@ class Encoder(nn.Module):
         """Tokens before the patches: 1 for DeiT, 2 for distilled DeiT."""
         return self.backbone.num_prefix_tokens
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """uint8 to floating point with the backbone's mean and std; floats pass unchanged."""
         if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images have shape {tuple(images.shape)}, expected (B, 3, H, W).")
+            raise SobookError(f"images have shape {tuple(images.shape)}, expected (B, 3, H, W).")
         if images.dtype != torch.uint8:
             return images
         return (images.to(self.mean.device).float() / 255 - self.mean) / self.std
@@ -177,9 +174,9 @@ def embed(
     progress: bool = True,
     rows: slice = slice(None),
 ) -> np.ndarray:
-    """Embed a whole image set with the evaluation transform (short side 256 → centre 224).
+    """Embed a whole image set with the evaluation transform (short side 256 → center 224).
 
-    For other sizes the transform is in proportion (64: short side 73 → centre 64).
+    For other sizes the transform is in proportion (64: short side 73 → center 64).
 
     Args:
         encoder: used in evaluation mode, on the device it is on.
@@ -262,14 +259,14 @@ def _make_head(features: int, dim: int | None) -> nn.Module:
 
 def _check_name(name: str) -> None:
     if not timm.is_model(name.split(".")[0]):
-        near = files.suggest(name, timm.list_models())
+        near = suggest(name, timm.list_models())
         raise EncoderError(f"unknown encoder {name!r}: give the name of a timm model.{near}")
 
 
 def _check_token(token: str, backbone: nn.Module, name: str) -> None:
     if token not in TOKENS:
         raise EncoderError(
-            f"unknown token {token!r}: choose one of {TOKENS}.{files.suggest(token, TOKENS)}"
+            f"unknown token {token!r}: choose one of {TOKENS}.{suggest(token, TOKENS)}"
         )
     prefix = getattr(backbone, "num_prefix_tokens", 0)
     if prefix < (1 if token == "cls" else 2):
@@ -296,7 +293,7 @@ def _make_backbone(name: str, weights, image_size: int | None) -> nn.Module:
             raise EncoderError(
                 f"weights='micro' belong to {micro.NAME!r}, not to {name!r}: change one of the two."
             )
-        weights = files.path(micro.WEIGHTS)
+        weights = files.shipped(micro.WEIGHTS)
     if weights is not None:
         _load(backbone, Path(weights), name)
     return backbone
@@ -365,7 +362,7 @@ def _read(file: Path) -> dict[str, Tensor]:
         raise EncoderError(
             f"there is no weights file {str(file)!r}: give the path of a .safetensors or .pth "
             "file, or one of 'pretrained', 'micro', None."
-            f"{files.suggest(str(file), ['pretrained', 'micro'])}"
+            f"{suggest(str(file), ['pretrained', 'micro'])}"
         )
     try:
         if file.suffix == ".safetensors":

@@ -16,13 +16,11 @@ from torch import Tensor, nn
 
 from sobook.data.pixels import evaluation_short_side
 from sobook.encoder import Encoder
-from sobook.training.run import Run, replacing, write_json
+from sobook.errors import ExportError
+from sobook.files import replacing, write_json
+from sobook.training.run import Run
 
 _TOLERANCE = 1e-4  # of a coordinate of a unit vector, between torch and onnxruntime
-
-
-class ExportError(ValueError):
-    """A run that cannot be exported, or an export that does not do what the encoder does."""
 
 
 class _FromPixels(nn.Module):
@@ -172,7 +170,7 @@ encoder = from_hub("path/to/this/folder")  # images (B, 3, H, W) uint8 → (B, {
 ```
 
 The backbone alone opens with timm. Images: short side to
-{evaluation_short_side(encoder.image_size)}, centre crop of {encoder.image_size} pixels.
+{evaluation_short_side(encoder.image_size)}, center crop of {encoder.image_size} pixels.
 
 ## Measured
 
@@ -182,7 +180,7 @@ The epoch was chosen by: {config.selection}.
 {notes}
 ## To know before using it
 
-It was trained for classes like those of its data set and says little about others. The licence of
+It was trained for classes like those of its data set and says little about others. The license of
 the training images may bind what is made from them: see the data set's own terms.
 """
 

@@ -1,6 +1,6 @@
 """What a set of proxies looks like, in numbers.
 
-Letters: C classes (proxies), D embedding dimension; P̂ are the proxies scaled to unit length.
+Notation: C classes (proxies), D embedding dimension; P̂ are the proxies scaled to unit length.
 Everything is computed in float64 on the CPU, so that what is shown does not depend on a device.
 Only the matrix of cosines is kept in float32 where there are more than 4,000 classes: for the
 11,318 of Stanford Online Products that is half a gigabyte.
@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 from scipy.stats import rankdata
+
+from sobook.errors import SobookError
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def describe(proxies) -> ProxyGeometry:
         A `ProxyGeometry`.
 
     Raises:
-        ValueError: wrong shape, one class only, NaN, or a proxy of zero length.
+        SobookError: wrong shape, one class only, NaN, or a proxy of zero length.
 
     >>> geometry = describe([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
     >>> geometry.coherence, geometry.mean_angle, geometry.orthogonality_floor
@@ -92,7 +94,7 @@ def describe(proxies) -> ProxyGeometry:
     unit = unit_rows(proxies, "proxies")  # (C, D)
     num_classes, dim = unit.shape
     if num_classes < 2:
-        raise ValueError("one proxy alone has no angles: give at least two classes.")
+        raise SobookError("one proxy alone has no angles: give at least two classes.")
     pairs = _pairs(unit)
     mean_square = pairs["square"]
     spectrum = np.linalg.svd(unit, compute_uv=False)  # (min(C, D),)
@@ -115,7 +117,7 @@ def describe(proxies) -> ProxyGeometry:
         nearest_angle=pairs["nearest"],
         common_mode_share=mean**2 / mean_square if mean > 1e-12 else 0.0,  # below: rounding
         common_direction_share=_share_along_mean(unit),
-        rms_cosine_centred=_rms_centred(unit),
+        rms_cosine_centred=_rms_centered(unit),
     )
 
 
@@ -163,7 +165,7 @@ def without_common_mode(proxies) -> np.ndarray:
         (C, D) float64.
 
     Raises:
-        ValueError: a proxy equals the mean, so nothing is left of it.
+        SobookError: a proxy equals the mean, so nothing is left of it.
 
     >>> round(describe(without_common_mode(np.eye(3) + 5)).mean_cosine, 6)  # simplex: −1/(C − 1)
     -0.5
@@ -171,11 +173,13 @@ def without_common_mode(proxies) -> np.ndarray:
     unit = unit_rows(proxies, "proxies")
     rest = unit - unit.mean(axis=0)
     if (np.linalg.norm(rest, axis=1) < 1e-9).any():
-        raise ValueError("a proxy equals the mean of all: without it, nothing is left of that one.")
-    return unit_rows(rest, "centred proxies")
+        raise SobookError(
+            "a proxy equals the mean of all: without it, nothing is left of that one."
+        )
+    return unit_rows(rest, "centered proxies")
 
 
-def _rms_centred(unit: np.ndarray) -> float:
+def _rms_centered(unit: np.ndarray) -> float:
     """RMS cosine without the common mode, from the smaller of the two Gram matrices."""
     try:
         rest = without_common_mode(unit)
@@ -199,15 +203,15 @@ def _share_along_mean(unit: np.ndarray) -> float:
 class Collapse:
     """Class means against their proxies, and the measures of neural collapse; see `collapse`.
 
-    Letters: μ_c the mean embedding of class c, μ their mean, C classes.
+    Notation: μ_c the mean embedding of class c, μ their mean, C classes.
 
     Attributes:
         angle: (C,) angle between a class mean and its proxy, degrees.
         nc1: tr(Σ_W Σ_B⁺)/C, spread within classes against that between them; 0 when every
             embedding is its class mean.
         nc2_norms: standard deviation of ‖μ_c − μ‖ over its mean; 0 when all are equally long.
-        nc2_angles: mean |cos + 1/(C−1)| over pairs of centred class means; 0 for a simplex.
-        nc3: ‖M/‖M‖_F − P/‖P‖_F‖²_F for centred class means M and centred unit proxies P; 0 when
+        nc2_angles: mean |cos + 1/(C−1)| over pairs of centered class means; 0 for a simplex.
+        nc3: ‖M/‖M‖_F − P/‖P‖_F‖²_F for centered class means M and centered unit proxies P; 0 when
             they are the same up to scale, at most 4.
     """
 
@@ -227,8 +231,8 @@ class Collapse:
 def collapse(embeddings, labels, proxies) -> Collapse:
     """How far embeddings, their class means and the proxies have collapsed onto each other.
 
-    Proxies have unit length and are centred before NC3, as class means are: proxies share a
-    direction that no nearest-neighbour decision depends on, and the measures of Papyan et al. are
+    Proxies have unit length and are centered before NC3, as class means are: proxies share a
+    direction that no nearest-neighbor decision depends on, and the measures of Papyan et al. are
     about what is left.
 
     Args:
@@ -237,7 +241,7 @@ def collapse(embeddings, labels, proxies) -> Collapse:
         proxies: (C, D).
 
     Raises:
-        ValueError: shapes that do not fit, or a class without images.
+        SobookError: shapes that do not fit, or a class without images.
 
     Source: Papyan, Han and Donoho, "Prevalence of neural collapse during the terminal phase of
     deep learning training", PNAS 2020: NC1 to NC3, with proxies in place of the classifier.
@@ -250,17 +254,17 @@ def collapse(embeddings, labels, proxies) -> Collapse:
     unit, rows = unit_rows(proxies, "proxies"), unit_rows(embeddings, "embeddings")
     means = class_means(rows, labels, len(unit))  # (C, D)
     if means.shape[1] != unit.shape[1]:
-        raise ValueError(
+        raise SobookError(
             f"embeddings have {means.shape[1]} dimensions and proxies {unit.shape[1]}: they must "
             "come from one model."
         )
     cosines = (unit_rows(means, "class means") * unit).sum(axis=1)
-    within, centred = rows - means[_labels(labels)], means - means.mean(axis=0)
-    between = centred.T @ centred / len(means)  # (D, D)
-    lengths = np.linalg.norm(centred, axis=1)
-    pairs = _pairs(unit_rows(centred, "centred class means"))["cosines"]
-    centred_proxies = unit - unit.mean(axis=0)
-    gap = centred / np.linalg.norm(centred) - centred_proxies / np.linalg.norm(centred_proxies)
+    within, centered = rows - means[_labels(labels)], means - means.mean(axis=0)
+    between = centered.T @ centered / len(means)  # (D, D)
+    lengths = np.linalg.norm(centered, axis=1)
+    pairs = _pairs(unit_rows(centered, "centered class means"))["cosines"]
+    centered_proxies = unit - unit.mean(axis=0)
+    gap = centered / np.linalg.norm(centered) - centered_proxies / np.linalg.norm(centered_proxies)
     spread = within.T @ within / len(rows)
     return Collapse(
         angle=np.degrees(np.arccos(np.clip(cosines, -1, 1))),
@@ -284,19 +288,21 @@ def class_means(embeddings, labels, num_classes: int) -> np.ndarray:
         (C, D) float64, not scaled: the shorter a mean, the wider its class.
 
     Raises:
-        ValueError: labels that do not fit, or a class without images.
+        SobookError: labels that do not fit, or a class without images.
     """
     rows, labels = unit_rows(embeddings, "embeddings"), _labels(labels)
     if labels.shape != (len(rows),):
-        raise ValueError(f"labels have shape {labels.shape}, expected ({len(rows)},).")
+        raise SobookError(f"labels have shape {labels.shape}, expected ({len(rows)},).")
     if labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(
+        raise SobookError(
             f"labels run from {labels.min()} to {labels.max()}, but there are {num_classes} "
             "proxies: give the training images, numbered as the proxies are."
         )
     counts = np.bincount(labels, minlength=num_classes)
     if not counts.all():
-        raise ValueError(f"class {np.flatnonzero(counts == 0)[0]} has no image, so it has no mean.")
+        raise SobookError(
+            f"class {np.flatnonzero(counts == 0)[0]} has no image, so it has no mean."
+        )
     order = np.argsort(labels, kind="stable")
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
     return np.add.reduceat(rows[order], starts) / counts[:, None]
@@ -337,13 +343,13 @@ def movement(epochs: Sequence) -> Movement:
             ``[run.proxies(epoch) for epoch in range(run.config.epochs + 1)]``.
 
     Raises:
-        ValueError: no epochs, or shapes that change.
+        SobookError: no epochs, or shapes that change.
     """
     if not len(epochs):
-        raise ValueError("movement got no epochs: give the proxies of at least one.")
+        raise SobookError("movement got no epochs: give the proxies of at least one.")
     units = [unit_rows(proxies, "proxies") for proxies in epochs]
     if len({unit.shape for unit in units}) > 1:
-        raise ValueError(f"proxies change their shape: {sorted({unit.shape for unit in units})}.")
+        raise SobookError(f"proxies change their shape: {sorted({unit.shape for unit in units})}.")
     numbers, cosine_band, nearest_band, levels = [], [], [], [0.05, 0.5, 0.95]
     for unit in units:
         shape = describe(unit)
@@ -386,7 +392,7 @@ def rank_correlation(
     """
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if a.ndim != 2 or a.shape != b.shape or a.shape[0] != a.shape[1] or len(a) < 3:
-        raise ValueError(f"a {a.shape} and b {b.shape} must both be (C, C) with C of at least 3.")
+        raise SobookError(f"a {a.shape} and b {b.shape} must both be (C, C) with C of at least 3.")
     rho = _weighted_correlation(*(_ranks(m) for m in (a, b)), 1.0)
     rng = np.random.default_rng(seed)
     if len(a) > most:
@@ -428,11 +434,11 @@ def unit_rows(rows, name: str = "rows") -> np.ndarray:
         rows = rows.detach().cpu().double().numpy()
     rows = np.asarray(rows, dtype=np.float64)
     if rows.ndim != 2 or rows.size == 0:
-        raise ValueError(f"{name} have shape {rows.shape}, expected (C, D): one row a class.")
+        raise SobookError(f"{name} have shape {rows.shape}, expected (C, D): one row a class.")
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     bad = np.flatnonzero(~np.isfinite(lengths[:, 0]) | (lengths[:, 0] == 0))
     if len(bad):
-        raise ValueError(
+        raise SobookError(
             f"row {bad[0]} of the {name} has zero length, NaN or infinite values, so it has no "
             f"direction ({len(bad)} such rows): leave it out, or look at the training that made it."
         )
@@ -487,9 +493,9 @@ def common_mode(proxies) -> dict[str, float]:
 
     Returns:
         "mean_proxy_length": ‖m‖, 0 for proxies that cancel, 1 for proxies that are all the same;
-        "common_share": 1 − (mean squared cosine after centring) / (before), NaN where the proxies
+        "common_share": 1 − (mean squared cosine after centering) / (before), NaN where the proxies
         are orthogonal already; "mean_share": (mean cosine)² / mean squared cosine;
-        "rms_cosine_centred": RMS cosine after centring, never below 1/(C−1).
+        "rms_cosine_centred": RMS cosine after centering, never below 1/(C−1).
 
     >>> shared = common_mode([[1.0, 0.1, 0.0], [1.0, 0.0, 0.1], [1.0, -0.1, -0.1]])
     >>> shared["common_share"] > 0.5, round(shared["mean_share"], 3)
@@ -503,8 +509,8 @@ def common_mode(proxies) -> dict[str, float]:
     if lengths.min() < 1e-12:  # a proxy that is the mean itself has no direction left
         after = math.nan
     else:
-        centred = (unit - mean) / lengths
-        after = float(np.mean(off_diagonal(centred @ centred.T) ** 2))
+        centered = (unit - mean) / lengths
+        after = float(np.mean(off_diagonal(centered @ centered.T) ** 2))
     orthogonal = before < 1e-24
     return {
         "mean_proxy_length": float(np.linalg.norm(mean)),

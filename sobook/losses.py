@@ -1,6 +1,6 @@
 """Proxy Anchor, soft orthogonality, and their sum.
 
-Letters: B batch, C classes, D embedding dimension. X is a batch of embeddings, P the proxies;
+Notation: B batch, C classes, D embedding dimension. X is a batch of embeddings, P the proxies;
 a hat means that rows have unit length.
 """
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sobook.files import suggest
+from sobook.errors import SobookError, suggest
 
 REDUCTIONS = ("mean", "sum")
 SO_WEIGHT = 100.0  # λ where nobody chose one, for reduction "mean"; our choice, not the paper's
@@ -37,10 +37,10 @@ class ProxyAnchor(nn.Module):
         scale: α, which sets how strongly the hardest examples dominate.
 
     Attributes:
-        proxies: (C, D) parameter, initialised as in the official code (Kaiming normal, fan out).
+        proxies: (C, D) parameter, initialized as in the official code (Kaiming normal, fan out).
 
     Raises:
-        ValueError: on construction if an argument makes no sense; on call if shapes, types or
+        SobookError: on construction if an argument makes no sense; on call if shapes, types or
             labels do not fit. On a GPU the label range and finiteness are not checked, since
             asking would stall the device; the training loop checks the loss instead.
 
@@ -56,14 +56,14 @@ class ProxyAnchor(nn.Module):
     def __init__(self, num_classes: int, dim: int, *, margin: float = 0.1, scale: float = 32.0):
         super().__init__()
         if num_classes < 2:
-            raise ValueError(
+            raise SobookError(
                 f"num_classes is {num_classes}: with fewer than two classes there is nothing to "
                 "push apart; give at least 2."
             )
         if dim < 1:
-            raise ValueError(f"dim is {dim}: the embedding dimension must be at least 1.")
+            raise SobookError(f"dim is {dim}: the embedding dimension must be at least 1.")
         if not scale > 0:
-            raise ValueError(f"scale is {scale}: it must be positive (the usual value is 32).")
+            raise SobookError(f"scale is {scale}: it must be positive (the usual value is 32).")
         self.margin, self.scale = float(margin), float(scale)
         self.proxies = nn.Parameter(torch.empty(num_classes, dim))  # (C, D)
         nn.init.kaiming_normal_(self.proxies, mode="fan_out")
@@ -72,7 +72,7 @@ class ProxyAnchor(nn.Module):
         """Loss of a batch.
 
         Args:
-            embeddings: (B, D) floating point, any length (normalised here).
+            embeddings: (B, D) floating point, any length (normalized here).
             labels: (B,) int64 in 0..C−1.
 
         Returns:
@@ -108,25 +108,25 @@ class ProxyAnchor(nn.Module):
     def _check(self, embeddings: Tensor, labels: Tensor) -> None:
         num_classes, dim = self.proxies.shape
         if embeddings.ndim != 2 or embeddings.shape[1] != dim:
-            raise ValueError(
+            raise SobookError(
                 f"embeddings have shape {tuple(embeddings.shape)}, expected (B, {dim}): one row "
                 "an image, as many columns as the proxies."
             )
         if not embeddings.is_floating_point():
-            raise ValueError(f"embeddings are {embeddings.dtype}: give floating point numbers.")
+            raise SobookError(f"embeddings are {embeddings.dtype}: give floating point numbers.")
         if len(embeddings) == 0:
-            raise ValueError("the batch is empty: give at least one embedding.")
+            raise SobookError("the batch is empty: give at least one embedding.")
         if labels.shape != embeddings.shape[:1]:
-            raise ValueError(
+            raise SobookError(
                 f"labels have shape {tuple(labels.shape)}, expected ({len(embeddings)},): one "
                 "label an embedding."
             )
         if labels.dtype != torch.int64:
-            raise ValueError(f"labels are {labels.dtype}: convert them with labels.long().")
+            raise SobookError(f"labels are {labels.dtype}: convert them with labels.long().")
         if embeddings.device.type == "cpu":
             lowest, highest = map(int, labels.aminmax())
             if not 0 <= lowest <= highest < num_classes:
-                raise ValueError(
+                raise SobookError(
                     f"labels run from {lowest} to {highest}, but there are {num_classes} proxies: "
                     f"labels must lie in 0..{num_classes - 1}."
                 )
@@ -159,7 +159,7 @@ class SoftOrthogonalProxyAnchor(ProxyAnchor):
     ):
         super().__init__(num_classes, dim, margin=margin, scale=scale)
         if not so_weight >= 0:
-            raise ValueError(f"so_weight is {so_weight}: it must be zero or positive.")
+            raise SobookError(f"so_weight is {so_weight}: it must be zero or positive.")
         _check_reduction(so_reduction)
         self.so_weight, self.so_reduction = float(so_weight), so_reduction
 
@@ -186,7 +186,7 @@ def soft_orthogonality(proxies: Tensor, *, reduction: str = "mean") -> Tensor:
     proxies in 512 dimensions that is 1 MB instead of 512 MB, with the same gradient.
 
     Args:
-        proxies: (C, D) floating point, rows of any length but zero (they are normalised here).
+        proxies: (C, D) floating point, rows of any length but zero (they are normalized here).
         reduction: "sum": the squared Frobenius norm. "mean": that divided by C(C−1), the mean
             squared cosine of two different proxies, which means the same for any number of classes.
 
@@ -195,7 +195,7 @@ def soft_orthogonality(proxies: Tensor, *, reduction: str = "mean") -> Tensor:
         orthonormal to rounding. With C > D it cannot go below C²/D − C ("sum").
 
     Raises:
-        ValueError: fewer than two proxies, wrong shape or type, unknown reduction.
+        SobookError: fewer than two proxies, wrong shape or type, unknown reduction.
 
     Source: the penalty ‖WᵀW − I‖² of Bansal, Chen and Wang, NeurIPS 2018 (arXiv 1810.09102), put
     on proxies as in arXiv 2306.13055; unit rows are our choice.
@@ -208,11 +208,11 @@ def soft_orthogonality(proxies: Tensor, *, reduction: str = "mean") -> Tensor:
     """
     _check_reduction(reduction)
     if proxies.ndim != 2 or len(proxies) < 2:
-        raise ValueError(
+        raise SobookError(
             f"proxies have shape {tuple(proxies.shape)}, expected (C, D) with at least two rows."
         )
     if not proxies.is_floating_point():
-        raise ValueError(f"proxies are {proxies.dtype}: give floating point numbers.")
+        raise SobookError(f"proxies are {proxies.dtype}: give floating point numbers.")
     with torch.autocast(proxies.device.type, enabled=False):
         total = _squared_off_diagonal(_unit(_at_least_float32(proxies), "proxy"))
     num_classes = len(proxies)
@@ -278,7 +278,7 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
 
 def _check_reduction(reduction: str) -> None:
     if reduction not in REDUCTIONS:
-        raise ValueError(
+        raise SobookError(
             f"unknown reduction {reduction!r}: choose 'mean' or 'sum'."
             f"{suggest(reduction, REDUCTIONS)}"
         )
@@ -293,7 +293,7 @@ def _check_lengths(lengths: Tensor, what: str) -> None:
     bad = (~torch.isfinite(lengths) | (lengths <= zero)).nonzero()
     row = int(bad[0, 0])
     kind = "zero length" if lengths[row] <= zero else "NaN or infinite values"
-    raise ValueError(
+    raise SobookError(
         f"{what} {row} has {kind}, so it has no direction ({len(bad)} such rows): look at "
         "what produced it, often a learning rate that is too high or an empty image."
     )

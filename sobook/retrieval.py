@@ -1,7 +1,7 @@
-"""Retrieval: nearest neighbours by cosine, the measures of the field, and how sure they are.
+"""Retrieval: nearest neighbors by cosine, the measures of the field, and how sure they are.
 
-Letters: N queries, M gallery images, D embedding dimension, K neighbours looked at, R the number
-of gallery images that share the query's class. Neighbours are exact unless asked otherwise: found
+Notation: N queries, M gallery images, D embedding dimension, K neighbors looked at, R the number
+of gallery images that share the query's class. Neighbors are exact unless asked otherwise: found
 by faiss, or by torch where the embeddings are on a GPU.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from sobook.files import suggest
+from sobook.errors import SobookError, suggest
 
 UNMATCHED = ("exclude", "miss")
 BACKENDS = ("faiss", "torch")
@@ -32,13 +32,13 @@ class Retrieval:
         precision_at_1: share of queries whose nearest image is right; equal to Recall@1.
         map_at_r: mean average precision at R (Musgrave et al., arXiv 2003.08505).
         r_precision: mean share of right images among the first R.
-        nmi: normalised mutual information of k-means clusters and classes, None unless asked for.
+        nmi: normalized mutual information of k-means clusters and classes, None unless asked for.
         hits: (N, len(ks)) bool, one row a query, in the order given.
         matched: (N,) bool: does the gallery hold any image of the query's class?
         labels: (N,) labels of the queries.
         ks: the Ks, ascending.
         unmatched: how queries without a match were counted: "exclude" or "miss".
-        neighbours_found: share of the exact K nearest (the largest K) that an approximate search
+        neighbors_found: share of the exact K nearest (the largest K) that an approximate search
             found, measured on a sample of the queries; None where the search was exact.
     """
 
@@ -52,7 +52,7 @@ class Retrieval:
     labels: np.ndarray = field(repr=False)
     ks: tuple[int, ...]
     unmatched: str = "exclude"
-    neighbours_found: float | None = None
+    neighbors_found: float | None = None
 
     def interval(
         self, k: int, level: float = 0.95, *, resamples: int = 10_000, seed: int = 0
@@ -78,7 +78,7 @@ class Retrieval:
     def _by_class(self, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Queries and successes at K of every class, (C,) each."""
         if k not in self.ks:
-            raise ValueError(f"Recall@{k} was not computed: choose one of {list(self.ks)}.")
+            raise SobookError(f"Recall@{k} was not computed: choose one of {list(self.ks)}.")
         counted = self._counted()
         hit = self.hits[counted, self.ks.index(k)]
         _, classes = np.unique(self.labels[counted], return_inverse=True)
@@ -100,9 +100,7 @@ class Retrieval:
             "map_at_r": round(self.map_at_r, 6),
             "r_precision": round(self.r_precision, 6),
             "nmi": None if self.nmi is None else round(self.nmi, 6),
-            **(
-                {} if self.neighbours_found is None else {"neighbours_found": self.neighbours_found}
-            ),
+            **({} if self.neighbors_found is None else {"neighbors_found": self.neighbors_found}),
         }
 
     def __str__(self) -> str:
@@ -126,7 +124,7 @@ def evaluate(
     """Retrieval measures by cosine search, exact unless `approximate`.
 
     Without a gallery every image queries all the others: itself is excluded by its index, never
-    by its position among the neighbours, so exact duplicates count as the neighbours they are.
+    by its position among the neighbors, so exact duplicates count as the neighbors they are.
     Images at the same similarity, as computed, count in the order of their index.
 
     Args:
@@ -141,14 +139,14 @@ def evaluate(
             embeddings on a GPU, else faiss. Both are exact.
         approximate: search a faiss index of inverted lists instead of everything: for millions of
             images. What it finds is compared with the exact search on 1,000 queries and reported
-            as `neighbours_found`.
+            as `neighbors_found`.
         seed: of the k-means, and of that sample.
 
     Returns:
         A `Retrieval`.
 
     Raises:
-        ValueError: shapes that do not fit, NaN or zero vectors, K larger than the gallery, one
+        SobookError: shapes that do not fit, NaN or zero vectors, K larger than the gallery, one
             class only, no query with a match.
 
     Sources: Recall@K, Jégou et al. 2011; MAP@R and R-precision, Musgrave et al. 2020.
@@ -158,7 +156,7 @@ def evaluate(
     {1: 1.0, 2: 1.0}
     """
     if (gallery is None) != (gallery_labels is None):
-        raise ValueError("give gallery and gallery_labels together, or neither.")
+        raise SobookError("give gallery and gallery_labels together, or neither.")
     _check_choice("unmatched", unmatched, UNMATCHED)
     own = gallery is None
     backend = _backend(backend, embeddings)
@@ -168,12 +166,12 @@ def evaluate(
     found_labels = labels if own else _checked_labels(gallery_labels, gallery)
     ks = _checked_ks(ks, len(found) - own)
     if len(np.unique(np.concatenate([labels, found_labels]))) < 2:
-        raise ValueError("all labels are the same: with one class only every answer is right.")
+        raise SobookError("all labels are the same: with one class only every answer is right.")
     _check_dimensions(queries, found)
     relevant = _count_relevant(labels, found_labels, own)  # (N,) R of each query
     matched = relevant > 0
     if not matched.any():
-        raise ValueError("no query has an image of its class in the gallery: check the labels.")
+        raise SobookError("no query has an image of its class in the gallery: check the labels.")
 
     depth = max(max(ks), int(relevant.max()))
     search = _search_inverted_lists if approximate else _EXACT[backend]
@@ -197,7 +195,7 @@ def evaluate(
         labels=labels,
         ks=ks,
         unmatched=unmatched,
-        neighbours_found=_overlap(queries, found, max(ks), own, seed) if approximate else None,
+        neighbors_found=_overlap(queries, found, max(ks), own, seed) if approximate else None,
     )
 
 
@@ -219,7 +217,7 @@ def difference(
         The difference, and the lower and upper end of its interval.
 
     Raises:
-        ValueError: the two are not on the same queries.
+        SobookError: the two are not on the same queries.
     """
     queries, before, after = _paired_by_class(first, second, k)
     change = after - before
@@ -271,7 +269,7 @@ def compare_classes(
     The test exchanges the two results of whole classes, since queries of a class are alike.
 
     Raises:
-        ValueError: the two are not on the same queries.
+        SobookError: the two are not on the same queries.
     """
     value, low, high = difference(first, second, k, level, resamples=resamples, seed=seed)
     queries, before, after = _paired_by_class(first, second, k)
@@ -301,12 +299,12 @@ def compare_seeds(
     """
     first, second = np.asarray(first, float), np.asarray(second, float)
     if first.shape != second.shape or first.ndim != 1 or len(first) < 2:
-        raise ValueError(
+        raise SobookError(
             f"the measures have shapes {first.shape} and {second.shape}: give two rows of equal "
             "length, one number a seed, at least two seeds."
         )
     if not np.isfinite([first, second]).all():
-        raise ValueError("a measure is NaN or infinite: leave that seed out of both methods.")
+        raise SobookError("a measure is NaN or infinite: leave that seed out of both methods.")
     change = second - first
     half = stats.t.ppf((1 + level) / 2, len(change) - 1) * stats.sem(change)
     if len(change) <= _MOST_ENUMERATED:
@@ -331,7 +329,7 @@ def _paired_by_class(first: Retrieval, second: Retrieval, k: int):
     if not np.array_equal(first.labels, second.labels) or not np.array_equal(
         first._counted(), second._counted()
     ):
-        raise ValueError("the two results are not on the same queries: evaluate both alike.")
+        raise SobookError("the two results are not on the same queries: evaluate both alike.")
     queries, before = first._by_class(k)
     return queries, before, second._by_class(k)[1]
 
@@ -348,7 +346,7 @@ def _kinds(*columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _class_draws(counts: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     """Bootstrap samples of classes: (resamples, U), how many of each kind were drawn."""
     if resamples < 1:
-        raise ValueError(f"resamples is {resamples}: give at least 1, usually 10,000.")
+        raise SobookError(f"resamples is {resamples}: give at least 1, usually 10,000.")
     classes = counts.sum()
     draws = np.random.default_rng(seed).multinomial(classes, counts / classes, size=resamples)
     return draws.astype(np.float64)
@@ -356,18 +354,18 @@ def _class_draws(counts: np.ndarray, resamples: int, seed: int) -> np.ndarray:
 
 def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
     if not 0 < level < 1:
-        raise ValueError(f"level is {level}: it must lie between 0 and 1, e.g. 0.95.")
+        raise SobookError(f"level is {level}: it must lie between 0 and 1, e.g. 0.95.")
     tail = (1 - level) / 2
     low, high = np.quantile(values, [tail, 1 - tail])
     return float(low), float(high)
 
 
-def neighbours(embeddings, k: int, *, gallery=None) -> tuple[np.ndarray, np.ndarray]:
+def nearest_neighbors(embeddings, k: int, *, gallery=None) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest images of each query by cosine, nearest first.
 
     Args:
         embeddings: (N, D) queries.
-        k: neighbours wanted, at most the number of images a query can find.
+        k: neighbors wanted, at most the number of images a query can find.
         gallery: (M, D) images to search; without it, the queries themselves, each leaving out
             itself by index.
 
@@ -485,7 +483,7 @@ def _settle(similarities, indices, cosines_of: Callable, rows: slice, k: int, ow
 
 
 def _drop(similarities, indices, own_index):
-    """Leave each query's own index out of its k + 1 neighbours."""
+    """Leave each query's own index out of its k + 1 neighbors."""
     drop = indices == own_index[:, None]
     if drop[:, 0].all():  # no duplicates: everyone is nearest to itself
         return similarities[:, 1:], indices[:, 1:]
@@ -496,7 +494,7 @@ def _drop(similarities, indices, own_index):
 
 
 def _settle_cut(similarities, indices, cosines_of, k: int, own_index) -> None:
-    """Where the k-th and the next neighbour are equally near, keep those of lowest index."""
+    """Where the k-th and the next neighbor are equally near, keep those of lowest index."""
     if similarities.shape[1] <= k:
         return  # everything there is was found
     for i in np.flatnonzero(similarities[:, k - 1] == similarities[:, k]):
@@ -545,7 +543,7 @@ def _backend(name: str | None, embeddings) -> str:
 def _check_choice(name: str, value: str, choices) -> None:
     if value not in choices:
         listed = " or ".join(map(repr, choices))
-        raise ValueError(
+        raise SobookError(
             f"unknown option {name}={value!r}: choose {listed}.{suggest(value, choices)}"
         )
 
@@ -558,7 +556,7 @@ def _unit_tensor(rows, name: str) -> torch.Tensor:
     """As `_unit_float32`, staying on the device of the rows."""
     rows = torch.as_tensor(rows).detach().float()
     if rows.ndim != 2 or rows.numel() == 0:
-        raise ValueError(f"{name} have shape {tuple(rows.shape)}, expected (N, D) with N, D ≥ 1.")
+        raise SobookError(f"{name} have shape {tuple(rows.shape)}, expected (N, D) with N, D ≥ 1.")
     lengths = rows.norm(dim=1, keepdim=True)
     _check_lengths(lengths.cpu().numpy(), name)
     return rows / lengths
@@ -567,9 +565,9 @@ def _unit_tensor(rows, name: str) -> torch.Tensor:
 def _unit_float32(rows, name: str) -> np.ndarray:
     if hasattr(rows, "detach"):
         rows = rows.detach().float().cpu().numpy()
-    rows = np.array(rows, dtype=np.float32, order="C")  # a copy: normalised in place below
+    rows = np.array(rows, dtype=np.float32, order="C")  # a copy: normalized in place below
     if rows.ndim != 2 or rows.size == 0:
-        raise ValueError(f"{name} have shape {rows.shape}, expected (N, D) with N, D ≥ 1.")
+        raise SobookError(f"{name} have shape {rows.shape}, expected (N, D) with N, D ≥ 1.")
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     _check_lengths(lengths, name)
     rows /= lengths
@@ -581,9 +579,9 @@ def _check_lengths(lengths: np.ndarray, name: str) -> None:
     bad = np.flatnonzero(~np.isfinite(lengths[:, 0]) | (lengths[:, 0] == 0))
     if len(bad):
         kind = "zero length" if lengths[bad[0], 0] == 0 else "NaN or infinite values"
-        raise ValueError(
+        raise SobookError(
             f"row {bad[0]} of the {name} has {kind} ({len(bad)} such rows): it has no direction, "
-            "so it has no neighbours; find out what made it, or leave it out."
+            "so it has no neighbors; find out what made it, or leave it out."
         )
 
 
@@ -592,15 +590,15 @@ def _checked_labels(labels, rows) -> np.ndarray:
         labels = labels.detach().cpu().numpy()
     labels = np.asarray(labels)
     if labels.shape != (len(rows),):
-        raise ValueError(f"labels have shape {labels.shape}, expected ({len(rows)},).")
+        raise SobookError(f"labels have shape {labels.shape}, expected ({len(rows)},).")
     if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels are {labels.dtype}: give whole numbers.")
+        raise SobookError(f"labels are {labels.dtype}: give whole numbers.")
     return labels.astype(np.int64)
 
 
 def _check_dimensions(queries: np.ndarray, found: np.ndarray) -> None:
     if queries.shape[1] != found.shape[1]:
-        raise ValueError(
+        raise SobookError(
             f"the gallery has dimension {found.shape[1]}, the queries {queries.shape[1]}: embed "
             "both with the same encoder."
         )
@@ -609,10 +607,10 @@ def _check_dimensions(queries: np.ndarray, found: np.ndarray) -> None:
 def _checked_ks(ks, available: int) -> tuple[int, ...]:
     ks = tuple(sorted(set(ks)))
     if not ks or ks[0] < 1 or any(k != int(k) for k in ks):
-        raise ValueError(f"ks are {list(ks)}: give whole numbers from 1 upwards.")
+        raise SobookError(f"ks are {list(ks)}: give whole numbers from 1 upwards.")
     if ks[-1] > available:
-        raise ValueError(
+        raise SobookError(
             f"K = {ks[-1]} is larger than the gallery: a query can find {available} images; "
-            "ask for fewer neighbours or give more images."
+            "ask for fewer neighbors or give more images."
         )
     return ks

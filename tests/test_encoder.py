@@ -38,12 +38,12 @@ class TestForward:
         with torch.autocast("cpu", torch.bfloat16):
             assert encoder(batch).dtype == torch.float32
 
-    def test_uint8_is_normalised_with_the_backbones_statistics(self, encoder, batch):
+    def test_uint8_is_normalized_with_the_backbones_statistics(self, encoder, batch):
         mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
         std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
         torch.testing.assert_close(encoder(batch), encoder((batch / 255 - mean) / std))
 
-    def test_without_head_the_embedding_is_the_normalised_feature(self, batch):
+    def test_without_head_the_embedding_is_the_normalized_feature(self, batch):
         encoder = Encoder.create(MICRO, weights="micro").eval()
         expected = torch.nn.functional.normalize(encoder.features(batch), dim=1)
         torch.testing.assert_close(encoder(batch), expected)
@@ -52,7 +52,7 @@ class TestForward:
     def test_features_are_timms(self, encoder, batch):
         backbone = timm.create_model(MICRO, num_classes=0).eval()
         backbone.load_state_dict(encoder.backbone.state_dict())
-        expected = backbone(encoder.normalise(batch))
+        expected = backbone(encoder.normalize(batch))
         torch.testing.assert_close(encoder.features(batch), expected)
 
     @pytest.mark.parametrize("training", [True, False])
@@ -104,7 +104,7 @@ class TestWeights:
         assert sum(p.numel() for p in encoder.parameters()) <= 3_000_000
         from sobook import files
 
-        assert files.path(micro.WEIGHTS).stat().st_size <= 6_000_000
+        assert files.shipped(micro.WEIGHTS).stat().st_size <= 6_000_000
 
     def test_pretrained_is_bundled_for_micro(self):
         first, second = (Encoder.create(MICRO, weights=w) for w in ("micro", "pretrained"))

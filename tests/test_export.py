@@ -78,7 +78,7 @@ class TestHub:
     def test_timm_opens_the_backbone(self, run, folder):
         backbone = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
         encoder = run.encoder()
-        images = encoder.normalise(pictures(run, 2))
+        images = encoder.normalize(pictures(run, 2))
         with torch.inference_mode():
             torch.testing.assert_close(backbone(images), encoder.backbone(images))
 

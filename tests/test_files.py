@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sobook import files
+from sobook import errors, files
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,21 +27,21 @@ def checkout(tmp_path, monkeypatch) -> Path:
 
 
 def test_the_manifest_is_found():
-    assert files.path("benchmarks.toml").is_file()
+    assert files.shipped("benchmarks.toml").is_file()
 
 
 def test_files_lie_in_data_in_a_checkout_and_in_the_package_when_installed(checkout):
     (checkout / "data").mkdir()
     (checkout / "data/recipes.toml").touch()
-    assert files.path("recipes.toml") == checkout / "data/recipes.toml"
+    assert files.shipped("recipes.toml") == checkout / "data/recipes.toml"
     (checkout / "sobook/_data").mkdir()
     (checkout / "sobook/_data/recipes.toml").touch()
-    assert files.path("recipes.toml") == checkout / "sobook/_data/recipes.toml"
+    assert files.shipped("recipes.toml") == checkout / "sobook/_data/recipes.toml"
 
 
 def test_a_missing_file_is_named_with_the_remedy(checkout):
     with pytest.raises(FileNotFoundError, match=r"'recipes.toml' is missing: reinstall sobook"):
-        files.path("recipes.toml")
+        files.shipped("recipes.toml")
 
 
 # --- The data folder -----------------------------------------------------------------------------
@@ -83,18 +83,18 @@ def test_data_root_knows_the_home_folder(monkeypatch):
 )
 def test_suggest_names_the_nearest(word, near):
     choices = ["aviary", "cub200", "cars196", "sop", "inshop", "inshop-gallery"]
-    assert files.suggest(word, choices) == f" Did you mean {near!r}?"
-    assert files.suggest(word, iter(choices)) == f" Did you mean {near!r}?"
+    assert errors.suggest(word, choices) == f" Did you mean {near!r}?"
+    assert errors.suggest(word, iter(choices)) == f" Did you mean {near!r}?"
 
 
 @pytest.mark.parametrize("word", ["zebra", "", None, 7])
 def test_suggest_is_silent_where_nothing_is_near(word):
-    assert files.suggest(word, ["aviary", "cub200"]) == ""
-    assert files.suggest(word, []) == ""
+    assert errors.suggest(word, ["aviary", "cub200"]) == ""
+    assert errors.suggest(word, []) == ""
 
 
 def test_suggest_takes_numbers_too():
-    assert files.suggest(224, [196, 2240]) == " Did you mean '2240'?"
+    assert errors.suggest(224, [196, 2240]) == " Did you mean '2240'?"
 
 
 # --- import sobook -------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Proxy geometry: against slow loops, SciPy and sets of vectors whose numbers are known.
 
-Letters: C classes, D embedding dimension.
+Notation: C classes, D embedding dimension.
 """
 
 import json
@@ -326,7 +326,7 @@ def test_common_mode_of_sets_that_are_known():
     classes, lean = 6, 2.0
     plain = describe(orthonormal(classes))
     assert plain.common_mode_share == pytest.approx(0, abs=1e-12)
-    assert plain.rms_cosine_centred == pytest.approx(1 / (classes - 1))  # centred: a simplex
+    assert plain.rms_cosine_centred == pytest.approx(1 / (classes - 1))  # centered: a simplex
     assert plain.common_direction_share == pytest.approx(1 / classes)
     leaning = describe(np.eye(classes) + lean)  # every pair has the same positive cosine
     assert leaning.common_mode_share == pytest.approx(1)
@@ -390,8 +390,8 @@ def test_without_common_mode_refuses_what_has_nothing_left():
 def clouds(seed, classes=5, dim=7, each=9, noise=0.3):
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.repeat(np.arange(classes), each))
-    centres = rng.normal(size=(classes, dim))
-    return centres[labels] + noise * rng.normal(size=(len(labels), dim)), labels, centres
+    centers = rng.normal(size=(classes, dim))
+    return centers[labels] + noise * rng.normal(size=(len(labels), dim)), labels, centers
 
 
 def test_class_means_and_collapse_equal_slow_loops():

@@ -1,6 +1,6 @@
 """Proxy Anchor and soft orthogonality: against slow loops, another library, and what must hold.
 
-Letters: B batch, C classes, D embedding dimension.
+Notation: B batch, C classes, D embedding dimension.
 """
 
 import math
@@ -414,16 +414,16 @@ def test_soft_orthogonality_first_and_second_derivatives(classes, dim):
 @pytest.mark.parametrize("classes, dim", [(4, 6), (3, 2), (7, 3)])
 def test_descent_on_soft_orthogonality_reaches_the_floor(classes, dim):
     proxies = draw(2, 1, classes, dim)[1].requires_grad_()
-    optimiser = torch.optim.LBFGS([proxies], max_iter=200, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([proxies], max_iter=200, line_search_fn="strong_wolfe")
 
     def closure():
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = soft_orthogonality(proxies, reduction="sum")
         loss.backward()
         return loss
 
     assert closure().item() > max(0, classes**2 / dim - classes) + 0.1
-    optimiser.step(closure)
+    optimizer.step(closure)
     assert closure().item() == pytest.approx(max(0, classes**2 / dim - classes), abs=1e-6)
 
 
@@ -501,12 +501,12 @@ def test_a_few_steps_separate_the_classes_and_weight_spreads_the_proxies():
         module = SoftOrthogonalProxyAnchor(6, 16, so_weight=weight)
         embeddings = torch.nn.Parameter(torch.randn(24, 16) + 2)  # a direction shared by all
         module.proxies.data += 2
-        optimiser = torch.optim.SGD([embeddings, module.proxies], lr=0.05)
+        optimizer = torch.optim.SGD([embeddings, module.proxies], lr=0.05)
         before = module.parts(embeddings, labels)["proxy_anchor"].item()
         for _ in range(20):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             module(embeddings, labels).backward()
-            optimiser.step()
+            optimizer.step()
         parts = module.parts(embeddings, labels)
         assert parts["proxy_anchor"].item() < before
         cosine[weight] = parts["soft_orthogonality"].item()

@@ -1,6 +1,6 @@
 """Retrieval: against brute force, pytorch-metric-learning, scikit-learn and SciPy.
 
-Letters: N queries, M gallery images, D embedding dimension, R right images of a query.
+Notation: N queries, M gallery images, D embedding dimension, R right images of a query.
 """
 
 import json
@@ -24,7 +24,7 @@ from sobook.retrieval import (
     compare_seeds,
     difference,
     evaluate,
-    neighbours,
+    nearest_neighbors,
 )
 
 quick = settings(max_examples=40, deadline=None)
@@ -81,7 +81,7 @@ def assert_same(result: Retrieval, expected) -> None:
 
 
 def cloud(seed: int, size: int, classes: int, dim: int = 8):
-    """Embeddings near their class' centre, and labels, some classes having one image only."""
+    """Embeddings near their class' center, and labels, some classes having one image only."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, size)
     labels[:2] = 0, 1
@@ -184,7 +184,7 @@ def test_measures_by_hand():
     embeddings = np.stack([np.cos(turns), np.sin(turns)], axis=1)
     labels = [5, 9, 5, 5, 9, 7]
     result = evaluate(embeddings, labels, ks=(2, 1))
-    # Neighbours: 0: b a a b c | 1: a a a b c | 2: b a a b c | 3: a b b a c | 4: a a b a c
+    # Neighbors: 0: b a a b c | 1: a a a b c | 2: b a a b c | 3: a b b a c | 4: a a b a c
     assert result.ks == (1, 2)
     assert result.hits.tolist() == [
         [False, True],
@@ -205,15 +205,15 @@ def test_measures_by_hand():
 
 def test_the_query_is_left_out_by_index_not_by_position():
     # Two images that are the same file under two labels: each one's nearest is the other.
-    # Dropping the first neighbour instead would, for one of them, find the image itself.
+    # Dropping the first neighbor instead would, for one of them, find the image itself.
     embeddings = [[1, 0], [1, 0], [1, 0.1], [1, 0.2]]
-    assert neighbours(embeddings, 1)[1][:2, 0].tolist() == [1, 0]
+    assert nearest_neighbors(embeddings, 1)[1][:2, 0].tolist() == [1, 0]
     assert evaluate(embeddings, [0, 1, 0, 1], ks=(1,)).hits[:2, 0].tolist() == [False, False]
 
 
 @pytest.mark.parametrize("copies", [3, 30, 200])
 def test_the_query_is_left_out_among_many_copies(copies):
-    _, indices = neighbours(np.ones((copies, 5)), 2)
+    _, indices = nearest_neighbors(np.ones((copies, 5)), 2)
     assert (indices != np.arange(copies)[:, None]).all()
     assert (indices[:, 0] != indices[:, 1]).all()
 
@@ -244,12 +244,12 @@ def test_names_of_classes_and_lengths_of_embeddings_do_not_matter(rng):
 @pytest.mark.parametrize("chunk", [1, 7, 50])
 def test_chunks_do_not_matter(chunk, monkeypatch):
     embeddings, labels = cloud(3, 50, 5)
-    expected, nearest = evaluate(embeddings, labels), neighbours(embeddings, 6)
+    expected, nearest = evaluate(embeddings, labels), nearest_neighbors(embeddings, 6)
     monkeypatch.setattr(retrieval, "_CHUNK", chunk)
     result = evaluate(embeddings, labels)
     np.testing.assert_array_equal(result.hits, expected.hits)
     assert result.map_at_r == expected.map_at_r
-    np.testing.assert_array_equal(neighbours(embeddings, 6)[1], nearest[1])
+    np.testing.assert_array_equal(nearest_neighbors(embeddings, 6)[1], nearest[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
@@ -266,34 +266,34 @@ def test_tensors_lists_and_arrays_give_the_same_and_are_left_alone(dtype):
     np.testing.assert_array_equal(own, before.float().numpy())
 
 
-# --- Neighbours and ties -------------------------------------------------------------------------
+# --- Neighbors and ties -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("k", [1, 5, 79])
-def test_neighbours_equal_scikit_learn(k):
+def test_neighbors_equal_scikit_learn(k):
     embeddings, _ = cloud(5, 80, 6)
     distances, indices = NearestNeighbors(metric="cosine").fit(embeddings).kneighbors(n_neighbors=k)
-    similarities, ours = neighbours(embeddings, k)
+    similarities, ours = nearest_neighbors(embeddings, k)
     np.testing.assert_array_equal(ours, indices)
     np.testing.assert_allclose(similarities, 1 - distances, atol=1e-5)
     assert similarities.dtype == np.float32 and ours.dtype == np.int64
 
 
 @pytest.mark.parametrize("k", [1, 5, 40])
-def test_neighbours_in_a_gallery_equal_scikit_learn(k):
+def test_neighbors_in_a_gallery_equal_scikit_learn(k):
     embeddings, _ = cloud(6, 60, 6)
     queries, gallery = embeddings[:20], embeddings[20:]
     nearest = NearestNeighbors(n_neighbors=k, metric="cosine").fit(gallery)
     distances, indices = nearest.kneighbors(queries)
-    similarities, ours = neighbours(queries, k, gallery=gallery)
+    similarities, ours = nearest_neighbors(queries, k, gallery=gallery)
     np.testing.assert_array_equal(ours, indices)
     np.testing.assert_allclose(similarities, 1 - distances, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [9, 60, 150])  # faiss searches few and many queries differently
-def test_all_neighbours_of_tied_points_come_by_index(size):
+def test_all_neighbors_of_tied_points_come_by_index(size):
     points, _ = corners(size, size, 3)
-    np.testing.assert_array_equal(neighbours(points, size - 1)[1], brute_ranking(points))
+    np.testing.assert_array_equal(nearest_neighbors(points, size - 1)[1], brute_ranking(points))
 
 
 @quick
@@ -302,7 +302,7 @@ def test_ties_at_the_cut_are_broken_by_index(seed, size, k):
     points, _ = corners(seed, size, 2)
     k = min(k, size - 1)
     expected = [ranked[:k] for ranked in brute_ranking(points)]
-    assert neighbours(points, k)[1].tolist() == expected
+    assert nearest_neighbors(points, k)[1].tolist() == expected
 
 
 def test_measures_do_not_depend_on_the_largest_k_asked_for():
@@ -313,7 +313,7 @@ def test_measures_do_not_depend_on_the_largest_k_asked_for():
 
 def test_copies_are_found_and_equal_similarities_come_by_index():
     points, _ = cloud(7, 2000, 2, dim=37)
-    similarities, indices = neighbours(np.tile(points, (3, 1)), 4)
+    similarities, indices = nearest_neighbors(np.tile(points, (3, 1)), 4)
     assert (np.sort(indices[:, :2] % 2000, axis=1) == np.arange(6000)[:, None] % 2000).all()
     np.testing.assert_allclose(similarities[:, :2], 1, atol=1e-5)
     steps, tied = np.diff(similarities), np.diff(similarities) == 0
@@ -325,7 +325,7 @@ def test_copies_are_found_and_equal_similarities_come_by_index():
 
 
 def two_blobs(wrong: int):
-    """Two far blobs of 30 images, the first few of each labelled as the other."""
+    """Two far blobs of 30 images, the first few of each labeled as the other."""
     rng = np.random.default_rng(0)
     blob = np.repeat([0, 1], 30)
     labels = blob.copy()
@@ -565,16 +565,16 @@ def test_bad_input(changes, message):
 
 
 @pytest.mark.parametrize("available, arguments", [(5, {}), (6, {"gallery": POINTS})])
-def test_as_many_neighbours_as_there_are_and_no_more(available, arguments):
-    assert neighbours(POINTS, available, **arguments)[1].shape == (6, available)
+def test_as_many_neighbors_as_there_are_and_no_more(available, arguments):
+    assert nearest_neighbors(POINTS, available, **arguments)[1].shape == (6, available)
     for wrong, message in [(available + 1, f"can find {available} images"), (0, r"\[0\]: give")]:
         with pytest.raises(ValueError, match=message):
-            neighbours(POINTS, wrong, **arguments)
+            nearest_neighbors(POINTS, wrong, **arguments)
 
 
-def test_neighbours_in_a_gallery_of_another_dimension():
+def test_neighbors_in_a_gallery_of_another_dimension():
     with pytest.raises(ValueError, match="gallery"):
-        neighbours(POINTS, 1, gallery=POINTS[:, :2])
+        nearest_neighbors(POINTS, 1, gallery=POINTS[:, :2])
 
 
 @pytest.mark.parametrize("level", [0, 1, 95, -0.5, math.nan])
@@ -668,13 +668,13 @@ def test_unknown_backend_is_refused():
 
 
 def test_approximate_search_reports_what_it_finds(rng):
-    centres = rng.normal(size=(60, 16))
+    centers = rng.normal(size=(60, 16))
     labels = np.repeat(np.arange(60), 50)
-    points = centres[labels] + 0.6 * rng.normal(size=(3000, 16))
+    points = centers[labels] + 0.6 * rng.normal(size=(3000, 16))
     exact = evaluate(points, labels)
     near = evaluate(points, labels, approximate=True)
-    assert exact.neighbours_found is None and "neighbours_found" not in exact.summary()
-    assert 0.9 < near.neighbours_found <= 1 and near.summary()["neighbours_found"] > 0.9
+    assert exact.neighbors_found is None and "neighbors_found" not in exact.summary()
+    assert 0.9 < near.neighbors_found <= 1 and near.summary()["neighbors_found"] > 0.9
     assert near.recall[1] == pytest.approx(exact.recall[1], abs=0.02)
     assert near.map_at_r <= exact.map_at_r + 0.01
 
@@ -685,7 +685,7 @@ def test_approximate_search_with_a_gallery_and_unfilled_lists(rng):
         points[:100], labels[:100], gallery=points[100:], gallery_labels=labels[100:],
         ks=(1, 300), approximate=True,
     )  # fmt: skip
-    assert 0 < near.neighbours_found <= 1
+    assert 0 < near.neighbors_found <= 1
     assert near.recall[300] <= 1
 
 

@@ -59,7 +59,7 @@ from sobook.course import exercises
 from sobook.data import image_sets, pixels as images
 from sobook.encoder import Encoder, embed
 from sobook.losses import SO_WEIGHT
-from sobook.retrieval import difference, evaluate, neighbours
+from sobook.retrieval import difference, evaluate, nearest_neighbors
 from sobook.training.loop import fit
 
 config = session.config()  # the settings that all notebooks share
@@ -70,7 +70,7 @@ test.describe()
 # %% [markdown]
 # ## 1 · The birds
 #
-# Every row below is one *genus*, and every picture is another *species* of it. Before you run the cell: a genus fixes a bird's shape and base colours, a species only its field marks. **Which will be harder to tell apart, two rows or two pictures of one row?**
+# Every row below is one *genus*, and every picture is another *species* of it. Before you run the cell: a genus fixes a bird's shape and base colors, a species only its field marks. **Which will be harder to tell apart, two rows or two pictures of one row?**
 
 # %%
 def picture(image_set, index):
@@ -104,9 +104,9 @@ figures.finish(
 # %% [markdown]
 # ## 2 · What metric learning is for
 #
-# A classifier has one output a class, so it can only answer with classes it was trained on. Often that is no use: a shop has new articles every week, an ornithologist has new birds. What one wants is a *map* from pictures to vectors (*embeddings*) in which pictures of the same class lie close together, **whatever the class**. A query is then answered by its nearest neighbours, and a new class needs no training, only pictures.
+# A classifier has one output a class, so it can only answer with classes it was trained on. Often that is no use: a shop has new articles every week, an ornithologist has new birds. What one wants is a *map* from pictures to vectors (*embeddings*) in which pictures of the same class lie close together, **whatever the class**. A query is then answered by its nearest neighbors, and a new class needs no training, only pictures.
 #
-# So the test is: take classes that the model has never seen, let every picture ask for its nearest neighbours among all the others, and count how often they are right. The training species and the test species are different ones:
+# So the test is: take classes that the model has never seen, let every picture ask for its nearest neighbors among all the others, and count how often they are right. The training species and the test species are different ones:
 
 # %%
 train = image_sets.load(config.dataset, "train")
@@ -117,16 +117,16 @@ print(f"test:     {len(test):,} pictures of {test.num_classes} species")
 print(f"species in both: {len(shared_species)}; genera in both: {len(shared_genera)}")
 
 # %% [markdown]
-# The species are all new, their genera need not be: among the birds of CUB, too, most test species have relatives in training. So the model may have learnt the look of a genus; which of its new species this one is, it has to see for itself.
+# The species are all new, their genera need not be: among the birds of CUB, too, most test species have relatives in training. So the model may have learned the look of a genus; which of its new species this one is, it has to see for itself.
 
 # %% [markdown]
 # ## 3 · Without any training: frozen features
 #
-# A *DeiT* (a vision transformer) that was trained elsewhere already turns pictures into useful vectors. In quick mode that is the bundled `deit_micro_patch8_64`, which learnt on other drawn birds, none of which occurs here; in full mode a DeiT-Small that learnt on ImageNet.
+# A *DeiT* (a vision transformer) that was trained elsewhere already turns pictures into useful vectors. In quick mode that is the bundled `deit_micro_patch8_64`, which learned on other drawn birds, none of which occurs here; in full mode a DeiT-Small that learned on ImageNet.
 #
 # Embeddings $x_i$ have unit length, so closeness is the cosine $s_{ij} = x_i^\top x_j$. With $y_i$ the species of picture $i$, and every picture asking all the others,
 #
-# $$\text{Recall@}K = \frac{1}{N}\sum_{i=1}^{N} \big[\text{at least one of the } K \text{ nearest neighbours of } i \text{ has class } y_i\big].$$
+# $$\text{Recall@}K = \frac{1}{N}\sum_{i=1}^{N} \big[\text{at least one of the } K \text{ nearest neighbors of } i \text{ has class } y_i\big].$$
 #
 # **What do you expect for Recall@1 on species that the network has never seen?** Guessing at random would be right about once in as many tries as there are species.
 
@@ -139,7 +139,7 @@ low, high = frozen.interval(1)
 print(f"embeddings: {frozen_embeddings.shape}")
 print(frozen)
 print(f"Recall@1 {frozen.recall[1]:.3f}, 95 % interval over species [{low:.3f}, {high:.3f}]")
-print(f"a random neighbour: about {1 / test.num_classes:.3f}")
+print(f"a random neighbor: about {1 / test.num_classes:.3f}")
 
 # %% [markdown]
 # Far better than chance, far from good. The interval says how much the number would move with *other test species*: whole species are resampled, because the pictures of one species succeed and fail together.
@@ -169,7 +169,7 @@ exercises.check("00.1", recall_at_k)
 # %% tags=["solution"]
 def recall_at_k(embeddings, labels, k):
     cosines = embeddings @ embeddings.T  # (N, N)
-    np.fill_diagonal(cosines, -np.inf)  # never its own neighbour
+    np.fill_diagonal(cosines, -np.inf)  # never its own neighbor
     nearest = np.argsort(-cosines, axis=1)[:, :k]  # (N, k)
     return float((labels[nearest] == labels[:, None]).any(axis=1).mean())
 
@@ -181,7 +181,7 @@ exercises.check("00.1", recall_at_k)
 # %% [markdown]
 # ## 4 · Train: Proxy Anchor, and Proxy Anchor with soft orthogonality
 #
-# Proxy Anchor gives every training class a learnt vector $p_c$, its *proxy*, and pulls the pictures of a class to their proxy and away from all others ([03](03_proxy_anchor.ipynb) derives the formula). Soft orthogonality adds one term, which asks that different proxies be at right angles. With $\hat p_c$ the proxies at unit length, $C$ of them,
+# Proxy Anchor gives every training class a learned vector $p_c$, its *proxy*, and pulls the pictures of a class to their proxy and away from all others ([03](03_proxy_anchor.ipynb) derives the formula). Soft orthogonality adds one term, which asks that different proxies be at right angles. With $\hat p_c$ the proxies at unit length, $C$ of them,
 #
 # $$L = L_{\text{PA}} + \lambda\,L_{\text{SO}}, \qquad L_{\text{SO}} = \frac{1}{C(C-1)}\sum_{c \ne c'} \big(\hat p_c^\top \hat p_{c'}\big)^2 .$$
 #
@@ -286,7 +286,7 @@ exercises.check("00.2", errors_removed)
 # %% [markdown]
 # ## 6 · What the pictures say
 #
-# Numbers hide what has changed. Below are four queries, drawn at random: two that training repaired, one that it broke, and one that both get wrong. In both lines the nearest neighbours come first.
+# Numbers hide what has changed. Below are four queries, drawn at random: two that training repaired, one that it broke, and one that both get wrong. In both lines the nearest neighbors come first.
 
 # %%
 right = {name: results[name].hits[:, 0] for name in ("frozen", "PA")}  # (N,) is the nearest right?
@@ -307,7 +307,7 @@ queries = [
 ]
 
 # %%
-found = {name: neighbours(embeddings[name], 6)[1][queries] for name in ("frozen", "PA")}  # (Q, 6)
+found = {name: nearest_neighbors(embeddings[name], 6)[1][queries] for name in ("frozen", "PA")}  # (Q, 6)
 figures.retrieval_comparison(
     [picture(test, query) for query in queries],
     {name: [[picture(test, i) for i in row] for row in rows] for name, rows in found.items()},
@@ -434,9 +434,9 @@ if low <= 0:
 # ## Summary
 #
 # - Metric learning makes a map in which pictures of one class lie together; it is tested on classes that were not trained on.
-# - Recall@K is the share of queries with a right picture among their K nearest neighbours, the query itself left out.
+# - Recall@K is the share of queries with a right picture among their K nearest neighbors, the query itself left out.
 # - Frozen DeiT features are a baseline that every training has to beat, and the intervals say whether it did.
-# - PA learns one proxy a class; SO penalises the squared cosines between proxies. The heatmap shows the effect on the proxies, and only the paired interval shows an effect on retrieval.
+# - PA learns one proxy a class; SO penalizes the squared cosines between proxies. The heatmap shows the effect on the proxies, and only the paired interval shows an effect on retrieval.
 #
 # ## Questions
 #

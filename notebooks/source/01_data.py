@@ -90,7 +90,7 @@ train.subset([0, 1, len(train) - 1]).labels  # a subset is numbered anew: 0..C'�
 # %% [markdown]
 # ## 2 · Birds in families
 #
-# The birds of the course are drawn by `sobook/aviary.py`. A *genus* fixes the silhouette and the base colours; its ten *species* differ in field marks: cap, throat, wing bars and so on. Because we drew them, we can ask things that no photograph answers. Here is one genus, a row a species, with the marks in which its species differ. In the last column, which half of the data set a species belongs to:
+# The birds of the course are drawn by `sobook/aviary.py`. A *genus* fixes the silhouette and the base colors; its ten *species* differ in field marks: cap, throat, wing bars and so on. Because we drew them, we can ask things that no photograph answers. Here is one genus, a row a species, with the marks in which its species differ. In the last column, which half of the data set a species belongs to:
 
 # %%
 marks = aviary.attributes(100)  # one row a species, for all 100
@@ -135,7 +135,7 @@ share = (values[related.a] != values[related.b]).mean(axis=0)
 pd.Series(share, field_marks, name="pairs of relatives that differ in it").sort_values(ascending=False).to_frame().T.style.format("{:.0%}")
 
 # %% [markdown]
-# Keep this table in mind for the crops below: a mark that is small, at the edge, or shown by colour alone can be destroyed by augmentation.
+# Keep this table in mind for the crops below: a mark that is small, at the edge, or shown by color alone can be destroyed by augmentation.
 
 # %% [markdown]
 # ## 3 · What varies, and what does not
@@ -253,7 +253,7 @@ overlapping = gains["2 · new pictures, same species"][1] <= disjoint <= gains["
 print("The gain on new species lies", "inside" if overlapping else "outside", "the interval of the closed-set gain.")
 
 # %% [markdown]
-# Compare gains, not levels: the species of the three tests are not equally hard. Between 1 and 2 lies what training learnt about *these pictures*; between 2 and 3, what it learnt about *these species*; what is left in 3 it learnt about *birds*. Where the intervals overlap, this run does not show a gap: what it learnt in so few epochs on so few species is mostly about birds. The longer and the larger a training, the more a network can learn by heart, and nobody knows beforehand how much. That is why the rule does not wait for the gap to be seen. Retrieval is used for classes that were not trained on, so only the third test answers the question, and a score from a closed-set split cannot be held against it. For the same reason the official train and test lists of CUB and Cars, made for classification, are not used in metric learning.
+# Compare gains, not levels: the species of the three tests are not equally hard. Between 1 and 2 lies what training learned about *these pictures*; between 2 and 3, what it learned about *these species*; what is left in 3 it learned about *birds*. Where the intervals overlap, this run does not show a gap: what it learned in so few epochs on so few species is mostly about birds. The longer and the larger a training, the more a network can learn by heart, and nobody knows beforehand how much. That is why the rule does not wait for the gap to be seen. Retrieval is used for classes that were not trained on, so only the third test answers the question, and a score from a closed-set split cannot be held against it. For the same reason the official train and test lists of CUB and Cars, made for classification, are not used in metric learning.
 
 # %% [markdown]
 # ## 5 · Held-out training classes
@@ -346,7 +346,7 @@ for key, card in benchmarks.cards().items():
         "test": "; ".join(f"{split} {splits[split]['images']:,} of {splits[split]['classes']:,} classes" for split in tested),
         "images a class": round(card["images"] / card["classes"], 1),
         "Recall@K at": ", ".join(map(str, card["recall_at"])),
-        "licence": card["licence"],
+        "license": card["license"],
     }
 pd.DataFrame(rows).T.style.set_properties(**{"text-align": "left", "vertical-align": "top"})
 
@@ -380,7 +380,7 @@ for key, card in benchmarks.cards().items():
 
 # %%
 def chance_recall_at_1(labels):
-    """Expected Recall@1 of random neighbours; labels (N,)."""
+    """Expected Recall@1 of random neighbors; labels (N,)."""
     return float("nan")  # your code here
 
 
@@ -419,24 +419,24 @@ sideways[0x0112] = 6  # the camera was held on its side: "turn me by 90 degrees 
 upright = bird.crop((0, 12, 96, 84))  # wider than high
 upright.rotate(90, expand=True).save(folder / "a_bird" / "exif.jpg", exif=sideways, quality=95)
 bird.convert("CMYK").save(folder / "a_bird" / "print.jpg", quality=95)
-bird.convert("L").save(folder / "a_bird" / "grey.png")
+bird.convert("L").save(folder / "a_bird" / "gray.png")
 bird.quantize(32).save(folder / "a_bird" / "palette.png")
 round_mask = np.hypot(*(np.indices((96, 96)) - 47.5)) < 46
 cut_out = Image.merge("RGBA", (*bird.split(), Image.fromarray((round_mask * 255).astype(np.uint8))))
 cut_out.save(folder / "a_bird" / "cut_out.png")
 
-files = [folder / "a_bird" / file for file in ("plain.png", "exif.jpg", "grey.png", "palette.png", "cut_out.png", "print.jpg")]
+files = [folder / "a_bird" / file for file in ("plain.png", "exif.jpg", "gray.png", "palette.png", "cut_out.png", "print.jpg")]
 opened = {path.name: np.asarray(Image.open(path)) for path in files}
 pd.DataFrame(
     {name: {"mode": Image.open(folder / "a_bird" / name).mode, "plain open": a.shape, "read_image": np.asarray(images.read_image(folder / "a_bird" / name)).shape} for name, a in opened.items()}
 ).T
 
 # %% [markdown]
-# Two dimensions, or four channels, may at least end in an error. The worst are those that do not: a sideways photograph is simply sideways; a palette picture opened plainly is a matrix of *colour numbers*, which looks like a grey picture and is none; and whoever takes the first three of four channels gets inks for colours, or what was meant to be cut away. In the figure, the upper line is what plain opening gives (shown as a network would see it), the lower what `read_image` gives.
+# Two dimensions, or four channels, may at least end in an error. The worst are those that do not: a sideways photograph is simply sideways; a palette picture opened plainly is a matrix of *color numbers*, which looks like a gray picture and is none; and whoever takes the first three of four channels gets inks for colors, or what was meant to be cut away. In the figure, the upper line is what plain opening gives (shown as a network would see it), the lower what `read_image` gives.
 
 # %%
 def as_network_sees(array):
-    """Grey values as they stand; the first three channels of four."""
+    """Gray values as they stand; the first three channels of four."""
     return np.repeat(array[..., None], 3, axis=2) if array.ndim == 2 else array[..., :3]
 
 
@@ -444,7 +444,7 @@ plain = [as_network_sees(array) for array in opened.values()]
 read = [np.asarray(images.read_image(path)) for path in files]
 figures.finish(
     figures.contact_sheet(plain + read, [f"{path.stem}: plain" for path in files] + ["read_image"] * len(files), columns=6),
-    "The same bird from six files: opened plainly it is fine, sideways, grey, nearly black, not cut out, in false colours; read_image gives upright RGB each time.",
+    "The same bird from six files: opened plainly it is fine, sideways, gray, nearly black, not cut out, in false colors; read_image gives upright RGB each time.",
 )
 
 # %% [markdown]
@@ -517,7 +517,7 @@ print("next batch is other:", not torch.equal(twin[1][0], batch))
 # %% [markdown]
 # ## 9 · At evaluation: no chance involved
 #
-# Evaluation resizes the short side to 256 for an input of 224, in proportion for other sizes, and takes the centre. Left the picture, right what of it reaches the network:
+# Evaluation resizes the short side to 256 for an input of 224, in proportion for other sizes, and takes the center. Left the picture, right what of it reaches the network:
 
 # %%
 print(f"short side {images.evaluation_short_side(side)}, then the central {side} × {side}")
@@ -569,7 +569,7 @@ exercises.check("01.3", labels_from_zero)
 # - Relatives differ in few marks, so the nearest wrong answers are relatives.
 # - Train and test share no class. A gain on known classes is not a gain on new ones, so only the disjoint test counts; and what is chosen is chosen on held-out *training* classes.
 # - Benchmarks differ in images a class and in number of classes by orders of magnitude: their Recall@K values are not to be compared with each other.
-# - Training crops at random, but from the seed alone; evaluation resizes and takes the centre.
+# - Training crops at random, but from the seed alone; evaluation resizes and takes the center.
 #
 # ## Questions
 #

@@ -59,7 +59,7 @@ from sobook.aviary import species as aviary
 from sobook.course import exercises
 from sobook.data import image_sets, pixels as images
 from sobook.encoder import Encoder, embed
-from sobook.retrieval import difference, evaluate, neighbours
+from sobook.retrieval import difference, evaluate, nearest_neighbors
 
 config = session.config()  # quick: the micro DeiT and drawn birds; full: DeiT-Small and CUB
 image_sets.prepare(config.dataset, progress=not session.quick)
@@ -70,7 +70,7 @@ parameters = sum(weight.numel() for weight in model.parameters())
 print(f"{encoder.name}: {len(model.blocks)} blocks, {model.blocks[0].attn.num_heads} heads, F = {encoder.num_features}, {parameters / 1e6:.1f} M parameters")
 
 # %% [markdown]
-# The micro DeiT is the same architecture as the real one, made small: it runs on a laptop, and all below holds for its larger siblings. Its weights were learnt on drawn birds of other species, none of which occurs in this data set.
+# The micro DeiT is the same architecture as the real one, made small: it runs on a laptop, and all below holds for its larger siblings. Its weights were learned on drawn birds of other species, none of which occurs in this data set.
 
 # %% [markdown]
 # ## 1 · A picture becomes a sequence
@@ -135,10 +135,10 @@ def patchify(batch, p):
 
 def compare(patchify):
     with torch.inference_mode():
-        normalised = encoder.normalise(batch.to(session.device))
+        normalized = encoder.normalize(batch.to(session.device))
         weight = model.patch_embed.proj.weight.flatten(1)  # (F, 3·p·p)
-        yours = patchify(normalised, patch).to(session.device) @ weight.T + model.patch_embed.proj.bias
-        expected = model.patch_embed(normalised)  # (B, patches, F)
+        yours = patchify(normalized, patch).to(session.device) @ weight.T + model.patch_embed.proj.bias
+        expected = model.patch_embed(normalized)  # (B, patches, F)
     largest = (yours - expected).abs().max().item()
     print(f"shape: yours {tuple(yours.shape)}, expected {tuple(expected.shape)}")
     print(f"largest difference: yours {largest:.1e}, expected below 1e-04")
@@ -160,11 +160,11 @@ exercises.check("02.1", patchify)
 # %% [markdown]
 # ## 2 · Two more tokens
 #
-# In front of the patches stand tokens that belong to no place: the *class token*, from which a classifier reads its answer, and in a distilled DeiT the *distillation token*. Both start as learnt vectors, the same for every picture, and gather what they need through the blocks. In DeiT's training the class token learns from the labels, the distillation token from the answers of another network, the teacher. **Do you expect the two to end up alike?**
+# In front of the patches stand tokens that belong to no place: the *class token*, from which a classifier reads its answer, and in a distilled DeiT the *distillation token*. Both start as learned vectors, the same for every picture, and gather what they need through the blocks. In DeiT's training the class token learns from the labels, the distillation token from the answers of another network, the teacher. **Do you expect the two to end up alike?**
 
 # %%
 with torch.inference_mode():
-    tokens = model.forward_features(encoder.normalise(batch.to(session.device)))  # (B, T, F)
+    tokens = model.forward_features(encoder.normalize(batch.to(session.device)))  # (B, T, F)
 prefix = encoder.num_prefix_tokens
 print(f"tokens: {tuple(tokens.shape)} = (B, {prefix} + {grid**2}, F)")
 
@@ -176,7 +176,7 @@ print(f"cosine of class and distillation token: {started:.2f} before the first b
 print(f"cosine of class token and patches after the last block: {local.mean():.2f} on average")
 
 # %% [markdown]
-# In the micro DeiT both tokens learnt from labels, each with a classifier of its own, so it is no surprise when they agree. In the larger DeiT, where a teacher stands behind one of them, compare for yourself (full mode). Section 7 returns to the question of which one to use.
+# In the micro DeiT both tokens learned from labels, each with a classifier of its own, so it is no surprise when they agree. In the larger DeiT, where a teacher stands behind one of them, compare for yourself (full mode). Section 7 returns to the question of which one to use.
 
 # %% [markdown]
 # ### Exercise 2 · How many tokens? (warm-up)
@@ -213,7 +213,7 @@ exercises.check("02.2", number_of_tokens)
 # %% [markdown]
 # ## 3 · Where am I? Position embeddings
 #
-# Attention does not know order: shuffle the tokens, and it gives the same answers, shuffled. So a learnt vector is added to each token that says where it came from. Nobody tells the network that the picture is two-dimensional. **Does it find out?** For each of the places below, the small map shows the cosine of its position embedding with those of all places.
+# Attention does not know order: shuffle the tokens, and it gives the same answers, shuffled. So a learned vector is added to each token that says where it came from. Nobody tells the network that the picture is two-dimensional. **Does it find out?** For each of the places below, the small map shows the cosine of its position embedding with those of all places.
 
 # %%
 @figures.use_style()
@@ -228,12 +228,12 @@ def position_maps(positions, grid, step):
         for axis, column in zip(axis_row, places, strict=True):
             mesh = axis.imshow(cosines[row, column], cmap="RdBu_r", vmin=-1, vmax=1)
             axis.set(xticks=[], yticks=[])
-    figure.colorbar(mesh, ax=axes, shrink=0.7, label="cosine of (centred) position embeddings")
+    figure.colorbar(mesh, ax=axes, shrink=0.7, label="cosine of (centered) position embeddings")
     figure.supxlabel("column of the patch")
     figure.supylabel("row of the patch")
     near = np.mean([cosines[r, c, r, c + 1] for r in range(grid) for c in range(grid - 1)])
     far = np.mean([cosines[r, 0, r, grid - 1] for r in range(grid)])
-    return figures.finish(figure, f"Similarity of position embeddings for {len(places)} by {len(places)} places; neighbours in a row have a mean cosine of {near:.2f}, the two ends of a row {far:.2f}.")
+    return figures.finish(figure, f"Similarity of position embeddings for {len(places)} by {len(places)} places; neighbors in a row have a mean cosine of {near:.2f}, the two ends of a row {far:.2f}.")
 
 
 positions = model.pos_embed.detach()[0, prefix:]  # (patches, F)
@@ -248,7 +248,7 @@ rows = {f"{low}–{low + 1} patches apart": cosines[(apart > low) & (apart <= lo
 pd.Series(rows, name="mean cosine").to_frame().T.style.format("{:+.2f}")
 
 # %% [markdown]
-# If the cosine falls with distance, the network has learnt from pictures alone that neighbouring places belong together. How clear the pattern is depends on how long it was trained: large models show crisp rows and columns, this little one a blurred version at best. Judge by the table.
+# If the cosine falls with distance, the network has learned from pictures alone that neighboring places belong together. How clear the pattern is depends on how long it was trained: large models show crisp rows and columns, this little one a blurred version at best. Judge by the table.
 
 # %% [markdown]
 # ## 4 · What the class token looks at
@@ -303,7 +303,7 @@ def summaries(encoder):
     """The class and the distillation token of every test picture after the last block: (N, 2, F)."""
     source = images.pixels(test, images.evaluation_short_side(encoder.image_size), progress=False)
     batches = images.evaluation_batches(source, encoder.image_size, batch_size=64)
-    return torch.cat([encoder.backbone.forward_features(encoder.normalise(batch.to(session.device)))[:, :2].cpu() for batch in batches])
+    return torch.cat([encoder.backbone.forward_features(encoder.normalize(batch.to(session.device)))[:, :2].cpu() for batch in batches])
 
 
 torch.manual_seed(session.seed)  # for the random weights
@@ -336,7 +336,7 @@ for which in ("class token", "distillation token"):
     print(f"mean − {which}: Recall@1 {change:+.4f} [{low:+.4f}, {high:+.4f}]: {says}")
 
 # %% [markdown]
-# Random weights are not the same as chance: even an untrained network keeps some of what is in the pixels, such as colour and rough layout. The distance from there to the other three curves is what training on *other* birds brought. MAP@R looks at all right answers, not only the first, and is much stricter: the first neighbour is often right where the whole neighbourhood is not.
+# Random weights are not the same as chance: even an untrained network keeps some of what is in the pixels, such as color and rough layout. The distance from there to the other three curves is what training on *other* birds brought. MAP@R looks at all right answers, not only the first, and is much stricter: the first neighbor is often right where the whole neighborhood is not.
 
 # %% [markdown]
 # ## 6 · What it confuses
@@ -345,7 +345,7 @@ for which in ("class token", "distillation token"):
 
 # %%
 x = embeddings["mean"]
-similarities, found = neighbours(x, 6)  # (N, 6) each
+similarities, found = nearest_neighbors(x, 6)  # (N, 6) each
 rng = np.random.default_rng(session.seed)
 queries = rng.choice(len(test), 4, replace=False)
 
@@ -373,11 +373,11 @@ related = genera[nearest] == genera
 share = related[wrong].mean()
 strangers = test.labels[:, None] != test.labels[None]
 expected = ((genera[:, None] == genera[None]) & strangers)[wrong].sum() / strangers[wrong].sum()
-print(f"{wrong.sum():,} of {len(test):,} nearest neighbours are of the wrong species, {wrong.mean():.0%}")
+print(f"{wrong.sum():,} of {len(test):,} nearest neighbors are of the wrong species, {wrong.mean():.0%}")
 print(f"of these, {share:.0%} are of the right genus; a wrong picture drawn at random would be in {expected:.0%}")
 
 # %% [markdown]
-# So the errors are far from random. The frozen feature has the genus and loses the species, as one would expect of a network that learnt shapes and colours on other birds. Which marks does it overlook? For the birds that we drew, we can compare the marks of query and wrong relative. In every row, how often the mark differs among such confusions, beside how often it differs between relatives in general; a ratio above 1 says that the feature is blind to it.
+# So the errors are far from random. The frozen feature has the genus and loses the species, as one would expect of a network that learned shapes and colors on other birds. Which marks does it overlook? For the birds that we drew, we can compare the marks of query and wrong relative. In every row, how often the mark differs among such confusions, beside how often it differs between relatives in general; a ratio above 1 says that the feature is blind to it.
 
 # %%
 if session.quick:
@@ -424,7 +424,7 @@ cosines = (x @ x.T)[pairs]
 same = (test.labels[:, None] == test.labels[None])[pairs]
 kin = (genera[:, None] == genera[None])[pairs] & ~same
 kinds = {"same species": cosines[same], "other species, same genus": cosines[kin], "other genus": cosines[~same & ~kin]}
-cosine_curves(kinds, dict(zip(kinds, (figures.COLOURS["right"], figures.COLOURS["wrong"], figures.COLOURS["chance"]), strict=True)))
+cosine_curves(kinds, dict(zip(kinds, (figures.COLORS["right"], figures.COLORS["wrong"], figures.COLORS["chance"]), strict=True)))
 
 # %%
 def ranked_right(right, other):
@@ -444,11 +444,11 @@ print("Knowing nothing would give 50%.")
 #
 # ### Exercise 3 · Recall of the genus
 #
-# How often is the nearest neighbour at least of the right *genus*? You can get it without another search, from two numbers of this section: the share of queries whose nearest neighbour has the wrong species, and the share of those whose neighbour is of the right genus. Derive it, then compare with an evaluation that uses genera as labels.
+# How often is the nearest neighbor at least of the right *genus*? You can get it without another search, from two numbers of this section: the share of queries whose nearest neighbor has the wrong species, and the share of those whose neighbor is of the right genus. Derive it, then compare with an evaluation that uses genera as labels.
 #
 # <details><summary>Hint</summary>
 #
-# A neighbour is of the right genus in two cases that exclude each other: the species is right, or the species is wrong *and* the genus is right.
+# A neighbor is of the right genus in two cases that exclude each other: the species is right, or the species is wrong *and* the genus is right.
 #
 # </details>
 
@@ -489,7 +489,7 @@ exercises.check("02.3", genus_recall)
 print(f"token=None is the mean: {np.allclose(embed(encoder, test, progress=False), embeddings['mean'], atol=1e-5)}")
 agree = (embeddings["class token"] * embeddings["mean"]).sum(1)  # (N,) cosine
 print(f"cosine of class token and mean, over {len(test):,} pictures: {agree.mean():.3f} on average, {agree.min():.3f} at least")
-print(f"nearest mean to each class token is the picture's own: {(neighbours(embeddings['class token'], 1, gallery=embeddings['mean'])[1][:, 0] == np.arange(len(test))).mean():.1%}")
+print(f"nearest mean to each class token is the picture's own: {(nearest_neighbors(embeddings['class token'], 1, gallery=embeddings['mean'])[1][:, 0] == np.arange(len(test))).mean():.1%}")
 
 # %% [markdown]
 # The lesson is not that one token is right. It is that "DeiT-Small features" is not yet a definition: name the token, in training and at evaluation, whenever you report a number.
@@ -497,35 +497,35 @@ print(f"nearest mean to each class token is the picture's own: {(neighbours(embe
 # %% [markdown]
 # ## Summary
 #
-# - A picture becomes patches, patches become tokens by one linear map, and positions are learnt vectors added to them.
-# - A distilled DeiT has two summarising tokens. Which of them, or their mean, is the feature is a setting to be stated.
+# - A picture becomes patches, patches become tokens by one linear map, and positions are learned vectors added to them.
+# - A distilled DeiT has two summarizing tokens. Which of them, or their mean, is the feature is a setting to be stated.
 # - Attention maps show where one block reads from. They are hints, and measurable ones.
 # - Frozen features beat random weights and chance by far without any training on the task; their errors stay largely within the genus.
 # - Cosines between relatives overlap with cosines within a species: that overlap is what the next notebooks work on.
 #
 # ## Questions
 #
-# 1. The position embeddings were learnt for an 8 × 8 grid. What has to happen to them before the same network can read larger pictures?
+# 1. The position embeddings were learned for an 8 × 8 grid. What has to happen to them before the same network can read larger pictures?
 #
 # <details><summary>Answer</summary>
-# More patches need more positions. The learnt grid is resampled to the new one, like a small picture that is enlarged; the prefix tokens' positions stay as they are. <code>Encoder.create(image_size=…)</code> does so when it loads weights.
+# More patches need more positions. The learned grid is resampled to the new one, like a small picture that is enlarged; the prefix tokens' positions stay as they are. <code>Encoder.create(image_size=…)</code> does so when it loads weights.
 # </details>
 #
 # 2. Why is a network with random weights better than chance at retrieving birds?
 #
 # <details><summary>Answer</summary>
-# A random map that depends smoothly on its input keeps some of the input's similarities: pictures with similar colours in similar places get similar vectors. Species with unusual colours can profit.
+# A random map that depends smoothly on its input keeps some of the input's similarities: pictures with similar colors in similar places get similar vectors. Species with unusual colors can profit.
 # </details>
 #
-# 3. Someone concludes from an attention map that the model "recognises the species by its cap". What would you do to test that?
+# 3. Someone concludes from an attention map that the model "recognizes the species by its cap". What would you do to test that?
 #
 # <details><summary>Answer</summary>
-# Change the cap and nothing else, and see whether the neighbours change. With drawn birds that is possible: draw the same bird, pose and background with another cap, embed both, and compare with changes of other marks of the same area.
+# Change the cap and nothing else, and see whether the neighbors change. With drawn birds that is possible: draw the same bird, pose and background with another cap, embed both, and compare with changes of other marks of the same area.
 # </details>
 #
 # ## Further reading
 #
 # - H. Touvron, M. Cord, M. Douze, F. Massa, A. Sablayrolles, H. Jégou, *Training data-efficient image transformers & distillation through attention*, ICML 2021: DeiT and the distillation token.
 # - A. Ermolov et al., [Hyperbolic Vision Transformers](https://arxiv.org/abs/2203.10833), CVPR 2022: transformers as encoders for metric learning, with frozen features ("zero-shot") as a row of its table.
-# - A. El-Nouby et al., [Training Vision Transformers for Image Retrieval](https://arxiv.org/abs/2102.05644), 2021: DeiT features trained for retrieval, and a regulariser that spreads them out.
+# - A. El-Nouby et al., [Training Vision Transformers for Image Retrieval](https://arxiv.org/abs/2102.05644), 2021: DeiT features trained for retrieval, and a regularizer that spreads them out.
 # - R. Wightman, [timm](https://github.com/huggingface/pytorch-image-models), file `timm/models/deit.py`: the model of this notebook in short.

@@ -18,7 +18,7 @@
 # - why comparing images with *proxies* replaces comparing images with images, and what that saves (it is not what most people think);
 # - to build the Proxy Anchor loss from a matrix of cosines, and to compute it without overflow;
 # - its gradient: who is pulled, who is pushed, how hard, and what the scale $\alpha$ does to that;
-# - what the loss asks for in a space of few dimensions, and what happens when proxies are forgotten in the optimiser;
+# - what the loss asks for in a space of few dimensions, and what happens when proxies are forgotten in the optimizer;
 # - how much of the frozen encoder's error the trained one removes, on species it has never seen.
 #
 # **Before you start** Notebook 00 for the whole, 02 for the frozen features. You need the chain rule, the exponential and the idea of a softmax.
@@ -63,7 +63,7 @@ from sobook.course import exercises
 from sobook.data import benchmarks, image_sets, pixels as images
 from sobook.encoder import Encoder, embed
 from sobook.losses import ProxyAnchor
-from sobook.retrieval import difference, evaluate, neighbours
+from sobook.retrieval import difference, evaluate, nearest_neighbors
 from sobook.training.loop import fit
 
 # %% [markdown]
@@ -80,7 +80,7 @@ def cmp(what, ours, reference):
 # %% [markdown]
 # ## 1 · From pairs and triplets to proxies
 #
-# A loss for retrieval must say which images belong together. The classical ones compare images with images: *pairs* (same class: close; other class: far) or *triplets* (an anchor must be closer to an image of its own class than to one of another). Proxy losses compare an image with one learnt vector a class, its *proxy*.
+# A loss for retrieval must say which images belong together. The classical ones compare images with images: *pairs* (same class: close; other class: far) or *triplets* (an anchor must be closer to an image of its own class than to one of another). Proxy losses compare an image with one learned vector a class, its *proxy*.
 #
 # **Predict.** Stanford Online Products has about sixty thousand training images in eleven thousand classes. By what factor does the number of comparisons fall from pairs to proxies? Ten? A thousand? A million?
 
@@ -289,7 +289,7 @@ else:
     check("PML", lambda C, D: ProxyAnchorLoss(C, D, margin=0.1, alpha=32))
 
 # %% [markdown]
-# ### Exercise 1 · The loss before anything is learnt
+# ### Exercise 1 · The loss before anything is learned
 #
 # Suppose that all cosines are 0: every embedding at right angles to every proxy. What is the loss of a batch? Write it as a function of the labels, $C$, $\delta$ and $\alpha$. (How many terms has each sum?) It is a number worth knowing: a training that starts far above it has something to explain.
 #
@@ -365,7 +365,7 @@ push_of_proxies = by_hand.clamp_min(0).sum(0)  # (C,)
 print(f"push handed out by each proxy: {push_of_proxies.numpy().round(2)}, at most α / |P| = {32 / len(push_of_proxies):.0f}")
 
 # %% [markdown]
-# Two bounds follow at once, because a softmax sums to 1. All the push that one proxy hands out, $\sum_x \lvert\partial L/\partial s(x,p)\rvert$ over its negatives, is at most $\alpha/|P|$, however many images there are and however wrong they are; and what a hard example gains, the others lose. So hard examples do not make the gradient *large*. They make it *narrow*: the same total falls on fewer of them. That is why one mislabelled image can do harm (it is the hardest of its column, and takes most of the weight), and why the loss does not explode when it meets one.
+# Two bounds follow at once, because a softmax sums to 1. All the push that one proxy hands out, $\sum_x \lvert\partial L/\partial s(x,p)\rvert$ over its negatives, is at most $\alpha/|P|$, however many images there are and however wrong they are; and what a hard example gains, the others lose. So hard examples do not make the gradient *large*. They make it *narrow*: the same total falls on fewer of them. That is why one mislabeled image can do harm (it is the hardest of its column, and takes most of the weight), and why the loss does not explode when it meets one.
 #
 # From cosines to embeddings it is one more step. Since $s = \hat x^\top\hat p$ and $\hat x = x/\lVert x\rVert$,
 #
@@ -411,10 +411,10 @@ for alpha, dash in SCALES.items():
     weights = (alpha * random_cosines).softmax(0).sort(dim=0, descending=True).values.mean(1)  # (500,)
     axes[2].plot(np.linspace(0, 1, 501), np.append(0, weights.cumsum(0)), **style)
     hardest_tenth[alpha] = float(weights[:50].sum())
-axes[0].axvline(-margin, color=figures.COLOURS["chance"], ls=":", lw=1.6)
+axes[0].axvline(-margin, color=figures.COLORS["chance"], ls=":", lw=1.6)
 axes[0].text(-margin - 0.02, 0.96, "−δ", ha="right")
-axes[1].axvline(0.2, color=figures.COLOURS["chance"], ls=":", lw=1.6)
-axes[2].axvline(0.1, color=figures.COLOURS["chance"], ls=":", lw=1.6)
+axes[1].axvline(0.2, color=figures.COLORS["chance"], ls=":", lw=1.6)
+axes[2].axvline(0.1, color=figures.COLORS["chance"], ls=":", lw=1.6)
 axes[0].set(title="one negative", xlabel="its cosine", ylabel="its weight")
 axes[1].set(title="a negative at 0.2 in company", xlabel="the companion's cosine", ylabel="weight of the one at 0.2")
 axes[2].set(title="500 negatives at random, D = 128", xlabel="share of negatives, hardest first", ylabel="their share of the push")
@@ -438,7 +438,7 @@ for alpha, share in hardest_tenth.items():
 # %% [markdown]
 # ### Exercise 2 · Rows instead of columns
 #
-# Replace Proxy Anchor by the cross-entropy of a softmax *along the rows*: every image chooses among the proxies, with logits $\alpha\,s(x,p)$ (known as normalised softmax, a close relative of Proxy-NCA). Write it as a function of `cosines` and `labels`; one line is enough. The cell then makes image 1 harder and asks: does the gradient of image 0 change?
+# Replace Proxy Anchor by the cross-entropy of a softmax *along the rows*: every image chooses among the proxies, with logits $\alpha\,s(x,p)$ (known as normalized softmax, a close relative of Proxy-NCA). Write it as a function of `cosines` and `labels`; one line is enough. The cell then makes image 1 harder and asks: does the gradient of image 0 change?
 #
 # <details><summary>Hint</summary>
 #
@@ -522,13 +522,13 @@ exercises.check("03.3", effective_negatives)
 def clouds(classes, size=40, dim=16):
     """Made-up data: one Gaussian cloud a class, (classes · size, 16), and labels."""
     generator = torch.Generator().manual_seed(session.seed)
-    centres = 1.5 * torch.randn(classes, dim, generator=generator)
+    centers = 1.5 * torch.randn(classes, dim, generator=generator)
     labels = torch.arange(classes).repeat_interleave(size)
-    return centres[labels] + torch.randn(len(labels), dim, generator=generator), labels
+    return centers[labels] + torch.randn(len(labels), dim, generator=generator), labels
 
 
 def train_toy(classes, dim=3, proxy_lr=0.1, steps=300, lr=2e-3):
-    """Train a small network with Proxy Anchor; proxy_lr=None leaves the proxies out of the optimiser."""
+    """Train a small network with Proxy Anchor; proxy_lr=None leaves the proxies out of the optimizer."""
     torch.manual_seed(session.seed)
     points, labels = clouds(classes)
     network = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, dim))
@@ -536,15 +536,15 @@ def train_toy(classes, dim=3, proxy_lr=0.1, steps=300, lr=2e-3):
     groups = [{"params": network.parameters(), "lr": lr}]
     if proxy_lr is not None:
         groups.append({"params": [loss.proxies], "lr": proxy_lr})
-    optimiser = torch.optim.AdamW(groups)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    optimizer = torch.optim.AdamW(groups)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     before = network(points).detach(), loss.proxies.detach().clone()
     losses = []
     for _ in range(steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         value = loss(network(points), labels)
         value.backward()
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         losses.append(value.item())
     return {"labels": labels, "before": before, "after": (network(points).detach(), loss.proxies.detach()), "losses": losses}
@@ -578,7 +578,7 @@ figures.spheres({"before training": four["before"], "after training": four["afte
 pd.Series(describe_toy(four)).round(3).to_frame("four classes")
 
 # %% [markdown]
-# **What we see.** Each class has become a tight cloud, and the loss is almost gone. But look at where the stars are: a cloud need not sit on its own proxy. The loss does not ask for that. It asks for an own cosine above $\delta = 0.1$ (an angle below about 84°) and for all others below $-\delta$, and once both hold with some room, the weights of section 3 are close to nothing. **A Proxy Anchor proxy is less the centre of its class than the normal of a plane that cuts the class off from the others.**
+# **What we see.** Each class has become a tight cloud, and the loss is almost gone. But look at where the stars are: a cloud need not sit on its own proxy. The loss does not ask for that. It asks for an own cosine above $\delta = 0.1$ (an angle below about 84°) and for all others below $-\delta$, and once both hold with some room, the weights of section 3 are close to nothing. **A Proxy Anchor proxy is less the center of its class than the normal of a plane that cuts the class off from the others.**
 #
 # **Predict.** Now seven classes. Seven directions fit on a sphere comfortably. What will happen?
 
@@ -600,8 +600,8 @@ final = [train_toy(classes=7, dim=dim)["losses"][-1] for dim in DIMS]
 
 figure = figures.new_figure(7.5, 3.8)
 axis = figure.subplots()
-axis.plot(DIMS, final, "o-", color=figures.COLOURS["PA"])
-axis.axvline(6, color=figures.COLOURS["chance"], ls=":", lw=1.6)
+axis.plot(DIMS, final, "o-", color=figures.COLORS["PA"])
+axis.axvline(6, color=figures.COLORS["chance"], ls=":", lw=1.6)
 axis.text(6.1, max(final) * 0.93, "from here on, room for a simplex")
 axis.set(xlabel="dimensions D", ylabel="loss after training", ylim=(0, None), title="seven classes")
 figures.finish(figure, "Loss after training with seven classes, by dimension: " + ", ".join(f"{value:.1f} at D = {dim}" for dim, value in zip(DIMS, final, strict=True)) + ".")
@@ -697,8 +697,8 @@ own = F.one_hot(torch.from_numpy(training.labels), C).bool()
 figure = figures.new_figure(9, 3.8)
 axis = figure.subplots()
 bins = np.linspace(-0.6, 1, 81)
-axis.hist(cosines[~own].numpy(), bins, density=True, color=figures.COLOURS["wrong"], alpha=0.75, label="to another proxy")
-axis.hist(cosines[own].numpy(), bins, density=True, histtype="step", lw=2.4, color=figures.COLOURS["right"], label="to the own proxy")
+axis.hist(cosines[~own].numpy(), bins, density=True, color=figures.COLORS["wrong"], alpha=0.75, label="to another proxy")
+axis.hist(cosines[own].numpy(), bins, density=True, histtype="step", lw=2.4, color=figures.COLORS["right"], label="to the own proxy")
 for place, name in ((-config.margin, "−δ"), (config.margin, "δ")):
     axis.axvline(place, color="#222222", ls=":", lw=1.6)
     axis.text(place, axis.get_ylim()[1], name, ha="center", va="bottom")
@@ -765,7 +765,7 @@ print(f"of the frozen encoder's errors on test species, training removes {1 - er
 
 # %%
 queries = np.random.default_rng(session.seed).choice(len(test), 5, replace=False)
-similarities, indices = neighbours(embedded["test species", "PA"], k=5)
+similarities, indices = nearest_neighbors(embedded["test species", "PA"], k=5)
 pixels = images.pixels(test, 96, progress=False)
 names = [test.class_names[test.labels[q]].partition(".")[2].replace("_", " ") for q in queries]
 figures.retrieval_wall(
@@ -777,7 +777,7 @@ figures.retrieval_wall(
 )
 
 # %% [markdown]
-# Look at the crossed ones: are they absurd, or relatives of the same shape that differ in a cap, a bar or a throat? And look at the cosines: a wrong neighbour can be just as close as a right one.
+# Look at the crossed ones: are they absurd, or relatives of the same shape that differ in a cap, a bar or a throat? And look at the cosines: a wrong neighbor can be just as close as a right one.
 #
 # ## Summary
 #
@@ -785,7 +785,7 @@ figures.retrieval_wall(
 # - Proxy Anchor is two log-sum-exps down the columns of the matrix of cosines. Compute it as softplus of log-sum-exp, in float32.
 # - Its gradient weights are a softmax down the column with one extra entry: hard examples get more, done ones nothing, and $\alpha$ sets how few share the push.
 # - It asks for *obtuse* angles to all foreign proxies and has no term between proxies: in few dimensions some of them merge, and in many, images and proxies can lean to opposite sides.
-# - Proxies left out of the optimiser raise no error; check that they move, and give them a rate far above the backbone's.
+# - Proxies left out of the optimizer raise no error; check that they move, and give them a rate far above the backbone's.
 #
 # ## Questions
 #

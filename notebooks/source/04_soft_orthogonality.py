@@ -16,7 +16,7 @@
 # **What you will learn**
 #
 # - that proxies are nearly orthogonal *by chance* before training, and that training is what correlates them;
-# - the definition of soft orthogonality (SO), its gradient, and why rows are normalised and pairs averaged;
+# - the definition of soft orthogonality (SO), its gradient, and why rows are normalized and pairs averaged;
 # - an identity that makes it cheap for thousands of classes;
 # - how low it can get when there are more classes than dimensions, and why that says little about the worst pair;
 # - what SO did to the proxies and to retrieval in two runs that differ in nothing else, and over a range of weights $\lambda$.
@@ -67,7 +67,7 @@ from sobook.retrieval import difference, evaluate
 from sobook.training.loop import fit
 
 # %% [markdown]
-# Letters: $C$ classes (and proxies), $D$ dimensions, $N$ images, $P$ the $(C, D)$ matrix of proxies, $\hat P$ the same with rows of unit length.
+# Notation: $C$ classes (and proxies), $D$ dimensions, $N$ images, $P$ the $(C, D)$ matrix of proxies, $\hat P$ the same with rows of unit length.
 
 # %%
 def cmp(what, ours, reference):
@@ -112,7 +112,7 @@ for name, shape in shapes.items():
 # %% [markdown]
 # **What we see.** At the start the histogram follows the curve of random directions. That is not a virtue of the start values. Training moves the whole histogram away from 90°, to one side. *Correlation is made by training.* It has two parts, and the printed line separates them: a mean, the lean that all proxies share (03 showed where it comes from), and a spread about it, pairs that are closer or further apart than others (05 asks which). The squares of the two add up to the square of the RMS cosine.
 #
-# Is crowding bad? Not obviously. Two proxies may be close because their species look alike, and then the closeness is knowledge. The paper that this course is named after holds that it is redundancy, and penalises it. We first build the penalty, then ask.
+# Is crowding bad? Not obviously. Two proxies may be close because their species look alike, and then the closeness is knowledge. The paper that this course is named after holds that it is redundancy, and penalizes it. We first build the penalty, then ask.
 
 # %% [markdown]
 # ## 2 · The penalty
@@ -222,9 +222,9 @@ for C, D in ((3, 2), (40, 128), (200, 16)):
 # - It looks at proxies only. No image has a say, so it cannot know whether two proxies are close for a reason.
 
 # %% [markdown]
-# ## 4 · Why rows are normalised and pairs averaged
+# ## 4 · Why rows are normalized and pairs averaged
 #
-# One could penalise $\lVert PP^\top - I\rVert_F^2$ without normalising. **Predict:** proxies start with coordinates of variance $2/C$ (Proxy Anchor's official start values). How long are the rows then, on CUB and on SOP, and what would the term without hats mostly be about?
+# One could penalize $\lVert PP^\top - I\rVert_F^2$ without normalizing. **Predict:** proxies start with coordinates of variance $2/C$ (Proxy Anchor's official start values). How long are the rows then, on CUB and on SOP, and what would the term without hats mostly be about?
 
 # %%
 D = 384  # the width of DeiT-Small's features
@@ -311,7 +311,7 @@ figure = figures.new_figure(7.5, 4)
 axis = figure.subplots()
 axis.loglog(CLASSES, times["by_classes"], "o-", color="#882255", label="C × C Gram matrix")
 axis.loglog(CLASSES, times["by_dimensions"], "s--", color="#332288", label="D × D Gram matrix")
-axis.axvline(D, color=figures.COLOURS["chance"], ls=":", lw=1.6)
+axis.axvline(D, color=figures.COLORS["chance"], ls=":", lw=1.6)
 axis.text(D * 1.05, axis.get_ylim()[1] * 0.6, f"C = D = {D}")
 axis.set(xlabel="classes C", ylabel="value and gradient, milliseconds")
 axis.legend(loc="upper left")
@@ -383,17 +383,17 @@ exercises.check("04.1", so_from_spectrum)
 
 # %%
 def descend(C, D, steps=400):
-    """Minimise SO alone from a random start; returns the RMS cosine after each step, and the proxies."""
+    """Minimize SO alone from a random start; returns the RMS cosine after each step, and the proxies."""
     start = torch.Generator().manual_seed(session.seed)
     P = nn.Parameter(torch.randn(C, D, generator=start))
-    optimiser = torch.optim.Adam([P], lr=0.05)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    optimizer = torch.optim.Adam([P], lr=0.05)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     rms = []
     for _ in range(steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         value = soft_orthogonality(P)
         value.backward()
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         rms.append(math.sqrt(value.item()))
     return rms, P.detach()
@@ -419,7 +419,7 @@ for C, dash, shade in zip((8, 16, 24, 64), ("-", (0, (5, 1.5)), "-.", (0, (1, 1)
 left.set(xscale="log", xlabel="step", ylabel="RMS cosine", ylim=(-0.01, None), title="descent (thin lines: the floors)")
 left.legend()
 sizes = np.arange(8, 65)
-right.axhline(1 / math.sqrt(D), color=figures.COLOURS["chance"], ls=":", lw=1.6, label="chance, 1/√D")
+right.axhline(1 / math.sqrt(D), color=figures.COLORS["chance"], ls=":", lw=1.6, label="chance, 1/√D")
 right.plot(sizes, [rms_floor(C, D) for C in sizes], color="#332288", lw=1.4, label="floor, and Welch bound")
 right.plot(SIZES, [ends[C].rms_cosine for C in SIZES], "o", color="#332288", ms=9, label="RMS cosine reached")
 right.plot(SIZES, [ends[C].coherence for C in SIZES], "^", color="#882255", ms=9, label="coherence reached")
@@ -493,18 +493,18 @@ def train_toy(dim, so_weight, classes=7, steps=300):
     """The toy of notebook 03, with SO: PA loss, largest cosine of two proxies, share of points nearest to their own."""
     torch.manual_seed(session.seed)
     toy = torch.Generator().manual_seed(session.seed)
-    centres = 1.5 * torch.randn(classes, 16, generator=toy)
+    centers = 1.5 * torch.randn(classes, 16, generator=toy)
     labels = torch.arange(classes).repeat_interleave(40)
-    points = centres[labels] + torch.randn(len(labels), 16, generator=toy)
+    points = centers[labels] + torch.randn(len(labels), 16, generator=toy)
     network = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, dim))
     loss = SoftOrthogonalProxyAnchor(classes, dim, so_weight=so_weight)
-    optimiser = torch.optim.AdamW([{"params": network.parameters(), "lr": 2e-3}, {"params": [loss.proxies], "lr": 0.1}])
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    optimizer = torch.optim.AdamW([{"params": network.parameters(), "lr": 2e-3}, {"params": [loss.proxies], "lr": 0.1}])
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         parts = loss.parts(network(points), labels)
         parts["loss"].backward()
-        optimiser.step()
+        optimizer.step()
         schedule.step()
     with torch.no_grad():
         nearest = (F.normalize(network(points), dim=1) @ F.normalize(loss.proxies, dim=1).T).argmax(1)
@@ -521,7 +521,7 @@ pd.DataFrame(rows, columns=["D", "λ", "PA loss", "largest cosine of two proxies
 # %% [markdown]
 # ### Exercise 3 · A one-sided penalty
 #
-# If obtuse angles are welcome, why punish them? Write a penalty that counts only *positive* cosines: the mean of $\max(0, \cos\theta_{ij})^2$ over pairs of different proxies. The cell minimises it for four proxies in three dimensions, where SO has a positive floor. How low does yours get, and what do the angles look like?
+# If obtuse angles are welcome, why punish them? Write a penalty that counts only *positive* cosines: the mean of $\max(0, \cos\theta_{ij})^2$ over pairs of different proxies. The cell minimizes it for four proxies in three dimensions, where SO has a positive floor. How low does yours get, and what do the angles look like?
 #
 # <details><summary>Hint</summary>
 #
@@ -537,12 +537,12 @@ def one_sided(P):
 
 def compare_one_sided(function, C=4, D=3, steps=400):
     P = nn.Parameter(torch.randn(C, D, generator=torch.Generator().manual_seed(session.seed)))
-    optimiser = torch.optim.Adam([P], lr=0.05)
+    optimizer = torch.optim.Adam([P], lr=0.05)
     for _ in range(steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         value = function(P)
         value.backward()
-        optimiser.step()
+        optimizer.step()
     shape = geometry.describe(P)
     cosines = geometry.off_diagonal(shape.cosines)
     print(f"penalty {value.item():.4f} (one-sided: 0.0000 expected; two-sided floor {rms_floor(C, D) ** 2:.4f})")
@@ -645,14 +645,14 @@ def train_head(so_weight, seed, epochs=25, batch=100, dim=config.dim):
     head = nn.Sequential(nn.LayerNorm(width, elementwise_affine=False), nn.Linear(width, dim))
     nn.init.orthogonal_(head[1].weight)
     loss = SoftOrthogonalProxyAnchor(training.num_classes, dim, so_weight=so_weight)
-    optimiser = torch.optim.AdamW([{"params": head.parameters(), "lr": 5e-3}, {"params": [loss.proxies], "lr": 0.1}])
+    optimizer = torch.optim.AdamW([{"params": head.parameters(), "lr": 5e-3}, {"params": [loss.proxies], "lr": 0.1}])
     steps = len(features) // batch
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
     for _ in range(epochs):
         for rows in torch.randperm(len(features))[: steps * batch].view(steps, batch):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss(head(features[rows]), labels[rows]).backward()
-            optimiser.step()
+            optimizer.step()
             schedule.step()
     with torch.no_grad():
         return head, loss, evaluate(head(held_out_features), held_out.labels, ks=(1,))
@@ -686,18 +686,18 @@ figure = figures.new_figure(12.5, 4)
 axes = figure.subplots(1, 3)
 places = np.arange(len(LAMBDAS))
 for seed in SEEDS:
-    axes[0].plot(places, rms[seed], "o", color=figures.COLOURS["PA+SO"], ms=6)
-axes[0].axhline(1 / math.sqrt(config.dim), color=figures.COLOURS["chance"], ls=":", lw=1.6)
+    axes[0].plot(places, rms[seed], "o", color=figures.COLORS["PA+SO"], ms=6)
+axes[0].axhline(1 / math.sqrt(config.dim), color=figures.COLORS["chance"], ls=":", lw=1.6)
 axes[0].set(yscale="log", title="RMS cosine of the proxies\n(dotted: random directions)")
 frozen = evaluate(held_out_features, held_out.labels, ks=(1,)).recall[1]
-axes[1].axhline(frozen, color=figures.COLOURS["frozen"], ls=":", lw=1.6)
+axes[1].axhline(frozen, color=figures.COLORS["frozen"], ls=":", lw=1.6)
 axes[1].set(title="Recall@1, held-out classes\n(dotted: frozen features)")
-axes[2].axhline(0, color=figures.COLOURS["chance"], ls=":", lw=1.6)
+axes[2].axhline(0, color=figures.COLORS["chance"], ls=":", lw=1.6)
 axes[2].set(title="change of Recall@1 from λ = 0\n(the same classes and seeds)")
 for axis, values in ((axes[1], recall), (axes[2], changes)):
     shown = slice(0, None) if axis is axes[1] else slice(1, None)
-    axis.vlines(places[shown], *values[shown, 1:].T, color=figures.COLOURS["PA+SO"], lw=2.4)
-    axis.plot(places[shown], values[shown, 0], "s", color=figures.COLOURS["PA+SO"], ms=8)
+    axis.vlines(places[shown], *values[shown, 1:].T, color=figures.COLORS["PA+SO"], lw=2.4)
+    axis.plot(places[shown], values[shown, 0], "s", color=figures.COLORS["PA+SO"], ms=8)
 for axis in axes:
     axis.set(xlabel="λ", xlim=(-0.5, places[-1] + 0.5))
     axis.set_xticks(places, [f"{w:g}" for w in LAMBDAS])
@@ -727,7 +727,7 @@ print(f"gradient of the proxies: PA {pa_gradient.norm():.2f}, SO (mean) at λ = 
 # ## Summary
 #
 # - Random directions have an RMS cosine of $1/\sqrt D$: near-orthogonality at the start is chance, and correlation is made by training.
-# - $\text{SO} = \lVert\hat P\hat P^\top - I\rVert_F^2$ is the sum of squared cosines. Normalise rows, or it is about lengths; average over pairs, or $\lambda$ means something else on every data set.
+# - $\text{SO} = \lVert\hat P\hat P^\top - I\rVert_F^2$ is the sum of squared cosines. Normalize rows, or it is about lengths; average over pairs, or $\lambda$ means something else on every data set.
 # - Its gradient is $4(\hat P\hat P^\top-I)\hat P$, projected to the tangents of the sphere: linear in the cosines, blind to images. $\lVert\hat P^\top\hat P\rVert_F^2 - C$ is the same number and cheap for many classes.
 # - For $C > D$ the floor is $C^2/D - C$. SO reaches it; the worst pair stays above the Welch bound.
 # - SO makes proxies orthogonal, reliably. Whether that helps retrieval is a separate question; the cells of sections 8 and 9 print what was found here, and notebook 07 asks it over several seeds.
@@ -760,7 +760,7 @@ print(f"gradient of the proxies: PA {pa_gradient.norm():.2f}, SO (mean) at λ = 
 #
 # ## Further reading
 #
-# - F. Saberi-Movahed et al., [Deep Metric Learning with Soft Orthogonal Proxies](https://arxiv.org/abs/2306.13055), 2023: the idea of this notebook, Proxy Anchor with soft orthogonality on a DeiT encoder. We know its abstract, not its settings or results; normalisation, averaging and $\lambda$ here are ours.
+# - F. Saberi-Movahed et al., [Deep Metric Learning with Soft Orthogonal Proxies](https://arxiv.org/abs/2306.13055), 2023: the idea of this notebook, Proxy Anchor with soft orthogonality on a DeiT encoder. We know its abstract, not its settings or results; normalization, averaging and $\lambda$ here are ours.
 # - N. Bansal, X. Chen, Z. Wang, [Can We Gain More from Orthogonality Regularizations in Training Deep CNNs?](https://arxiv.org/abs/1810.09102), NeurIPS 2018: where "soft orthogonality" comes from, on the weights of networks, with stricter relatives that act on the largest cosine or singular value.
 # - L. Welch, Lower bounds on the maximum cross correlation of signals, IEEE Transactions on Information Theory, 1974: the bound of section 6, in its first home, radio.
 # - K. Musgrave, S. Belongie, S.-N. Lim, [A Metric Learning Reality Check](https://arxiv.org/abs/2003.08505), ECCV 2020: why section 8 says so little on the strength of one pair of runs.

@@ -11,7 +11,7 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/sobook/sobook/blob/main/notebooks/05_proxy_geometry.ipynb)
 #
-# A heatmap of proxy cosines is the picture this course is named after. This notebook makes it, and then does not stop there: what do the colours amount to, where do they come from, and does any of it matter for retrieval?
+# A heatmap of proxy cosines is the picture this course is named after. This notebook makes it, and then does not stop there: what do the colors amount to, where do they come from, and does any of it matter for retrieval?
 #
 # **What you will learn**
 #
@@ -114,7 +114,7 @@ axis = star.subplots()
 circle = np.linspace(0, 2 * np.pi, 200)
 axis.plot(np.cos(circle), np.sin(circle), color="#888888", lw=1)
 for c, turn in enumerate(turns):
-    axis.annotate("", (np.cos(turn), np.sin(turn)), (0, 0), arrowprops={"arrowstyle": "-|>", "lw": 3, "color": figures.colour("PA+SO")})
+    axis.annotate("", (np.cos(turn), np.sin(turn)), (0, 0), arrowprops={"arrowstyle": "-|>", "lw": 3, "color": figures.color("PA+SO")})
     axis.text(1.3 * np.cos(turn), 1.2 * np.sin(turn), f"proxy {c + 1}", ha="center", va="center")
 axis.set(xlim=(-1.7, 1.7), ylim=(-1.4, 1.4), aspect="equal")
 axis.set_axis_off()
@@ -218,9 +218,9 @@ exercises.check("05.1", closest_pair)
 # %% [markdown]
 # ## 3 · The heatmap
 #
-# **Predict.** Species of the aviary belong to genera: the same silhouette and base colours, different field marks. If you saw all $C \times C$ cosines as a picture, ordered so that similar proxies stand together, what pattern would PA show? And PA+SO?
+# **Predict.** Species of the aviary belong to genera: the same silhouette and base colors, different field marks. If you saw all $C \times C$ cosines as a picture, ordered so that similar proxies stand together, what pattern would PA show? And PA+SO?
 #
-# Two heatmaps can be compared only when they share the order of the classes *and* the scale of the colours. Both are fixed here: the order is clustered on PA's cosines and used for both, the scale is centred on zero and common. The strip at the left shows the genus of each row. (On CUB, in full mode, the last word of the English name takes its place: all albatrosses, all sparrows.)
+# Two heatmaps can be compared only when they share the order of the classes *and* the scale of the colors. Both are fixed here: the order is clustered on PA's cosines and used for both, the scale is centered on zero and common. The strip at the left shows the genus of each row. (On CUB, in full mode, the last word of the English name takes its place: all albatrosses, all sparrows.)
 
 # %%
 class_names = runs["PA"].state["class_names"]  # such as 007.Barred_Ambertail
@@ -230,7 +230,7 @@ figures.proxy_heatmaps(proxies, groups=genus, difference=True)
 # %% [markdown]
 # The third panel is the difference, on the same scale: blue where SO took cosine away. Is it blue everywhere alike (a lean that all share was removed), or in blocks (relatives were driven apart)? Section 7 puts a number on this.
 #
-# Look at the strip first: where its colour stays the same over neighbouring rows, the clustering, which knows nothing of genera, has put a genus together. Then compare a block of the left panel with the same place at the right.
+# Look at the strip first: where its color stays the same over neighboring rows, the clustering, which knows nothing of genera, has put a genus together. Then compare a block of the left panel with the same place at the right.
 #
 # One warning. The order was *fitted to PA*. Any set of cosines looks more structured in its own order than in another's, so the left panel has an advantage. A numerical comparison has no such advantage: mean cosine within a genus and between genera.
 
@@ -277,7 +277,7 @@ pd.DataFrame(
 ).T.round(2)
 
 # %% [markdown]
-# **Why.** SO is a mean of *squared* cosines, so it pulls hardest at the largest ones and does not care about their sign: a cosine of −0.4 costs as much as +0.4. It therefore narrows the histogram around 90° from both sides. Narrower than the grey curve is possible as long as $C \le D$: random directions are near-orthogonal by accident, optimised ones on purpose.
+# **Why.** SO is a mean of *squared* cosines, so it pulls hardest at the largest ones and does not care about their sign: a cosine of −0.4 costs as much as +0.4. It therefore narrows the histogram around 90° from both sides. Narrower than the gray curve is possible as long as $C \le D$: random directions are near-orthogonal by accident, optimized ones on purpose.
 #
 # What the histogram hides: *which* pairs sit in a tail. For that there is the heatmap. What the heatmap hides: how many pairs make up a faint background. For that there is the histogram.
 
@@ -338,7 +338,7 @@ for name in runs:
 #
 # $$\frac{1}{C(C-1)}\sum_{i \ne j} c_{ij} = \frac{C\lVert\bar p\rVert^2 - 1}{C - 1}.$$
 #
-# The RMS splits into mean and spread, $\text{rms}^2 = \text{mean}^2 + \text{variance}$, so $\text{mean}^2/\text{rms}^2$ is the share of SO which a uniform lean accounts for. A second, rougher way to ask: subtract $\bar p$ from every proxy, normalise, and describe again.
+# The RMS splits into mean and spread, $\text{rms}^2 = \text{mean}^2 + \text{variance}$, so $\text{mean}^2/\text{rms}^2$ is the share of SO which a uniform lean accounts for. A second, rougher way to ask: subtract $\bar p$ from every proxy, normalize, and describe again.
 #
 # **Predict.** What share will it be for PA: nearly nothing, about half, nearly all?
 
@@ -369,7 +369,7 @@ for name, p in proxies.items():
           f"RMS cosine is left; |cos(strongest direction, mean proxy)| = {abs(top @ mean) / np.linalg.norm(mean):.2f}")
 
 # %% [markdown]
-# **How to read this.** If the share is small, the correlation is *between particular classes*: removing one direction would not cure it, and a constraint on all pairs has something to do. If it is large, much of what a heatmap shows is one faint tint over everything, and subtracting one vector would remove it. What is left after the subtraction is the part that tells classes apart. (That the mean cosine then sits at about $-1/(C-1)$ is arithmetic, since centred vectors sum to zero, and not a finding.)
+# **How to read this.** If the share is small, the correlation is *between particular classes*: removing one direction would not cure it, and a constraint on all pairs has something to do. If it is large, much of what a heatmap shows is one faint tint over everything, and subtracting one vector would remove it. What is left after the subtraction is the part that tells classes apart. (That the mean cosine then sits at about $-1/(C-1)$ is arithmetic, since centered vectors sum to zero, and not a finding.)
 #
 # The last number guards against a wrong shortcut: "the strongest direction" and "the mean direction" are the same only where it is near 1.
 #
@@ -396,7 +396,7 @@ for name in proxies:
 #
 # ### How far are class means from their proxies?
 #
-# A proxy is often called the centre of its class. It is not (notebook 06 draws it): the loss asks that it separates, not that it sits in the middle. *Neural collapse* (Papyan, Han and Donoho, 2020) names what happens when a classifier is trained to the very end: images collapse onto their class means (NC1 → 0), the means become equally long and equally far apart, a simplex with cosines $-1/(C-1)$ (NC2 → 0), and classifier and means become the same (NC3 → 0). With proxies in place of the classifier we can ask how far these runs are from that end.
+# A proxy is often called the center of its class. It is not (notebook 06 draws it): the loss asks that it separates, not that it sits in the middle. *Neural collapse* (Papyan, Han and Donoho, 2020) names what happens when a classifier is trained to the very end: images collapse onto their class means (NC1 → 0), the means become equally long and equally far apart, a simplex with cosines $-1/(C-1)$ (NC2 → 0), and classifier and means become the same (NC3 → 0). With proxies in place of the classifier we can ask how far these runs are from that end.
 #
 # **Predict.** SO pushes proxies towards right angles. Does that bring the *class means* nearer to a simplex as well?
 
@@ -445,7 +445,7 @@ exercises.check("05.2", mean_cosine)
 # %% [markdown]
 # ### Exercise 3 · Take the lean away
 #
-# Write the centring yourself: subtract the mean proxy from unit proxies, then scale the rows to unit length again. What becomes of the RMS cosine of PA's proxies, and what of PA+SO's? Open end: subtract the first *two* principal directions instead. When is there nothing left to explain?
+# Write the centering yourself: subtract the mean proxy from unit proxies, then scale the rows to unit length again. What becomes of the RMS cosine of PA's proxies, and what of PA+SO's? Open end: subtract the first *two* principal directions instead. When is there nothing left to explain?
 #
 # <details><summary>Hint</summary>
 #
@@ -478,7 +478,7 @@ exercises.check("05.3", without_lean)
 # %% [markdown]
 # ## 8 · Does proxy cosine follow the look of the species?
 #
-# We drew the birds, so we know what they have in common: thirteen field marks (cap, wing bars, leg colour …) beside the genus. If proxies carry meaning, species that share more marks should have closer proxies.
+# We drew the birds, so we know what they have in common: thirteen field marks (cap, wing bars, leg color …) beside the genus. If proxies carry meaning, species that share more marks should have closer proxies.
 #
 # There is a trap in the statistics. $C$ proxies make $C(C-1)/2$ pairs, and those are not independent: one odd species spoils $C - 1$ of them. A textbook p-value for that many pairs would be far too sure of itself. The remedy is to shuffle *classes*, not pairs: rename the species at random, compute Spearman's ρ again, and see what range of ρ pure chance gives (Mantel's test).
 #
@@ -557,7 +557,7 @@ if session.quick:
 shown
 
 # %% [markdown]
-# For the pairs of one genus, species are renamed only within their genus. Look how wide that range of chance is: the pairs are few, and they share species. Judge each row against its range, and the ranges with the row "before training" in mind: those proxies are random numbers, so whatever their ρ is, it is luck. If it lies outside its range, you are looking at one of the five in a hundred, and at the reason why a lone ρ just outside a range is no discovery either. (A range need not be centred on zero: genera that are more alike as a whole stay so when their members swap names.)
+# For the pairs of one genus, species are renamed only within their genus. Look how wide that range of chance is: the pairs are few, and they share species. Judge each row against its range, and the ranges with the row "before training" in mind: those proxies are random numbers, so whatever their ρ is, it is luck. If it lies outside its range, you are looking at one of the five in a hundred, and at the reason why a lone ρ just outside a range is no discovery either. (A range need not be centered on zero: genera that are more alike as a whole stay so when their members swap names.)
 #
 # **Why it is not obvious what to wish for.** A proxy cosine that follows likeness is knowledge: the model has noticed that two species are relatives. SO pays for taking some of that knowledge out of the proxies. Whether it was *useful* knowledge for retrieval cannot be read from proxies at all. We have to look at images.
 
@@ -577,7 +577,7 @@ shown
 # %%
 def confusion(embeddings, labels, k):
     """(C, C) share of the k nearest images of class i's images that are of class j."""
-    _, found = retrieval.neighbours(embeddings, k)  # (N, k), the query itself left out
+    _, found = retrieval.nearest_neighbors(embeddings, k)  # (N, k), the query itself left out
     counts = np.zeros((labels.max() + 1, labels.max() + 1))
     np.add.at(counts, (labels[:, None], labels[found]), 1)
     return counts / counts.sum(axis=1, keepdims=True)
@@ -657,11 +657,11 @@ else:
 #
 # </details>
 #
-# **2.** Two sets of proxies have the same RMS cosine. One has a flat spectrum apart from one large singular value, the other a gently falling one. What differs, and which of the two would centring repair?
+# **2.** Two sets of proxies have the same RMS cosine. One has a flat spectrum apart from one large singular value, the other a gently falling one. What differs, and which of the two would centering repair?
 #
 # <details><summary>Answer</summary>
 #
-# $\sum\sigma^4$ is the same, its distribution is not. In the first, all proxies share one direction; if that is the mean direction (check the cosine between the two), subtracting the mean proxy removes most of the correlation. In the second, the correlation is spread over many directions: groups of classes that are close to each other. Centring hardly helps there.
+# $\sum\sigma^4$ is the same, its distribution is not. In the first, all proxies share one direction; if that is the mean direction (check the cosine between the two), subtracting the mean proxy removes most of the correlation. In the second, the correlation is spread over many directions: groups of classes that are close to each other. Centering hardly helps there.
 #
 # </details>
 #

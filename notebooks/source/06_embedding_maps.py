@@ -11,17 +11,17 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/sobook/sobook/blob/main/notebooks/06_embedding_maps.ipynb)
 #
-# Every paper on metric learning has a picture with coloured islands. This notebook makes such pictures, and then asks them for their papers.
+# Every paper on metric learning has a picture with colored islands. This notebook makes such pictures, and then asks them for their papers.
 #
 # **What you will learn**
 #
-# - to lay embeddings out in the plane, linearly (PCA) and by neighbourhood (UMAP), and what each of the two keeps;
-# - to measure how far a map can be trusted: trustworthiness, shared neighbours, Recall@1 on the map itself;
+# - to lay embeddings out in the plane, linearly (PCA) and by neighborhood (UMAP), and what each of the two keeps;
+# - to measure how far a map can be trusted: trustworthiness, shared neighbors, Recall@1 on the map itself;
 # - what distances, sizes and gaps in a UMAP mean (less than one thinks), and what changes with seed and settings;
 # - where the proxies lie among the embeddings of their own classes, and why test classes have none;
 # - what no map can show, and which number to look at instead.
 #
-# **Before you start** Notebooks 03 and 04 for the two models, 05 for the proxies. Nearest neighbours by cosine are all the mathematics needed.
+# **Before you start** Notebooks 03 and 04 for the two models, 05 for the proxies. Nearest neighbors by cosine are all the mathematics needed.
 #
 # **Time** About half a minute on a two-core laptop once the two training runs exist, and the minutes of their training (notebook 00) if they do not; on a T4 GPU in full mode: not measured.
 #
@@ -63,7 +63,7 @@ from sobook.data import image_sets, pixels as images
 from sobook.interactive import explorer
 from sobook.encoder import embed
 from sobook.losses import SO_WEIGHT
-from sobook.retrieval import evaluate, neighbours
+from sobook.retrieval import evaluate, nearest_neighbors
 
 plt.rcParams["figure.dpi"] = 66  # many maps: smaller pictures keep the notebook small
 from sobook.training.loop import fit
@@ -122,7 +122,7 @@ for name, points in spaces.items():
 figures.embedding_maps(spaces, test.labels, class_names=names, method="pca")
 
 # %% [markdown]
-# Look for one colour and ask whether it is alone in its place. Mostly it is not: the classes lie on top of each other, and you could hardly retrieve anything by looking, although the nearest neighbour in the full space is right far more often, as section 1 printed. The plane is honest and too small. What overlaps here is the shadow; in other directions the classes are apart. How many other directions is a question of its own, and the answer is not $D$:
+# Look for one color and ask whether it is alone in its place. Mostly it is not: the classes lie on top of each other, and you could hardly retrieve anything by looking, although the nearest neighbor in the full space is right far more often, as section 1 printed. The plane is honest and too small. What overlaps here is the shadow; in other directions the classes are apart. How many other directions is a question of its own, and the answer is not $D$:
 #
 # ### Exercise 1 · How many directions?
 #
@@ -154,44 +154,44 @@ print(f"yours {directions_for(0.9, spaces['PA'])}, expected {expected}")
 exercises.check("06.1", directions_for)
 
 # %% [markdown]
-# ## 3 · The neighbourhood map: UMAP
+# ## 3 · The neighborhood map: UMAP
 #
-# UMAP gives up on straight lines and keeps neighbours. It joins every point to its $k$ nearest ones with weights that fall off from 1 at the nearest,
+# UMAP gives up on straight lines and keeps neighbors. It joins every point to its $k$ nearest ones with weights that fall off from 1 at the nearest,
 #
 # $$w_{j \mid i} = \exp\!\big(-\max(0,\, d_{ij} - \rho_i)/\sigma_i\big), \qquad w_{ij} = w_{j\mid i} + w_{i\mid j} - w_{j\mid i}\,w_{i\mid j},$$
 #
-# where $\rho_i$ is the distance to the nearest neighbour and $\sigma_i$ is set so that every point has about the same total weight. Then it looks for places in the plane whose own weights $v_{ij} = 1/(1 + a\,\lVert y_i - y_j\rVert^{2b})$ fit, by pulling joined points together and pushing random other ones apart.
+# where $\rho_i$ is the distance to the nearest neighbor and $\sigma_i$ is set so that every point has about the same total weight. Then it looks for places in the plane whose own weights $v_{ij} = 1/(1 + a\,\lVert y_i - y_j\rVert^{2b})$ fit, by pulling joined points together and pushing random other ones apart.
 #
 # Two things follow from the formulas, before any picture. Because each point brings its own $\rho_i$ and $\sigma_i$, **density is evened out**. And because only the $k$ nearest are joined, **the distance between two islands is set by almost nothing**.
 #
 # **Predict.** Will the PA+SO map look more orderly than the PA map? Decide before you look, and decide what "more orderly" would mean.
 #
-# (UMAP's numerical code is compiled once, by `make install` or else before the first map, which then takes half a minute longer. The neighbours are exact ones from faiss, handed to UMAP ready-made; by itself, it would search them approximately.)
+# (UMAP's numerical code is compiled once, by `make install` or else before the first map, which then takes half a minute longer. The neighbors are exact ones from faiss, handed to UMAP ready-made; by itself, it would search them approximately.)
 
 # %%
 figures.embedding_maps(spaces, test.labels, class_names=names)
 
 # %% [markdown]
-# Each model has its own map, fitted on its own; the same place in both means nothing. What may be compared: whether a colour forms one island or several, whether islands touch, how many stray points sit in a foreign colour.
+# Each model has its own map, fitted on its own; the same place in both means nothing. What may be compared: whether a color forms one island or several, whether islands touch, how many stray points sit in a foreign color.
 #
 # It is tempting to go on and say which model is better. Resist for a section.
 
 # %% [markdown]
 # ## 4 · How far to trust it: three numbers
 #
-# **Shared neighbours.** Of the $k$ nearest images in $D$ dimensions, which share are among the $k$ nearest on the map?
+# **Shared neighbors.** Of the $k$ nearest images in $D$ dimensions, which share are among the $k$ nearest on the map?
 #
-# **Trustworthiness** (Venna and Kaski) asks whether neighbours on the map are true ones, and counts a false one by how far away it really is. With $U_i$ the false neighbours of point $i$ and $r_{ij}$ their rank in the space,
+# **Trustworthiness** (Venna and Kaski) asks whether neighbors on the map are true ones, and counts a false one by how far away it really is. With $U_i$ the false neighbors of point $i$ and $r_{ij}$ their rank in the space,
 #
 # $$T = 1 - \frac{2}{Nk(2N - 3k - 1)} \sum_i \sum_{j \in U_i} (r_{ij} - k).$$
 #
-# Exchange map and space and it is called **continuity**: are true neighbours still neighbours on the map, or was something torn?
+# Exchange map and space and it is called **continuity**: are true neighbors still neighbors on the map, or was something torn?
 #
 # **Recall@1 on the map.** If the plane were our embedding, how good would retrieval be?
 #
 # **Predict.** Which of the numbers will look best, and which worst?
 #
-# ### Exercise 2 · Shared neighbours
+# ### Exercise 2 · Shared neighbors
 #
 # Write the first of the three. `near` and `near_on_map` are (N, k) arrays of indices; the order within a row does not matter.
 #
@@ -205,22 +205,22 @@ figures.embedding_maps(spaces, test.labels, class_names=names)
 K = 15
 
 
-def shared_neighbours(near, near_on_map):
+def shared_neighbors(near, near_on_map):
     """Mean share of a row of `near` that is also in the same row of `near_on_map`."""
     return float("nan")  # your code here
 
 
 small = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3]]), np.array([[3, 2, 1], [0, 4, 5], [4, 5, 6]])
-print(f"yours {shared_neighbours(*small):.4f}, expected {4 / 9:.4f}")
-exercises.check("06.2", shared_neighbours)
+print(f"yours {shared_neighbors(*small):.4f}, expected {4 / 9:.4f}")
+exercises.check("06.2", shared_neighbors)
 
 # %% tags=["solution"]
-def shared_neighbours(near, near_on_map):
+def shared_neighbors(near, near_on_map):
     return float((near[:, :, None] == near_on_map[:, None, :]).any(axis=2).mean())
 
 
-print(f"yours {shared_neighbours(*small):.4f}, expected {4 / 9:.4f}")
-exercises.check("06.2", shared_neighbours)
+print(f"yours {shared_neighbors(*small):.4f}, expected {4 / 9:.4f}")
+exercises.check("06.2", shared_neighbors)
 
 # %%
 def nearest_on_map(plane, k):
@@ -234,11 +234,11 @@ def overlap(near, near_on_map):  # the same as in the exercise, another way
 
 def judge(points, plane, labels):
     unit = geometry.unit_rows(points)  # for unit vectors, plain distance orders as cosine does
-    near, near_on_map = neighbours(points, K)[1], nearest_on_map(plane, K)
+    near, near_on_map = nearest_neighbors(points, K)[1], nearest_on_map(plane, K)
     return {
         "trustworthiness": trustworthiness(unit, plane, n_neighbors=K),
         "continuity": trustworthiness(plane, unit, n_neighbors=K),
-        f"shared of {K} neighbours": overlap(near, near_on_map),
+        f"shared of {K} neighbors": overlap(near, near_on_map),
         "Recall@1 in the space": (labels[near[:, 0]] == labels).mean(),
         "Recall@1 on the map": (labels[near_on_map[:, 0]] == labels).mean(),
     }
@@ -253,11 +253,11 @@ judged.round(3)
 for kind in ("PCA", "UMAP"):
     rows = judged.xs(kind, level=1)
     print(f"{kind:>5}: trustworthiness {rows['trustworthiness'].mean():.2f}, yet "
-          f"{1 - rows[f'shared of {K} neighbours'].mean():.0%} of a point's {K} nearest images are not the nearest on the map; "
+          f"{1 - rows[f'shared of {K} neighbors'].mean():.0%} of a point's {K} nearest images are not the nearest on the map; "
           f"Recall@1 falls by {(rows['Recall@1 in the space'] - rows['Recall@1 on the map']).mean():.2f}")
 
 # %% [markdown]
-# **What we see.** Trustworthiness is a forgiving number: a false neighbour which is really the thirtieth nearest of many hundreds costs it next to nothing. Shared neighbours and Recall@1 are strict, and they are what retrieval is about. Quote all three, or the strict ones.
+# **What we see.** Trustworthiness is a forgiving number: a false neighbor which is really the thirtieth nearest of many hundreds costs it next to nothing. Shared neighbors and Recall@1 are strict, and they are what retrieval is about. Quote all three, or the strict ones.
 #
 # And mind the last two columns: the difference between PA and PA+SO *on the map* need not be the difference between PA and PA+SO in the space. The map is one more noisy instrument.
 
@@ -266,27 +266,27 @@ for kind in ("PCA", "UMAP"):
 #
 # Three habits of reading a UMAP, each tested on the maps above.
 #
-# 1. *"These two islands are far apart, so the classes are very different."* If so, the distances between class centres on the map should follow those in the space.
+# 1. *"These two islands are far apart, so the classes are very different."* If so, the distances between class centers on the map should follow those in the space.
 # 2. *"This island is large, so the class is diverse."* Then the spread of a class on the map should follow its spread in the space.
 # 3. *"There are clear clusters, so the model has found structure."* Then a map of structureless points should have none.
 #
 # **Predict.** Which of the three habits survives best?
 
 # %%
-def centres_and_spreads(points, labels):
+def centers_and_spreads(points, labels):
     """Class means (C, ·) and each class' mean distance from its own (C,)."""
-    centres = np.stack([points[labels == c].mean(axis=0) for c in np.unique(labels)])
-    spread = [np.linalg.norm(points[labels == c] - m, axis=1).mean() for c, m in enumerate(centres)]
-    return centres, np.array(spread)
+    centers = np.stack([points[labels == c].mean(axis=0) for c in np.unique(labels)])
+    spread = [np.linalg.norm(points[labels == c] - m, axis=1).mean() for c, m in enumerate(centers)]
+    return centers, np.array(spread)
 
 
 rows = {}
 for (name, kind), plane in maps.items():
-    (true_centres, true_spread), (centres, spread) = (
-        centres_and_spreads(p, test.labels) for p in (geometry.unit_rows(spaces[name]), plane)
+    (true_centers, true_spread), (centers, spread) = (
+        centers_and_spreads(p, test.labels) for p in (geometry.unit_rows(spaces[name]), plane)
     )
     rows[name, kind] = {
-        "distances between classes": spearmanr(pdist(true_centres), pdist(centres)).statistic,
+        "distances between classes": spearmanr(pdist(true_centers), pdist(centers)).statistic,
         "sizes of classes": spearmanr(true_spread, spread).statistic,
     }
 print("Spearman ρ between the space and the map (1 = same order, 0 = unrelated)")
@@ -295,24 +295,24 @@ pd.DataFrame(rows).T.round(2)
 # %% [markdown]
 # Neither column is near 1. Coarse distances survive in part: islands of relatives tend to be on the same continent. But the order of distances is not to be read off, and sizes still less: evening out density is what $\rho_i$ and $\sigma_i$ are for.
 #
-# Now the third habit. Below are *random directions*, with no classes at all, mapped with the least possible number of neighbours, with one more, and with the usual number. (UMAP counts a point among its own neighbours, so 2 means: one other.)
+# Now the third habit. Below are *random directions*, with no classes at all, mapped with the least possible number of neighbors, with one more, and with the usual number. (UMAP counts a point among its own neighbors, so 2 means: one other.)
 
 # %%
 noise = np.random.default_rng(session.seed).standard_normal((500, D))
-noise_maps = {k: figures.project(noise, neighbours=k) for k in (2, 3, 15)}
+noise_maps = {k: figures.project(noise, n_neighbors=k) for k in (2, 3, 15)}
 figure = figures.new_figure(11, 4.1)
 for axis, (k, plane) in zip(figure.subplots(1, 3), noise_maps.items(), strict=True):
-    axis.scatter(*plane.T, s=8, color=figures.COLOURS["chance"], lw=0)
-    axis.set(xticks=[], yticks=[], xlabel=f"UMAP, {k} neighbours", title="random directions")
-figures.finish(figure, "UMAP maps of 500 random directions with 2, 3 and 15 neighbours: many small islands, then filaments, then one cloud without structure.")
+    axis.scatter(*plane.T, s=8, color=figures.COLORS["chance"], lw=0)
+    axis.set(xticks=[], yticks=[], xlabel=f"UMAP, {k} neighbors", title="random directions")
+figures.finish(figure, "UMAP maps of 500 random directions with 2, 3 and 15 neighbors: many small islands, then filaments, then one cloud without structure.")
 
 # %%
 for k, plane in noise_maps.items():
-    print(f"{k:>2} neighbours: trustworthiness {trustworthiness(geometry.unit_rows(noise), plane, n_neighbors=K):.2f}, "
-          f"{overlap(neighbours(noise, K)[1], nearest_on_map(plane, K)):.0%} of the {K} neighbours shared")
+    print(f"{k:>2} neighbors: trustworthiness {trustworthiness(geometry.unit_rows(noise), plane, n_neighbors=K):.2f}, "
+          f"{overlap(nearest_neighbors(noise, K)[1], nearest_on_map(plane, K)):.0%} of the {K} neighbors shared")
 
 # %% [markdown]
-# With very few neighbours, pure noise has islands and filaments: UMAP has to put joined points together, and chance joins some. With the usual number it has none: here the picture tells the truth. So of the three habits the third is the safest, *if* the setting is an ordinary one and stated. The numbers give noise away under all three: trustworthiness and shared neighbours are far below those of the real maps.
+# With very few neighbors, pure noise has islands and filaments: UMAP has to put joined points together, and chance joins some. With the usual number it has none: here the picture tells the truth. So of the three habits the third is the safest, *if* the setting is an ordinary one and stated. The numbers give noise away under all three: trustworthiness and shared neighbors are far below those of the real maps.
 
 # %% [markdown]
 # ## 6 · Another seed, another map
@@ -321,33 +321,33 @@ for k, plane in noise_maps.items():
 
 # %%
 points = spaces["PA+SO"]
-panel = {(k, seed): figures.project(points, neighbours=k, seed=seed) for k, seed in ((5, 0), (5, 1), (15, 1), (50, 0))}
+panel = {(k, seed): figures.project(points, n_neighbors=k, seed=seed) for k, seed in ((5, 0), (5, 1), (15, 1), (50, 0))}
 panel[15, 0] = maps["PA+SO", "UMAP"]  # this one we have
 figures.map_panel(points, test.labels, class_names=names)
 
 # %%
 def agreement(one, other):
-    """Two maps of the same points: do they agree on neighbours, and on distances between classes?"""
-    centres = [centres_and_spreads(plane, test.labels)[0] for plane in (one, other)]
+    """Two maps of the same points: do they agree on neighbors, and on distances between classes?"""
+    centers = [centers_and_spreads(plane, test.labels)[0] for plane in (one, other)]
     return (
         overlap(nearest_on_map(one, K), nearest_on_map(other, K)),
-        spearmanr(pdist(centres[0]), pdist(centres[1])).statistic,
+        spearmanr(pdist(centers[0]), pdist(centers[1])).statistic,
     )
 
 
 pairs = {
-    "another seed (15 neighbours)": ((15, 0), (15, 1)),
-    "another seed (5 neighbours)": ((5, 0), (5, 1)),
-    "5 against 15 neighbours": ((5, 0), (15, 0)),
-    "15 against 50 neighbours": ((15, 0), (50, 0)),
+    "another seed (15 neighbors)": ((15, 0), (15, 1)),
+    "another seed (5 neighbors)": ((5, 0), (5, 1)),
+    "5 against 15 neighbors": ((5, 0), (15, 0)),
+    "15 against 50 neighbors": ((15, 0), (50, 0)),
 }
 pd.DataFrame(
     {what: agreement(panel[a], panel[b]) for what, (a, b) in pairs.items()},
-    index=[f"shared of {K} neighbours", "ρ of distances between classes"],
+    index=[f"shared of {K} neighbors", "ρ of distances between classes"],
 ).T.round(2)
 
 # %% [markdown]
-# **What we see.** Islands mostly keep their members and change their places. A change of seed alone, with nothing learnt and nothing lost, replaces part of a point's neighbourhood and reorders the distances between classes. A difference between *models* which is no larger than this difference between *seeds* is not a difference. And the number of islands depends on $k$: it is partly a setting, not only a discovery.
+# **What we see.** Islands mostly keep their members and change their places. A change of seed alone, with nothing learned and nothing lost, replaces part of a point's neighborhood and reorders the distances between classes. A difference between *models* which is no larger than this difference between *seeds* is not a difference. And the number of islands depends on $k$: it is partly a setting, not only a discovery.
 
 # %% [markdown]
 # ## 7 · Where are the proxies?
@@ -389,11 +389,11 @@ proxy_maps = figures.embedding_maps(
 proxy_maps
 
 # %% [markdown]
-# This time the colours are genera, not species: every star is the proxy of one species, and has the colour of its genus. Look at whether stars sit on islands of their own colour, or keep to themselves.
+# This time the colors are genera, not species: every star is the proxy of one species, and has the color of its genus. Look at whether stars sit on islands of their own color, or keep to themselves.
 #
 # **Why a proxy is not the mean of its class.** Proxy Anchor does not ask for cosines near 1. It asks an image to have a cosine above $+\delta$ with its own proxy and below $-\delta$ with all others, where $\delta$ is small; there are many others, so their push can win over the one pull. What counts is which *side* of zero an image is on. A proxy is therefore less like a flag in the middle of its class than like the normal vector of a plane that has its class on one side and the rest on the other: a linear classifier. Compare the first row of the table with the third: images are far closer to their classmates than to their proxy.
 #
-# **And why may the two maps look so different?** Look at the last row of the table. UMAP sees neighbours only. Where a proxy's nearest points are other proxies, the stars gather on an island of their own; where its nearest points are images, stars sit among these. A modest change of cosines flips which is nearer, and the picture flips with it. However striking such a difference looks, it has this plain reason, and it says nothing about retrieval, in which proxies take no part.
+# **And why may the two maps look so different?** Look at the last row of the table. UMAP sees neighbors only. Where a proxy's nearest points are other proxies, the stars gather on an island of their own; where its nearest points are images, stars sit among these. A modest change of cosines flips which is nearer, and the picture flips with it. However striking such a difference looks, it has this plain reason, and it says nothing about retrieval, in which proxies take no part.
 
 # %%
 for name in runs:
@@ -419,7 +419,7 @@ explorer.from_runs(list(runs.values()), classes=14, per_class=6).beside(proxy_ma
 # A map shows thousands of points and no reasons. A retrieval wall shows four queries and all of the reasons. PA stands above PA+SO. First those *fixed by SO* (wrong before, right after), then those *broken by SO*. A wall of the first kind alone would be advertising: count both.
 
 # %%
-found = {name: neighbours(x, 6)[1] for name, x in spaces.items()}
+found = {name: nearest_neighbors(x, 6)[1] for name, x in spaces.items()}
 right = {name: test.labels[f] == test.labels[:, None] for name, f in found.items()}
 fixed, broken = (figures.pick_queries(which, right, N) for which in ("fixed", "broken"))
 print(f"of {N} queries, the nearest image is right under both for {(right['PA'][:, 0] & right['PA+SO'][:, 0]).sum()}, wrong under both for "
@@ -452,14 +452,14 @@ wall("broken") if len(broken) else print("none was broken")
 # - **That a model is better.** Retrieval quality is a number over all queries; a map is one seed of one layout of some of them. Use Recall@1 with an interval (notebook 07).
 # - **Orthogonality of proxies.** Forty directions at right angles have no arrangement in the plane which shows it; the heatmap of notebook 05 does.
 # - **Distances, sizes and gaps.** Tested in section 5.
-# - **The queries that fail.** They are a few points of the wrong colour under others. Retrieval walls show them (above).
+# - **The queries that fail.** They are a few points of the wrong color under others. Retrieval walls show them (above).
 #
-# What it is good for: finding mislabelled images, duplicates and odd groups, to be looked at one by one; and making one curious.
+# What it is good for: finding mislabeled images, duplicates and odd groups, to be looked at one by one; and making one curious.
 
 # %% [markdown]
 # ### Exercise 3 · Retrieve on the map (open-ended)
 #
-# What would you retrieve if the map were all you had? Write the nearest *other* point of every point, by plain distance. The cell scores it. Then try to beat the map: more dimensions (`PCA(8)`), more neighbours in UMAP, another seed. Which of these changes more than another seed does?
+# What would you retrieve if the map were all you had? Write the nearest *other* point of every point, by plain distance. The cell scores it. Then try to beat the map: more dimensions (`PCA(8)`), more neighbors in UMAP, another seed. Which of these changes more than another seed does?
 #
 # <details><summary>Hint</summary>
 #
@@ -491,24 +491,24 @@ exercises.check("06.3", nearest_on_the_map)
 # %% [markdown]
 # ## Summary
 #
-# - PCA keeps what is global and flat, and says how much; UMAP keeps neighbourhoods, and does not say how badly.
-# - Trustworthiness is lenient. Shared neighbours and Recall@1 on the map are strict. Quote them under the picture.
-# - Distances between islands and their sizes follow those of the space only loosely; with few neighbours, noise has islands too.
+# - PCA keeps what is global and flat, and says how much; UMAP keeps neighborhoods, and does not say how badly.
+# - Trustworthiness is lenient. Shared neighbors and Recall@1 on the map are strict. Quote them under the picture.
+# - Distances between islands and their sizes follow those of the space only loosely; with few neighbors, noise has islands too.
 # - Two seeds of the same map differ. A difference between two models has to be larger than that.
-# - Proxies exist for training classes only. They work like the normals of planes, not like the centres of classes.
+# - Proxies exist for training classes only. They work like the normals of planes, not like the centers of classes.
 #
 # ## Questions
 #
 # 1. A reviewer asks for "a t-SNE showing that the classes are better separated with SO". What do you offer instead?
 #
 # <details><summary>Answer</summary>
-# Recall@1 and MAP@R on the test classes for several seeds, with an interval of the paired difference; and, if a picture is wanted, both maps with several seeds each and trustworthiness and shared neighbours under them. The map illustrates a number, it does not replace it.
+# Recall@1 and MAP@R on the test classes for several seeds, with an interval of the paired difference; and, if a picture is wanted, both maps with several seeds each and trustworthiness and shared neighbors under them. The map illustrates a number, it does not replace it.
 # </details>
 #
-# 2. A map has a trustworthiness of 0.95. Can you retrieve images by nearest neighbours on it?
+# 2. A map has a trustworthiness of 0.95. Can you retrieve images by nearest neighbors on it?
 #
 # <details><summary>Answer</summary>
-# You can, but section 4 shows what it costs: Recall@1 falls, and a large part of the true neighbours is not among those of the map. Trustworthiness forgives a false neighbour that is really fairly near, and a fairly near image of another species is just the error that counts.
+# You can, but section 4 shows what it costs: Recall@1 falls, and a large part of the true neighbors is not among those of the map. Trustworthiness forgives a false neighbor that is really fairly near, and a fairly near image of another species is just the error that counts.
 # </details>
 #
 # 3. Why is each model's map fitted on its own, and not both models' embeddings together on one map?

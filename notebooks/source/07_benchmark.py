@@ -70,7 +70,7 @@ from sobook.training.loop import evaluate_run, fit
 def committed(name):
     """The table of a study in data/results, one row a run; empty if it has not been run."""
     try:
-        return pd.read_csv(files.path(f"results/{name}.csv"), dtype={"config": str})
+        return pd.read_csv(files.shipped(f"results/{name}.csv"), dtype={"config": str})
     except FileNotFoundError:
         return pd.DataFrame()
 
@@ -98,7 +98,7 @@ tuned, wide, modes = committed("aviary"), committed("aviary_lambda_heads"), comm
 sought, fresh, peers_here = committed("search_heads"), committed("search_confirm"), committed("baselines_heads")
 photos, photo_modes, tuned_512 = committed("cub_58_42_finetune"), committed("common_mode_cub"), committed("dim512_finetune")
 means = tuned.groupby("so_weight")["rms_cosine"].mean()
-plain = modes[(modes["so_weight"] == 0) & ~modes["centre"] & (modes["margin"] == 0.1)]
+plain = modes[(modes["so_weight"] == 0) & ~modes["center"] & (modes["margin"] == 0.1)]
 without = compare_seeds(plain["recall_at_1"], plain["recall_without_common"])
 chosen = wide.groupby("so_weight")["validation_recall_at_1"].mean().idxmax()
 looks = study.summary(study.load("search_heads"), sought).dropna(subset=["difference"])
@@ -111,7 +111,7 @@ With only a *head* trained on frozen features, hundreds of runs are cheap, and s
 - λ chosen on held-out training classes: {chosen:g}. On ten fresh seeds, λ = {chosen:g}: {said(against(fresh, other=chosen))}; the default, λ = {SO_WEIGHT:g}: {said(against(fresh))}.
 - Of {len(looks)} settings searched for a gain, {(real["difference"] > 0).sum()} show one and {(real["difference"] < 0).sum()} a loss, corrected for that many looks. The best, 512 dimensions and λ = 30, on ten fresh seeds: {said(against(committed("search_confirm_best"), other=30.0))}.
 - But with PA's own scale α tuned first (4 instead of 32), SO adds at λ = 30: {said(against(committed("search_confirm_scale"), other=30.0))}; at λ = 1: {said(against(committed("search_confirm_scale"), other=1.0))}.
-- On photographs (CUB-58/42), λ = {SO_WEIGHT:g}: {said(against(photo_modes[~photo_modes["centre"] & (photo_modes["margin"] == 0.1)]))}.
+- On photographs (CUB-58/42), λ = {SO_WEIGHT:g}: {said(against(photo_modes[~photo_modes["center"] & (photo_modes["margin"] == 0.1)]))}.
 """)
 
 # %% [markdown]
@@ -122,7 +122,7 @@ With only a *head* trained on frozen features, hundreds of runs are cheap, and s
 # | | |
 # |---|---|
 # | **compared** | Proxy Anchor (PA) against the same with soft orthogonality (PA+SO) at one weight λ |
-# | **equal for both** | data, split, encoder and its weights, augmentation, optimiser, learning rates, epochs, and for each pair the seed |
+# | **equal for both** | data, split, encoder and its weights, augmentation, optimizer, learning rates, epochs, and for each pair the seed |
 # | **chosen how** | λ is the package's default for all data sets. The epoch is chosen on held-out *training* classes, by the same rule for both |
 # | **counted** | Recall@1 on the test classes, over all test images. It is *the* outcome; everything else is secondary |
 # | **repeated** | over seeds 0, 1, 2 …, none left out; how many was settled before the first was run |
@@ -138,7 +138,7 @@ With only a *head* trained on frozen features, hundreds of runs are cheap, and s
 # The table was made by `data/make_results.py` and is part of the repository: a row is a run, with the command, versions, date and machine it came from.
 
 # %%
-results = pd.read_csv(files.path("results/aviary.csv"), dtype={"config": str})
+results = pd.read_csv(files.shipped("results/aviary.csv"), dtype={"config": str})
 results = results[results["so_weight"].isin([0.0, SO_WEIGHT])]
 results["method"] = np.where(results["so_weight"] == 0, "PA", "PA+SO")
 for column in ("command", "date", "machine", "versions", "dataset", "encoder", "epochs", "selection"):
@@ -463,7 +463,7 @@ if "selected_epoch" in results:
 # Drawn birds are drawn birds. This table is from photographs: 100 complete classes of CUB-200-2011, cut to the bird's box by the collection we had them from, 58 of them training and 42 test classes by the usual rule (ids up to 100, and above). The encoder is a DeiT-Tiny at reduced resolution, so that two CPU cores could do it. These numbers are **committed**; the photographs are not part of the repository.
 
 # %%
-cub = pd.read_csv(files.path("results/cub_58_42.csv"), dtype={"config": str})
+cub = pd.read_csv(files.shipped("results/cub_58_42.csv"), dtype={"config": str})
 cub["method"] = np.where(cub["so_weight"] == 0, "PA", "PA+SO λ=" + cub["so_weight"].map("{:g}".format))
 columns = [c for c in ("encoder", "image_size", "epochs", "selection", "machine", "date", "notes", "command") if c in cub]
 for column in columns:
@@ -594,14 +594,14 @@ study_figures.common_mode(found_modes) if found_modes else print("not run yet: s
 
 # %%
 for name, table in found_modes.items():
-    plain = table[(table["so_weight"] == 0) & ~table["centre"] & (table["margin"] == 0.1)].set_index("seed")
+    plain = table[(table["so_weight"] == 0) & ~table["center"] & (table["margin"] == 0.1)].set_index("seed")
     print(f"{name}, PA (heads, {len(plain)} seeds): RMS cosine {plain['rms_cosine'].mean():.3f}, mean cosine {plain['mean_cosine'].mean():.3f}")
     print(f"  subtracting the mean proxy removes {plain['common_share'].mean():.0%} of the mean squared cosine, leaves RMS {plain['rms_cosine_centred'].mean():.3f}")
     print(f"  cosine of mean proxy and mean embedding: {plain['cosine_of_mean_proxy_and_mean_embedding'].mean():+.2f}")
-    for (weight, centre, margin), arm in table.groupby(["so_weight", "centre", "margin"], sort=False):
+    for (weight, center, margin), arm in table.groupby(["so_weight", "center", "margin"], sort=False):
         arm = arm.set_index("seed").loc[plain.index.intersection(arm["seed"])]
         base = plain.loc[arm.index]
-        label = study_figures.arm(weight, centre, margin)
+        label = study_figures.arm(weight, center, margin)
         removed = compare_seeds(arm["recall_at_1"], arm["recall_without_common"]) if len(arm) > 1 else None
         if not arm.equals(base) and len(arm) > 1:
             print(f"  {label}: RMS {arm['rms_cosine'].mean():.3f}; Recall@1 against PA: {said(compare_seeds(base['recall_at_1'], arm['recall_at_1']))}")
@@ -672,7 +672,7 @@ else:
 # %% [markdown]
 # A study goes on where it was stopped, and uses every GPU it finds. Some notes before you start.
 #
-# - `prepare` downloads CUB and SOP, and tells you what to fetch by hand for Cars and In-Shop. Sizes and licences are in `data/README.md`.
+# - `prepare` downloads CUB and SOP, and tells you what to fetch by hand for Cars and In-Shop. Sizes and licenses are in `data/README.md`.
 # - The recipes start from HIER's published settings for DeiT; learning rates, epochs and schedule are our choice, and **have not been run by us on a GPU**. Expect to tune them: on the validation classes.
 # - SOP has many more classes than dimensions: its proxies *cannot* be orthogonal (notebook 04), and with `--so-reduction mean` λ keeps its meaning all the same.
 # - Check the pipeline first: `sobook evaluate --dataset cub200 --encoder deit_small_distilled_patch16_224` should come near the row "no training" above.

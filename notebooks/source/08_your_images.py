@@ -18,7 +18,7 @@
 # - what a folder must look like, and what happens to files that cannot be read;
 # - to judge, before training, whether training is needed at all;
 # - to train on your own classes, and to search with pictures that were not there before;
-# - when *not* to answer: a nearest neighbour exists for every query, also for a wrong one;
+# - when *not* to answer: a nearest neighbor exists for every query, also for a wrong one;
 # - to take the result away: embeddings, encoder, and a search page that needs no Python.
 #
 # **Before you start** [00 · Start here](00_start_here.ipynb). Your own pictures, if you have some: at least four classes, in a folder each, with five pictures or more.
@@ -61,7 +61,7 @@ from sobook.data import image_sets, pixels as images
 from sobook.interactive import search
 from sobook.encoder import Encoder, embed
 from sobook.losses import SO_WEIGHT
-from sobook.retrieval import difference, evaluate, neighbours
+from sobook.retrieval import difference, evaluate, nearest_neighbors
 from sobook.training.loop import TrainConfig, fit
 
 # %% [markdown]
@@ -75,7 +75,7 @@ from sobook.training.loop import TrainConfig, fit
 #     red teapot/     …
 # ```
 #
-# Write the path of yours between the quotation marks below. Left as it is, the cell makes a folder that could be somebody's: forty species of birds from another aviary, of genera and colours this course has not shown yet, with an empty file and a text among them.
+# Write the path of yours between the quotation marks below. Left as it is, the cell makes a folder that could be somebody's: forty species of birds from another aviary, of genera and colors this course has not shown yet, with an empty file and a text among them.
 
 # %%
 MY_PICTURES = ""  # for instance "~/pictures/pottery"
@@ -135,7 +135,7 @@ figures.finish(
 #
 # Frozen features cost nothing. **Predict** their Recall@1 on these classes, from what you saw in notebook 00. If it is already above what you need, stop here and go to section 4 with the frozen encoder: the simplest tool that works is the right one.
 #
-# The micro DeiT of quick mode has learnt from *drawn birds*, and it shows on photographs. For those, set `PHOTOGRAPHS = True`: the recipe `photos` takes a DeiT-Tiny that has learnt from ImageNet. (Full mode takes a DeiT-Small in any case.)
+# The micro DeiT of quick mode has learned from *drawn birds*, and it shows on photographs. For those, set `PHOTOGRAPHS = True`: the recipe `photos` takes a DeiT-Tiny that has learned from ImageNet. (Full mode takes a DeiT-Small in any case.)
 
 # %%
 PHOTOGRAPHS = False  # True: a DeiT-Tiny that has seen photographs; weights are downloaded once, 22 MB
@@ -192,14 +192,14 @@ print(f"epoch {run.state['selected_epoch']} of {config.epochs} was kept, of {run
 #
 # ## 4 · An index, and a query
 #
-# For searching, all pictures are embedded once, training and test classes alike: that is the *index*. A query is embedded in the same way, and its nearest neighbours by cosine are the answer.
+# For searching, all pictures are embedded once, training and test classes alike: that is the *index*. A query is embedded in the same way, and its nearest neighbors by cosine are the answer.
 
 # %%
 index = search.index_folder(encoder, my_folder, progress=False)
 print(f"{len(index):,} pictures in the index, {index.embeddings.shape[1]} numbers each, {index.embeddings.nbytes / 1e6:.1f} MB")
 
 # %% [markdown]
-# The query should be a picture that is not in the folder. We draw new birds of five of the species: other poses, other backgrounds. (With your own folder, five of its pictures are taken, and each finds itself first.) **Predict** how many of the five have a right nearest neighbour.
+# The query should be a picture that is not in the folder. We draw new birds of five of the species: other poses, other backgrounds. (With your own folder, five of its pictures are taken, and each finds itself first.) **Predict** how many of the five have a right nearest neighbor.
 
 # %%
 queries_folder = session.data_root / "my_queries"
@@ -227,7 +227,7 @@ figures.retrieval_wall(
 )
 
 # %% [markdown]
-# The crossed ones are wrong. Look at the cosines below them: is a wrong neighbour recognisable by its cosine alone?
+# The crossed ones are wrong. Look at the cosines below them: is a wrong neighbor recognizable by its cosine alone?
 #
 # ### Exercise 1 · Search by hand (warm-up)
 #
@@ -260,11 +260,11 @@ exercises.check("08.1", nearest)
 # %% [markdown]
 # ## 5 · When not to answer
 #
-# Every query has a nearest neighbour, even a picture of a shoe among birds. A useful search says "nothing like it here" when the nearest is not near. **Predict:** how do the cosines of right and of wrong nearest neighbours differ? Can one line separate them? We ask with the test pictures, whose classes were not trained on.
+# Every query has a nearest neighbor, even a picture of a shoe among birds. A useful search says "nothing like it here" when the nearest is not near. **Predict:** how do the cosines of right and of wrong nearest neighbors differ? Can one line separate them? We ask with the test pictures, whose classes were not trained on.
 
 # %%
 embedded = embed(encoder, test, progress=False)
-similarities, found = neighbours(embedded, 1)
+similarities, found = nearest_neighbors(embedded, 1)
 similarity, right = similarities[:, 0], test.labels[found[:, 0]] == test.labels  # (N,) each
 noise = np.random.default_rng(session.seed).integers(0, 256, (96, 96, 3), dtype=np.uint8)
 Image.fromarray(noise).save(queries_folder / "noise.png")
@@ -273,13 +273,13 @@ strange, _ = index.search(encoder, queries_folder / "noise.png", k=1)
 figure = figures.new_figure(8.5, 3.8)
 axis = figure.subplots()
 bins = np.linspace(min(similarity.min(), strange[0]) - 0.02, 1, 41)
-axis.hist(similarity[right], bins, density=True, color=figures.COLOURS["right"], alpha=0.6, label=f"right ({right.sum():,})")
-axis.hist(similarity[~right], bins, density=True, histtype="step", lw=2.4, color=figures.COLOURS["wrong"], label=f"wrong ({(~right).sum():,})")
+axis.hist(similarity[right], bins, density=True, color=figures.COLORS["right"], alpha=0.6, label=f"right ({right.sum():,})")
+axis.hist(similarity[~right], bins, density=True, histtype="step", lw=2.4, color=figures.COLORS["wrong"], label=f"wrong ({(~right).sum():,})")
 axis.axvline(strange[0], color="#222222", ls=":", lw=1.6)
 axis.text(strange[0], axis.get_ylim()[1], "noise", ha="center", va="bottom")
-axis.set(xlabel="cosine of the nearest neighbour", ylabel="density")
+axis.set(xlabel="cosine of the nearest neighbor", ylabel="density")
 axis.legend(loc="upper left")
-figures.finish(figure, f"Histogram of the cosine of the nearest neighbour: right ones have a mean of {similarity[right].mean():.2f}, wrong ones {similarity[~right].mean():.2f}; a picture of noise has {strange[0]:.2f}.")
+figures.finish(figure, f"Histogram of the cosine of the nearest neighbor: right ones have a mean of {similarity[right].mean():.2f}, wrong ones {similarity[~right].mean():.2f}; a picture of noise has {strange[0]:.2f}.")
 
 # %% [markdown]
 # The two overlap: a threshold trades answers for correctness. Where to put it is a decision about costs, not about embeddings, but the exchange rate can be measured. And look at the dotted line: a picture of pure noise need not have a *small* cosine. At best a threshold sorts out doubtful birds; it is no detector of things that are not birds at all. And read the horizontal axis: the nearest cosines lie in a narrow band near 1, because all embeddings share a direction (the lean of notebook 03). A rule of thumb such as "0.8 is similar" means nothing for an encoder that has not been measured.
@@ -327,7 +327,7 @@ exercises.check("08.2", threshold_for)
 #
 # ### Exercise 3 · One vector a class (open-ended)
 #
-# An index of a million pictures is large; one of ten thousand class centres is not. Compute for each class the mean of its embeddings, scaled to unit length. The cell then retrieves classes by their centres. Does it get better or worse than the nearest picture? Why could either be? Try two centres a class.
+# An index of a million pictures is large; one of ten thousand class centers is not. Compute for each class the mean of its embeddings, scaled to unit length. The cell then retrieves classes by their centers. Does it get better or worse than the nearest picture? Why could either be? Try two centers a class.
 #
 # <details><summary>Hint</summary>
 #
@@ -336,35 +336,35 @@ exercises.check("08.2", threshold_for)
 # </details>
 
 # %%
-def class_centres(embeddings, labels):
+def class_centers(embeddings, labels):
     """(N, D), (N,) labels 0..C−1 → (C, D) rows of unit length."""
     return embeddings[: labels.max() + 1]  # your code here
 
 
-def by_centre(class_centres):
-    odd = np.arange(len(test)) % 2 == 1  # half of the pictures make centres, the other half asks
-    centres = class_centres(embedded[odd], test.labels[odd])  # (C, D)
-    by_class = neighbours(embedded[~odd], 1, gallery=centres)[1][:, 0] == test.labels[~odd]
-    by_picture = test.labels[odd][neighbours(embedded[~odd], 1, gallery=embedded[odd])[1][:, 0]] == test.labels[~odd]
-    print(f"right class: {by_class.mean():.3f} by the nearest of {len(centres)} centres, {by_picture.mean():.3f} by the nearest of {odd.sum()} pictures")
+def by_center(class_centers):
+    odd = np.arange(len(test)) % 2 == 1  # half of the pictures make centers, the other half asks
+    centers = class_centers(embedded[odd], test.labels[odd])  # (C, D)
+    by_class = nearest_neighbors(embedded[~odd], 1, gallery=centers)[1][:, 0] == test.labels[~odd]
+    by_picture = test.labels[odd][nearest_neighbors(embedded[~odd], 1, gallery=embedded[odd])[1][:, 0]] == test.labels[~odd]
+    print(f"right class: {by_class.mean():.3f} by the nearest of {len(centers)} centers, {by_picture.mean():.3f} by the nearest of {odd.sum()} pictures")
 
 
-by_centre(class_centres)
-exercises.check("08.3", class_centres)
+by_center(class_centers)
+exercises.check("08.3", class_centers)
 
 # %% tags=["solution"]
-def class_centres(embeddings, labels):
+def class_centers(embeddings, labels):
     means = np.stack([embeddings[labels == c].mean(axis=0) for c in range(labels.max() + 1)])
     return means / np.linalg.norm(means, axis=1, keepdims=True)
 
 
-by_centre(class_centres)
-exercises.check("08.3", class_centres)
+by_center(class_centers)
+exercises.check("08.3", class_centers)
 
 # %% [markdown]
 # ## 6 · Drop in a picture
 #
-# With a kernel running, the button below takes any picture of yours and shows its neighbours. (It works in Jupyter and on Colab. In a page that only shows this notebook there is no Python behind it; use the search page of section 7 there.)
+# With a kernel running, the button below takes any picture of yours and shows its neighbors. (It works in Jupyter and on Colab. In a page that only shows this notebook there is no Python behind it; use the search page of section 7 there.)
 
 # %%
 search.widget(index, encoder, k=6)
@@ -392,7 +392,7 @@ again = search.Index.load(saved)
 print("same answers after loading:", np.array_equal(again.search(encoder, queries[0])[1], answers[0][1]))
 
 # %% [markdown]
-# **A search page**: one HTML file with small pictures and their neighbours inside. Click a picture, or drop the file of one that is indexed. It needs no network, no server and no Python, so it can be sent to somebody who has none. (Do not send pictures that are not yours to send: they are *inside*.)
+# **A search page**: one HTML file with small pictures and their neighbors inside. Click a picture, or drop the file of one that is indexed. It needs no network, no server and no Python, so it can be sent to somebody who has none. (Do not send pictures that are not yours to send: they are *inside*.)
 
 # %%
 page = search.page(index, out / "search.html", title=my_folder.name.replace("_", " "))
@@ -415,7 +415,7 @@ print(f"{page.name}, {page.stat().st_size / 1e6:.1f} MB; open it in a browser: {
 # - A data set is a folder of folders. Every file in it is used or named.
 # - Judge frozen features first. Training has to beat them on classes it did not see, and the interval says whether it did.
 # - The number of classes matters more to a proxy loss than the number of pictures in each.
-# - A nearest neighbour always exists. A threshold on the cosine trades answers for correctness, and does not recognise what is no bird at all.
+# - A nearest neighbor always exists. A threshold on the cosine trades answers for correctness, and does not recognize what is no bird at all.
 # - Index, page and encoder are plain files.
 #
 # ## Questions
@@ -429,7 +429,7 @@ print(f"{page.name}, {page.stat().st_size / 1e6:.1f} MB; open it in a browser: {
 # 2. Each object was photographed twenty times in one sitting, always on the same table. Recall@1 is 0.99. What do you suspect, and how would you find out?
 #
 # <details><summary>Answer</summary>
-# That the table, the light and the background are recognised, not the object. Photograph some objects again elsewhere, use those as queries against the old pictures, and compare. A test set is only as honest as the difference between its queries and its gallery.
+# That the table, the light and the background are recognized, not the object. Photograph some objects again elsewhere, use those as queries against the old pictures, and compare. A test set is only as honest as the difference between its queries and its gallery.
 # </details>
 #
 # 3. You add three hundred pictures of new classes to the index. Must you train again?

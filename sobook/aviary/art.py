@@ -1,6 +1,6 @@
 """How a bird of the aviary is drawn: a handful of smooth polygons.
 
-What a genus fixes is a `Look` (proportions and base colours), what tells its species apart are
+What a genus fixes is a `Look` (proportions and base colors), what tells its species apart are
 `Marks`, and what changes from image to image is a `Pose`. Bodies have their own coordinates: x
 from -0.5 (rump) to 0.5 (breast), y from -0.5 (back) to 0.5 (belly); heads count in head radii.
 """
@@ -17,7 +17,7 @@ from sobook.aviary.scene import (
     ENLARGEMENT,
     NUISANCE,
     WHITE,
-    Colour,
+    Color,
     Points,
     Sheet,
     bezier,
@@ -36,7 +36,7 @@ from sobook.aviary.scene import (
 
 Places = tuple[tuple[float, float], ...]
 
-PAINTS: dict[str, Colour] = {
+PAINTS: dict[str, Color] = {
     "black": (34, 32, 38),
     "white": (250, 247, 238),
     "crimson": (208, 40, 48),
@@ -44,7 +44,7 @@ PAINTS: dict[str, Colour] = {
     "rufous": (184, 88, 38),
     "azure": (62, 138, 222),
     "orange": (243, 132, 36),
-    "grey": (128, 132, 142),
+    "gray": (128, 132, 142),
     "dark": (52, 48, 54),
 }
 
@@ -67,12 +67,12 @@ class Look:
     bill: str
     bill_length: float
     crest: str
-    hood: bool  # the crown's colour covers all of the head, not its upper half only
+    hood: bool  # the crown's color covers all of the head, not its upper half only
     stance: str  # perch | ground | swim | hover
-    back: Colour
-    under: Colour
-    crown: Colour
-    wings: Colour
+    back: Color
+    under: Color
+    crown: Color
+    wings: Color
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ class Marks:
     wing_tip: str
     tail_fork: int
     bill_length: int
-    bill_colour: str
-    leg_colour: str
+    bill_color: str
+    leg_color: str
 
 
 class Pose:
@@ -167,7 +167,7 @@ def draw_tail(sheet: Sheet, pose: Pose, look: Look, marks: Marks) -> None:
     spread = width * (1 + 0.35 * marks.tail_fork) * (0.35 if look.tail > 100 else 1)
     outer, tip = length + 0.35 * fork, length - 0.65 * fork if fork else 1.06 * length
     near = mix(look.wings, BLACK, 0.2)
-    for side, colour in ((-1, near), (1, mix(near, look.back, 0.5))):
+    for side, color in ((-1, near), (1, mix(near, look.back, 0.5))):
         feather = (
             (0, 0.7 * width),
             (0.6 * outer, 0.5 * width + 0.4 * spread),
@@ -176,7 +176,7 @@ def draw_tail(sheet: Sheet, pose: Pose, look: Look, marks: Marks) -> None:
             (tip, 0),
             (0, -0.2 * width),
         )
-        sheet.shape([root + complex(x, side * y) * pose.tail for x, y in feather], colour)
+        sheet.shape([root + complex(x, side * y) * pose.tail for x, y in feather], color)
 
 
 def draw_legs(sheet: Sheet, pose: Pose, look: Look, marks: Marks) -> None:
@@ -184,13 +184,13 @@ def draw_legs(sheet: Sheet, pose: Pose, look: Look, marks: Marks) -> None:
         return
     thick = 2.6 + 0.01 * look.legs
     for hip, step, shade in ((-0.10, pose.step, 0.25), (0.08, -pose.step, 0.0)):
-        colour = mix(PAINTS[marks.leg_colour], BLACK, shade)
+        color = mix(PAINTS[marks.leg_color], BLACK, shade)
         top = pose.at(hip, 0.34)
         foot = complex(top.real + 0.35 * step + 4, pose.ground - 5)
         knee = (top + foot) / 2 - 0.10 * look.legs
-        sheet.shape(limb([top, knee, foot], [thick + 1.5, thick, thick]), colour)
+        sheet.shape(limb([top, knee, foot], [thick + 1.5, thick, thick]), color)
         for toe in (13 + 3.4j, 7 + 5j, -8 + 3.4j):
-            sheet.shape(limb([foot - 1j, foot + toe], [thick, 1.6]), colour)
+            sheet.shape(limb([foot - 1j, foot + toe], [thick, 1.6]), color)
 
 
 CRESTS: dict[str, tuple[Places, ...]] = {  # polygons on the head, painted like the crown
@@ -214,14 +214,14 @@ CRESTS: dict[str, tuple[Places, ...]] = {  # polygons on the head, painted like 
 }
 
 
-def draw_crest(sheet: Sheet, pose: Pose, look: Look, colour: Colour) -> None:
+def draw_crest(sheet: Sheet, pose: Pose, look: Look, color: Color) -> None:
     for polygon in CRESTS[look.crest]:
-        sheet.shape(pose.head_line(*polygon), colour)
+        sheet.shape(pose.head_line(*polygon), color)
     if look.crest == "fan":
         for x, y in ((0.55, -1.9), (-0.05, -2.1), (-0.7, -2.0), (-1.25, -1.65)):
             path = pose.head_line((0, -0.4), (0.7 * x, 0.72 * y), (x, y))
-            sheet.shape(limb(path, [3, 5, 4]), colour)
-            sheet.shape(ellipse(path[-1], 4.5, 4.5), mix(colour, BLACK, 0.55))
+            sheet.shape(limb(path, [3, 5, 4]), color)
+            sheet.shape(ellipse(path[-1], 4.5, 4.5), mix(color, BLACK, 0.55))
 
 
 BILLS: dict[str, tuple[Places, Places]] = {  # upper and lower half: along its length, across
@@ -254,7 +254,7 @@ def draw_bill(sheet: Sheet, pose: Pose, look: Look, marks: Marks) -> None:
     if look.bill == "owl":  # in the middle of its face
         return
     length = look.bill_length * (0.66, 1.0, 1.45)[marks.bill_length] * pose.turned / look.head
-    paint = PAINTS[marks.bill_colour]
+    paint = PAINTS[marks.bill_color]
     upper, lower = (
         [pose.on_head(0.8 + (0.2 + length) * x, y) for x, y in half] for half in BILLS[look.bill]
     )
@@ -393,7 +393,7 @@ def _paint_owl(coat: Sheet, pose: Pose, look: Look, marks: Marks) -> None:
         iris = "orange" if marks.eye_ring == "none" else marks.eye_ring
         _paint_eye(coat, pose.on_head(0.38 * x + to_side, 0.05), 0.20 * r, iris)
     bill = pose.head_line((to_side - 0.13, 0.24), (to_side + 0.13, 0.24), (to_side, 0.62))
-    coat.mark(bill, PAINTS[marks.bill_colour])
+    coat.mark(bill, PAINTS[marks.bill_color])
 
 
 def draw_wing(sheet: Sheet, pose: Pose, look: Look, marks: Marks, *, far: bool = False) -> None:

@@ -16,10 +16,10 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 Points = list[complex]
-BLACK: Colour = (24, 20, 24)
-WHITE: Colour = (255, 255, 255)
+BLACK: Color = (24, 20, 24)
+WHITE: Color = (255, 255, 255)
 ENLARGEMENT = 3  # pictures are drawn at three times their size, then reduced
 
 
@@ -32,7 +32,7 @@ class Nuisance:
     scale: tuple[float, float] = (0.60, 0.94)  # share of the frame that the bird spans
     place: float = 0.10  # shift of the bird, share of the frame, either way
     light: float = 0.28  # brightness, down; half as much up
-    cast: float = 0.12  # of each colour channel, either way
+    cast: float = 0.12  # of each color channel, either way
     blur: float = 0.9  # largest radius, pixels at size 96
     noise: int = 12  # largest amplitude, of 255
     occluded: float = 0.3  # share of the images with a twig or leaves in front
@@ -41,7 +41,7 @@ class Nuisance:
 NUISANCE = Nuisance()
 
 
-def mix(a: Colour, b: Colour, share: float) -> Colour:
+def mix(a: Color, b: Color, share: float) -> Color:
     """Return `a` with `share` of `b` in it."""
     return tuple(round(x + (y - x) * share) for x, y in zip(a, b, strict=True))
 
@@ -87,9 +87,9 @@ def smooth(points: Points) -> Points:
     ]
 
 
-def ellipse(centre: complex, rx: float, ry: float) -> Points:
+def ellipse(center: complex, rx: float, ry: float) -> Points:
     """Return the outline of an upright ellipse."""
-    return [centre + complex(rx * z.real, ry * z.imag) for z in _CIRCLE]
+    return [center + complex(rx * z.real, ry * z.imag) for z in _CIRCLE]
 
 
 def bezier(a: complex, b: complex, c: complex, d: complex) -> Points:
@@ -125,15 +125,15 @@ class Sheet:
         turned = [z * factor for z in points]
         return [(round(x + across * z.real), round(y + z.imag)) for z in turned]
 
-    def shape(self, points: Points, colour: Colour) -> None:
+    def shape(self, points: Points, color: Color) -> None:
         """Paint a polygon that belongs to the silhouette."""
         placed = self.place(points)
         self._stencil.polygon(placed, fill=255)
-        self._brush.polygon(placed, fill=colour)
+        self._brush.polygon(placed, fill=color)
 
-    def mark(self, points: Points, colour: Colour) -> None:
+    def mark(self, points: Points, color: Color) -> None:
         """Paint a polygon that shows only inside the silhouette."""
-        self._brush.polygon(self.place(points), fill=colour)
+        self._brush.polygon(self.place(points), fill=color)
 
     def layer(self) -> Sheet:
         """Return an empty sheet with the same coordinates."""
@@ -150,7 +150,7 @@ class Sheet:
 
 # --- before and behind the bird -----------------------------------------------------------------
 
-SCENES: dict[str, tuple[Colour, Colour, Colour]] = {
+SCENES: dict[str, tuple[Color, Color, Color]] = {
     "sky": ((142, 190, 226), (196, 220, 236), (232, 238, 242)),
     "dusk": ((236, 188, 156), (244, 216, 178), (210, 152, 160)),
     "leaves": ((104, 150, 86), (62, 110, 66), (176, 204, 116)),
@@ -167,8 +167,8 @@ def paint_scene(rng: Random, side: int) -> Image.Image:
     """Return a soft background: a few shapes on a small canvas, blurred and enlarged."""
     name, tint = pick(rng, tuple(SCENES)), pick(rng, TINTS)
     first, second, third = (
-        mix(mix(colour, tint, 0.35 * rng.random()), BLACK, 0.14 * rng.random())
-        for colour in SCENES[name]
+        mix(mix(color, tint, 0.35 * rng.random()), BLACK, 0.14 * rng.random())
+        for color in SCENES[name]
     )
     scene = Image.new("RGB", (_FINE, _FINE), first)
     brush = ImageDraw.Draw(scene)
@@ -176,13 +176,13 @@ def paint_scene(rng: Random, side: int) -> Image.Image:
         brush.rectangle((0, round(_FINE * (0.45 + 0.4 * rng.random())), _FINE, _FINE), fill=second)
     for _ in range(8 + int(8 * rng.random())):
         x, y, r = _FINE * rng.random(), _FINE * rng.random(), 2 + 7 * rng.random()
-        colour = mix(second if rng.random() < 0.6 else third, first, 0.55 * rng.random())
+        color = mix(second if rng.random() < 0.6 else third, first, 0.55 * rng.random())
         wide = 2.5 if name in ("sky", "water", "snow") else 1
         if name == "wood":
-            brush.rectangle((round(x - r / 2), 0, round(x + r / 2), _FINE), fill=colour)
+            brush.rectangle((round(x - r / 2), 0, round(x + r / 2), _FINE), fill=color)
         else:
             box = (x - r * wide, y - r / wide, x + r * wide, y + r / wide)
-            brush.ellipse(tuple(round(v) for v in box), fill=colour)
+            brush.ellipse(tuple(round(v) for v in box), fill=color)
     scene = scene.filter(ImageFilter.BoxBlur(1.2))
     return scene.resize((side, side), Image.Resampling.BILINEAR)
 

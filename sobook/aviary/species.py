@@ -1,6 +1,6 @@
 """The aviary: a retrieval benchmark of drawn birds that needs no download.
 
-Species live in genera of ten. A genus fixes the silhouette and the base colours; its species
+Species live in genera of ten. A genus fixes the silhouette and the base colors; its species
 differ in field marks only (cap, wing bars, throat, belly …), so that they are truly confusable.
 They are listed as in a field guide of two volumes: each sorted by genus, with half the species of
 every genus. The first volume is for training, the second for testing, so no test species was seen
@@ -31,8 +31,9 @@ from tqdm.auto import tqdm
 
 from sobook import files
 from sobook.aviary.art import PAINTS, Look, Marks, paint
-from sobook.aviary.scene import Colour, mix
+from sobook.aviary.scene import Color, mix
 from sobook.aviary.scene import pick as _pick
+from sobook.errors import SobookError
 
 VERSION = 3  # of the drawings; part of the folder's name, so old and new ones never mix
 SPECIES_PER_GENUS = 10
@@ -168,7 +169,7 @@ EPITHETS = (
     "Western",
 )
 
-BACKS: tuple[Colour, ...] = (
+BACKS: tuple[Color, ...] = (
     (138, 104, 72),
     (160, 116, 66),
     (112, 116, 74),
@@ -190,7 +191,7 @@ BACKS: tuple[Colour, ...] = (
     (150, 166, 92),
     (104, 120, 176),
 )
-UNDERS: tuple[Colour, ...] = (
+UNDERS: tuple[Color, ...] = (
     (240, 232, 212),
     (232, 214, 176),
     (224, 224, 222),
@@ -209,25 +210,25 @@ CHOICES: dict[str, tuple] = {
     "eye_ring": ("none", "white", "yellow", "crimson"),
     "throat": ("none", "black", "white", "crimson", "yellow", "rufous", "azure"),
     "breast_band": ("none", "black", "white", "rufous", "crimson"),
-    "belly": ("plain", "white", "yellow", "rufous", "orange", "grey"),
+    "belly": ("plain", "white", "yellow", "rufous", "orange", "gray"),
     "belly_pattern": ("plain", "spots", "streaks", "bars"),
     "wing_bars": (0, 1, 2),
     "wing_tip": ("none", "black", "white", "crimson", "azure", "yellow"),
     "tail_fork": (0, 1, 2),
     "bill_length": (0, 1, 2),
-    "bill_colour": ("dark", "yellow", "orange", "crimson"),
-    "leg_colour": ("dark", "yellow", "crimson", "grey"),
+    "bill_color": ("dark", "yellow", "orange", "crimson"),
+    "leg_color": ("dark", "yellow", "crimson", "gray"),
 }
 BOLD = ("cap", "throat", "breast_band", "belly", "belly_pattern", "wing_bars", "wing_tip", "face")
-UNSEEN = {"swim": {"leg_colour"}, "hover": {"leg_colour"}}  # nothing to see of it in this stance
+UNSEEN = {"swim": {"leg_color"}, "hover": {"leg_color"}}  # nothing to see of it in this stance
 WORDS = {  # what a mark is called in a name
     "cap": "{}-capped",
     "throat": "{}-throated",
     "breast_band": "{}-banded",
     "belly": "{}-bellied",
     "wing_tip": "{}-winged",
-    "leg_colour": "{}-legged",
-    "bill_colour": "{}-billed",
+    "leg_color": "{}-legged",
+    "bill_color": "{}-billed",
 }
 PLAIN_WORDS = {
     ("belly_pattern", "spots"): "Spotted",
@@ -268,7 +269,7 @@ class Species:
         return astuple(self.look) + astuple(self.marks)
 
 
-def _distance(a: Colour, b: Colour) -> int:
+def _distance(a: Color, b: Color) -> int:
     return sum(abs(x - y) for x, y in zip(a, b, strict=True))
 
 
@@ -278,8 +279,8 @@ def _genus_look(form: str, rng: random.Random) -> Look:
         round(value * (0.90 + 0.20 * rng.random()), 1) for value in sizes
     )
 
-    def tinted(colour: Colour, by: int = 16) -> Colour:
-        return tuple(min(255, max(0, c + int((2 * rng.random() - 1) * by))) for c in colour)
+    def tinted(color: Color, by: int = 16) -> Color:
+        return tuple(min(255, max(0, c + int((2 * rng.random() - 1) * by))) for c in color)
 
     back, under = tinted(_pick(rng, BACKS)), tinted(_pick(rng, UNDERS), 10)
     crown = _pick(rng, (back, back, mix(back, under, 0.5), tinted(_pick(rng, BACKS))))
@@ -405,9 +406,9 @@ def species(number: int = 100, *, seed: int = 0) -> tuple[Species, ...]:
     Both volumes hold half the species of every genus. Species of different seeds differ.
     """
     if number < 2:
-        raise ValueError(f"species is {number}, but a retrieval task needs at least 2.")
+        raise SobookError(f"species is {number}, but a retrieval task needs at least 2.")
     if number > 5000:
-        raise ValueError(f"species is {number}, but there are names for at most 5000.")
+        raise SobookError(f"species is {number}, but there are names for at most 5000.")
     genera = _genera(-(-number // SPECIES_PER_GENUS), seed)
     volumes: tuple[list[Species], list[Species]] = ([], [])
     for g, genus in enumerate(genera):
@@ -500,13 +501,13 @@ def _check(number: int, images_per_species: int, size: int, seed: int) -> None:
     }
     for name, value in named.items():
         if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(f"{name} is {value!r}, but it must be a whole number.")
+            raise SobookError(f"{name} is {value!r}, but it must be a whole number.")
     if not 2 <= number <= 5000:
-        raise ValueError(f"species is {number}, but the aviary holds between 2 and 5000.")
+        raise SobookError(f"species is {number}, but the aviary holds between 2 and 5000.")
     if images_per_species < 1:
-        raise ValueError(f"images_per_species is {images_per_species}, but must be at least 1.")
+        raise SobookError(f"images_per_species is {images_per_species}, but must be at least 1.")
     if not 32 <= size <= 512:
-        raise ValueError(f"size is {size} pixels, but the aviary draws from 32 to 512.")
+        raise SobookError(f"size is {size} pixels, but the aviary draws from 32 to 512.")
 
 
 def _draw_all(folder: Path, options: dict, progress: bool) -> None:
@@ -523,9 +524,7 @@ def _draw_all(folder: Path, options: dict, progress: bool) -> None:
         # A spawned worker would import torch first. Forking is safe here, as with torch's own
         # loaders: the children only draw, so no lock of another thread matters to them.
         context = get_context("fork" if sys.platform == "linux" else "spawn")
-        pool = ProcessPoolExecutor(
-            workers, mp_context=context, initializer=files.end_with_parent
-        )
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=files.end_with_parent)
         with pool, warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
             for done in pool.map(_draw_species, repeat(folder), repeat(options), range(number)):

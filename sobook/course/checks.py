@@ -44,9 +44,9 @@ def recall_at_k(answer) -> None:
             [
                 (1.0, "every query found itself: set the diagonal of the cosines aside first."),
                 (far.any(1).mean(), "these are the *least* similar pictures: sort downwards."),
-                (right.mean(), "that is the share of right neighbours (precision); Recall@K asks "
+                (right.mean(), "that is the share of right neighbors (precision); Recall@K asks "
                  "whether *any* of the k is right."),
-                (cut.any(1).mean(), "one neighbour too few: k of them besides the query itself."),
+                (cut.any(1).mean(), "one neighbor too few: k of them besides the query itself."),
                 (right.any(1).sum(), "that is the number of queries: divide by it."),
             ],
         )  # fmt: skip
@@ -393,7 +393,7 @@ def mean_cosine(answer) -> None:
     )
 
 
-def centred(answer) -> None:
+def centered(answer) -> None:
     unit = _unit(_rng().standard_normal((8, 3)) + 0.8)
     moved = unit - unit.mean(0)
     array(
@@ -432,17 +432,17 @@ def directions_for(answer) -> None:
         )
 
 
-def shared_neighbours(answer) -> None:
+def shared_neighbors(answer) -> None:
     near = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [2, 1, 0]])
     other = np.array([[3, 2, 1], [0, 4, 5], [4, 5, 6], [2, 5, 1]])
     common = np.array([len(np.intersect1d(a, b)) for a, b in zip(near, other, strict=True)])
     number(
-        call(answer, near, other, name="shared_neighbours"),
+        call(answer, near, other, name="shared_neighbors"),
         common.mean() / 3,
         [
             ((near == other).mean(), "order does not matter: look for each index anywhere in the "
              "same row of the other."),
-            (common.mean(), "that is the number of shared neighbours: divide by k."),
+            (common.mean(), "that is the number of shared neighbors: divide by k."),
             ((common > 0).mean(), "that asks for at least one; the mean share is asked for."),
             (np.isin(near, other).mean(), "compare row with row: np.isin looks in the whole "
              "matrix."),
@@ -591,12 +591,12 @@ def threshold_for(answer) -> None:
         )  # fmt: skip
 
 
-def class_centres(answer) -> None:
+def class_centers(answer) -> None:
     rows, labels = _unit(_rng().standard_normal((12, 4)) + 0.3), np.arange(12) % 3
     sums = np.stack([rows[labels == c].sum(0) for c in range(3)])
     means = np.stack([rows[labels == c].mean(0) for c in range(3)])
     array(
-        call(answer, rows, labels, name="class_centres"),
+        call(answer, rows, labels, name="class_centers"),
         _unit(sums),
         [
             (means, "these are the means; scaled to unit length they can be compared by cosine."),
@@ -624,14 +624,14 @@ CHECKS: dict[str, Check] = {
     "04.3": one_sided,
     "05.1": closest_pair,
     "05.2": mean_cosine,
-    "05.3": centred,
+    "05.3": centered,
     "06.1": directions_for,
-    "06.2": shared_neighbours,
+    "06.2": shared_neighbors,
     "06.3": nearest_in_plane,
     "07.1": interval_by_hand,
     "07.2": seeds_needed,
     "07.3": optimism,
     "08.1": nearest,
     "08.2": threshold_for,
-    "08.3": class_centres,
+    "08.3": class_centers,
 }

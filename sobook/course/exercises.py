@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sobook import files
+from sobook.errors import suggest
 
 __all__ = ["Verdict", "check", "judge", "known"]
 
@@ -71,7 +71,7 @@ def judge(exercise: str, answer: object) -> Verdict:
     from sobook.course.checks import CHECKS
 
     if exercise not in CHECKS:
-        near = files.suggest(str(exercise), CHECKS)
+        near = suggest(str(exercise), CHECKS)
         return Verdict(str(exercise), False, f"there is no exercise {exercise!r}.{near}")
     try:
         CHECKS[exercise](answer)

@@ -22,6 +22,7 @@ import torch
 import sobook
 from sobook import figures, files
 from sobook.encoder import Encoder
+from sobook.errors import SobookError, suggest
 from sobook.losses import SoftOrthogonalProxyAnchor
 from sobook.training.config import TrainConfig
 
@@ -135,7 +136,7 @@ def _trial(config: TrainConfig, device: str, steps: int) -> tuple[float, float |
         config.encoder, dim=config.dim, weights=None, image_size=config.image_size
     ).to(device)
     loss = SoftOrthogonalProxyAnchor(100, encoder.dim, so_weight=config.so_weight).to(device)
-    optimiser = torch.optim.AdamW([*encoder.parameters(), *loss.parameters()], lr=1e-6)
+    optimizer = torch.optim.AdamW([*encoder.parameters(), *loss.parameters()], lr=1e-6)
     shape = (config.batch_size, 3, encoder.image_size, encoder.image_size)
     pixels = torch.randint(256, shape, dtype=torch.uint8, device=device)
     labels = torch.arange(config.batch_size, device=device) % 100
@@ -147,10 +148,10 @@ def _trial(config: TrainConfig, device: str, steps: int) -> tuple[float, float |
             begin = time.perf_counter()
         with torch.autocast(device, half, enabled=half != torch.float32):
             embeddings = encoder(pixels)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         value = loss(embeddings, labels)
         value.backward()
-        optimiser.step()
+        optimizer.step()
         value.item()  # waits for a GPU
     peak = float(torch.cuda.max_memory_allocated()) if device == "cuda" else None
     return (time.perf_counter() - begin) / steps, peak
@@ -172,13 +173,12 @@ def mode() -> str:
     """``"quick"`` or ``"full"``, from the setting ``SOBOOK_MODE``; quick unless it says otherwise.
 
     Raises:
-        ValueError: the setting holds another word.
+        SobookError: the setting holds another word.
     """
     word = os.environ.get("SOBOOK_MODE") or "quick"
     if word not in MODES:
-        raise ValueError(
-            f"SOBOOK_MODE is {word!r}, but must be 'quick' or 'full'."
-            f"{files.suggest(word, MODES)}"
+        raise SobookError(
+            f"SOBOOK_MODE is {word!r}, but must be 'quick' or 'full'.{suggest(word, MODES)}"
         )
     return word
 

@@ -172,7 +172,7 @@ def _link(archive: Path, name: str) -> ArchiveError:
 
 
 def _python_agrees(member: tarfile.TarInfo, folder: Path, archive: Path) -> None:
-    """The standard library's own judgement beside ours, where this Python has it."""
+    """The standard library's own judgment beside ours, where this Python has it."""
     if hasattr(tarfile, "data_filter"):
         try:
             tarfile.data_filter(member, str(folder))

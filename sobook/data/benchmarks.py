@@ -19,6 +19,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from sobook import files
+from sobook.errors import DatasetError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -32,14 +33,10 @@ EXTENSIONS = frozenset(
 _CLUTTER = ("Thumbs.db", "desktop.ini", "__MACOSX")
 
 
-class DatasetError(ValueError):
-    """A data set that is missing, incomplete, or not what it says; the message tells the remedy."""
-
-
 @cache
 def cards() -> dict[str, dict]:
-    """``data/benchmarks.toml``: per benchmark its sources, layouts, counts, licence, citation."""
-    return tomllib.loads(files.path("benchmarks.toml").read_text(encoding="utf-8"))
+    """``data/benchmarks.toml``: per benchmark its sources, layouts, counts, license, citation."""
+    return tomllib.loads(files.shipped("benchmarks.toml").read_text(encoding="utf-8"))
 
 
 @dataclass

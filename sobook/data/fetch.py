@@ -20,14 +20,12 @@ from pathlib import Path
 import requests
 from tqdm.auto import tqdm
 
+from sobook.errors import DownloadError
+
 _CHUNK = 1 << 20
 _PIECE = 1 << 14  # what a broken connection may cost
 _PASSING = {408, 425, 429, 500, 502, 503, 504}  # worth another try at the same address
 _LOGIN = {401, 402, 403, 407, 451}
-
-
-class DownloadError(OSError):
-    """A file that cannot be fetched here and now; the message tells the remedy."""
 
 
 class Unavailable(DownloadError):

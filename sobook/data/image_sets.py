@@ -20,6 +20,7 @@ import numpy as np
 from sobook import files
 from sobook.data import archives, benchmarks
 from sobook.data.benchmarks import DatasetError
+from sobook.errors import suggest
 
 NAMES = ("aviary", "cub200", "cars196", "sop", "inshop", "folder")
 _AVIARY_OPTIONS = {"species": 100, "images_per_species": 40, "size": 96, "seed": 0}
@@ -311,21 +312,21 @@ def _check_words(name: str, split: str, options: Mapping) -> None:
         )
     splits = ["train", "validation", *(["query", "gallery"] if name == "inshop" else ["test"])]
     if split not in splits:
-        near = files.suggest(split, splits)
+        near = suggest(split, splits)
         raise DatasetError(f"unknown split {split!r}.{near} {name} has {', '.join(splits)}.")
     _check_options(name, options, [*_AVIARY_OPTIONS] * (name == "aviary") + [*_HOLD_OUT_OPTIONS])
 
 
 def _check_name(name: str) -> None:
     if name not in NAMES:
-        near = files.suggest(name, NAMES)
+        near = suggest(name, NAMES)
         raise DatasetError(f"unknown data set {name!r}.{near} There are {', '.join(NAMES)}.")
 
 
 def _check_options(name: str, options: Iterable[str], known: list[str]) -> None:
     for option in options:
         if option not in known:
-            near = files.suggest(option, known)
+            near = suggest(option, known)
             takes = ", ".join(known) or "no options"
             raise DatasetError(f"unknown option {option!r} for {name}.{near} It takes {takes}.")
 

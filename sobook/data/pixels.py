@@ -25,14 +25,11 @@ from tqdm.auto import tqdm
 
 from sobook import files
 from sobook.data.image_sets import ImageSet
+from sobook.errors import ImageError, SobookError
 
 RAW_BUDGET = 8 * 2**30  # bytes; beyond it the pixel cache holds JPEG instead of raw pixels
 _SPARE = 1.25  # times the side asked for: resizing by less costs more than it saves
 _VERSION = 3  # part of every cache key: raise it when decoding or resizing changes
-
-
-class ImageError(ValueError):
-    """An image file that is missing or cannot be decoded."""
 
 
 def read_image(path: str | os.PathLike) -> Image.Image:
@@ -312,7 +309,7 @@ def _resized_crop(image: np.ndarray, top, left, height, width, size) -> Tensor:
 
 def _uniform_plan(rng, labels, batch_size, _):
     if batch_size > len(labels):
-        raise ValueError(
+        raise SobookError(
             f"batch_size is {batch_size}, but there are only {len(labels)} training images: "
             "choose a smaller batch."
         )
@@ -330,7 +327,7 @@ def _balanced_plan(rng, labels, batch_size, images_per_class):
             stacklevel=4,
         )
     if rest or classes_per_batch > len(members):
-        raise ValueError(
+        raise SobookError(
             f"a batch of {batch_size} cannot hold {images_per_class} images each of "
             f"{batch_size / images_per_class:g} classes out of {len(members)}: choose a batch_size "
             f"that is a multiple of {images_per_class} and at most "
@@ -407,11 +404,11 @@ def evaluation_short_side(image_size: int) -> int:
 def evaluation_batches(
     source: Pixels, image_size: int, batch_size: int, rows: slice = slice(None)
 ) -> Iterator[Tensor]:
-    """Centre crops in order, of all images or some rows: (B, 3, image_size, image_size) uint8."""
+    """Center crops in order, of all images or some rows: (B, 3, image_size, image_size) uint8."""
     wanted = range(len(source))[rows]
     for start in range(0, len(wanted), batch_size):
         crops = [
-            _centre_crop(source[row], image_size) for row in wanted[start : start + batch_size]
+            _center_crop(source[row], image_size) for row in wanted[start : start + batch_size]
         ]
         yield torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
 
@@ -420,9 +417,9 @@ def evaluation_crop(image: Image.Image, image_size: int) -> Tensor:
     """One RGB picture, as `evaluation_batches` would give it: (3, image_size, image_size) uint8."""
     target = _target(image.size, evaluation_short_side(image_size), enlarge=True)
     resized = np.asarray(image.resize(target, Image.Resampling.BICUBIC))
-    return torch.from_numpy(_centre_crop(resized, image_size).copy()).permute(2, 0, 1)
+    return torch.from_numpy(_center_crop(resized, image_size).copy()).permute(2, 0, 1)
 
 
-def _centre_crop(image: np.ndarray, size: int) -> np.ndarray:
+def _center_crop(image: np.ndarray, size: int) -> np.ndarray:
     top, left = (round((side - size) / 2) for side in image.shape[:2])
     return image[top : top + size, left : left + size]

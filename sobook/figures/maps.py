@@ -1,6 +1,6 @@
 """Maps of embeddings in the plane, and how far each can be trusted.
 
-Letters: N points, D dimensions. Neighbours are those by cosine, found by faiss and given to UMAP
+Notation: N points, D dimensions. Neighbors are those by cosine, found by faiss and given to UMAP
 ready-made: all of them exactly up to 20,000 points, beyond that nearly all (an inverted file).
 """
 
@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from sobook import geometry
-from sobook.retrieval import neighbours as nearest
+from sobook.errors import SobookError
+from sobook.retrieval import nearest_neighbors
 
 _SPECTRAL_UP_TO = 10_000  # points; beyond, the start from eigenvectors takes longer than the rest
-_EXACT_UP_TO = 20_000  # points; beyond, exact neighbours take longer than the layout
+_EXACT_UP_TO = 20_000  # points; beyond, exact neighbors take longer than the layout
 _ROUNDS = 100  # of the layout of larger sets: 200 of them moved trustworthiness from 0.66 to 0.67
 
 
@@ -25,11 +26,11 @@ class MapQuality:
     """What a map keeps of the space; made by `quality`.
 
     Attributes:
-        trustworthiness: 1 when all neighbours on the map are neighbours in the space (Venna and
-            Kaski, ICANN 2001). Lenient: a false neighbour that is nearly one costs little.
+        trustworthiness: 1 when all neighbors on the map are neighbors in the space (Venna and
+            Kaski, ICANN 2001). Lenient: a false neighbor that is nearly one costs little.
         overlap: mean share of a point's k nearest in the space that are among its k nearest on
             the map. Strict.
-        k: neighbours looked at.
+        k: neighbors looked at.
         points: points looked at.
     """
 
@@ -41,14 +42,14 @@ class MapQuality:
     def __str__(self) -> str:
         return (
             f"trustworthiness {self.trustworthiness:.2f}, "
-            f"{self.overlap:.0%} of {self.k} neighbours kept"
+            f"{self.overlap:.0%} of {self.k} neighbors kept"
         )
 
 
 def project(
-    embeddings, *, method: str = "umap", seed: int | None = 0, neighbours: int = 15
+    embeddings, *, method: str = "umap", seed: int | None = 0, n_neighbors: int = 15
 ) -> np.ndarray:
-    """Lay embeddings out in the plane, by cosine neighbourhood ("umap") or linearly ("pca").
+    """Lay embeddings out in the plane, by cosine neighborhood ("umap") or linearly ("pca").
 
     To compare sets of one space (images and proxies, training and test), concatenate them: one
     fit on the union is the only way to give them one map.
@@ -58,32 +59,33 @@ def project(
         method: "umap" or "pca".
         seed: of UMAP; the same seed gives the same map. None: another map each time, faster where
             there are many cores.
-        neighbours: a point's neighbours in UMAP, itself counted.
+        n_neighbors: a point's neighbors in UMAP, itself counted.
 
     Returns:
         (N, 2)
 
     Raises:
-        ValueError: another method, or too few embeddings.
+        SobookError: another method, or too few embeddings.
     """
     points = geometry.unit_rows(embeddings, "embeddings")
     if method not in ("umap", "pca"):
-        raise ValueError(f'method must be "umap" or "pca", not {method!r}')
+        raise SobookError(f'method must be "umap" or "pca", not {method!r}')
     if len(points) < 4:
-        raise ValueError(f"a map needs at least 4 embeddings, not {len(points)}")
+        raise SobookError(f"a map needs at least 4 embeddings, not {len(points)}")
     if method == "pca":
         from sklearn.decomposition import PCA
 
         return PCA(2, svd_solver="full").fit_transform(points)
-    return _umap(points.astype(np.float32), seed, min(neighbours, len(points) - 1))
+    return _umap(points.astype(np.float32), seed, min(n_neighbors, len(points) - 1))
 
 
 def _umap(points: np.ndarray, seed: int | None, k: int) -> np.ndarray:
     import umap  # here, not above: its import takes seconds
 
     _keep_compiled(umap.umap_, umap.layouts)
-    # UMAP counts a point among its own neighbours.
-    similarities, found = (nearest if len(points) <= _EXACT_UP_TO else _nearly)(points, k - 1)
+    # UMAP counts a point among its own neighbors.
+    search = nearest_neighbors if len(points) <= _EXACT_UP_TO else _nearly
+    similarities, found = search(points, k - 1)
     own = np.arange(len(points))[:, None]
     distances = np.clip(1 - similarities, 0, 2)
     ready = np.hstack([own, found]), np.hstack([np.zeros_like(distances[:, :1]), distances])
@@ -92,7 +94,7 @@ def _umap(points: np.ndarray, seed: int | None, k: int) -> np.ndarray:
         n_neighbors=k,
         metric="cosine",
         precomputed_knn=ready,
-        force_approximation_algorithm=True,  # or small sets ignore the neighbours
+        force_approximation_algorithm=True,  # or small sets ignore the neighbors
         init="spectral" if small else _two_components(points, seed),
         n_epochs=None if small else _ROUNDS,
         random_state=seed,
@@ -119,9 +121,9 @@ def _two_components(points: np.ndarray, seed: int | None) -> np.ndarray:
 
     From the (D, D) covariance: `init="pca"` of UMAP decomposes all N rows, which takes far longer.
     """
-    centred = points - points.mean(axis=0)
-    _, directions = np.linalg.eigh(centred.T @ centred)  # ascending
-    plane = centred @ directions[:, :-3:-1]
+    centered = points - points.mean(axis=0)
+    _, directions = np.linalg.eigh(centered.T @ centered)  # ascending
+    plane = centered @ directions[:, :-3:-1]
     noise = np.random.default_rng(seed).normal(scale=1e-5, size=plane.shape)  # parts duplicates
     return (10 * (plane / np.abs(plane).max() + noise)).astype(np.float32)
 
@@ -129,7 +131,7 @@ def _two_components(points: np.ndarray, seed: int | None) -> np.ndarray:
 def _nearly(points: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest of each unit-length point, itself left out, from an inverted file of faiss.
 
-    Cells are the Voronoi cells of √N · 2 centres; the 8 nearest cells are searched. Where they
+    Cells are the Voronoi cells of √N · 2 centers; the 8 nearest cells are searched. Where they
     hold fewer than k others, a place is filled by the point itself.
     """
     import faiss
@@ -152,12 +154,12 @@ def _nearly(points: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def quality(embeddings, plane, *, k: int = 15, most: int = 2000, seed: int = 0) -> MapQuality:
-    """Trustworthiness and neighbourhood overlap of a map.
+    """Trustworthiness and neighborhood overlap of a map.
 
     Args:
         embeddings: (N, D).
         plane: (N, 2).
-        k: neighbours to look at.
+        k: neighbors to look at.
         most: of more points than this, a random sample is looked at.
         seed: of the sample.
     """
@@ -165,19 +167,20 @@ def quality(embeddings, plane, *, k: int = 15, most: int = 2000, seed: int = 0) 
 
     plane = np.asarray(plane)
     if len(plane) != len(embeddings):
-        raise ValueError(f"{len(embeddings)} embeddings but {len(plane)} places on the map")
+        raise SobookError(f"{len(embeddings)} embeddings but {len(plane)} places on the map")
     chosen = np.random.default_rng(seed).permutation(len(plane))[:most]
     unit = geometry.unit_rows(embeddings, "embeddings")[chosen]
     k = max(1, min(k, (len(chosen) - 1) // 2))
     trust = trustworthiness(unit, plane[chosen], n_neighbors=k, metric="cosine")
     kept = [
-        np.isin(a, b) for a, b in zip(nearest(unit, k)[1], _on_map(plane[chosen], k), strict=True)
+        np.isin(a, b)
+        for a, b in zip(nearest_neighbors(unit, k)[1], _on_map(plane[chosen], k), strict=True)
     ]
     return MapQuality(float(trust), float(np.mean(kept)), k, len(chosen))
 
 
 def place(points, others, plane, *, k: int = 15) -> np.ndarray:
-    """Where new points would lie on a map: the weighted mean of the places of their neighbours.
+    """Where new points would lie on a map: the weighted mean of the places of their neighbors.
 
     Weights fall off as e^((s − s₁)/τ) with the cosine s, s₁ that of the nearest and τ the spread
     of the k cosines: a rough form of UMAP's own transform, enough to follow a proxy over epochs.
@@ -186,12 +189,12 @@ def place(points, others, plane, *, k: int = 15) -> np.ndarray:
         points: (M, D) to be placed.
         others: (N, D) on the map.
         plane: (N, 2) their places.
-        k: neighbours that take part.
+        k: neighbors that take part.
 
     Returns:
         (M, 2)
     """
-    similarities, found = nearest(points, min(k, len(others)), gallery=others)
+    similarities, found = nearest_neighbors(points, min(k, len(others)), gallery=others)
     spread = similarities[:, :1] - similarities.mean(axis=1, keepdims=True)
     weights = np.exp((similarities - similarities[:, :1]) / np.maximum(spread, 1e-6))
     weights /= weights.sum(axis=1, keepdims=True)

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from sobook.errors import SobookError
 from sobook.figures import style
-from sobook.figures.style import Figure, as_array, as_matrix, colour, finish, new_figure, use_style
+from sobook.figures.style import Figure, as_array, as_matrix, color, finish, new_figure, use_style
 
 _PARTS = {"train": "#0072B2", "validation": "#56B4E9", "test": "#E69F00"}
 _HATCHES = {"train": "", "validation": "..", "test": "//"}
@@ -18,8 +19,8 @@ _HATCHES = {"train": "", "validation": "..", "test": "//"}
 def split_chart(splits: Mapping[str, Mapping[str, object]], *, show: int | None = None) -> Figure:
     """How pictures are divided among train, validation and test: a column a class, stacked.
 
-    A class-disjoint split gives every column one colour; a classifier's split gives all columns
-    every colour.
+    A class-disjoint split gives every column one color; a classifier's split gives all columns
+    every color.
 
     Args:
         splits: title of a panel → {"train": classes, "validation": …, "test": …}, where classes
@@ -104,7 +105,7 @@ def pick_queries(
     """
     kinds = ("fixed", "broken", "hardest", "confused")
     if which not in kinds:
-        raise ValueError(f"which must be one of {', '.join(kinds)}, not {which!r}")
+        raise SobookError(f"which must be one of {', '.join(kinds)}, not {which!r}")
     answers = [as_matrix(r, "right").astype(bool) for r in right.values()]
     first, last = answers[0], answers[-1]
     if which == "fixed":
@@ -115,7 +116,7 @@ def pick_queries(
         return np.argsort(first.sum(axis=1) + last.sum(axis=1), kind="stable")[:number]
     else:
         if found is None or labels is None:
-            raise ValueError('"confused" needs found and labels: the classes of both sides')
+            raise SobookError('"confused" needs found and labels: the classes of both sides')
         found, labels = as_matrix(found, "found"), as_array(labels)
         pairs = np.sort(np.stack([np.broadcast_to(labels[:, None], found.shape), found], -1), -1)
         wrong = pairs[pairs[..., 0] != pairs[..., 1]]
@@ -137,7 +138,7 @@ def contact_sheet(images, titles: Sequence[str] | None = None, columns: int = 10
         titles: N captions.
     """
     if len(images) == 0:
-        raise ValueError("contact_sheet got no images")
+        raise SobookError("contact_sheet got no images")
     columns = min(columns, len(images))
     rows, pitch = -(-len(images) // columns), 1.04 if titles is None else 1.36
     figure, axis = style.tiles(columns * 1.04, rows * pitch, top=0.0)
@@ -161,10 +162,10 @@ def attention_maps(images, attention, names: Sequence[str] | None = None) -> Fig
     """
     attention = as_array(attention)
     if attention.ndim != 3:
-        raise ValueError(f"attention must be (B, heads, patches), not {attention.shape}")
+        raise SobookError(f"attention must be (B, heads, patches), not {attention.shape}")
     side = math.isqrt(attention.shape[2])
     if side * side != attention.shape[2]:
-        raise ValueError(f"{attention.shape[2]} patches are no square grid; leave out the class "
+        raise SobookError(f"{attention.shape[2]} patches are no square grid; leave out the class "
                          "and distillation tokens")  # fmt: skip
     maps = attention / attention.mean(axis=2, keepdims=True)
     maps = maps.reshape(*attention.shape[:2], side, side)
@@ -194,7 +195,7 @@ def _retrievals(query_images, retrieved, right, similarities, titles) -> Figure:
     right = {name: as_matrix(r, "right").astype(bool) for name, r in right.items()}
     rows, k = next(iter(right.values())).shape
     if len(query_images) != rows:
-        raise ValueError(f"{len(query_images)} query images but {rows} rows in right")
+        raise SobookError(f"{len(query_images)} query images but {rows} rows in right")
     start = 1.2 if len(right) == 1 else 2.05
     block = len(right) * 1.2 + (0.25 if len(right) > 1 else 0.16 * (titles is not None))
     figure, axis = style.tiles(start + k * 1.06, rows * block)
@@ -203,7 +204,7 @@ def _retrievals(query_images, retrieved, right, similarities, titles) -> Figure:
         style.tile(axis, query, 0, middle, caption=None if titles is None else titles[row])
         for line, name in enumerate(right):
             y = row * block + line * 1.2
-            axis.text(start - 0.1, y + 0.5, name, color=colour(name), weight="bold", ha="right",
+            axis.text(start - 0.1, y + 0.5, name, color=color(name), weight="bold", ha="right",
                       va="center")  # fmt: skip
             for rank, image in enumerate(retrieved[name][row]):
                 said = None if similarities is None else f"{similarities[name][row][rank]:.2f}"

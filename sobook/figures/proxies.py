@@ -4,8 +4,8 @@ Every function takes plain arrays or tensors (or dicts of them, PA first, PA+SO 
 one `Figure`. It shows itself in a notebook, saves with `figure.savefig(path)`, and carries one
 sentence of alternative text, computed from what it shows: `alt_text(figure)`.
 
-Three promises hold throughout: a method keeps its colour in every figure, things that are compared
-share one scale, and colour is never the only way to tell two things apart.
+Three promises hold throughout: a method keeps its color in every figure, things that are compared
+share one scale, and color is never the only way to tell two things apart.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from scipy.spatial.distance import squareform
 from scipy.special import gammaln
 
 from sobook import geometry
+from sobook.errors import SobookError
 from sobook.figures import maps, style
 from sobook.figures.maps import project  # noqa: F401  (here for the reader's own maps)
 from sobook.figures.pictures import (  # noqa: F401  (every figure is to be had from here)
@@ -33,12 +34,12 @@ from sobook.figures.pictures import (  # noqa: F401  (every figure is to be had 
     split_chart,
 )
 from sobook.figures.style import (  # what is not used below is here for the reader's own figures
-    COLOURS,
+    COLORS,
     Figure,
     alt_text,  # noqa: F401
     as_array,
     as_matrix,
-    colour,
+    color,
     finish,
     new_figure,
     use_style,
@@ -78,7 +79,7 @@ def proxy_heatmaps(
     difference: bool = False,
     limit: float | None = None,
 ) -> Figure:
-    """Cosines between all proxies, side by side: one class order, one scale centred on zero.
+    """Cosines between all proxies, side by side: one class order, one scale centered on zero.
 
     Args:
         proxies: name → (C, D), the same classes in each.
@@ -91,7 +92,7 @@ def proxy_heatmaps(
     sets = _proxy_sets(proxies, same_classes=True)
     names = list(sets)
     if difference and len(names) != 2:
-        raise ValueError(f"difference=True needs exactly two sets of proxies, not {len(names)}")
+        raise SobookError(f"difference=True needs exactly two sets of proxies, not {len(names)}")
     clustered = order is None
     order = class_order(sets[names[0]]) if clustered else _permutation(order, len(sets[names[0]]))
     panels = {name: _cosine_cells(p[order]) for name, p in sets.items()}
@@ -105,7 +106,7 @@ def proxy_heatmaps(
     _draw_cells(figure, axes, panels, limit)
     for axis, name in zip(axes, panels, strict=True):
         style.group_bar(axis, groups, order)
-        axis.set_title(name, loc="left", weight="bold", color=COLOURS.get(name, "#222222"))
+        axis.set_title(name, loc="left", weight="bold", color=COLORS.get(name, "#222222"))
         axis.set_title(numbers.get(name, ""), loc="right", fontsize=11)
     if named:
         style.class_ticks(axes[0], [class_names[c] for c in order])
@@ -122,7 +123,7 @@ def proxy_heatmaps(
 def angle_histogram(proxies: Mapping[str, object]) -> Figure:
     """How the angles between proxies are spread, against those of random directions.
 
-    The grey curve is exact: the angle θ between random directions in D dimensions has a density
+    The gray curve is exact: the angle θ between random directions in D dimensions has a density
     proportional to sin^(D−2) θ. Marked are 90°, the angles of cosine ±1/√D and, when C > D, the
     Welch bound: the smallest angle of any set of C directions cannot exceed it.
 
@@ -141,18 +142,18 @@ def angle_histogram(proxies: Mapping[str, object]) -> Figure:
     theta = np.linspace(bins[0], bins[-1], 800)
     density = _random_angle_density(theta, dim)
     axis.fill_between(theta, density, color=style.QUIET, alpha=0.45, lw=0)
-    axis.plot(theta, density, color=COLOURS["chance"], lw=1.6, label=f"random directions, {dim}-D")
+    axis.plot(theta, density, color=COLORS["chance"], lw=1.6, label=f"random directions, {dim}-D")
     for (name, values), dash in zip(angles.items(), style.dashes(), strict=False):
         height = np.histogram(values, bins, density=True)[0]
         label = f"{name}: mean {values.mean():.1f}°, smallest {values.min():.1f}°"
-        axis.stairs(height, bins, color=colour(name), lw=2.6, ls=dash, label=label)
+        axis.stairs(height, bins, color=color(name), lw=2.6, ls=dash, label=label)
     axis.axvline(90, color="#222222", lw=1.2, label="90°: orthogonal")
     axis.axvline(90 - chance, color="#222222", lw=1.4, ls=":",
                  label=f"cosine ±1/√{dim} (90° ± {chance:.1f}°)")  # fmt: skip
     axis.axvline(90 + chance, color="#222222", lw=1.4, ls=":")
     if classes > dim:
         bound = math.degrees(math.acos(next(iter(shapes.values())).welch_bound))
-        axis.axvline(bound, color=COLOURS["wrong"], lw=1.8, ls="-.",
+        axis.axvline(bound, color=COLORS["wrong"], lw=1.8, ls="-.",
                      label=f"Welch bound {bound:.1f}°")  # fmt: skip
     axis.set(xlim=(bins[0], bins[-1]), ylim=(0, None), xlabel="angle between two proxies (degrees)",
              ylabel="share of pairs per degree")  # fmt: skip
@@ -166,7 +167,7 @@ def angle_histogram(proxies: Mapping[str, object]) -> Figure:
 
 @use_style()
 def spectra(proxies: Mapping[str, object]) -> Figure:
-    """Singular values of the row-normalised proxies against the flat spectrum.
+    """Singular values of the row-normalized proxies against the flat spectrum.
 
     Flat is what proxies reach when they use all directions equally: √(C / min(C, D)).
 
@@ -178,14 +179,14 @@ def spectra(proxies: Mapping[str, object]) -> Figure:
     size, flat = min(classes, dim), math.sqrt(classes / min(classes, dim))
     figure = new_figure(8, 4.8)
     axis = figure.subplots()
-    axis.axhline(flat, color=COLOURS["chance"], lw=1.6, ls=":",
+    axis.axhline(flat, color=COLORS["chance"], lw=1.6, ls=":",
                  label=f"flat spectrum: rank {size}")  # fmt: skip
     ranks = {}
     for (name, p), dash in zip(sets.items(), style.dashes(), strict=False):
         shape = geometry.describe(p)
         values, ranks[name] = shape.spectrum, shape.effective_rank
         label = f"{name}: effective rank {ranks[name]:.1f}"
-        axis.plot(np.arange(1, size + 1), values, color=colour(name), ls=dash, label=label)
+        axis.plot(np.arange(1, size + 1), values, color=color(name), ls=dash, label=label)
     axis.set(xlim=(1, size), ylim=(0, None), xlabel="direction, strongest first",
              ylabel="singular value")  # fmt: skip
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -204,14 +205,14 @@ def training_curves(runs: Mapping[str, Sequence], *, dim: int | None = None) -> 
         dim: draws the chance level 1/√dim among the cosines.
     """
     if not runs:
-        raise ValueError("training_curves got no runs; pass {name: run.metrics}")
+        raise SobookError("training_curves got no runs; pass {name: run.metrics}")
     figure = new_figure(12, 4.4)
     panels = figure.subplot_mosaic([["pa", "cosine", "recall"], ["so", "cosine", "recall"]])
     keys = {"pa": "proxy_anchor", "so": "soft_orthogonality", "cosine": "rms_cosine",
             "recall": "recall_at_1"}  # fmt: skip
     for panel, axis in panels.items():
         for (name, run), dash in zip(runs.items(), style.dashes(), strict=False):
-            style.curve(axis, *_series(run, keys[panel]), colour(name), dash)
+            style.curve(axis, *_series(run, keys[panel]), color(name), dash)
         if not axis.lines:
             axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
@@ -225,11 +226,11 @@ def training_curves(runs: Mapping[str, Sequence], *, dim: int | None = None) -> 
     panels["pa"].tick_params(labelbottom=False)
     for panel in ("pa", "so", "cosine"):
         panels[panel].set_ylim(0, None)
-    handles = [Line2D([], [], color=colour(n), ls=d)
+    handles = [Line2D([], [], color=color(n), ls=d)
                for n, d in zip(runs, style.dashes(), strict=False)]  # fmt: skip
     labels = list(runs)
     if dim:
-        line = panels["cosine"].axhline(1 / math.sqrt(dim), color=COLOURS["chance"], ls=":", lw=1.6)
+        line = panels["cosine"].axhline(1 / math.sqrt(dim), color=COLORS["chance"], ls=":", lw=1.6)
         handles, labels = [*handles, line], [*labels, f"random directions, 1/√{dim}"]
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     last = "; ".join(f"{name}: Recall@1 {_last(run, 'recall_at_1')}, RMS cosine "
@@ -254,12 +255,12 @@ def proxy_ribbons(
         dim: draws what random directions have: RMS cosine ±1/√dim, SO 1/dim.
     """
     if not movements:
-        raise ValueError("proxy_ribbons got no runs; pass {name: geometry.movement(...)}")
+        raise SobookError("proxy_ribbons got no runs; pass {name: geometry.movement(...)}")
     figure = new_figure(9.5, 8)
     cosine, so, recall = figure.subplots(3, 1, sharex=True, height_ratios=(1.5, 1, 1))
     last = []
     for (name, moved), dash in zip(movements.items(), style.dashes(), strict=False):
-        shade, epochs = colour(name), np.arange(len(moved.cosine_band))
+        shade, epochs = color(name), np.arange(len(moved.cosine_band))
         low, middle, high = moved.cosine_band.T
         cosine.fill_between(epochs, low, high, color=shade, alpha=0.22, lw=0)
         cosine.plot(epochs, middle, color=shade, ls=dash, label=name)
@@ -271,7 +272,7 @@ def proxy_ribbons(
         last.append(f"{name}: middle 90 % of cosines {low[-1]:+.2f} to {high[-1]:+.2f}, "
                     f"SO {squares[-1]:.4f}")  # fmt: skip
     if dim:
-        chance = {"color": COLOURS["chance"], "ls": ":", "lw": 1.6}
+        chance = {"color": COLORS["chance"], "ls": ":", "lw": 1.6}
         cosine.axhline(1 / math.sqrt(dim), label=f"random directions, {dim}-D", **chance)
         cosine.axhline(-1 / math.sqrt(dim), **chance)
         so.axhline(1 / dim, **chance)
@@ -296,7 +297,7 @@ def embedding_map(
     title: str | None = None,
     **options,
 ) -> Figure:
-    """One map of embeddings, coloured by class, proxies as stars; fitted on both together.
+    """One map of embeddings, colored by class, proxies as stars; fitted on both together.
 
     Args:
         embeddings: (N, D).
@@ -320,7 +321,7 @@ def embedding_maps(
     class_names: Sequence[str] | None = None,
     method: str = "umap",
     seed: int = 0,
-    neighbours: int = 15,
+    n_neighbors: int = 15,
     highlight: Sequence[int] | None = None,
 ) -> Figure:
     """Maps of the same images under several models, side by side, each fitted on its own.
@@ -335,33 +336,33 @@ def embedding_maps(
         labels: (N,) classes.
         proxies: name → (C, D), drawn as stars.
         proxy_labels: (C,) their classes; 0..C−1 by default. Proxies of other classes than those
-            shown (training proxies among test images) need it: a class not shown is grey.
+            shown (training proxies among test images) need it: a class not shown is gray.
         class_names: class → name.
-        highlight: at most 20 classes to colour; by default all, or 12 spread evenly.
+        highlight: at most 20 classes to color; by default all, or 12 spread evenly.
     """
     labels, proxies = as_array(labels).astype(int), dict(proxies or {})
     if set(proxies) - set(embeddings):
-        raise ValueError(f"proxies of {sorted(proxies)}, embeddings of {sorted(embeddings)}: use "
+        raise SobookError(f"proxies of {sorted(proxies)}, embeddings of {sorted(embeddings)}: use "
                          "the same names")  # fmt: skip
     styles, total = style.class_styles(labels, highlight), len(np.unique(labels))
     figure = new_figure(6.2 * len(embeddings) + 2.4, 6.2)
     axes = figure.subplots(1, len(embeddings), squeeze=False)[0]
-    note = f"UMAP, {neighbours} neighbours, seed {seed}" if method == "umap" else method.upper()
+    note = f"UMAP, {n_neighbors} neighbors, seed {seed}" if method == "umap" else method.upper()
     trust = {}
     for axis, (name, points) in zip(axes, embeddings.items(), strict=True):
         points = as_matrix(points, f"the embeddings of {name}")
         if len(points) != len(labels):
-            raise ValueError(f"{name}: {len(points)} embeddings but {len(labels)} labels")
+            raise SobookError(f"{name}: {len(points)} embeddings but {len(labels)} labels")
         stars = as_matrix(proxies.get(name, points[:0]), f"the proxies of {name}")
         plane = project(np.concatenate([points, stars]), method=method, seed=seed,
-                        neighbours=neighbours)  # fmt: skip
+                        n_neighbors=n_neighbors)  # fmt: skip
         places, star_places = np.split(plane, [len(points)])
         classes = np.arange(len(stars)) if proxy_labels is None else as_array(proxy_labels)
         seen = None if proxy_labels is None or not len(stars) else classes
         style.points_on_map(axis, places, labels, styles, seen)
         style.stars_on_map(axis, star_places, classes, styles)
-        trust[name] = maps.quality(points, places, k=neighbours)
-        axis.set_title(name, color=COLOURS.get(name, "#222222"), weight="bold")
+        trust[name] = maps.quality(points, places, k=n_neighbors)
+        axis.set_title(name, color=COLORS.get(name, "#222222"), weight="bold")
         axis.set_xlabel(f"{note}\n{trust[name]}", fontsize=12)
     hollow = proxy_labels is not None and bool(set(labels) - set(as_array(proxy_labels)))
     style.class_legend(figure, styles, class_names, total, bool(proxies), hollow)
@@ -377,7 +378,7 @@ def map_panel(
     embeddings,
     labels,
     *,
-    neighbours: Sequence[int] = (5, 15, 50),
+    n_neighbors: Sequence[int] = (5, 15, 50),
     seeds: Sequence[int] = (0, 1),
     class_names: Sequence[str] | None = None,
     highlight: Sequence[int] | None = None,
@@ -389,30 +390,30 @@ def map_panel(
     Args:
         embeddings: (N, D).
         labels: (N,) classes.
-        neighbours: settings of UMAP, one row each.
+        n_neighbors: settings of UMAP, one row each.
         seeds: one column each.
         class_names: class → name.
-        highlight: at most 20 classes to colour, as in `embedding_maps`.
+        highlight: at most 20 classes to color, as in `embedding_maps`.
     """
     points, labels = as_matrix(embeddings, "the embeddings"), as_array(labels).astype(int)
     if len(points) != len(labels):
-        raise ValueError(f"{len(points)} embeddings but {len(labels)} labels")
+        raise SobookError(f"{len(points)} embeddings but {len(labels)} labels")
     styles, total = style.class_styles(labels, highlight), len(np.unique(labels))
     columns = [*(f"seed {seed}" for seed in seeds), "PCA"]
-    figure = new_figure(4.0 * len(columns) + 2.4, 4.1 * len(neighbours))
-    axes = figure.subplots(len(neighbours), len(columns), squeeze=False)
+    figure = new_figure(4.0 * len(columns) + 2.4, 4.1 * len(n_neighbors))
+    axes = figure.subplots(len(n_neighbors), len(columns), squeeze=False)
     flat, said = project(points, method="pca"), []
-    for row, k in enumerate(neighbours):
+    for row, k in enumerate(n_neighbors):
         for column, title in enumerate(columns):
             pca = column == len(seeds)
-            plane = flat if pca else project(points, seed=seeds[column], neighbours=k)
+            plane = flat if pca else project(points, seed=seeds[column], n_neighbors=k)
             if pca and row:
                 axes[row, column].set_axis_off()  # PCA has neither seed nor setting
                 continue
             style.points_on_map(axes[row, column], plane, labels, styles)
             kept = maps.quality(points, plane)
-            said.append(f"{title if pca else f'{k} neighbours, {title}'}: {kept}")
-            axes[row, column].set_title(title if pca else f"{k} neighbours, {title}")
+            said.append(f"{title if pca else f'{k} neighbors, {title}'}: {kept}")
+            axes[row, column].set_title(title if pca else f"{k} neighbors, {title}")
             axes[row, column].set_xlabel(str(kept).replace(", ", "\n"), fontsize=11)
     style.class_legend(figure, styles, class_names, total, False)
     return finish(figure, f"{len(labels)} embeddings on several maps; {'; '.join(said)}.")
@@ -452,7 +453,7 @@ def spheres(
         points = geometry.unit_rows(embeddings, "embeddings")
         stars = geometry.unit_rows(proxies, "proxies")
         if points.shape[1] != 3 or stars.shape[1] != 3:
-            raise ValueError("a sphere shows 3-dimensional embeddings and proxies; these have "
+            raise SobookError("a sphere shows 3-dimensional embeddings and proxies; these have "
                              f"{points.shape[1]} and {stars.shape[1]} dimensions")  # fmt: skip
         axis = figure.add_subplot(1, len(models), column + 1, projection="3d")
         axis.view_init(*view)
@@ -460,7 +461,7 @@ def spheres(
         style.points_on_globe(axis, points, labels, stars, styles, view)
         if name:
             numbers = _cosine_numbers(geometry.describe(stars))
-            axis.set_title(f"{name}: {numbers}", color=colour(name), fontsize=13)
+            axis.set_title(f"{name}: {numbers}", color=color(name), fontsize=13)
     style.class_legend(figure, styles, class_names, len(styles), True)
     said = ": " + " | ".join(models) if any(models) else ""
     return finish(figure, f"{len(labels)} embeddings of {len(styles)} classes and their proxies "
@@ -486,10 +487,10 @@ def recall_curves(
     for (name, values), shift, dash, marker in marks:
         at = np.array([ks.index(k) for k in sorted(values)]) + shift
         heights = np.array([values[k] for k in sorted(values)])
-        axis.plot(at, heights, color=colour(name), ls=dash, marker=marker, ms=8,
+        axis.plot(at, heights, color=color(name), ls=dash, marker=marker, ms=8,
                   label=f"{name}: Recall@{ks[0]} {values.get(ks[0], math.nan):.1%}")  # fmt: skip
         for k, (low, high) in (intervals or {}).get(name, {}).items():
-            axis.vlines(ks.index(k) + shift, low, high, color=colour(name), lw=2)
+            axis.vlines(ks.index(k) + shift, low, high, color=color(name), lw=2)
     axis.set_xticks(range(len(ks)), [str(k) for k in ks])
     axis.set(xlabel="K: nearest images looked at", ylabel="Recall@K")
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
@@ -506,22 +507,22 @@ def interval_plot(
     """Values with their 95% intervals, one line each.
 
     Args:
-        rows: (label, value, low, high, group); the group gives the colour.
+        rows: (label, value, low, high, group); the group gives the color.
         reference: a value to compare with, drawn as a line.
     """
     if not rows:
-        raise ValueError("interval_plot got no rows; pass (label, value, low, high, group)")
+        raise SobookError("interval_plot got no rows; pass (label, value, low, high, group)")
     figure = new_figure(9, 0.55 * len(rows) + 1.5)
     axis = figure.subplots()
     groups = list(dict.fromkeys(row[4] for row in rows))
     for y, (_, value, low, high, group) in enumerate(rows):
         marker = "osD^v"[groups.index(group) % 5]
-        axis.hlines(y, low, high, color=colour(group), lw=2.5)
-        axis.plot(value, y, marker, color=colour(group), ms=8)
+        axis.hlines(y, low, high, color=color(group), lw=2.5)
+        axis.plot(value, y, marker, color=color(group), ms=8)
         axis.text(1.02, y, f"{value:.{decimals}f}  [{low:.{decimals}f}, {high:.{decimals}f}]",
                   va="center", fontsize=11, transform=axis.get_yaxis_transform())  # fmt: skip
     if reference is not None:
-        axis.axvline(reference, color=COLOURS["chance"], ls=":", lw=1.6)
+        axis.axvline(reference, color=COLORS["chance"], ls=":", lw=1.6)
     axis.set_yticks(range(len(rows)), [row[0] for row in rows])
     axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel=f"{xlabel} (dot, 95% interval)")
     axis.tick_params(axis="y", length=0)
@@ -546,19 +547,19 @@ def paired_differences(
         metric: what is measured.
     """
     if len(values) != 2:
-        raise ValueError(f"paired_differences compares two methods, not {len(values)}")
+        raise SobookError(f"paired_differences compares two methods, not {len(values)}")
     (first, a), (second, b) = ((name, as_array(v).ravel()) for name, v in values.items())
     if len(a) != len(b):
-        raise ValueError(f"{first} has {len(a)} seeds and {second} has {len(b)}; pair them")
+        raise SobookError(f"{first} has {len(a)} seeds and {second} has {len(b)}; pair them")
     change = b - a
     figure = new_figure(9.5, 4.8)
     left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
     left.plot([0, 1], [a, b], color=style.QUIET, lw=1.8, zorder=1)
     for x, (name, v) in enumerate(((first, a), (second, b))):
-        left.plot(np.full(len(v), x), v, "os"[x], color=colour(name), ms=10, mec="white")
+        left.plot(np.full(len(v), x), v, "os"[x], color=color(name), ms=10, mec="white")
     left.set_xticks([0, 1], [f"{first}\nmean {a.mean():.3f}", f"{second}\nmean {b.mean():.3f}"])
     left.set(xlim=(-0.35, 1.35), ylabel=metric, title=f"{len(a)} seeds")
-    right.axhline(0, color=COLOURS["chance"], lw=1.6, ls=":")
+    right.axhline(0, color=COLORS["chance"], lw=1.6, ls=":")
     right.plot(np.linspace(-0.12, 0.12, len(change)), change, "D", color="#555555", ms=8,
                mec="white")  # fmt: skip
     right.plot(0.45, change.mean(), "o", color="#222222", ms=11)
@@ -579,11 +580,11 @@ def confusion_vs_cosine(cosines, confusions, *, name: str = "PA") -> Figure:
     Args:
         cosines: (C, C) cosines of the proxies.
         confusions: (C, C) how often a query of the row's class finds the column's class.
-        name: the method, for the colour.
+        name: the method, for the color.
     """
     cosines, confusions = as_matrix(cosines, "cosines"), as_matrix(confusions, "confusions")
     if cosines.shape != confusions.shape or len(set(cosines.shape)) != 1:
-        raise ValueError(f"cosines {cosines.shape} and confusions {confusions.shape} must both be "
+        raise SobookError(f"cosines {cosines.shape} and confusions {confusions.shape} must both be "
                          "(C, C)")  # fmt: skip
     pairs = np.triu_indices(len(cosines), 1)
     both = (confusions + confusions.T) / 2
@@ -592,7 +593,7 @@ def confusion_vs_cosine(cosines, confusions, *, name: str = "PA") -> Figure:
     figure = new_figure(8, 5)
     axis = figure.subplots()
     size = float(np.clip(20_000 / len(x), 5, 40))
-    axis.scatter(x, y, s=size, color=colour(name), alpha=0.35, lw=0, label="a pair of classes")
+    axis.scatter(x, y, s=size, color=color(name), alpha=0.35, lw=0, label="a pair of classes")
     parts = np.array_split(np.argsort(x), min(10, len(x)))
     axis.plot([x[p].mean() for p in parts], [y[p].mean() for p in parts], "o-", color="#222222",
               ms=7, label=f"mean of each {'tenth' if len(parts) == 10 else 'part'}")  # fmt: skip
@@ -623,7 +624,7 @@ def attribute_lens(
     sets, shared = _proxy_sets(proxies, same_classes=True), as_matrix(shared, "shared")
     classes = len(next(iter(sets.values())))
     if shared.shape != (classes, classes):
-        raise ValueError(f"shared is {shared.shape}, but there are {classes} classes")
+        raise SobookError(f"shared is {shared.shape}, but there are {classes} classes")
     number = geometry.off_diagonal(shared)
     levels = [level for level in np.unique(number) if (number == level).sum() >= 5]
     figure = new_figure(5.2 * len(sets) + 0.8, 4.8)
@@ -636,10 +637,10 @@ def attribute_lens(
         axis.scatter(number + jitter, cosines, s=9, color=style.QUIET, lw=0, alpha=0.6)
         groups = [cosines[number == level] for level in levels]
         band = np.array([np.quantile(group, [0.05, 0.95]) for group in groups]).reshape(-1, 2)
-        axis.fill_between(levels, *band.T, color=colour(name), alpha=0.2, lw=0)
-        axis.plot(levels, [group.mean() for group in groups], "o-", color=colour(name), ms=6)
-        axis.axhline(0, color=COLOURS["chance"], lw=1.2, ls=":")
-        axis.set_title(f"{name}: ρ = {rho:+.2f} [{low:+.2f}, {high:+.2f}]", color=colour(name))
+        axis.fill_between(levels, *band.T, color=color(name), alpha=0.2, lw=0)
+        axis.plot(levels, [group.mean() for group in groups], "o-", color=color(name), ms=6)
+        axis.axhline(0, color=COLORS["chance"], lw=1.2, ls=":")
+        axis.set_title(f"{name}: ρ = {rho:+.2f} [{low:+.2f}, {high:+.2f}]", color=color(name))
         axis.set_xlabel(what)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         said.append(f"{name} ρ {rho:+.2f}, 95 % interval [{low:+.2f}, {high:+.2f}]")
@@ -649,19 +650,19 @@ def attribute_lens(
 
 def _proxy_sets(proxies, *, same_classes: bool = False) -> dict[str, np.ndarray]:
     if not isinstance(proxies, Mapping) or not proxies:
-        raise ValueError('pass proxies by name, as in {"PA": run.proxies(-1)}')
+        raise SobookError('pass proxies by name, as in {"PA": run.proxies(-1)}')
     sets = {name: as_matrix(p, f"the proxies of {name}") for name, p in proxies.items()}
     for name, p in sets.items():
         first = next(iter(sets.values())).shape
         if p.shape[1] != first[1] or (same_classes and p.shape != first):
-            raise ValueError(f"the proxies of {name} have shape {p.shape}, the first have {first}")
+            raise SobookError(f"the proxies of {name} have shape {p.shape}, the first have {first}")
     return sets
 
 
 def _permutation(order, classes: int) -> np.ndarray:
     order = np.asarray(as_array(order)).astype(int)
     if not np.array_equal(np.sort(order), np.arange(classes)):
-        raise ValueError(f"order must name each of the {classes} classes once")
+        raise SobookError(f"order must name each of the {classes} classes once")
     return order
 
 
@@ -690,7 +691,7 @@ def _cosine_cells(proxies: np.ndarray, most: int = 400) -> np.ndarray:
 
 
 def _draw_cells(figure: Figure, axes, panels: Mapping[str, np.ndarray], limit) -> None:
-    """All panels on one scale centred on zero, with one colour bar."""
+    """All panels on one scale centered on zero, with one color bar."""
     largest = max(np.nanmax(np.abs(cells), initial=0.0) for cells in panels.values())
     limit = limit or max(0.1, math.ceil(largest * 10 - 1e-6) / 10)
     cmap = mpl.colormaps["RdBu_r"].with_extremes(bad="#E4E4E4")

@@ -1,4 +1,4 @@
-"""The drawing board under `figures`: the book's style and colours, and the parts figures share."""
+"""The drawing board under `figures`: the book's style and colors, and the parts figures share."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageChops
 
-# Okabe and Ito's colours, and two of Paul Tol's: told apart under all common colour blindness.
-COLOURS = {
+from sobook.errors import SobookError
+
+# Okabe and Ito's colors, and two of Paul Tol's: told apart under all common color blindness.
+COLORS = {
     "PA": "#D55E00",
     "PA+SO": "#0072B2",
     "chance": "#6E6E6E",
@@ -45,13 +47,13 @@ def use_style() -> AbstractContextManager:
     return mpl.rc_context(_STYLE)
 
 
-def colour(name: str) -> str:
-    """The colour of a method: fixed for PA and PA+SO, and always the same one for any other name.
+def color(name: str) -> str:
+    """The color of a method: fixed for PA and PA+SO, and always the same one for any other name.
 
-    >>> colour("PA"), colour("PA+SO")
+    >>> color("PA"), color("PA+SO")
     ('#D55E00', '#0072B2')
     """
-    return COLOURS.get(name) or _OTHERS[sum(name.encode()) % len(_OTHERS)]
+    return COLORS.get(name) or _OTHERS[sum(name.encode()) % len(_OTHERS)]
 
 
 class Figure(_MatplotlibFigure):
@@ -78,7 +80,7 @@ class Figure(_MatplotlibFigure):
 
 
 def _with_palette(picture: Image.Image, most: int = 16) -> Image.Image:
-    """The picture with 256 colours, half the file, unless that would show (colour bars suffer)."""
+    """The picture with 256 colors, half the file, unless that would show (color bars suffer)."""
     small = picture.quantize(256)
     changes = ImageChops.difference(picture, small.convert("RGB")).getextrema()
     return small if max(high for _, high in changes) <= most else picture
@@ -100,7 +102,7 @@ def as_array(values) -> np.ndarray:
 def as_matrix(values, what: str) -> np.ndarray:
     matrix = as_array(values)
     if matrix.ndim != 2:
-        raise ValueError(f"{what} must have two dimensions, not shape {matrix.shape}")
+        raise SobookError(f"{what} must have two dimensions, not shape {matrix.shape}")
     return matrix
 
 
@@ -114,16 +116,16 @@ def finish(figure: Figure, alt: str) -> Figure:
 
 
 def dashes() -> Iterator:
-    """Line styles beside the colours: the first solid, the second long dashes, and so on."""
+    """Line styles beside the colors: the first solid, the second long dashes, and so on."""
     return itertools.cycle(("-", (0, (5, 1.5)), "-.", (0, (1, 1))))
 
 
 def group_bar(axis: Axes, groups, order: np.ndarray) -> None:
-    """A strip left of a heatmap, one colour a group (from the eleventh on, colours repeat)."""
+    """A strip left of a heatmap, one color a group (from the eleventh on, colors repeat)."""
     if groups is None:
         return
     if len(groups) != len(order):
-        raise ValueError(f"groups names {len(groups)} classes, the proxies have {len(order)}")
+        raise SobookError(f"groups names {len(groups)} classes, the proxies have {len(order)}")
     codes = np.unique(np.asarray(groups), return_inverse=True)[1][order]
     strip = np.array([mpl.colors.to_rgb(PALETTE[c % len(PALETTE)]) for c in codes])
     end = max(axis.get_xlim())  # the heatmap runs from −0.5 to here
@@ -157,16 +159,16 @@ def curve(axis: Axes, epochs, values: np.ndarray, shade: str, dash) -> None:
 
 
 def class_styles(labels: np.ndarray, highlight) -> dict[int, tuple[str, str]]:
-    """Colour and marker of up to 20 classes: ten colours, then the same with another marker."""
+    """Color and marker of up to 20 classes: ten colors, then the same with another marker."""
     classes = np.unique(labels)
     if highlight is None:
         spread = np.linspace(0, len(classes) - 1, 12).round().astype(int)
         highlight = classes if len(classes) <= 20 else classes[spread]
     missing = [int(c) for c in highlight if c not in classes]
     if missing:
-        raise ValueError(f"highlight names classes without any image here: {missing}")
+        raise SobookError(f"highlight names classes without any image here: {missing}")
     if len(highlight) > 20:
-        raise ValueError(f"highlight takes at most 20 classes, not {len(highlight)}")
+        raise SobookError(f"highlight takes at most 20 classes, not {len(highlight)}")
     return {int(c): (PALETTE[i % 10], "o^"[i // 10]) for i, c in enumerate(highlight)}
 
 
@@ -193,7 +195,7 @@ def points_on_map(
 
 def stars_on_map(axis: Axes, plane: np.ndarray, classes: np.ndarray, styles: dict) -> None:
     if len(plane) != len(classes):
-        raise ValueError(f"{len(plane)} proxies but {len(classes)} proxy labels")
+        raise SobookError(f"{len(plane)} proxies but {len(classes)} proxy labels")
     if not len(plane):
         return
     rest = ~np.isin(classes, list(styles))
@@ -226,7 +228,7 @@ def tiles(
 ) -> tuple[Figure, Axes]:
     """One axes whose unit is the side of an image: (0, 0) at the upper left.
 
-    `top` leaves room for headings (in sides), `extra` for a colour bar (in inches).
+    `top` leaves room for headings (in sides), `extra` for a color bar (in inches).
     """
     scale = min(1.25, 12 / width)  # inches
     figure = new_figure(width * scale + extra, (height + top) * scale)
@@ -248,7 +250,7 @@ def tile(axis: Axes, image, x: float, y: float, *, right=None, caption=None, **o
     shown = axis.imshow(image, extent=(left, left + width, top + height, top), **options)
     axis.set(xlim=limits[0], ylim=limits[1])
     if right is not None:
-        shade = COLOURS["right" if right else "wrong"]
+        shade = COLORS["right" if right else "wrong"]
         axis.add_patch(Rectangle((x, y), 1, 1, fill=False, ec=shade, lw=4, joinstyle="round"))
         axis.text(x + 0.87, y + 0.13, "✓" if right else "✗", color="white", weight="bold",
                   ha="center", va="center", fontsize=13,

@@ -3,7 +3,7 @@
 `from_runs` makes it from run folders, `build` from plain arrays. The page needs no kernel, no
 network and no library: data, pictures (one WebP sprite) and script are inside it.
 
-Letters: A classes shown, of which the first C have proxies; N images; D dimensions; E epochs.
+Notation: A classes shown, of which the first C have proxies; N images; D dimensions; E epochs.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from sobook import figures, geometry
 from sobook.data import image_sets
 from sobook.data import pixels as images
 from sobook.encoder import embed
+from sobook.errors import SobookError
 from sobook.figures import maps, style
 from sobook.interactive.playground import _WEB, Page
-from sobook.retrieval import neighbours
+from sobook.retrieval import nearest_neighbors
 from sobook.training.run import Run
 
 TILE = 64  # pixels, the side of a thumbnail
@@ -74,13 +75,13 @@ def build(
         labels: (N,) classes 0..A−1; those from C on are test classes without proxies.
         class_names: A names.
         proxy_classes: (C,) which proxies belong to the classes 0..C−1; by default all of them.
-        groups: A names of groups (a genus), which give the colours.
+        groups: A names of groups (a genus), which give the colors.
         title, note: written above and below.
         seed: of UMAP.
         methods: kinds of map, of "umap" and "pca".
 
     Raises:
-        ValueError: one or two models are needed, and all must be about the same images.
+        SobookError: one or two models are needed, and all must be about the same images.
     """
     labels, models = np.asarray(labels).astype(int), dict(models)
     _check(models, pictures, labels, class_names)
@@ -101,7 +102,7 @@ def build(
         "classes": [{"name": str(name), "group": group, "proxy": c < len(chosen)}
                     for c, (name, group) in enumerate(zip(class_names, groups, strict=True))],
         "order": order.tolist(), "labels": _packed(labels, np.uint16), "depth": runs[0]["depth"],
-        "sprite": sprite, "tile": TILE, "columns": columns, "colours": _colours(),
+        "sprite": sprite, "tile": TILE, "columns": columns, "colors": _colors(),
         **_scales(reduced, len(chosen)),
         "runs": [_written(run) for run in runs],
     }  # fmt: skip
@@ -121,14 +122,14 @@ def from_runs(
         options: as for `build`.
 
     Raises:
-        ValueError: not one or two runs, or runs on different classes.
+        SobookError: not one or two runs, or runs on different classes.
     """
     runs = list(runs)
     if len(runs) not in (1, 2):
-        raise ValueError(f"the explorer shows one run or two, not {len(runs)}.")
+        raise SobookError(f"the explorer shows one run or two, not {len(runs)}.")
     names = runs[0].state["class_names"]
     if any(run.state["class_names"] != names for run in runs):
-        raise ValueError("the two runs were trained on different classes: compare like with like.")
+        raise SobookError("the two runs were trained on different classes: compare like with like.")
     train, test = _shown_sets(runs[0], classes, per_class)
     shown = [names.index(name) for name in train.class_names]
     pictures = [_thumbnail(image) for part in (train, test)
@@ -152,15 +153,15 @@ def from_runs(
 
 def _check(models, pictures, labels, class_names) -> None:
     if len(models) not in (1, 2):
-        raise ValueError(f"the explorer shows one model or two, not {len(models)}.")
+        raise SobookError(f"the explorer shows one model or two, not {len(models)}.")
     for name, model in models.items():
         if not len(pictures) == len(labels) == len(model.embeddings):
-            raise ValueError(
+            raise SobookError(
                 f"{name}: {len(pictures)} pictures, {len(labels)} labels and "
                 f"{len(model.embeddings)} embeddings must be equally many."
             )
     if labels.min() < 0 or labels.max() >= len(class_names):
-        raise ValueError(f"labels reach {labels.max()}, but there are {len(class_names)} names.")
+        raise SobookError(f"labels reach {labels.max()}, but there are {len(class_names)} names.")
 
 
 def _run(name, model, epochs, labels, classes, seed, methods) -> dict:
@@ -180,7 +181,7 @@ def _run(name, model, epochs, labels, classes, seed, methods) -> dict:
         planes[method] = plane[: len(labels)]
         trust[method] = str(maps.quality(model.embeddings, planes[method], seed=seed))
     return {
-        "name": name, "colour": style.colour(name), "kept": steps.index(kept), "trust": trust,
+        "name": name, "color": style.color(name), "kept": steps.index(kept), "trust": trust,
         "epochs": [int(called[e]) for e in steps], "cosines": np.round(pairs * 32767),
         "maps": planes, "stars": stars, "confusion": np.round(confusion * 10_000), "near": near,
         "depth": near.shape[1],
@@ -247,7 +248,7 @@ def _retrieved(embeddings, labels, classes: int, proxied: int) -> tuple[np.ndarr
         if not len(part):
             continue
         right = np.bincount(labels[part], minlength=classes)[labels[part]] - 1
-        found = part[neighbours(embeddings[part], max(depth, int(right.max())))[1]]
+        found = part[nearest_neighbors(embeddings[part], max(depth, int(right.max())))[1]]
         near[part] = found[:, :depth]
         within = np.arange(found.shape[1]) < np.maximum(right, 1)[:, None]
         rows = np.repeat(labels[part], within.sum(axis=1))
@@ -256,7 +257,7 @@ def _retrieved(embeddings, labels, classes: int, proxied: int) -> tuple[np.ndarr
 
 
 def _scales(reduced, count: int) -> dict:
-    """Scales that all epochs and runs share: colours, angles, heights."""
+    """Scales that all epochs and runs share: colors, angles, heights."""
     cosines = [geometry.off_diagonal(p @ p.T) for epochs in reduced.values() for p in epochs]
     dim = next(iter(reduced.values()))[0].shape[1]
     angles = [np.degrees(np.arccos(np.clip(values, -1, 1))) for values in cosines]
@@ -293,7 +294,7 @@ def _packed(values, kind) -> str:
     ).decode()
 
 
-def _colours() -> str:
+def _colors() -> str:
     table = mpl.colormaps["RdBu_r"](np.linspace(0, 1, 256))[:, :3]  # as in figures.proxy_heatmaps
     return _packed(np.round(table * 255), np.uint8)
 
@@ -303,7 +304,9 @@ def _sprite(pictures: Sequence[np.ndarray]) -> tuple[str, int]:
     columns = max(1, math.isqrt(len(pictures)))
     rows = -(-len(pictures) // columns)
     if max(columns, rows) * TILE > _MOST_SIDE:
-        raise ValueError(f"{len(pictures)} pictures are too many for one page: show fewer classes.")
+        raise SobookError(
+            f"{len(pictures)} pictures are too many for one page: show fewer classes."
+        )
     sheet = Image.new("RGB", (columns * TILE, rows * TILE))
     for index, picture in enumerate(pictures):
         place = index % columns * TILE, index // columns * TILE

@@ -11,6 +11,8 @@ import json
 import sys
 from pathlib import Path
 
+from sobook.errors import SobookError
+
 _WEB = Path(__file__).resolve().parent / "assets"
 _SETTINGS = {"num_classes": 4, "dim": 2, "so_weight": 20.0, "margin": 0.1, "scale": 32.0, "seed": 0}
 COLAB_NOTE = (
@@ -26,7 +28,7 @@ def html(**settings) -> str:
         settings: num_classes (3 to 8), dim (2 or 3), so_weight, margin, scale, seed.
 
     Raises:
-        ValueError: an unknown setting, or one out of its range.
+        SobookError: an unknown setting, or one out of its range.
     """
     script, options = (_WEB / "playground.js").read_text(), json.dumps(_checked(settings))
     return (
@@ -137,10 +139,10 @@ def widget_class():
 
 def _checked(settings: dict) -> dict:
     if unknown := set(settings) - set(_SETTINGS):
-        raise ValueError(f"the playground has no setting {sorted(unknown)}; {list(_SETTINGS)}.")
+        raise SobookError(f"the playground has no setting {sorted(unknown)}; {list(_SETTINGS)}.")
     values = _SETTINGS | settings
     if not 3 <= values["num_classes"] <= 8 or values["dim"] not in (2, 3):
-        raise ValueError("the playground shows 3 to 8 classes in 2 or 3 dimensions.")
+        raise SobookError("the playground shows 3 to 8 classes in 2 or 3 dimensions.")
     if values["so_weight"] < 0 or values["scale"] <= 0:
-        raise ValueError("so_weight must not be negative, scale must be positive.")
+        raise SobookError("so_weight must not be negative, scale must be positive.")
     return values

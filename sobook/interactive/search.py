@@ -1,4 +1,4 @@
-"""Search in one's own pictures: a folder becomes an index, and a query picture its neighbours.
+"""Search in one's own pictures: a folder becomes an index, and a query picture its neighbors.
 
 `index_folder` embeds every picture of a folder, `Index.search` finds the nearest of a new one,
 `page` writes an HTML file in which the indexed pictures can be searched without Python, and
@@ -25,7 +25,8 @@ from sobook.data import benchmarks
 from sobook.data import pixels as images
 from sobook.data.image_sets import DatasetError, ImageSet
 from sobook.encoder import Encoder, embed
-from sobook.retrieval import neighbours
+from sobook.errors import SobookError
+from sobook.retrieval import nearest_neighbors
 
 _THUMB = 96  # pixels; about 3 kB a picture
 _MOST_ON_A_PAGE = 3000  # about 10 MB
@@ -55,7 +56,7 @@ class Index:
         """Write what `sobook embed` writes: embeddings, labels, paths, class_names (.npz)."""
         file = Path(file).expanduser()
         if file.suffix != ".npz":
-            raise ValueError(f"{file}: the file of an index must end in .npz.")
+            raise SobookError(f"{file}: the file of an index must end in .npz.")
         classes, labels = np.unique(self.names, return_inverse=True)
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(f".{file.stem}.{os.getpid()}.npz")
@@ -82,7 +83,7 @@ class Index:
                 paths = tuple(Path(path) for path in data["paths"].tolist())
                 return cls(data["embeddings"], paths, tuple(names.tolist()))
         except (KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise ValueError(
+            raise SobookError(
                 f"{file} is no index of `sobook embed` or `search`: {error}."
             ) from None
 
@@ -99,13 +100,13 @@ class Index:
         """
         query = embed_picture(encoder, picture)[None]  # (1, D)
         if query.shape[1] != self.embeddings.shape[1]:
-            raise ValueError(
+            raise SobookError(
                 f"the index has {self.embeddings.shape[1]} dimensions, this encoder makes "
                 f"{query.shape[1]}: search with the encoder that the index was made with."
             )
         if k < 1:
-            raise ValueError(f"k is {k}: ask for one neighbour or more.")
-        similarities, found = neighbours(query, min(k, len(self)), gallery=self.embeddings)
+            raise SobookError(f"k is {k}: ask for one neighbor or more.")
+        similarities, found = nearest_neighbors(query, min(k, len(self)), gallery=self.embeddings)
         return similarities[0], found[0]
 
 
@@ -155,22 +156,22 @@ def embed_picture(encoder: Encoder, picture) -> np.ndarray:
 
 
 def page(index: Index, out: str | os.PathLike, *, k: int = 12, title: str = "My pictures") -> Path:
-    """Write a search page: one HTML file with small pictures and their neighbours inside.
+    """Write a search page: one HTML file with small pictures and their neighbors inside.
 
     It needs no network, no server and no Python. Any indexed picture is a query: click it, or drop
     or choose its file. A picture that is not indexed has no embedding there, and the page says so.
 
     Raises:
-        ValueError: more pictures than a browser page can hold.
+        SobookError: more pictures than a browser page can hold.
     """
     if len(index) > _MOST_ON_A_PAGE:
-        raise ValueError(
+        raise SobookError(
             f"{len(index):,} pictures are too many for one page (at most {_MOST_ON_A_PAGE:,}): "
             "index a part of the folder, or search with `sobook search --query`."
         )
     if len(index) < 2:
-        raise ValueError("a search page needs at least two pictures.")
-    similarities, found = neighbours(index.embeddings, min(k, len(index) - 1))
+        raise SobookError("a search page needs at least two pictures.")
+    similarities, found = nearest_neighbors(index.embeddings, min(k, len(index) - 1))
     pictures = [
         {"f": path.name, "n": name, "c": _crc(path.read_bytes()), "t": _thumbnail(path)}
         for path, name in zip(index.paths, index.names, strict=True)
@@ -191,7 +192,7 @@ def page(index: Index, out: str | os.PathLike, *, k: int = 12, title: str = "My 
 
 
 def widget(index: Index, encoder: Encoder, k: int = 6):
-    """An upload button that shows the neighbours of the picture handed over.
+    """An upload button that shows the neighbors of the picture handed over.
 
     Works with ipywidgets 7 (Colab) and 8. Where there are no widgets, the returned text says how
     to search without.
@@ -219,7 +220,7 @@ def uploaded(value) -> list[tuple[str, bytes]]:
 
 
 def answer(index: Index, encoder: Encoder, name: str, content: bytes, k: int = 6) -> str:
-    """HTML of a query picture and its neighbours; a sentence where it is not a picture."""
+    """HTML of a query picture and its neighbors; a sentence where it is not a picture."""
     try:
         similarities, found = index.search(encoder, io.BytesIO(content), k)
     except images.ImageError:

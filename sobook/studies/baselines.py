@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sobook.errors import SobookError
+
 LOSSES = ("proxy_nca", "soft_triple", "arcface", "multi_similarity", "triplet")
 
 
@@ -23,7 +25,7 @@ def make(name: str, num_classes: int, dim: int, **options) -> nn.Module:
     try:
         from pytorch_metric_learning import losses, miners
     except ImportError:
-        raise ValueError(
+        raise SobookError(
             f"the baseline {name!r} comes from pytorch-metric-learning, which is not installed: "
             "pip install pytorch-metric-learning"
         ) from None

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 
-from sobook.figures.style import COLOURS, Figure, finish, new_figure, use_style
+from sobook.figures.style import COLORS, Figure, finish, new_figure, use_style
 
 # The factors a setting is called by; the others of a case only say what its name stands for.
 _NAMES = ("method", "setting")
@@ -30,9 +30,9 @@ def differences(study, summary: pd.DataFrame) -> Figure:
     axis = figure.add_subplot()
     at = np.arange(len(rows))[::-1]
     if paired:
-        axis.axvline(0, color=COLOURS["chance"], linestyle=":", zorder=0)
+        axis.axvline(0, color=COLORS["chance"], linestyle=":", zorder=0)
     ends = np.array([rows[middle] - rows[low], rows[high] - rows[middle]])
-    axis.errorbar(rows[middle], at, xerr=np.nan_to_num(ends), fmt="o", color=COLOURS["PA+SO"])
+    axis.errorbar(rows[middle], at, xerr=np.nan_to_num(ends), fmt="o", color=COLORS["PA+SO"])
     axis.set_yticks(at, labels)
     axis.set_ylim(-0.6, len(rows) - 0.4)
     what = study.measure.replace("recall_at_", "Recall@")
@@ -58,15 +58,15 @@ def common_mode(tables: dict[str, pd.DataFrame]) -> Figure:
     axes = figure.subplots(len(tables), 3, squeeze=False, sharey="row")
     panels = ("RMS proxy cosine", "cosine of mean proxy\nand mean embedding", "Recall@1")
     for line, (name, table) in zip(axes, tables.items(), strict=True):
-        arms = table.groupby(["so_weight", "centre", "margin"], sort=False)
+        arms = table.groupby(["so_weight", "center", "margin"], sort=False)
         labels = [arm(*key) for key, _ in arms]
         at = np.arange(len(labels))[::-1]
         marks = [
-            (line[0], "rms_cosine", COLOURS["PA"], "o"),
-            (line[0], "rms_cosine_centred", COLOURS["PA+SO"], "D"),
-            (line[1], "cosine_of_mean_proxy_and_mean_embedding", COLOURS["chance"], "o"),
-            (line[2], "recall_at_1", COLOURS["PA"], "o"),
-            (line[2], "recall_without_common", COLOURS["PA+SO"], "D"),
+            (line[0], "rms_cosine", COLORS["PA"], "o"),
+            (line[0], "rms_cosine_centred", COLORS["PA+SO"], "D"),
+            (line[1], "cosine_of_mean_proxy_and_mean_embedding", COLORS["chance"], "o"),
+            (line[2], "recall_at_1", COLORS["PA"], "o"),
+            (line[2], "recall_without_common", COLORS["PA+SO"], "D"),
         ]
         for axis, column, shade, mark in marks:
             mean, half = _means(arms, column)
@@ -75,13 +75,13 @@ def common_mode(tables: dict[str, pd.DataFrame]) -> Figure:
         line[0].set_yticks(at, labels)
         line[0].set_title(name, loc="left")
         line[1].set_xlim(-1.05, 1.05)
-        line[1].axvline(0, color=COLOURS["chance"], linestyle=":", zorder=0)
+        line[1].axvline(0, color=COLORS["chance"], linestyle=":", zorder=0)
         for axis, text in zip(line, panels, strict=True):
             axis.set_xlabel(text)
             axis.grid(axis="y", alpha=0.25)
     handles = [
-        Line2D([], [], marker="o", linestyle="", color=COLOURS["PA"], label="as trained"),
-        Line2D([], [], marker="D", linestyle="", color=COLOURS["PA+SO"],
+        Line2D([], [], marker="o", linestyle="", color=COLORS["PA"], label="as trained"),
+        Line2D([], [], marker="D", linestyle="", color=COLORS["PA+SO"],
                label="mean proxy taken out afterwards"),
     ]  # fmt: skip
     figure.legend(handles=handles, loc="outside upper center", ncols=2)
@@ -109,18 +109,18 @@ def regimes(table: pd.DataFrame, dim: int) -> Figure:
         cells = part.groupby("so_weight")
         at = np.arange(len(cells))
         mean, half = _means(cells, "rms_cosine")
-        axis.errorbar(at, mean, yerr=half, fmt="o-", color=COLOURS["PA+SO"])
+        axis.errorbar(at, mean, yerr=half, fmt="o-", color=COLORS["PA+SO"])
         floor, classes = part["rms_floor"].iloc[0], int(part["train_classes"].iloc[0])
-        axis.axhline(floor, color=COLOURS["wrong"], linestyle="--")
-        axis.axhline(1 / np.sqrt(dim), color=COLOURS["chance"], linestyle=":")
+        axis.axhline(floor, color=COLORS["wrong"], linestyle="--")
+        axis.axhline(1 / np.sqrt(dim), color=COLORS["chance"], linestyle=":")
         axis.set_xticks(at, [f"{w:g}" for w in cells.groups])
         axis.set(title=f"C = {classes}, D = {dim}", xlabel="λ")
     axes[0].set_ylim(bottom=0)  # only now: set for one panel, it would hold for all
     axes[0].set_ylabel("RMS proxy cosine")
     handles = [
-        Line2D([], [], color=COLOURS["PA+SO"], marker="o", label="trained"),
-        Line2D([], [], color=COLOURS["wrong"], linestyle="--", label="floor"),
-        Line2D([], [], color=COLOURS["chance"], linestyle=":", label="random directions"),
+        Line2D([], [], color=COLORS["PA+SO"], marker="o", label="trained"),
+        Line2D([], [], color=COLORS["wrong"], linestyle="--", label="floor"),
+        Line2D([], [], color=COLORS["chance"], linestyle=":", label="random directions"),
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=3)
     return finish(
@@ -153,14 +153,14 @@ def _setting(values: dict) -> str:
     return ", ".join(said)
 
 
-def arm(so_weight: float, centre: bool, margin: float) -> str:
+def arm(so_weight: float, center: bool, margin: float) -> str:
     """What a way of training is called in the study of the common mode.
 
     >>> arm(10, False, 0.1), arm(0, True, 0.1)
-    ('PA+SO, λ = 10', 'PA, centred proxies')
+    ('PA+SO, λ = 10', 'PA, centered proxies')
     """
-    if centre:
-        return "PA, centred proxies"
+    if center:
+        return "PA, centered proxies"
     method = "PA" if so_weight == 0 else f"PA+SO, λ = {so_weight:g}"
     return method if margin == 0.1 else f"{method}, δ = {margin:g}"
 

@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 from sobook import geometry
 from sobook.data import image_sets
 from sobook.encoder import Encoder, _make_head, embed
+from sobook.errors import SobookError
 from sobook.losses import SoftOrthogonalProxyAnchor
 from sobook.retrieval import evaluate
 from sobook.studies import baselines
@@ -50,7 +51,7 @@ class HeadConfig:
     """Another way to spread Proxy Anchor's proxies, see `baselines.SPREADERS`."""
     spread_weight: float = 0.0
     """Its weight."""
-    centre: bool = False
+    center: bool = False
     """Subtract the mean proxy from all proxies, inside the loss."""
 
     noise: float = 0.0
@@ -72,19 +73,19 @@ class HeadConfig:
 
     def __post_init__(self):
         if self.loss not in ("proxy_anchor", *baselines.LOSSES):
-            raise ValueError(
+            raise SobookError(
                 f"unknown loss {self.loss!r}: choose proxy_anchor or one of "
                 f"{', '.join(baselines.LOSSES)}."
             )
         if self.spread not in ("none", *baselines.SPREADERS):
-            raise ValueError(
+            raise SobookError(
                 f"unknown spread {self.spread!r}: choose none or one of "
                 f"{', '.join(baselines.SPREADERS)}."
             )
         if not 0 <= self.noise < 1 or not 0 <= self.validation_share < 1:
-            raise ValueError("noise and validation_share are shares: give numbers in [0, 1).")
+            raise SobookError("noise and validation_share are shares: give numbers in [0, 1).")
         if self.epochs < 1 or self.batch_size < 2:
-            raise ValueError("epochs must be at least 1 and batch_size at least 2.")
+            raise SobookError("epochs must be at least 1 and batch_size at least 2.")
 
     def to_dict(self) -> dict:
         """Plain values, for JSON."""
@@ -164,21 +165,21 @@ def _train(config: HeadConfig, head, loss, features: Tensor, labels: Tensor, rng
         {"params": list(loss.parameters()), "rate": config.proxy_lr},
     ]
     groups = [{**group, "lr": group["rate"]} for group in groups if group["params"]]
-    optimiser = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
     parameters = [p for group in groups for p in group["params"]]
     plans = [_plan(rng, labels.numpy(), config) for _ in range(config.epochs)]
     batches = [rows for plan in plans for rows in plan]
     for step, rows in enumerate(batches):
         factor = learning_rate_factor(step, len(batches), config.schedule)
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = group["rate"] * factor
         value = loss(F.normalize(head(features[rows]), dim=1), labels[rows])
         if not torch.isfinite(value):
-            raise ValueError(f"the loss became {value.item()} at step {step}: lower the rates.")
-        optimiser.zero_grad(set_to_none=True)
+            raise SobookError(f"the loss became {value.item()} at step {step}: lower the rates.")
+        optimizer.zero_grad(set_to_none=True)
         value.backward()
         nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-        optimiser.step()
+        optimizer.step()
 
 
 def _plan(rng, labels: np.ndarray, config: HeadConfig) -> list[np.ndarray]:
@@ -199,7 +200,7 @@ def _plan(rng, labels: np.ndarray, config: HeadConfig) -> list[np.ndarray]:
     ]
 
 
-class _Centre(nn.Module):
+class _Center(nn.Module):
     """Unit proxies less their mean: no direction is left that all of them share."""
 
     def forward(self, proxies: Tensor) -> Tensor:
@@ -218,8 +219,8 @@ def _make_loss(config: HeadConfig, classes: int) -> nn.Module:
         so_weight=config.so_weight,
         so_reduction=config.so_reduction,
     )
-    if config.centre:
-        parametrize.register_parametrization(loss, "proxies", _Centre())
+    if config.center:
+        parametrize.register_parametrization(loss, "proxies", _Center())
     if config.spread != "none":
         return baselines.Spread(loss, config.spread, config.spread_weight)
     return loss

@@ -50,9 +50,9 @@ from tqdm.auto import tqdm
 
 from sobook import files
 from sobook.data import image_sets
+from sobook.errors import StudyError, suggest
 from sobook.retrieval import compare_seeds
 from sobook.studies.frozen import HeadConfig, fit_head, geometry_columns
-from sobook.training import run as runs
 from sobook.training.config import TrainConfig
 from sobook.training.loop import fit
 
@@ -65,10 +65,6 @@ TRAINERS = {"head": HeadConfig, "finetune": TrainConfig}
 _NOT_SETTINGS = ("device", "workers", "run_dir")
 _NAMES = ("method", "setting")  # what a case may be called
 _PACKAGES = ("sobook", "torch", "timm", "faiss-cpu", "numpy", "pytorch-metric-learning")
-
-
-class StudyError(ValueError):
-    """A study file that makes no sense."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +120,7 @@ class Study:
         except TypeError as error:
             unknown = str(error).rpartition("argument ")[2].strip("'\"")
             known = [item.name for item in fields(TRAINERS[self.trainer])]
-            near = files.suggest(unknown, known)
+            near = suggest(unknown, known)
             raise StudyError(
                 f"study {self.name}: the trainer {self.trainer!r} has no setting {unknown!r}.{near}"
             ) from None
@@ -139,7 +135,7 @@ def load(path: str | os.PathLike) -> Study:
     file = Path(path).expanduser()
     if not file.is_file():
         try:
-            file = files.path(f"studies/{file.stem}.toml")
+            file = files.shipped(f"studies/{file.stem}.toml")
         except FileNotFoundError:
             raise StudyError(f"there is no study file {str(path)!r}: give a .toml file.") from None
     try:
@@ -150,7 +146,7 @@ def load(path: str | os.PathLike) -> Study:
     known = [item.name for item in fields(Study)]
     for name in values:
         if name not in known:
-            raise StudyError(f"{file}: unknown entry {name!r}.{files.suggest(name, known)}")
+            raise StudyError(f"{file}: unknown entry {name!r}.{suggest(name, known)}")
     if values.get("trainer") not in TRAINERS:
         raise StudyError(f"{file}: trainer must be 'head' or 'finetune'.")
     for name, choices in values.get("grid", {}).items():
@@ -216,17 +212,17 @@ def write(study: Study, table: pd.DataFrame, folder: Path, command: str) -> list
     from sobook.studies import figures as study_figures
 
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{study.name}.{kind}" for kind in ("csv", "md", "json", "png")]
-    with runs.replacing(files[0]) as partial:
+    written = [folder / f"{study.name}.{kind}" for kind in ("csv", "md", "json", "png")]
+    with files.replacing(written[0]) as partial:
         table.to_csv(partial, index=False)
     facts = provenance(study, command)
-    with runs.replacing(files[1]) as partial:
+    with files.replacing(written[1]) as partial:
         partial.write_text(_markdown(study, table, facts))
-    runs.write_json(files[2], facts)
+    files.write_json(written[2], facts)
     figure = study_figures.differences(study, summary(study, table))
-    with runs.replacing(files[3]) as partial:
+    with files.replacing(written[3]) as partial:
         figure.savefig(partial, dpi=80, format="png")
-    return files
+    return written
 
 
 def provenance(study: Study, command: str) -> dict:
@@ -396,7 +392,7 @@ def _run_one(study: Study, key: str, varied: dict) -> str:
     }
     file = _result_file(study, key)
     file.parent.mkdir(parents=True, exist_ok=True)
-    runs.write_json(file, result)
+    files.write_json(file, result)
     return key
 
 

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from sobook import files
+from sobook.errors import SobookError, suggest
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -123,16 +124,16 @@ class TrainConfig:
             _check_choice("tracker", self.tracker, TRACKERS)
         for name in ("epochs", "batch_size", "lr", "head_lr", "proxy_lr", "clip_norm", "scale"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be positive.")
+                raise SobookError(f"{name} is {getattr(self, name)}: it must be positive.")
         not_negative = ("so_weight", "weight_decay", "warmup_epochs", "workers", "seed")
         for name in (*not_negative, "checkpoint_minutes"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must not be negative.")
+                raise SobookError(f"{name} is {getattr(self, name)}: it must not be negative.")
         for name in ("validation_share", "crop_scale"):
             if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it is a share, in (0, 1].")
+                raise SobookError(f"{name} is {getattr(self, name)}: it is a share, in (0, 1].")
         if self.images_per_class == 1 or self.images_per_class < 0:
-            raise ValueError(
+            raise SobookError(
                 f"images_per_class is {self.images_per_class}: give 0 for random batches, or at "
                 "least 2."
             )
@@ -150,11 +151,11 @@ class TrainConfig:
         'deit_small_distilled_patch16_224'
 
         Raises:
-            ValueError: no recipe has that name.
+            SobookError: no recipe has that name.
         """
         if name not in recipes():
-            near = files.suggest(name, recipes())
-            raise ValueError(f"unknown recipe {name!r}: there are {', '.join(recipes())}.{near}")
+            near = suggest(name, recipes())
+            raise SobookError(f"unknown recipe {name!r}: there are {', '.join(recipes())}.{near}")
         return cls.from_dict({**recipes()[name], **changes})
 
     def replace(self, **changes) -> "TrainConfig":
@@ -200,16 +201,16 @@ class TrainConfig:
 @cache
 def recipes() -> dict[str, dict]:
     """``data/recipes.toml``: name → the settings in which it differs from the defaults."""
-    text = tomllib.loads(files.path("recipes.toml").read_text(encoding="utf-8"))
+    text = tomllib.loads(files.shipped("recipes.toml").read_text(encoding="utf-8"))
     shared = {"deit_small": text.pop("deit_small"), "deit_tiny": text.pop("deit_tiny")}
     return {name: {**shared[own.pop("like")], **own} for name, own in text.items()}
 
 
 def _check_choice(name: str, value: str, choices) -> None:
     if value not in choices:
-        raise ValueError(
+        raise SobookError(
             f"unknown {name} {value!r}: choose one of {', '.join(choices)}."
-            f"{files.suggest(value, choices)}"
+            f"{suggest(value, choices)}"
         )
 
 
@@ -217,6 +218,4 @@ def _check_fields(values) -> None:
     known = [item.name for item in dataclasses.fields(TrainConfig)]
     for name in values:
         if name not in known:
-            raise ValueError(
-                f"unknown setting {name!r} of TrainConfig.{files.suggest(name, known)}"
-            )
+            raise SobookError(f"unknown setting {name!r} of TrainConfig.{suggest(name, known)}")

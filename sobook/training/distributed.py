@@ -4,7 +4,7 @@ A run over k processes computes the loss of the joint batch. Every process embed
 embeddings are gathered, and each process computes the same loss from all of them; gradients then
 reach each encoder through its own share alone.
 
-Letters: B images in the joint batch, b in the share of one process, k processes.
+Notation: B images in the joint batch, b in the share of one process, k processes.
 """
 
 import contextlib
@@ -21,25 +21,22 @@ from torch import Tensor
 
 from sobook.data.image_sets import ImageSet
 from sobook.encoder import Encoder, embed
+from sobook.errors import SobookError, TrainingError
 from sobook.training.config import TrainConfig
 
 _PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
-
-
-class TrainingError(RuntimeError):
-    """Training that cannot go on; the message says why, and from where it can be continued."""
 
 
 def accelerator(config: TrainConfig) -> Accelerator:
     """The `Accelerator` of a run: device, processes, mixed precision, trackers.
 
     Raises:
-        ValueError: a device that is not there, a precision it cannot compute in, or more processes
+        SobookError: a device that is not there, a precision it cannot compute in, or more processes
             than images in a batch.
     """
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if processes > config.batch_size:  # before they meet: one that gives up would cut off others
-        raise ValueError(
+        raise SobookError(
             f"batch_size is {config.batch_size}, but there are {processes} processes: "
             "each needs at least one image of a batch."
         )
@@ -48,7 +45,7 @@ def accelerator(config: TrainConfig) -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=alone)
     on_cpu = config.device == "cpu"
     if config.precision == "float16" and (on_cpu or not torch.cuda.is_available()):
-        raise ValueError("precision float16 needs a GPU: choose bfloat16 or float32.")
+        raise SobookError("precision float16 needs a GPU: choose bfloat16 or float32.")
     made = Accelerator(
         cpu=on_cpu,
         mixed_precision=_PRECISIONS[config.precision],
@@ -58,7 +55,7 @@ def accelerator(config: TrainConfig) -> Accelerator:
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     if config.device is not None and made.device.type != torch.device(config.device).type:
-        raise ValueError(
+        raise SobookError(
             f"device is {config.device!r}, but training would run on {made.device.type!r}: leave "
             "device out, or start the run where that device is (CUDA_VISIBLE_DEVICES chooses)."
         )

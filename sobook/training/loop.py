@@ -18,10 +18,11 @@ import torchvision
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sobook import __version__, geometry
+from sobook import __version__, files, geometry
 from sobook.data import image_sets
 from sobook.data import pixels as images
 from sobook.encoder import Encoder
+from sobook.errors import SobookError
 from sobook.losses import SoftOrthogonalProxyAnchor
 from sobook.retrieval import Retrieval, evaluate
 from sobook.training import distributed
@@ -51,7 +52,7 @@ def fit(config: TrainConfig, *, progress: bool = True) -> Run:
         The finished `Run`: the epoch kept by `config.selection` evaluated on the test classes.
 
     Raises:
-        ValueError: settings or data that make no sense together.
+        SobookError: settings or data that make no sense together.
         RunError: the folder belongs to a run with other settings, or cannot be written.
         TrainingError: the loss became NaN or infinite, memory ran out, a process died.
     """
@@ -96,7 +97,7 @@ def _train(trainer: "_Trainer", show: bool) -> None:
     retrieval = evaluate_run(config, encoder, accelerator=accelerator, progress=show)
     if accelerator.is_main_process:
         report = _report(config, retrieval)
-        runs.write_json(run.path / "retrieval.json", report)
+        files.write_json(run.path / "retrieval.json", report)
         (run.path / "resume.safetensors").unlink(missing_ok=True)
     accelerator.end_training()
 
@@ -135,7 +136,7 @@ def learning_rate_factor(step: int, total: int, schedule: str) -> float:
 
 
 class _Trainer:
-    """What a run needs while it trains: model, loss, optimiser, data."""
+    """What a run needs while it trains: model, loss, optimizer, data."""
 
     run: Run
 
@@ -155,13 +156,13 @@ class _Trainer:
             so_weight=config.so_weight,
             so_reduction=config.so_reduction,
         ).to(self.device)
-        optimiser = torch.optim.AdamW(
+        optimizer = torch.optim.AdamW(
             self._groups(),
             weight_decay=config.weight_decay,
             fused=self.device.type == "cpu" or None,  # a third of the time there
         )
         # The loss is not prepared: every process computes it from the joint batch.
-        self.model, self.optimiser = accelerator.prepare(self.encoder, optimiser)
+        self.model, self.optimizer = accelerator.prepare(self.encoder, optimizer)
         self.steps_per_epoch = len(self._batches(1))
         self.best = {"epoch": None, "recall": -1.0}
         self.saved = time.monotonic()
@@ -222,13 +223,13 @@ class _Trainer:
         labels = labels.to(self.device, non_blocking=True)
         joint = distributed.gather(embeddings, labels, config.batch_size, accelerator)
         parts = self._finite_parts(step, *joint)
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         accelerator.backward(parts["loss"])
         distributed.agree(self.loss.proxies, accelerator)
         norm = float(accelerator.clip_grad_norm_(list(self._parameters()), config.clip_norm))
         if not math.isfinite(norm) and accelerator.scaler is None:  # a scaler skips such steps
             raise self._not_finite("the gradient", norm, step)
-        self.optimiser.step()
+        self.optimizer.step()
         values = {name: float(value.detach()) for name, value in parts.items()}
         return {**values, "gradient_norm": norm}
 
@@ -250,12 +251,12 @@ class _Trainer:
         )
 
     def _parameters(self) -> Iterator[Tensor]:
-        return (p for group in self.optimiser.param_groups for p in group["params"])
+        return (p for group in self.optimizer.param_groups for p in group["params"])
 
     def _set_rates(self, step: int) -> None:
         total = self.config.epochs * self.steps_per_epoch
         factor = learning_rate_factor(step, total, self.config.schedule)
-        for group in self.optimiser.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * factor
 
     # --- looking at it and writing it down -----------------------------------------------------
@@ -347,7 +348,7 @@ class _Trainer:
             "device": str(self.device),
             "processes": self.accelerator.num_processes,
         }
-        runs.write_json(self.run.path / "state.json", state)
+        files.write_json(self.run.path / "state.json", state)
 
     # --- stopping and going on -----------------------------------------------------------------
 
@@ -358,8 +359,8 @@ class _Trainer:
             return
         tensors = {f"encoder.{key}": value for key, value in self.encoder.state_dict().items()}
         tensors["proxies"] = self.loss.proxies
-        for number, state in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{number}.{key}": value for key, value in state.items()}
+        for number, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items()}
         scaler = self.accelerator.scaler
         runs.write_tensors(
             self.run.path / "resume.safetensors",
@@ -384,10 +385,10 @@ class _Trainer:
         self.loss.load_state_dict({"proxies": tensors["proxies"]})
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
-            if key.startswith("optimiser."):
+            if key.startswith("optimizer."):
                 _, number, name = key.split(".")
                 state.setdefault(int(number), {})[name] = value
-        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(metadata["scaler"])
         self.best, epoch, batch = metadata["best"], metadata["epoch"], metadata["batch"]
@@ -407,7 +408,7 @@ def _make_encoder(config: TrainConfig) -> Encoder:
     )
     if config.gradient_checkpointing:
         if not hasattr(encoder.backbone, "set_grad_checkpointing"):
-            raise ValueError(f"{config.encoder} has no gradient checkpointing: leave it out.")
+            raise SobookError(f"{config.encoder} has no gradient checkpointing: leave it out.")
         encoder.backbone.set_grad_checkpointing()
     if config.compile:
         encoder.backbone.compile()  # in place: names of the weights stay

@@ -16,23 +16,18 @@ half there. Of metrics.jsonl the last line can be half there, and is then not re
 import contextlib
 import json
 import os
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sobook import files
 from sobook.encoder import Encoder
+from sobook.errors import RunError
 from sobook.training.config import TrainConfig
-
-
-class RunError(ValueError):
-    """A run folder that is not one, is not finished, or belongs to other settings."""
 
 
 @dataclass(frozen=True)
@@ -144,70 +139,25 @@ def create(config: TrainConfig) -> Run:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _unwritable(path, error) from None
-    write_json(path / "config.json", config.to_dict())
+        raise files.unwritable(path, error) from None
+    files.write_json(path / "config.json", config.to_dict())
     return Run(path, config)
 
 
-@contextlib.contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Hold a run folder: whoever else wants to train that run waits, and then finds it finished.
-
-    The lock falls with the process that holds it, however that one ends. On a file system that
-    knows no locks nothing is held.
-    """
-    lock = FileLock(path / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"{path} is being trained by another process: waiting for it.", file=sys.stderr)
-        lock.acquire()
-    except NotImplementedError:
-        pass
-    except OSError as error:
-        raise _unwritable(path / ".lock", error) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextlib.contextmanager
-def replacing(file: Path) -> Iterator[Path]:
-    """Write to the name this gives; it becomes `file` only when all went well.
-
-    Raises:
-        RunError: it cannot be written, e.g. on a full disk; what was there before is untouched.
-    """
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        os.replace(partial, file)
-    except (OSError, SafetensorError) as error:
-        raise _unwritable(file, error) from None
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _unwritable(file: Path, error: Exception) -> RunError:
-    reason = getattr(error, "strerror", None) or str(error)
-    return RunError(
-        f"{file} could not be written ({reason}): make room or give the folder write permission; "
-        "what was there before is untouched, and the same command goes on from it."
-    )
-
-
-def write_json(file: Path, values) -> None:
-    """JSON, atomically."""
-    with replacing(file) as partial:
-        partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+def held(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold a run folder: whoever else wants to train that run waits, and then finds it finished."""
+    waiting = f"{path} is being trained by another process: waiting for it."
+    return files.lock(path / ".lock", waiting=waiting)
 
 
 def write_tensors(file: Path, tensors: dict[str, Tensor], **metadata) -> None:
     """safetensors, atomically, with JSON metadata in its header."""
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    with replacing(file) as partial:
-        save_file(tensors, partial, {"sobook": json.dumps(metadata)})
+    with files.replacing(file) as partial:
+        try:
+            save_file(tensors, partial, {"sobook": json.dumps(metadata)})
+        except SafetensorError as error:  # what it makes of a full disk
+            raise files.unwritable(file, error) from None
 
 
 def read_tensors(file: Path, *, tensors: bool = True) -> tuple[dict[str, Tensor], dict]:
@@ -231,7 +181,7 @@ def append_metrics(path: Path, lines: list[dict]) -> None:
         with open(path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write("".join(f"{json.dumps(line)}\n" for line in lines))
     except OSError as error:
-        raise _unwritable(path / "metrics.jsonl", error) from None
+        raise files.unwritable(path / "metrics.jsonl", error) from None
 
 
 def forget_metrics(path: Path, *, epoch: int, step: int) -> None:
@@ -242,7 +192,7 @@ def forget_metrics(path: Path, *, epoch: int, step: int) -> None:
         for values, line in lines
         if (values["step"] < step if values["kind"] == "step" else values["epoch"] < epoch)
     ]
-    with replacing(path / "metrics.jsonl") as partial:
+    with files.replacing(path / "metrics.jsonl") as partial:
         partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 

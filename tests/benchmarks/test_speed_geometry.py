@@ -22,8 +22,8 @@ def test_describe_eleven_thousand(benchmark):
 
 def clusters(points: int, dim: int = 128, classes: int = 500) -> np.ndarray:
     rng = np.random.default_rng(0)
-    centres = rng.standard_normal((classes, dim), dtype=np.float32)
-    return centres[rng.integers(0, classes, points)] + rng.standard_normal(
+    centers = rng.standard_normal((classes, dim), dtype=np.float32)
+    return centers[rng.integers(0, classes, points)] + rng.standard_normal(
         (points, dim), np.float32
     )
 

@@ -3,7 +3,7 @@
 Proxy Anchor stands beside pytorch-metric-learning, soft orthogonality beside the definition with
 its (C, C) matrix. Both sides of a ratio are timed in turn, so that a busy machine slows both alike;
 yet only two idle cores give ratios worth quoting, since threads wait long for a busy one.
-Letters: B batch, C classes, D embedding dimension.
+Notation: B batch, C classes, D embedding dimension.
 """
 
 import time

@@ -20,12 +20,12 @@ QUERIES = 10_000  # of the growth
 
 
 def clustered(images: int, classes: int, dim: int, seed: int = 0):
-    """Unit rows (images, dim) around centres, and their labels; two images a class or more."""
+    """Unit rows (images, dim) around centers, and their labels; two images a class or more."""
     rng = np.random.default_rng(seed)
     labels = np.r_[np.arange(classes), np.arange(classes), rng.integers(0, classes, images)]
     labels = labels[:images]
-    centres = rng.standard_normal((classes, dim), dtype=np.float32)
-    points = centres[labels] + 1.5 * rng.standard_normal((images, dim), dtype=np.float32)
+    centers = rng.standard_normal((classes, dim), dtype=np.float32)
+    points = centers[labels] + 1.5 * rng.standard_normal((images, dim), dtype=np.float32)
     return points / np.linalg.norm(points, axis=1, keepdims=True), labels
 
 
@@ -124,7 +124,7 @@ def test_interval_of_ten_thousand_resamples(benchmark):
 @pytest.fixture(scope="module")
 def growth():
     """Collects (images, approximate) → seconds, and plots them into build/bench at the end."""
-    from sobook.figures.style import COLOURS, new_figure, use_style
+    from sobook.figures.style import COLORS, new_figure, use_style
 
     points = {}
     yield points
@@ -134,7 +134,7 @@ def growth():
         for approximate, name, shade in ((False, "exact", "PA"), (True, "approximate", "PA+SO")):
             sizes = sorted(size for size, kind in points if kind == approximate)
             took = [points[size, approximate] for size in sizes]
-            axis.loglog(sizes, took, "o-", color=COLOURS[shade], label=name)
+            axis.loglog(sizes, took, "o-", color=COLORS[shade], label=name)
         axis.set(
             xlabel="images in the gallery",
             ylabel="seconds",
@@ -160,10 +160,10 @@ def test_growth(benchmark, growth, images, approximate):
     queries = points[images:], labels[images:]
     result = benchmark.pedantic(evaluate, queries, options, rounds=1)
     growth[images, approximate] = benchmark.stats.stats.min
-    benchmark.extra_info |= {"images": images, "neighbours_found": result.neighbours_found}
+    benchmark.extra_info |= {"images": images, "neighbors_found": result.neighbors_found}
     benchmark.group = "growth"
     took = growth[images, approximate]
-    found = result.neighbours_found
-    how = "exact" if found is None else f"approximate, {found:.2f} of the exact neighbours found"
+    found = result.neighbors_found
+    how = "exact" if found is None else f"approximate, {found:.2f} of the exact neighbors found"
     print(f"{QUERIES:,} queries among {images:,} images: {took:.1f} s, {how}")
     assert found is None or found > 0.5

@@ -54,16 +54,16 @@ def bare_loop(classes: int, steps: int):
     head = torch.nn.Linear(model.num_features, 128)
     loss = SoftOrthogonalProxyAnchor(classes, 128, so_weight=100)
     parameters = [p for module in (model, head, loss) for p in module.parameters()]
-    optimiser = torch.optim.AdamW(parameters, lr=1e-4)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4)
     images = torch.randn(BATCH, 3, SIDE, SIDE)
     labels = torch.randint(classes, (BATCH,))
 
     def run():
         for _ in range(steps):
             value = loss(torch.nn.functional.normalize(head(model(images))), labels)
-            optimiser.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)
             value.backward()
-            optimiser.step()
+            optimizer.step()
 
     return run
 
@@ -75,7 +75,7 @@ def seconds(call) -> float:
 
 
 def test_step_beside_a_bare_loop(tmp_path, monkeypatch, capsys):
-    """Loader, encoder, losses, optimiser and logging: at least 0.95 of the bare loop's speed."""
+    """Loader, encoder, losses, optimizer and logging: at least 0.95 of the bare loop's speed."""
     monkeypatch.setenv("SOBOOK_DATA", str(tmp_path))
     config = TrainConfig(
         options={"species": 16, "images_per_species": 20, "size": 192}, dim=128,
@@ -141,7 +141,7 @@ class UsualLoop:
             Photographs(image_set, way), config.batch_size, shuffle=True, drop_last=True
         )
         self.loss = ProxyAnchorLoss(image_set.num_classes, config.dim, margin=0.1, alpha=32)
-        self.optimiser = torch.optim.AdamW(
+        self.optimizer = torch.optim.AdamW(
             [
                 {"params": self.encoder.backbone.parameters(), "lr": config.lr},
                 {"params": self.encoder.head.parameters(), "lr": config.head_lr},
@@ -150,7 +150,7 @@ class UsualLoop:
             weight_decay=config.weight_decay,
         )
         steps = config.epochs * len(self.loader)
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimiser, steps)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
 
         self.epochs_done = 0
 
@@ -160,10 +160,10 @@ class UsualLoop:
         self.epochs_done += 1
         for images, labels in self.loader:
             value = self.loss(self.encoder(images), labels)
-            self.optimiser.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=True)
             value.backward()
             torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), self.config.clip_norm)
-            self.optimiser.step()
+            self.optimizer.step()
             self.schedule.step()
 
 

@@ -592,7 +592,7 @@ def test_manifest_adds_up():
         assert sum(split["images"] for split in splits) == card["images"]
         tests = [split for key, split in card["splits"].items() if key != "gallery"]
         assert sum(split["classes"] for split in tests) == card["classes"]
-        assert card["licence"] and card["citation"] and card["by_hand"] and card["layouts"]
+        assert card["license"] and card["citation"] and card["by_hand"] and card["layouts"]
         for archive in card["archives"]:
             assert len(archive.get("md5", "0" * 32)) == 32
             assert len(archive.get("sha256", "0" * 64)) == 64

@@ -22,7 +22,7 @@ def save(path, array, **options):
 
 
 @pytest.fixture
-def colours(rng):
+def colors(rng):
     """A smooth (40, 60, 3) picture, so that JPEG keeps it."""
     y, x = np.mgrid[0:40, 0:60]
     return np.stack([x * 4, y * 6, 255 - x * 2], axis=2).astype(np.uint8)
@@ -46,34 +46,34 @@ def own_cache(tmp_path, monkeypatch):
 
 class TestReadImage:
     @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "CMYK", "1", "I;16"])
-    def test_any_mode_becomes_upright_8_bit_rgb(self, tmp_path, colours, mode):
+    def test_any_mode_becomes_upright_8_bit_rgb(self, tmp_path, colors, mode):
         suffix = ".jpg" if mode == "CMYK" else ".png"
         if mode == "I;16":
-            sixteen = colours[..., 0].astype(np.uint16) * 257
+            sixteen = colors[..., 0].astype(np.uint16) * 257
             Image.fromarray(sixteen).save(tmp_path / "image.png")
         else:
-            Image.fromarray(colours).convert(mode).save(tmp_path / f"image{suffix}")
+            Image.fromarray(colors).convert(mode).save(tmp_path / f"image{suffix}")
         found = images.read_image(next(tmp_path.glob("image.*")))
         assert found.mode == "RGB" and found.size == (60, 40)
         if mode in ("RGB", "RGBA"):
-            np.testing.assert_array_equal(np.asarray(found), colours)
+            np.testing.assert_array_equal(np.asarray(found), colors)
         if mode == "I;16":
-            np.testing.assert_array_equal(np.asarray(found)[..., 0], colours[..., 0])
+            np.testing.assert_array_equal(np.asarray(found)[..., 0], colors[..., 0])
 
     def test_transparent_pixels_become_white(self, tmp_path):
         clear = np.zeros((5, 5, 4), np.uint8)
         found = images.read_image(save(tmp_path / "clear.png", clear))
         assert np.all(np.asarray(found) == 255)
 
-    def test_exif_rotation_is_undone(self, tmp_path, colours):
+    def test_exif_rotation_is_undone(self, tmp_path, colors):
         exif = Image.Exif()
         exif[0x0112] = 6  # turned by 90 degrees
-        Image.fromarray(colours).save(tmp_path / "turned.png", exif=exif)
+        Image.fromarray(colors).save(tmp_path / "turned.png", exif=exif)
         found = np.asarray(images.read_image(tmp_path / "turned.png"))
-        np.testing.assert_array_equal(found, np.rot90(colours, -1))
+        np.testing.assert_array_equal(found, np.rot90(colors, -1))
 
     def test_animation_gives_its_first_frame(self, tmp_path):
-        frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+        frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
         frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])
         assert images.read_image(tmp_path / "two.gif").getpixel((3, 3)) == (255, 0, 0)
 
@@ -82,17 +82,17 @@ class TestReadImage:
             images.read_image(tmp_path / "gone.jpg")
 
     @pytest.mark.parametrize("content", [b"", b"no picture", "truncated"])
-    def test_corrupt_file_is_named(self, tmp_path, colours, content):
+    def test_corrupt_file_is_named(self, tmp_path, colors, content):
         file = tmp_path / "broken.jpg"
-        Image.fromarray(colours).save(file, quality=95)
+        Image.fromarray(colors).save(file, quality=95)
         file.write_bytes(file.read_bytes()[:400] if content == "truncated" else content)
         with pytest.raises(images.ImageError, match="broken.jpg cannot be read.*replace it"):
             images.read_image(file)
 
-    def test_truncated_tail_is_an_error_whatever_the_format(self, tmp_path, colours):
+    def test_truncated_tail_is_an_error_whatever_the_format(self, tmp_path, colors):
         for kind in ("jpg", "png", "webp", "gif", "tif"):
             file = tmp_path / f"cut.{kind}"
-            Image.fromarray(colours).save(file)
+            Image.fromarray(colors).save(file)
             file.write_bytes(file.read_bytes()[:-40])
             with pytest.raises(images.ImageError, match=f"cut.{kind} cannot be read"):
                 images.read_image(file)
@@ -342,7 +342,7 @@ class TestTrainingBatches:
 
 
 def test_evaluation_transform_equals_torchvision(tmp_path, rng):
-    """Short side 256 → centre 224 in proportion, against torchvision's Resize and CenterCrop."""
+    """Short side 256 → center 224 in proportion, against torchvision's Resize and CenterCrop."""
     from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
     array = rng.integers(0, 255, (90, 131, 3), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Figures are tested for what they say: labels, limits, order, colours and numbers."""
+"""Figures are tested for what they say: labels, limits, order, colors and numbers."""
 
 import math
 
@@ -13,7 +13,7 @@ from sobook.figures import proxies as proxy_figures
 from sobook.figures import style
 
 mpl.use("Agg")
-PA, SO = figures.COLOURS["PA"], figures.COLOURS["PA+SO"]
+PA, SO = figures.COLORS["PA"], figures.COLORS["PA+SO"]
 
 
 @pytest.fixture
@@ -44,23 +44,23 @@ def legend(figure):
     return [text.get_text() for box in boxes for text in box.get_texts()]
 
 
-def relative_luminance(colour):
+def relative_luminance(color):
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
-              for c in mpl.colors.to_rgb(colour)]  # fmt: skip
+              for c in mpl.colors.to_rgb(color)]  # fmt: skip
     return np.dot(linear, [0.2126, 0.7152, 0.0722])
 
 
-# ---- colours and style --------------------------------------------------------------------------
+# ---- colors and style --------------------------------------------------------------------------
 
 
-def test_methods_keep_their_colours_and_others_get_stable_ones():
-    assert figures.colour("PA") == PA != figures.colour("PA+SO") == SO
-    assert figures.colour("triplet") == figures.colour("triplet")
-    assert figures.colour("triplet") not in (PA, SO)
+def test_methods_keep_their_colors_and_others_get_stable_ones():
+    assert figures.color("PA") == PA != figures.color("PA+SO") == SO
+    assert figures.color("triplet") == figures.color("triplet")
+    assert figures.color("triplet") not in (PA, SO)
 
 
 def test_right_and_wrong_differ_in_lightness_too():
-    right, wrong = (relative_luminance(figures.COLOURS[n]) for n in ("right", "wrong"))
+    right, wrong = (relative_luminance(figures.COLORS[n]) for n in ("right", "wrong"))
     assert (right + 0.05) / (wrong + 0.05) > 1.8
 
 
@@ -122,7 +122,7 @@ def test_heatmaps_share_order_and_scale(proxies):
     assert legend(figure) == ["a", "b", "c"]
 
 
-def test_heatmap_titles_carry_colours_and_numbers(proxies):
+def test_heatmap_titles_carry_colors_and_numbers(proxies):
     axis = figures.proxy_heatmaps(proxies).axes[1]
     shape = geometry.describe(proxies["PA+SO"])
     assert axis.get_title(loc="left") == "PA+SO" and axis._left_title.get_color() == SO
@@ -217,7 +217,7 @@ def metrics(shift=0.0, recall=True):
     return lines
 
 
-def test_training_curves_draw_epochs_in_the_colours_of_the_methods():
+def test_training_curves_draw_epochs_in_the_colors_of_the_methods():
     figure = figures.training_curves({"PA": metrics(), "PA+SO": metrics(0.1)}, dim=64)
     panels = {axis.get_title(): axis for axis in figure.axes}
     loss = panels["Proxy Anchor loss"].lines
@@ -252,22 +252,22 @@ def test_training_curves_say_what_was_not_measured():
 @pytest.fixture
 def clusters(rng):
     labels = np.repeat(np.arange(4), 12)
-    centres = rng.normal(size=(4, 16))
-    return centres[labels] + 0.2 * rng.normal(size=(48, 16)), labels, centres
+    centers = rng.normal(size=(4, 16))
+    return centers[labels] + 0.2 * rng.normal(size=(48, 16)), labels, centers
 
 
 def test_umap_keeps_classes_together_and_repeats_itself(clusters):
-    points, labels, centres = clusters
-    plane = figures.project(torch.tensor(points), neighbours=8)
+    points, labels, centers = clusters
+    plane = figures.project(torch.tensor(points), n_neighbors=8)
     nearest = np.argsort(np.linalg.norm(plane[:, None] - plane[None], axis=2))[:, 1]
     assert np.mean(labels[nearest] == labels) > 0.95
-    np.testing.assert_array_equal(plane, figures.project(points, neighbours=8))
+    np.testing.assert_array_equal(plane, figures.project(points, n_neighbors=8))
 
 
 def test_maps_print_trustworthiness_and_draw_proxies_as_stars(clusters):
-    points, labels, centres = clusters
+    points, labels, centers = clusters
     figure = figures.embedding_maps({"PA": points, "PA+SO": -points}, labels, method="pca",
-                                    proxies={"PA": centres}, class_names="wxyz")  # fmt: skip
+                                    proxies={"PA": centers}, class_names="wxyz")  # fmt: skip
     left, right = figure.axes
     assert left.get_title() == "PA" and left.title.get_color() == PA
     assert "trustworthiness 0." in left.get_xlabel() and left.get_xlabel().startswith("PCA")
@@ -295,7 +295,7 @@ def test_twenty_classes_can_be_told_apart():
 
 
 def test_maps_check_their_input(clusters):
-    points, labels, centres = clusters
+    points, labels, centers = clusters
     with pytest.raises(ValueError, match='"umap" or "pca"'):
         figures.project(points, method="tsne")
     with pytest.raises(ValueError, match="48 embeddings but 3 labels"):
@@ -303,7 +303,7 @@ def test_maps_check_their_input(clusters):
     with pytest.raises(ValueError, match=r"without any image here: \[9\]"):
         figures.embedding_map(points, labels, method="pca", highlight=[9])
     with pytest.raises(ValueError, match="same names"):
-        figures.embedding_maps({"PA": points}, labels, method="pca", proxies={"SO": centres})
+        figures.embedding_maps({"PA": points}, labels, method="pca", proxies={"SO": centers})
 
 
 def test_spheres_share_their_view_and_show_all_points(rng):
@@ -333,12 +333,12 @@ def frames(figure):
     return [mpl.colors.to_hex(p.get_edgecolor()).upper() for p in patches]
 
 
-def test_retrieval_wall_marks_right_and_wrong_by_colour_and_by_sign(images):
+def test_retrieval_wall_marks_right_and_wrong_by_color_and_by_sign(images):
     right = torch.tensor([[True, False, True], [False, False, True]])
     rows = [images[2:5], images[5:8]]
     figure = figures.retrieval_wall(images[:2], rows, right, np.full((2, 3), 0.5), ["a", "b"])
     assert marks(figure) == ["✓", "✗", "✓", "✗", "✗", "✓"]
-    expected = {"✓": figures.COLOURS["right"], "✗": figures.COLOURS["wrong"]}
+    expected = {"✓": figures.COLORS["right"], "✗": figures.COLORS["wrong"]}
     assert frames(figure) == [expected[m] for m in marks(figure)]
     assert len(figure.axes[0].images) == 8 and texts(figure).count("0.50") == 6
     assert figures.alt_text(figure) == "2 queries with their 3 nearest images: 3 of 6 right."
@@ -457,21 +457,21 @@ def test_ribbons_hold_the_quantiles_on_one_axis_of_time():
 
 
 def test_images_of_classes_without_a_proxy_are_hollow(clusters):
-    points, labels, centres = clusters
+    points, labels, centers = clusters
     figure = figures.embedding_maps({"PA": points}, labels, method="pca", class_names="wxyz",
-                                    proxies={"PA": centres[:2]}, proxy_labels=[0, 1])  # fmt: skip
+                                    proxies={"PA": centers[:2]}, proxy_labels=[0, 1])  # fmt: skip
     hollow = [c for c in figure.axes[0].collections if len(c.get_facecolor()) == 0]
     assert sorted(len(c.get_offsets()) for c in hollow if len(c.get_offsets())) == [12, 12]
     assert "test class: no proxy" in legend(figure)
-    assert "neighbours kept" in figure.axes[0].get_xlabel()
+    assert "neighbors kept" in figure.axes[0].get_xlabel()
 
 
 def test_panel_of_maps_has_a_row_a_setting_a_column_a_seed_and_pca(clusters):
     points, labels, _ = clusters
-    figure = figures.map_panel(points, labels, neighbours=(5, 8), seeds=(0, 1))
+    figure = figures.map_panel(points, labels, n_neighbors=(5, 8), seeds=(0, 1))
     titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
-    assert titles == ["5 neighbours, seed 0", "5 neighbours, seed 1", "PCA",
-                      "8 neighbours, seed 0", "8 neighbours, seed 1"]  # fmt: skip
+    assert titles == ["5 neighbors, seed 0", "5 neighbors, seed 1", "PCA",
+                      "8 neighbors, seed 0", "8 neighbors, seed 1"]  # fmt: skip
     shown = [axis.get_xlabel() for axis in figure.axes if axis.get_title()]
     assert all("trustworthiness" in text and "kept" in text for text in shown)
     with pytest.raises(ValueError, match="48 embeddings but 2 labels"):

@@ -42,10 +42,10 @@ def test_a_faithful_map_keeps_everything_and_a_shuffled_one_nothing():
     assert best.trustworthiness == pytest.approx(1) and best.overlap == pytest.approx(1)
     shuffled = maps.quality(circle, np.random.default_rng(1).permutation(circle), k=6)
     assert shuffled.overlap < 0.25 and shuffled.trustworthiness < 0.7
-    assert str(best) == "trustworthiness 1.00, 100% of 6 neighbours kept"
+    assert str(best) == "trustworthiness 1.00, 100% of 6 neighbors kept"
 
 
-def test_umap_gets_the_exact_neighbours_and_is_seeded(monkeypatch):
+def test_umap_gets_the_exact_neighbors_and_is_seeded(monkeypatch):
     import umap
 
     points, labels = clouds()
@@ -57,7 +57,7 @@ def test_umap_gets_the_exact_neighbours_and_is_seeded(monkeypatch):
             super().__init__(**options)
 
     monkeypatch.setattr(umap, "UMAP", Spy)
-    plane = maps.project(points, neighbours=9, seed=3)
+    plane = maps.project(points, n_neighbors=9, seed=3)
     unit = geometry.unit_rows(points)
     exact = NearestNeighbors(n_neighbors=9, metric="cosine").fit(unit).kneighbors()[1][:, :8]
     indices, distances = given["precomputed_knn"]
@@ -65,16 +65,16 @@ def test_umap_gets_the_exact_neighbours_and_is_seeded(monkeypatch):
     np.testing.assert_array_equal(indices[:, 1:], exact)
     expected = 1 - np.take_along_axis(unit @ unit.T, indices, axis=1)
     np.testing.assert_allclose(distances, expected, atol=1e-6)
-    np.testing.assert_array_equal(plane, maps.project(points, neighbours=9, seed=3))
+    np.testing.assert_array_equal(plane, maps.project(points, n_neighbors=9, seed=3))
     assert maps.quality(points, plane).trustworthiness > 0.8
 
 
-def test_placing_lands_among_the_neighbours():
+def test_placing_lands_among_the_neighbors():
     points, labels = clouds(classes=3)
     plane = np.array([[0.0, 0], [10, 0], [0, 10]])[labels]
-    centres = np.stack([points[labels == c].mean(axis=0) for c in range(3)])
+    centers = np.stack([points[labels == c].mean(axis=0) for c in range(3)])
     np.testing.assert_allclose(
-        maps.place(centres, points, plane), [[0, 0], [10, 0], [0, 10]], atol=0.5
+        maps.place(centers, points, plane), [[0, 0], [10, 0], [0, 10]], atol=0.5
     )
 
 
@@ -93,7 +93,7 @@ def test_input_is_checked():
         maps.project(np.eye(3))
 
 
-def test_the_inverted_file_finds_nearly_all_neighbours_and_never_the_point_itself():
+def test_the_inverted_file_finds_nearly_all_neighbors_and_never_the_point_itself():
     points, _ = clouds(classes=40, each=50, dim=24)
     unit = geometry.unit_rows(points).astype(np.float32)
     similarities, found = maps._nearly(unit, 14)
@@ -108,7 +108,7 @@ def test_the_inverted_file_finds_nearly_all_neighbours_and_never_the_point_itsel
 def test_what_numba_compiles_for_umap_is_kept_on_disk():
     import umap
 
-    maps.project(np.random.default_rng(0).normal(size=(30, 8)), neighbours=5)
+    maps.project(np.random.default_rng(0).normal(size=(30, 8)), n_neighbors=5)
     for function in (umap.umap_.smooth_knn_dist, umap.umap_.compute_membership_strengths):
         assert function.stats.cache_path
         assert function.stats.cache_hits or function.stats.cache_misses

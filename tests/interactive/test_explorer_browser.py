@@ -45,17 +45,17 @@ def visit(browser, tmp_path):
 
 
 def toy(classes=CLASSES, test=TEST, each=EACH, dim=DIM, epochs=EPOCHS, seed=0):
-    """Two models on the same coloured squares; proxies drift towards their classes."""
+    """Two models on the same colored squares; proxies drift towards their classes."""
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(classes + test), each)
-    centres = rng.normal(size=(classes + test, dim))
-    colours = rng.integers(0, 255, (classes + test, 3), dtype=np.uint8)
-    pictures = [np.full((20, 30, 3), colours[c], np.uint8) for c in labels]
+    centers = rng.normal(size=(classes + test, dim))
+    colors = rng.integers(0, 255, (classes + test, 3), dtype=np.uint8)
+    pictures = [np.full((20, 30, 3), colors[c], np.uint8) for c in labels]
     models = {}
     for name, lean in (("PA", 1.0), ("PA+SO", 0.0)):
-        points = centres[labels] + 0.8 * rng.normal(size=(len(labels), dim)) + lean
+        points = centers[labels] + 0.8 * rng.normal(size=(len(labels), dim)) + lean
         start = rng.normal(size=(classes, dim))
-        steps = [start + (centres[:classes] + lean - start) * t for t in np.linspace(0, 1, epochs)]
+        steps = [start + (centers[:classes] + lean - start) * t for t in np.linspace(0, 1, epochs)]
         models[name] = explorer.Model(
             steps, points, kept=epochs - 2, recall=[0.1 * e for e in range(epochs)]
         )

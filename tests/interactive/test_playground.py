@@ -20,7 +20,7 @@ def test_settings_are_checked():
         ({"num_classes": 9}, "3 to 8 classes"),
         ({"dim": 4}, "2 or 3 dimensions"),
         ({"so_weight": -1}, "must not be negative"),
-        ({"colour": "red"}, "no setting"),
+        ({"color": "red"}, "no setting"),
     ):
         with pytest.raises(ValueError, match=message):
             playground.html(**settings)

@@ -88,7 +88,7 @@ def test_wrong_requests_are_one_sentence(index, encoder, tmp_path):
     other = Encoder.create("deit_micro_patch8_64", dim=16).eval()
     with pytest.raises(ValueError, match="16"):
         index.search(other, index.paths[0])
-    with pytest.raises(ValueError, match="one neighbour or more"):
+    with pytest.raises(ValueError, match="one neighbor or more"):
         index.search(encoder, index.paths[0], k=0)
     with pytest.raises(image_sets.DatasetError, match="no folder"):
         search.index_folder(encoder, tmp_path / "nowhere")
@@ -102,7 +102,7 @@ def page_data(path):
     return text, json.loads(re.search(r'id="data">(.*?)</script>', text, re.S).group(1))
 
 
-def test_the_page_stands_alone_and_holds_the_true_neighbours(index, tmp_path):
+def test_the_page_stands_alone_and_holds_the_true_neighbors(index, tmp_path):
     text, data = page_data(search.page(index, tmp_path / "p.html", k=3, title="A <b> & c"))
     assert not re.search(r"(?:src|href)=[\"']?https?:", text)
     assert "A &lt;b&gt; &amp; c" in text and "{{" not in text

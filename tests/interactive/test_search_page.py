@@ -47,15 +47,15 @@ def expected(index, query: int, k: int = 4) -> list[str]:
     return [f"{index.names[i]} {index.paths[i].name}" for i in order]
 
 
-def test_a_click_shows_the_neighbours(tab, site):
+def test_a_click_shows_the_neighbors(tab, site):
     assert tab.locator("#all img").count() == 12
     tab.locator("#all button").nth(5).click()
     assert found(tab) == expected(site[0], 5)
-    tab.locator("#found button").nth(1).click()  # a neighbour is a query, too
+    tab.locator("#found button").nth(1).click()  # a neighbor is a query, too
     assert found(tab)[0] == expected(site[0], 5)[1]
 
 
-def test_a_file_that_is_indexed_is_recognised_whatever_its_name(tab, site, tmp_path):
+def test_a_file_that_is_indexed_is_recognized_whatever_its_name(tab, site, tmp_path):
     copy = shutil.copy(site[0].paths[7], tmp_path / "other name.png")
     tab.set_input_files("#file", copy)
     tab.wait_for_selector("#found img")

@@ -136,7 +136,7 @@ def test_a_narrow_screen_does_not_scroll_sideways(tab, page):
 
 
 CONTRAST = """() => {
-    const numbers = (colour) => (colour.match(/[\\d.]+/g) || [0, 0, 0]).map(Number);
+    const numbers = (color) => (color.match(/[\\d.]+/g) || [0, 0, 0]).map(Number);
     const light = (c) => { const [r, g, b] = c.slice(0, 3).map((v) => {
         v /= 255; return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; });
         return 0.2126 * r + 0.7152 * g + 0.0722 * b; };

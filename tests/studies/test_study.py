@@ -141,7 +141,7 @@ def test_environment_variables_are_read_and_stay_out_of_the_key(tiny_study, monk
 def test_every_committed_study_can_be_read(file):
     one = study.load(file)
     assert one.name == file.stem and len(one.plan()) > 0
-    assert files.path(f"studies/{one.name}.toml") == file
+    assert files.shipped(f"studies/{one.name}.toml") == file
 
 
 def test_fine_tuning_in_a_study(tmp_path, tiny_aviary, monkeypatch):
@@ -213,14 +213,14 @@ def test_noise_and_few_images(tiny_aviary, tiny_options):
     assert int((noisy != labels[rows]).sum()) == 4  # a quarter, and never its own class
 
 
-def test_so_spreads_and_centring_removes_the_common_mode(tiny_aviary, tiny_options):
+def test_so_spreads_and_centering_removes_the_common_mode(tiny_aviary, tiny_options):
     base = {"root": str(tiny_aviary), "options": tiny_options, "epochs": 30, "batch_size": 8}
     base |= {"dim": 16, "validation_share": 0}
     plain = fit_head(HeadConfig(**base))
     spread = fit_head(HeadConfig(**base, so_weight=100))
-    centred = fit_head(HeadConfig(**base, centre=True))
+    centered = fit_head(HeadConfig(**base, center=True))
     assert spread["rms_cosine"] < 0.5 * plain["rms_cosine"]
-    assert centred["mean_proxy_length"] < 0.5 * plain["mean_proxy_length"]
+    assert centered["mean_proxy_length"] < 0.5 * plain["mean_proxy_length"]
 
 
 def test_common_mode_of_known_shapes(rng):
@@ -228,7 +228,7 @@ def test_common_mode_of_known_shapes(rng):
     orthonormal = directions[:6]
     tilted = orthonormal + 2 * directions[7]  # all lean on one direction of their own
     found = geometry.common_mode(tilted)
-    # Centred orthonormal rows are a simplex: all cosines are −1/(C−1).
+    # Centered orthonormal rows are a simplex: all cosines are −1/(C−1).
     assert found["rms_cosine_centred"] == pytest.approx(1 / 5)
     assert found["mean_share"] == pytest.approx(1)
     assert found["common_share"] == pytest.approx(1 - (1 / 5) ** 2 / (4 / 5) ** 2)
@@ -239,7 +239,7 @@ def test_common_mode_of_known_shapes(rng):
 def test_figures_of_studies():
     rng = np.random.default_rng(0)
     rows = [
-        {"so_weight": w, "centre": c, "margin": 0.1, "seed": s, "setting": name}
+        {"so_weight": w, "center": c, "margin": 0.1, "seed": s, "setting": name}
         for (w, c), s, name in itertools.product(
             [(0, False), (0, True), (10, False)], range(3), "ab"
         )

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from sobook import files
 from sobook.data import image_sets
 from sobook.losses import SoftOrthogonalProxyAnchor
 from sobook.training import distributed
@@ -137,7 +138,7 @@ class TestFit:
 
     def test_three_groups_with_their_own_rates(self, config):
         trainer = training._Trainer(config, distributed.accelerator(config))
-        groups = trainer.optimiser.param_groups
+        groups = trainer.optimizer.param_groups
         assert [group["rate"] for group in groups] == [config.lr, config.head_lr, config.proxy_lr]
         assert groups[2]["params"] == [trainer.loss.proxies]
         count = sum(p.numel() for group in groups for p in group["params"])
@@ -224,9 +225,9 @@ class TestRunFolder:
 
     def test_a_failed_write_keeps_the_old_file(self, tmp_path):
         file = tmp_path / "precious.json"
-        runs.write_json(file, {"a": 1})
+        files.write_json(file, {"a": 1})
         with pytest.raises(TypeError):
-            runs.write_json(file, {"a": object()})
+            files.write_json(file, {"a": object()})
         assert json.loads(file.read_text()) == {"a": 1}
         assert [f.name for f in tmp_path.iterdir()] == ["precious.json"]
 

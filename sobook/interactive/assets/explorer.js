@@ -2,7 +2,7 @@
 //
 // Everything it shows is in `DATA` (made by sobook/explorer.py); nothing is fetched. One state, one
 // `draw`: whatever is hovered, selected or scrubbed changes the state, and every view redraws from
-// it in the next frame. Letters: C classes with proxies, A all classes, N images, E epochs.
+// it in the next frame. Notation: C classes with proxies, A all classes, N images, E epochs.
 "use strict";
 
 const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
@@ -13,7 +13,7 @@ const $ = (id) => document.getElementById(id);
 const PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#882255", "#999933", "#332288", "#44AA99"];
 const FIRST = "#E69F00", SECOND = "#56B4E9"; // the two classes of a cell, wherever they are drawn
 
-const D = { ...DATA, labels: words(DATA.labels), colours: bytes(DATA.colours) };
+const D = { ...DATA, labels: words(DATA.labels), colors: bytes(DATA.colors) };
 const C = D.order.length, A = D.classes.length, N = D.labels.length, PAIRS = (C * (C - 1)) / 2;
 for (const run of D.runs) {
   run.cosines = shorts(run.cosines);
@@ -92,15 +92,15 @@ cells.width = cells.height = Math.max(C, 1);
 function drawHeat() {
   const [g, w] = board("heat"), bar = Math.max(6, w * 0.03), side = w - bar;
   const values = cosines(run(), state.epoch), first = state.difference ? cosines(D.runs[0], state.epoch) : null;
-  const pen = cells.getContext("2d"), picture = pen.createImageData(C, C), grey = [150, 150, 150];
+  const pen = cells.getContext("2d"), picture = pen.createImageData(C, C), gray = [150, 150, 150];
   for (let r = 0; r < C; r++) {
     for (let c = 0; c < C; c++) {
       const at = 4 * (r * C + c);
-      let rgb = grey;
+      let rgb = gray;
       if (r !== c) {
         const k = pairIndex(D.order[r], D.order[c]), value = first ? values[k] - first[k] : values[k];
         const level = Math.max(0, Math.min(255, Math.round(127.5 * (1 + value / D.limit))));
-        rgb = [D.colours[3 * level], D.colours[3 * level + 1], D.colours[3 * level + 2]];
+        rgb = [D.colors[3 * level], D.colors[3 * level + 1], D.colors[3 * level + 2]];
       }
       picture.data.set([...rgb, 255], at);
     }
@@ -172,14 +172,14 @@ function drawMap() {
   });
 }
 
-function dot(g, [x, y], colour, radius) {
-  g.fillStyle = colour; g.strokeStyle = tint("--ink"); g.lineWidth = 1.5;
+function dot(g, [x, y], color, radius) {
+  g.fillStyle = color; g.strokeStyle = tint("--ink"); g.lineWidth = 1.5;
   g.beginPath(); g.arc(x, y, radius, 0, 7); g.fill(); g.stroke();
 }
 
-function drawStar(g, [mx, my], w, h, colour, radius) {
+function drawStar(g, [mx, my], w, h, color, radius) {
   const [x, y] = onMap(mx, my, w, h);
-  g.fillStyle = colour; g.strokeStyle = tint("--ink"); g.lineWidth = 1;
+  g.fillStyle = color; g.strokeStyle = tint("--ink"); g.lineWidth = 1;
   g.beginPath();
   for (let k = 0; k < 10; k++) {
     const r = k % 2 ? radius * 0.45 : radius, a = (k * Math.PI) / 5 - Math.PI / 2;
@@ -231,7 +231,7 @@ function drawAngles() {
   for (const at of [90, D.welch]) if (at) { g.beginPath(); g.moveTo(x(at), 4); g.lineTo(x(at), bottom); g.stroke(); }
   D.runs.forEach((one, r) => {
     const heights = histogram(cosines(one, state.epoch));
-    g.setLineDash(r ? [8, 4] : []); g.strokeStyle = one.colour;
+    g.setLineDash(r ? [8, 4] : []); g.strokeStyle = one.color;
     g.lineWidth = one === run() ? 3.5 : 1.8; g.globalAlpha = one === run() ? 1 : 0.6;
     g.beginPath();
     for (let k = Math.floor(low / STEP); k * STEP < high; k++) {
@@ -291,7 +291,7 @@ function pairWords(a, b, box) {
     const known = place[a] >= 0 && place[b] >= 0;
     const cosine = known ? `cosine ${signed(cosines(one, state.epoch)[pairIndex(a, b)])}; ` : "";
     const line = say("p", `${one.name}: ${cosine}${percent(confusionOf(one, a, b))} of the nearest images of the first are of the second, ${percent(confusionOf(one, b, a))} the other way`, box);
-    line.style.borderColor = one.colour;
+    line.style.borderColor = one.color;
   }
 }
 
@@ -310,7 +310,7 @@ function imageWords(i, box) {
   say("h3", "Nearest images of the one you chose", box);
   for (const one of D.runs) {
     const row = say("div", "", box, "row");
-    const name = say("b", one.name, row); name.style.color = one.colour;
+    const name = say("b", one.name, row); name.style.color = one.color;
     row.append(thumb(i));
     for (let k = 0; k < D.depth; k++) {
       const j = one.near[i * D.depth + k];
@@ -338,7 +338,7 @@ function drawNumbers() {
   const rows = D.runs.map((one) => {
     const at = one.numbers[Math.min(e, lastEpoch(one))];
     const cell = (key) => (at[key] == null ? "–" : key === "common_mode_share" ? percent(at[key]) : at[key].toFixed(key === "effective_rank" ? 1 : 3));
-    return `<tr><th scope="row" style="color:${one.colour}"></th>${keys.map((key) => `<td>${cell(key)}</td>`).join("")}</tr>`;
+    return `<tr><th scope="row" style="color:${one.color}"></th>${keys.map((key) => `<td>${cell(key)}</td>`).join("")}</tr>`;
   });
   box.innerHTML = `<thead><tr><th></th>${head}</tr></thead><tbody>${rows.join("")}</tbody>`;
   box.querySelectorAll("tbody th").forEach((node, r) => { node.textContent = D.runs[r].name + (e > lastEpoch(D.runs[r]) ? ` (epoch ${D.runs[r].epochs[lastEpoch(D.runs[r])]})` : ""); });
@@ -444,11 +444,11 @@ function mapKey(event) {
 function start() {
   document.title = $("title").textContent = D.title;
   $("note").textContent = D.note;
-  const switches = [...D.runs.map((one, k) => [one.name, () => chooseRun(k), one.colour])];
+  const switches = [...D.runs.map((one, k) => [one.name, () => chooseRun(k), one.color])];
   if (D.runs.length === 2) switches.push([`${D.runs[1].name} − ${D.runs[0].name}`, () => chooseRun(1, true), "#888"]);
-  for (const [name, action, colour] of switches) {
+  for (const [name, action, color] of switches) {
     const node = say("button", name, $("runs"));
-    node.type = "button"; node.onclick = action; node.style.borderColor = colour;
+    node.type = "button"; node.onclick = action; node.style.borderColor = color;
   }
   for (const kind of Object.keys(D.runs[0].maps)) {
     const node = say("button", kind.toUpperCase(), $("kinds"));
@@ -485,7 +485,7 @@ function start() {
   };
   new ResizeObserver(draw).observe(document.body);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-  $("scale").style.background = `linear-gradient(90deg, ${[0, 32, 64, 96, 127, 160, 192, 224, 255].map((k) => `rgb(${D.colours.slice(3 * k, 3 * k + 3).join()})`).join()})`;
+  $("scale").style.background = `linear-gradient(90deg, ${[0, 32, 64, 96, 127, 160, 192, 224, 255].map((k) => `rgb(${D.colors.slice(3 * k, 3 * k + 3).join()})`).join()})`;
   $("least").textContent = `−${D.limit}`; $("most").textContent = `+${D.limit}`;
   markKinds(); chooseRun(state.run); select(-1);
 }

@@ -2,7 +2,7 @@
 //
 // One source for two places: anywidget loads it as a widget's front end, and a page without a
 // kernel calls `mount`. The first half is arithmetic alone (the same as sobook/losses.py, tested
-// against it), the second half draws. Letters: C classes, D = 2 or 3 dimensions, B images.
+// against it), the second half draws. Notation: C classes, D = 2 or 3 dimensions, B images.
 
 // ---- arithmetic ------------------------------------------------------------------------------
 
@@ -113,17 +113,17 @@ function generator(seed) {
   };
 }
 
-/** Proxies at random, and a few images around a random centre for each class. */
+/** Proxies at random, and a few images around a random center for each class. */
 export function newScene(classes, dim, seed = 0, each = 5) {
   const random = generator(1000 * seed + 10 * classes + dim);
   const normal = () => Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());
   const direction = () => unit(Array.from({ length: dim }, normal));
   const proxies = [], images = [], labels = [];
   for (let c = 0; c < classes; c++) {
-    const centre = direction();
+    const center = direction();
     proxies.push(direction());
     for (let k = 0; k < each; k++) {
-      images.push(unit(centre.map((value) => value + 0.16 * normal())));
+      images.push(unit(center.map((value) => value + 0.16 * normal())));
       labels.push(c);
     }
   }
@@ -132,7 +132,7 @@ export function newScene(classes, dim, seed = 0, each = 5) {
 
 // ---- drawing ---------------------------------------------------------------------------------
 
-const COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#882255", "#999933"];
+const COLORS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#882255", "#999933"];
 const ANCHOR = "#D55E00", ORTHOGONALITY = "#0072B2"; // PA and SO, as in every figure of the book
 const REACH = 0.4; // radius of the circle, in sides of the canvas
 const DEFAULTS = { num_classes: 4, dim: 2, so_weight: 20, margin: 0.1, scale: 32, rate: 0.004, images_move: false };
@@ -199,8 +199,8 @@ class Playground {
     button("New draw", "draw", () => { this.seed += 1; this.restart(); });
     this.shape = button("", "shape", () => this.change("dim", this.scene.dim === 2 ? 3 : 2));
     const key = element("p", { class: "key" });
-    for (const [colour, text] of [[ANCHOR, "→ descent of Proxy Anchor"], [ORTHOGONALITY, "→ descent of λ·SO"]]) {
-      key.append(element("span", { style: `border-color:${colour}` }, text));
+    for (const [color, text] of [[ANCHOR, "→ descent of Proxy Anchor"], [ORTHOGONALITY, "→ descent of λ·SO"]]) {
+      key.append(element("span", { style: `border-color:${color}` }, text));
     }
     key.append("Discs: proxies. Dots: images. Drag a disc; drag elsewhere to turn the sphere.");
     this.root = element("div", { class: "sobook-playground" }, this.canvas,
@@ -320,7 +320,7 @@ class Playground {
     images.forEach((x, b) => {
       const [px, py, near] = this.place(x);
       g.globalAlpha = near < 0 ? 0.25 : 0.9;
-      g.fillStyle = COLOURS[labels[b]];
+      g.fillStyle = COLORS[labels[b]];
       g.beginPath(); g.arc(px, py, size * 0.009, 0, 7); g.fill();
     });
     proxies.forEach((p, c) => {
@@ -353,7 +353,7 @@ class Playground {
   }
 
   // Lengths level off, or one steep gradient would leave the picture; direction is exact.
-  arrow(g, at, slope, colour, side) {
+  arrow(g, at, slope, color, side) {
     const steep = Math.sqrt(dot(slope, slope));
     if (steep < 1e-4) return;
     const long = 0.5 * steep / (steep + 1.5);
@@ -365,7 +365,7 @@ class Playground {
     const [x0, y0] = [from[0] + ux * rim - uy * away, from[1] + uy * rim + ux * away];
     const [x1, y1] = [x0 + dx, y0 + dy];
     g.globalAlpha = from[2] < 0 ? 0.35 : 1;
-    g.strokeStyle = g.fillStyle = colour; g.lineWidth = 3.5;
+    g.strokeStyle = g.fillStyle = color; g.lineWidth = 3.5;
     g.beginPath(); g.moveTo(x0, y0); g.lineTo(x1, y1); g.stroke();
     g.beginPath(); g.moveTo(x1 + ux * 7, y1 + uy * 7);
     g.lineTo(x1 - uy * 6, y1 + ux * 6); g.lineTo(x1 + uy * 6, y1 - ux * 6); g.fill();
@@ -374,7 +374,7 @@ class Playground {
   disc(g, c, px, py, near) {
     const radius = this.size * 0.032;
     g.globalAlpha = near < 0 ? 0.45 : 1;
-    g.fillStyle = COLOURS[c]; g.strokeStyle = this.ink; g.lineWidth = c === this.chosen ? 4 : 1.5;
+    g.fillStyle = COLORS[c]; g.strokeStyle = this.ink; g.lineWidth = c === this.chosen ? 4 : 1.5;
     g.beginPath(); g.arc(px, py, radius, 0, 7); g.fill(); g.stroke();
     g.fillStyle = "#fff"; g.font = `bold ${Math.round(radius * 1.2)}px sans-serif`;
     g.strokeStyle = "#222"; g.lineWidth = 2.5; g.textAlign = "center"; g.textBaseline = "middle";
