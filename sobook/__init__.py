@@ -1,32 +1,45 @@
 """sobook: deep metric learning with soft orthogonal proxies, as a course and a small package.
 
-The rooms, ground floor first (each imports only from those before it): `losses`, `geometry`,
-`retrieval`, `maps`, `datasets`, `images`, `encoder`, `training`, `export`, `study`, `search`,
-`figures`, `playground`, `explorer`, `exercises`, `grading`, `cli`.
+What a user needs is here, imported when first used. The tree is the table of contents: `losses`,
+`geometry`, `retrieval`, `statistics`, `encoder`, `embedding`, `data`, `training` and `figures` are
+what the course teaches; `aviary`, `studies`, `course`, `interactive`, `export` and `cli` serve it;
+`errors`, `files` and `lazy` are the foundation of both.
 """
 
-from importlib import metadata
+from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from sobook import lazy
 
+if TYPE_CHECKING:
+    from sobook.data.image_sets import load as load, prepare as prepare
+    from sobook.embedding import embed as embed
+    from sobook.encoder import Encoder as Encoder
+    from sobook.errors import SobookError as SobookError
+    from sobook.geometry import describe as describe
+    from sobook.losses import (
+        ProxyAnchor as ProxyAnchor,
+        SoftOrthogonalProxyAnchor as SoftOrthogonalProxyAnchor,
+        soft_orthogonality as soft_orthogonality,
+    )
+    from sobook.retrieval import evaluate as evaluate, nearest_neighbors as nearest_neighbors
+    from sobook.training.config import TrainConfig as TrainConfig
+    from sobook.training.loop import fit as fit
+    from sobook.training.run import Run as Run
 
-def _check_torch() -> None:
-    """Turn a torch and torchvision that do not belong together into one sentence."""
-    try:
-        import torch  # noqa: F401
-        import torchvision  # noqa: F401
-    except (ImportError, RuntimeError, AttributeError, OSError) as error:
-        versions = []
-        for package in ("torch", "torchvision"):
-            try:
-                versions.append(f"{package} {metadata.version(package)}")
-            except metadata.PackageNotFoundError:
-                versions.append(f"{package} (missing)")
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ImportError(
-            f"{' and '.join(versions)} do not work together ({reason}): reinstall them as a pair "
-            "with `pip install --force-reinstall torch torchvision`, then restart Python."
-        ) from None
+__version__ = "0.2.0"
 
-
-_check_torch()
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    {
+        "sobook.data.image_sets": ["load", "prepare"],
+        "sobook.embedding": ["embed"],
+        "sobook.encoder": ["Encoder"],
+        "sobook.errors": ["SobookError"],
+        "sobook.geometry": ["describe"],
+        "sobook.losses": ["ProxyAnchor", "SoftOrthogonalProxyAnchor", "soft_orthogonality"],
+        "sobook.retrieval": ["evaluate", "nearest_neighbors"],
+        "sobook.training.config": ["TrainConfig"],
+        "sobook.training.loop": ["fit"],
+        "sobook.training.run": ["Run"],
+    },
+)
