@@ -168,7 +168,9 @@ def evaluate(source: Annotated[Source, tyro.conf.arg(name="")]) -> None:
     """
     config, encoder = source.open()
     result = evaluate_run(config, encoder, progress=True)
-    notes = image_sets.notes_of(config)
+    notes = image_sets.notes(
+        config.dataset, config.root, allow_partial=config.allow_partial, **config.options
+    )
     _print_result(source.run or f"{encoder.name}, frozen", {**result.summary(), "notes": notes})
 
 

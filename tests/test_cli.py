@@ -70,7 +70,7 @@ def test_what_is_missing_is_said_in_every_report(tiny_aviary, tmp_path, capsys, 
 dataset = "folder"
 root = "{folder}"
 epochs = 1
-validation_share = 0.5
+validation_fraction = 0.5
 batch_size = 8
 [grid]
 seed = [0]

@@ -261,7 +261,7 @@ print("The gain on new species lies", "inside" if overlapping else "outside", "t
 # Something has to choose the number of epochs, the learning rate, the weight of a loss. If the test classes do it, they have been trained on after all, only by hand. So a share of the *training classes* is set aside as whole classes, and labels are numbered anew in both parts:
 
 # %%
-fit_part, validation = image_sets.hold_out(train, share=0.2, seed=0)
+fit_part, validation = image_sets.hold_out(train, fraction=0.2, seed=0)
 parts = {"train": fit_part, "validation": validation, "test": test}
 table = {
     part: {"images": len(s), "classes": s.num_classes, "labels": f"0..{s.labels.max()}", "genera": len({genus(n) for n in s.class_names})}
@@ -493,7 +493,7 @@ figures.finish(
 # A whole batch, as the network gets it:
 
 # %%
-small, _ = image_sets.hold_out(train, share=0.5, seed=1)
+small, _ = image_sets.hold_out(train, fraction=0.5, seed=1)
 source_all = images.pixels(small, round(side * 1.5), enlarge=False, progress=False)
 batches = images.TrainingBatches(source_all, small.labels, image_size=side, batch_size=20, images_per_class=2, crop_scale=config.crop_scale, seed=session.seed, epoch=1)
 batch, labels = batches[0]  # (B, 3, H, W) uint8, (B,)

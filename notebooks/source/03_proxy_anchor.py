@@ -688,7 +688,7 @@ print(f"first step {per_step[0]['proxy_anchor']:.2f}; random embeddings of the s
 
 # %%
 everything = image_sets.load(config.dataset, "train", config.root, **config.options)
-training, held_out = image_sets.hold_out(everything, config.validation_share, seed=config.seed)
+training, held_out = image_sets.hold_out(everything, config.validation_fraction, seed=config.seed)
 encoder = run.encoder().to(session.device)
 trained_on = torch.from_numpy(embed(encoder, training, progress=False))  # (N, D), no augmentation
 cosines = trained_on @ F.normalize(run.proxies(), dim=1).T  # (N, C)

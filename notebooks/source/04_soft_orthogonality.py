@@ -632,7 +632,7 @@ print(f"MAP@R: {results['PA'].map_at_r:.3f} with PA, {results['PA+SO'].map_at_r:
 
 # %%
 everything = image_sets.load(config.dataset, "train", config.root, **config.options)
-training, held_out = image_sets.hold_out(everything, config.validation_share, seed=config.seed)
+training, held_out = image_sets.hold_out(everything, config.validation_fraction, seed=config.seed)
 embed(frozen_encoder, everything, progress=False)  # kept on disk: the two parts below are read from there
 features, held_out_features = (torch.from_numpy(embed(frozen_encoder, s, progress=False)) for s in (training, held_out))  # (N, F)
 labels = torch.from_numpy(training.labels)

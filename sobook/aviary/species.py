@@ -210,14 +210,14 @@ CHOICES: dict[str, tuple] = {
     "eye_ring": ("none", "white", "yellow", "crimson"),
     "throat": ("none", "black", "white", "crimson", "yellow", "rufous", "azure"),
     "breast_band": ("none", "black", "white", "rufous", "crimson"),
-    "belly": ("plain", "white", "yellow", "rufous", "orange", "gray"),
+    "belly": ("plain", "white", "yellow", "rufous", "orange", "grey"),
     "belly_pattern": ("plain", "spots", "streaks", "bars"),
     "wing_bars": (0, 1, 2),
     "wing_tip": ("none", "black", "white", "crimson", "azure", "yellow"),
     "tail_fork": (0, 1, 2),
     "bill_length": (0, 1, 2),
     "bill_color": ("dark", "yellow", "orange", "crimson"),
-    "leg_color": ("dark", "yellow", "crimson", "gray"),
+    "leg_color": ("dark", "yellow", "crimson", "grey"),
 }
 BOLD = ("cap", "throat", "breast_band", "belly", "belly_pattern", "wing_bars", "wing_tip", "face")
 UNSEEN = {"swim": {"leg_color"}, "hover": {"leg_color"}}  # nothing to see of it in this stance

@@ -24,7 +24,7 @@ from sobook.errors import suggest
 
 NAMES = ("aviary", "cub200", "cars196", "sop", "inshop", "folder")
 _AVIARY_OPTIONS = {"species": 100, "images_per_species": 40, "size": 96, "seed": 0}
-_HOLD_OUT_OPTIONS = {"validation_share": 0.2, "validation_seed": 0}
+_HOLD_OUT_OPTIONS = {"validation_fraction": 0.2, "validation_seed": 0}
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +215,7 @@ def load(
             your own folder, with one folder a class. Default: ``SOBOOK_DATA``, else ``data/``.
         allow_partial: accept a benchmark with images or classes missing; a warning then follows
             the data in `ImageSet.notes`.
-        **options: ``validation_share``, ``validation_seed``; for the aviary also ``species``,
+        **options: ``validation_fraction``, ``validation_seed``; for the aviary also ``species``,
             ``images_per_species``, ``size``, ``seed``.
 
     Raises:
@@ -259,47 +259,46 @@ def notes(
     return tuple(dict.fromkeys(named))
 
 
-def notes_of(config) -> tuple[str, ...]:
-    """`notes` of the data set that a `TrainConfig` or `HeadConfig` names."""
-    return notes(config.dataset, config.root, allow_partial=config.allow_partial, **config.options)
+def hold_out(
+    image_set: ImageSet, fraction: float = 0.2, seed: int = 0, *, at_least: int = 1
+) -> tuple[ImageSet, ImageSet]:
+    """Split by whole classes into (train, validation).
 
+    Retrieval is judged on classes never trained on, so settings are chosen on such classes too.
 
-def hold_out(image_set: ImageSet, share: float = 0.2, seed: int = 0) -> tuple[ImageSet, ImageSet]:
-    """Split by whole classes into (train, validation); `share` is that of validation's classes.
+    Args:
+        image_set: the training images.
+        fraction: of the classes, for validation; between 0 and 1.
+        seed: draws the classes.
+        at_least: fewest classes on either side. Two where Recall@1 of the validation classes
+            selects something: within a single class every neighbor is relevant.
 
-    Retrieval is judged on classes never trained on, so that is how anything is chosen as well.
+    Raises:
+        DatasetError: a fraction outside (0, 1), or too few classes.
     """
-    if not 0 < share < 1:
-        raise DatasetError(f"the share to hold out must lie between 0 and 1, not {share}.")
-    if image_set.num_classes < 2:
-        raise DatasetError(
-            f"{image_set.name} {image_set.split} has one class only: none can be held out."
-        )
-    count = min(max(round(share * image_set.num_classes), 1), image_set.num_classes - 1)
-    held = np.random.default_rng(seed).permutation(image_set.num_classes)[:count]
+    held = validation_classes(image_set.num_classes, fraction, seed, at_least=at_least)
     mask = np.isin(image_set.labels, held)
     train, validation = image_set.subset(~mask), image_set.subset(mask)
     return replace(train, split="train"), replace(validation, split="validation")
 
 
-def share_to_choose_on(share: float, classes: int) -> float:
-    """The share of classes to hold out where Recall@1 on them chooses: that of two at least.
+def validation_classes(
+    num_classes: int, fraction: float = 0.2, seed: int = 0, *, at_least: int = 1
+) -> np.ndarray:
+    """The classes that `hold_out` takes for validation, whole numbers below `num_classes`.
 
-    Among pictures of a single class every answer is right.
-
-    >>> share_to_choose_on(0.2, 100), share_to_choose_on(0.2, 5)
-    (0.2, 0.4)
-
-    Raises:
-        DatasetError: fewer than four classes, of which none can be spared.
+    >>> len(validation_classes(100)), len(validation_classes(5)), len(validation_classes(5, at_least=2))
+    (20, 1, 2)
     """
-    if classes < 4:
+    if not 0 < fraction < 1:
+        raise DatasetError(f"the fraction to hold out must lie between 0 and 1, not {fraction}.")
+    if num_classes < 2 * at_least:
         raise DatasetError(
-            f"{classes} classes to train on are too few to hold some out that choose: add classes, "
-            'or choose nothing (training: selection="last", --selection last; heads: '
-            "validation_share=0)."
+            f"{num_classes} training class(es) are too few to hold out {at_least} for validation: "
+            'add classes, or select nothing on them (selection="last", --selection last).'
         )
-    return max(share, 2 / classes)
+    count = min(max(round(fraction * num_classes), at_least), num_classes - at_least)
+    return np.random.default_rng(seed).permutation(num_classes)[:count]
 
 
 def _check_words(name: str, split: str, options: Mapping) -> None:

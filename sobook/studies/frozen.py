@@ -67,7 +67,7 @@ class HeadConfig:
     weight_decay: float = 1e-4
     schedule: str = "cosine"
     clip_norm: float = 10.0
-    validation_share: float = 0.2
+    validation_fraction: float = 0.2
     """Share of the training classes held out to choose settings on; 0: none."""
     seed: int = 0
 
@@ -82,8 +82,8 @@ class HeadConfig:
                 f"unknown spread {self.spread!r}: choose none or one of "
                 f"{', '.join(baselines.SPREADERS)}."
             )
-        if not 0 <= self.noise < 1 or not 0 <= self.validation_share < 1:
-            raise SobookError("noise and validation_share are shares: give numbers in [0, 1).")
+        if not 0 <= self.noise < 1 or not 0 <= self.validation_fraction < 1:
+            raise SobookError("noise and validation_fraction are shares: give numbers in [0, 1).")
         if self.epochs < 1 or self.batch_size < 2:
             raise SobookError("epochs must be at least 1 and batch_size at least 2.")
 
@@ -102,7 +102,7 @@ def fit_head(config: HeadConfig) -> dict[str, float]:
     """
     rng = np.random.default_rng([config.seed, 7])
     train, test = (_features(_source(config), split) for split in ("train", "test"))
-    train, validation = _hold_out(*train, config.validation_share, config.seed)
+    train, validation = _hold_out(*train, config.validation_fraction, config.seed)
     features, labels = _spoil(*train, config, rng)
     classes = int(labels.max()) + 1
     torch.manual_seed(config.seed)  # only now: loading features for the first time draws too
@@ -248,9 +248,7 @@ def _hold_out(features: Tensor, labels: Tensor, share: float, seed: int):
     if share == 0:
         return (features, labels), None
     classes = int(labels.max()) + 1
-    share = image_sets.share_to_choose_on(share, classes)
-    count = min(round(share * classes), classes - 1)
-    held = np.random.default_rng(seed).permutation(classes)[:count]
+    held = image_sets.validation_classes(classes, share, seed, at_least=2)
     mask = torch.from_numpy(np.isin(labels.numpy(), held))
     parts = []
     for chosen in (~mask, mask):

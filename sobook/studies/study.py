@@ -384,7 +384,9 @@ def _run_one(study: Study, key: str, varied: dict) -> str:
     result = {
         "settings": study._config(varied, expand=False).to_dict(),
         "measured": measured,
-        "notes": image_sets.notes_of(config),
+        "notes": image_sets.notes(
+            config.dataset, config.root, allow_partial=config.allow_partial, **config.options
+        ),
         "seconds": round(time.perf_counter() - started, 2),
         "date": date.today().isoformat(),
         "machine": torch.cuda.get_device_name() if device == "cuda" else _machine(),

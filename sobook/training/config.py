@@ -86,7 +86,7 @@ class TrainConfig:
     clip_norm: float = 10.0
     """Largest norm of the gradient."""
 
-    validation_share: float = 0.2
+    validation_fraction: float = 0.2
     """Share of the training classes held out when selection is validation."""
     selection: str = "validation"
     """Which epoch is kept: best on held-out training classes, the last one, or (peeking) the best
@@ -129,7 +129,7 @@ class TrainConfig:
         for name in (*not_negative, "checkpoint_minutes"):
             if not getattr(self, name) >= 0:
                 raise SobookError(f"{name} is {getattr(self, name)}: it must not be negative.")
-        for name in ("validation_share", "crop_scale"):
+        for name in ("validation_fraction", "crop_scale"):
             if not 0 < getattr(self, name) <= 1:
                 raise SobookError(f"{name} is {getattr(self, name)}: it is a share, in (0, 1].")
         if self.images_per_class == 1 or self.images_per_class < 0:

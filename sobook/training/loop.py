@@ -420,8 +420,7 @@ def _training_sets(config: TrainConfig):
     train = _load(config, "train")
     if config.selection != "validation":
         return train, None
-    share = image_sets.share_to_choose_on(config.validation_share, train.num_classes)
-    return image_sets.hold_out(train, share, seed=config.seed)
+    return image_sets.hold_out(train, config.validation_fraction, config.seed, at_least=2)
 
 
 def _load(config: TrainConfig, split: str) -> image_sets.ImageSet:
@@ -435,7 +434,9 @@ def _load(config: TrainConfig, split: str) -> image_sets.ImageSet:
 
 
 def _report(config: TrainConfig, retrieval: Retrieval) -> dict:
-    notes = image_sets.notes_of(config)
+    notes = image_sets.notes(
+        config.dataset, config.root, allow_partial=config.allow_partial, **config.options
+    )
     if config.selection == "test":
         notes = (*notes, "peeking: the epoch was chosen on the test classes")
     return {**retrieval.summary(), "notes": list(notes)}

@@ -119,7 +119,7 @@ def test_describe_as_text_and_html(five):
 
 
 def test_hold_out_takes_whole_classes(five):
-    train, validation = hold_out(five, share=0.4, seed=3)
+    train, validation = hold_out(five, fraction=0.4, seed=3)
     assert (train.num_classes, validation.num_classes) == (3, 2)
     assert not set(train.class_names) & set(validation.class_names)
     assert {*train.paths, *validation.paths} == set(five.paths)
@@ -139,14 +139,14 @@ def test_hold_out_follows_its_seed(five):
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.1, 7])
-def test_hold_out_share(five, share):
+def test_hold_out_fraction(five, share):
     with pytest.raises(DatasetError, match="between 0 and 1"):
         hold_out(five, share)
     assert [len(hold_out(five, s)[1].class_names) for s in (0.01, 0.99)] == [1, 4]
 
 
 def test_hold_out_of_one_class(five):
-    with pytest.raises(DatasetError, match="one class"):
+    with pytest.raises(DatasetError, match="1 training class.*too few"):
         hold_out(five.subset([0]))
 
 
@@ -206,7 +206,7 @@ def test_aviary_halves_its_species(tmp_path):
     assert (len(train), len(test), train.num_classes, test.num_classes) == (9, 9, 3, 3)
     assert not set(train.class_names) & set(test.class_names)
     assert all(path.is_file() for path in (*train.paths, *test.paths))
-    validation = load("aviary", "validation", tmp_path, validation_share=0.34, **options)
+    validation = load("aviary", "validation", tmp_path, validation_fraction=0.34, **options)
     assert set(validation.paths) < set(train.paths) and validation.num_classes == 1
     folder = image_sets.prepare("aviary", tmp_path, progress=False, **options)
     assert train.paths[0].is_relative_to(folder)
@@ -598,9 +598,9 @@ def test_manifest_adds_up():
             assert len(archive.get("sha256", "0" * 64)) == 64
 
 
-def test_two_classes_at_least_choose_and_three_are_too_few():
+def test_two_classes_at_least_are_held_out_and_three_are_too_few():
     for classes in (4, 5, 9, 10, 11, 100):
-        share = image_sets.share_to_choose_on(0.2, classes)
-        assert round(share * classes) == max(2, round(0.2 * classes))
-    with pytest.raises(DatasetError, match="3 classes to train on are too few"):
-        image_sets.share_to_choose_on(0.2, 3)
+        held = image_sets.validation_classes(classes, 0.2, at_least=2)
+        assert len(held) == max(2, round(0.2 * classes))
+    with pytest.raises(DatasetError, match="3 training class.* are too few"):
+        image_sets.validation_classes(3, 0.2, at_least=2)

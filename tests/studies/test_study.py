@@ -33,7 +33,7 @@ options = {{ species = 8, images_per_species = 6, size = 64, seed = 0 }}
 epochs = 2
 batch_size = 10
 dim = 8
-validation_share = 0.5
+validation_fraction = 0.5
 
 [grid]
 so_weight = [0, 10, 100]
@@ -195,7 +195,7 @@ def test_every_loss_trains_a_head(loss, tiny_aviary, tiny_options):
         pytest.importorskip("pytorch_metric_learning")
     config = HeadConfig(
         root=str(tiny_aviary), options=tiny_options, loss=loss, epochs=2, batch_size=8, dim=8,
-        images_per_class=2, validation_share=0.5,
+        images_per_class=2, validation_fraction=0.5,
     )  # fmt: skip
     measured = fit_head(config)
     assert measured == fit_head(config)  # nothing but the seed decides
@@ -215,7 +215,7 @@ def test_noise_and_few_images(tiny_aviary, tiny_options):
 
 def test_so_spreads_and_centering_removes_the_common_mode(tiny_aviary, tiny_options):
     base = {"root": str(tiny_aviary), "options": tiny_options, "epochs": 30, "batch_size": 8}
-    base |= {"dim": 16, "validation_share": 0}
+    base |= {"dim": 16, "validation_fraction": 0}
     plain = fit_head(HeadConfig(**base))
     spread = fit_head(HeadConfig(**base, so_weight=100))
     centered = fit_head(HeadConfig(**base, center=True))

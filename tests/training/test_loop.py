@@ -160,7 +160,7 @@ class TestFit:
             fit(config, progress=False)
 
     def test_held_out_classes_choose_the_epoch(self, config):
-        config = config.replace(selection="validation", validation_share=0.5, batch_size=4)
+        config = config.replace(selection="validation", validation_fraction=0.5, batch_size=4)
         run = fit(config, progress=False)
         recalls = {line["epoch"]: line["recall_at_1"] for line in run.epochs}
         best = max(recalls, key=lambda epoch: (recalls[epoch], -epoch))

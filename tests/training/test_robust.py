@@ -85,7 +85,7 @@ class TestKilled:
         step, so that a run that is always killed early still gets on.
         """
         rng = np.random.default_rng(0)
-        settings = settings.replace(selection="validation", validation_share=0.5, batch_size=4)
+        settings = settings.replace(selection="validation", validation_fraction=0.5, batch_size=4)
         never = settings.replace(run_dir=tmp_path / "never")
         assert processes.run_alone(never) == 0
         kills = finished = 0
@@ -330,7 +330,7 @@ class TestSeen:
 
     def test_bar(self, config, capsys, monkeypatch):
         monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-        fit(config.replace(selection="validation", validation_share=0.5, batch_size=4))
+        fit(config.replace(selection="validation", validation_fraction=0.5, batch_size=4))
         shown = capsys.readouterr().err
         for part in ("PA ", "SO ", "RMS cos ", "R@1 ", "img/s"):
             assert part in shown
