@@ -1,30 +1,32 @@
-"""A trained encoder, taken elsewhere: ONNX for any runtime, a folder for the Hugging Face Hub.
+"""Take a trained encoder elsewhere: ONNX for any runtime, a folder for the Hugging Face Hub.
 
-Both work without network; what they need beyond sobook is in the extra ``sobook[export]``.
+Both work without network; what ONNX needs beyond sobook is in the extra ``sobook[export]``.
 """
 
-import json
+import importlib.util
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm.models
 import torch
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sobook.data.pixels import evaluation_short_side
 from sobook.encoder import Encoder
 from sobook.errors import ExportError
-from sobook.files import replacing, write_json
+from sobook.files import data_root, replacing, write_text
 from sobook.training.run import Run
 
 _TOLERANCE = 1e-4  # of a coordinate of a unit vector, between torch and onnxruntime
 
 
 class _FromPixels(nn.Module):
-    """The encoder on images in 0..1, so that who runs it need not know mean and std."""
+    """The encoder on images in 0..1, so that nobody who runs it needs mean and std."""
 
     def __init__(self, encoder: Encoder):
         super().__init__()
@@ -35,16 +37,15 @@ class _FromPixels(nn.Module):
         return self.encoder((images - self.encoder.mean) / self.encoder.std)
 
 
-def to_onnx(run: Run, file: str | Path, *, check: bool = True) -> Path:
-    """Write the encoder of a run as one ONNX file, and hold it against torch.
+def to_onnx(run: Run, file: str | Path) -> Path:
+    """Write the encoder of a run as one ONNX file and compare it with torch.
 
     Its input ``images`` is (B, 3, H, W) float32, RGB in 0..1, H = W the encoder's image size; its
-    output ``embeddings`` is (B, D), of unit length. B is free.
+    output ``embeddings`` is (B, D), of unit length. B is free. The comparison runs in onnxruntime.
 
     Args:
         run: a finished run.
         file: where to, ending in .onnx.
-        check: compare with torch through onnxruntime, for batches of one and of three.
 
     Raises:
         ExportError: packages are missing, or the two disagree; then no file is left.
@@ -52,11 +53,12 @@ def to_onnx(run: Run, file: str | Path, *, check: bool = True) -> Path:
     file = Path(file).expanduser()
     if file.suffix != ".onnx":
         raise ExportError(f"{file}: the file must end in .onnx.")
-    _need("onnx", "onnxscript", *(["onnxruntime"] if check else []))
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            raise ExportError(f"{package} is missing: pip install 'sobook[export]'.")
     model = _FromPixels(run.encoder()).eval()
     side = model.encoder.image_size
     example = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
-    file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as partial:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about torch's own internals
@@ -71,8 +73,7 @@ def to_onnx(run: Run, file: str | Path, *, check: bool = True) -> Path:
                 external_data=False,
                 verbose=False,
             )
-        if check:
-            _compare(partial, model, side)
+        _compare(partial, model, side)
     return file
 
 
@@ -93,63 +94,97 @@ def _compare(file: Path, model: nn.Module, side: int) -> None:
             )
 
 
-def to_hub(run: Run, folder: str | Path) -> Path:
-    """Write a run as a folder in the layout of the Hugging Face Hub, with a model card.
+class HubEncoder(Encoder, PyTorchModelHubMixin):
+    """An encoder for the Hub: `save_pretrained`, `push_to_hub` and `from_pretrained`.
 
-    ``model.safetensors`` and ``config.json`` are timm's own format, so that the backbone opens with
-    ``timm.create_model("hf-hub:you/name")`` after an upload; ``head.safetensors`` and
-    ``sobook.json`` hold the rest, for `from_hub`. Nothing is uploaded.
+    ``config.json`` and ``model.safetensors`` are timm's own format, so the backbone alone opens
+    with ``timm.create_model("hf-hub:you/name")``. ``head.safetensors`` and the entry "sobook" of
+    ``config.json`` hold the rest.
+
+    >>> HubEncoder.from_run(Run.load("data/runs/my-run")).push_to_hub("you/birds")  # doctest: +SKIP
+    >>> HubEncoder.from_pretrained("you/birds")  # or a folder  # doctest: +SKIP
+    """
+
+    facts: dict[str, Any] | None = None
+    """Settings and measurements of the run behind it, which the model card shows."""
+
+    @classmethod
+    def from_run(cls, run: Run) -> "HubEncoder":
+        """The encoder of a finished run."""
+        trained = run.encoder()
+        encoder = cls.create(weights=None, **trained.settings())
+        encoder.load_state_dict(trained.state_dict())
+        encoder.facts = _facts(run)
+        return encoder.eval()
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        timm.models.save_for_hf(
+            self.backbone,
+            save_directory,
+            model_config={"sobook": {"encoder": self.settings(), "run": self.facts}},
+            model_args={"img_size": self.image_size}
+            if hasattr(self.backbone, "patch_embed")
+            else None,
+            safe_serialization=True,
+        )
+        head = {name: value.contiguous() for name, value in self.head.state_dict().items()}
+        save_file(head, save_directory / "head.safetensors")
+        if self.facts:  # else the Hub's own card
+            write_text(save_directory / "README.md", _model_card(self, self.facts))
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, config: dict | None = None, **download: Any):
+        if "sobook" not in (config or {}):
+            raise ExportError(f"{model_id} is not what `to_hub` or `push_to_hub` of sobook wrote.")
+        folder = Path(model_id)
+        if not folder.is_dir():
+            folder = Path(snapshot_download(model_id, **download))
+        encoder = cls.create(weights=None, **config["sobook"]["encoder"])
+        encoder.backbone.load_state_dict(load_file(folder / "model.safetensors"))
+        encoder.head.load_state_dict(load_file(folder / "head.safetensors"))
+        encoder.facts = config["sobook"]["run"]
+        return encoder.eval()
+
+
+def to_hub(run: Run, folder: str | Path) -> Path:
+    """Write a run as a folder in the layout of the Hugging Face Hub; nothing is uploaded.
 
     Args:
         run: a finished run.
         folder: a new or empty folder.
 
     Raises:
-        ExportError: the folder holds something already.
+        ExportError: the folder is not empty.
     """
     folder = Path(folder).expanduser()
     if folder.exists() and any(folder.iterdir()):
         raise ExportError(f"{folder} is not empty: name a new folder.")
-    encoder, retrieval = run.encoder(), run.retrieval
-    root = f"{run.config.root}{os.sep}"  # folders of this machine are nobody else's business
-    retrieval["notes"] = [note.replace(root, "") for note in retrieval["notes"]]
-    folder.mkdir(parents=True, exist_ok=True)
-    sized = {"img_size": encoder.image_size} if hasattr(encoder.backbone, "patch_embed") else None
-    timm.models.save_for_hf(encoder.backbone, folder, model_args=sized, safe_serialization=True)
-    save_file(
-        {name: value.contiguous() for name, value in encoder.head.state_dict().items()},
-        folder / "head.safetensors",
-    )
-    card = {
-        "encoder": encoder.settings(),
-        "config": {**run.config.to_dict(), "root": None, "run_dir": None},
-        "retrieval": retrieval,
-    }
-    write_json(folder / "sobook.json", card)
-    (folder / "README.md").write_text(_model_card(run, encoder, retrieval), encoding="utf-8")
+    HubEncoder.from_run(run).save_pretrained(folder)
     return folder
 
 
-def from_hub(folder: str | Path) -> Encoder:
-    """The encoder that `to_hub` wrote (a downloaded copy of the folder will do)."""
-    folder = Path(folder).expanduser()
-    if not (folder / "sobook.json").is_file():
-        raise ExportError(f"{folder} has no sobook.json: give a folder that to_hub wrote.")
-    settings = json.loads((folder / "sobook.json").read_text(encoding="utf-8"))["encoder"]
-    encoder = Encoder.create(weights=None, **settings)
-    encoder.backbone.load_state_dict(load_file(folder / "model.safetensors"))
-    encoder.head.load_state_dict(load_file(folder / "head.safetensors"))
-    return encoder.eval()
+def _facts(run: Run) -> dict[str, Any]:
+    """What the card says of a run, without the folders of this machine."""
+    weights = run.config.weights and Path(run.config.weights).name
+    root, retrieval = data_root(run.config.root), run.retrieval
+    for folder in (root, root.resolve()):
+        retrieval["notes"] = [note.replace(f"{folder}{os.sep}", "") for note in retrieval["notes"]]
+    return {
+        "config": run.config.replace(root=None, run_dir=None, weights=weights).to_dict(),
+        "retrieval": retrieval,
+        "train_images": run.state["train_images"],
+        "train_classes": len(run.state["class_names"]),
+    }
 
 
-def _model_card(run: Run, encoder: Encoder, retrieval: dict) -> str:
-    """What the Hub shows: what it is, how to use it, what it was measured on."""
-    config, state = run.config, run.state
+def _model_card(encoder: HubEncoder, facts: dict[str, Any]) -> str:
+    """What the Hub shows: what the encoder is, how to use it, what it was measured on."""
+    config, retrieval = facts["config"], facts["retrieval"]
     first = next(iter(retrieval["recall"]))
     low, high = retrieval[f"recall_at_{first}_interval"]
     recalls = ", ".join(f"Recall@{k} {value:.3f}" for k, value in retrieval["recall"].items())
-    loss = f"Proxy Anchor + {config.so_weight:g} · soft orthogonality"
-    loss = loss if config.so_weight else "Proxy Anchor"
+    loss = f"Proxy Anchor + {config['so_weight']:g} · soft orthogonality"
+    loss = loss if config["so_weight"] else "Proxy Anchor"
     notes = "".join(f"- {note}\n" for note in retrieval["notes"])
     return f"""\
 ---
@@ -158,15 +193,15 @@ pipeline_tag: image-feature-extraction
 tags: [image-retrieval, metric-learning, sobook]
 ---
 
-# {encoder.name}, trained for retrieval on {config.dataset}
+# {encoder.name}, trained for retrieval on {config["dataset"]}
 
-Embeds an image as a unit vector of {encoder.dim} numbers; the cosine of two of them says how alike
-the images are. Trained by sobook with {loss}, {config.epochs} epochs, seed {config.seed}, on
-{state["train_images"]:,} images of {len(state["class_names"]):,} classes.
+Embeds an image as a unit vector of {encoder.dim} numbers; the cosine of two embeddings says how
+similar the images are. Trained with sobook: {loss}, {config["epochs"]} epochs, seed
+{config["seed"]}, on {facts["train_images"]:,} images of {facts["train_classes"]:,} classes.
 
 ```python
-from sobook.export import from_hub
-encoder = from_hub("path/to/this/folder")  # images (B, 3, H, W) uint8 → (B, {encoder.dim})
+from sobook.export import HubEncoder
+encoder = HubEncoder.from_pretrained("you/name")  # images (B, 3, H, W) uint8 → (B, {encoder.dim})
 ```
 
 The backbone alone opens with timm. Images: short side to
@@ -176,20 +211,10 @@ The backbone alone opens with timm. Images: short side to
 
 On {retrieval["queries"]:,} images of test classes never trained on: {recalls}; Recall@{first} has a
 95 % bootstrap interval over classes of [{low:.3f}, {high:.3f}]. MAP@R {retrieval["map_at_r"]:.3f}.
-The epoch was chosen by: {config.selection}.
+The epoch was chosen by: {config["selection"]}.
 {notes}
-## To know before using it
+## Limitations
 
-It was trained for classes like those of its data set and says little about others. The license of
-the training images may bind what is made from them: see the data set's own terms.
+The encoder was trained for classes like those of its data set; expect little on others. The license
+of the training images may cover what is made from them: see the terms of the data set.
 """
-
-
-def _need(*packages: str) -> None:
-    import importlib.util
-
-    missing = [package for package in packages if importlib.util.find_spec(package) is None]
-    if missing:
-        raise ExportError(
-            f"{', '.join(missing)} is missing: install it with pip install 'sobook[export]'."
-        )

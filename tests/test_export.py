@@ -1,6 +1,7 @@
 """Encoders taken elsewhere: ONNX against torch, and the Hub's folder."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ import torch
 
 from sobook import export
 from sobook.cli import main
-from sobook.export import ExportError
+from sobook.errors import ExportError
+from sobook.export import HubEncoder
 from sobook.training.config import TrainConfig
 from sobook.training.loop import fit
+from sobook.training.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +69,12 @@ class TestOnnx:
 
 
 class TestHub:
-    def test_layout(self, folder):
-        names = {path.name for path in folder.iterdir()}
-        assert names == {
-            "README.md", "config.json", "head.safetensors", "model.safetensors", "sobook.json",
-        }  # fmt: skip
-
-    def test_round_trip(self, run, folder):
-        assert export.from_hub(folder).fingerprint() == run.encoder().fingerprint()
+    def test_round_trip(self, run, folder, tmp_path):
+        loaded = HubEncoder.from_pretrained(folder)
+        assert loaded.fingerprint() == run.encoder().fingerprint() and not loaded.training
+        loaded.save_pretrained(tmp_path / "again")
+        for file in folder.iterdir():
+            assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
 
     def test_timm_opens_the_backbone(self, run, folder):
         backbone = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
@@ -82,19 +83,53 @@ class TestHub:
         with torch.inference_mode():
             torch.testing.assert_close(backbone(images), encoder.backbone(images))
 
+    def test_push_uploads_what_to_hub_writes(self, run, folder, monkeypatch):
+        uploaded = []
+
+        class Hub:
+            def __init__(self, token):
+                pass
+
+            def create_repo(self, repo_id, **_):
+                return type("Repo", (), {"repo_id": repo_id})
+
+            def upload_folder(self, folder_path, **_):
+                uploaded.extend(sorted(file.name for file in folder_path.iterdir()))
+
+        monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Hub)
+        HubEncoder.from_run(run).push_to_hub("me/birds")
+        assert uploaded == sorted(file.name for file in folder.iterdir())
+        assert not [name for name in uploaded if name.endswith((".bin", ".pth", ".pkl"))]
+
     def test_card(self, run, folder):
         card = (folder / "README.md").read_text()
         assert f"Recall@1 {run.retrieval['recall']['1']:.3f}" in card
-        config = json.loads((folder / "sobook.json").read_text())["config"]
-        assert TrainConfig.from_dict(config) == run.config.replace(root=None, run_dir=None)
+        about = json.loads((folder / "config.json").read_text())["sobook"]["run"]
+        assert TrainConfig.from_dict(about["config"]) == run.config.replace(root=None, run_dir=None)
+
+    @pytest.mark.parametrize("root_is_given", [True, False])
+    def test_no_folder_of_this_machine_is_named(self, run, tmp_path, monkeypatch, root_is_given):
+        root = tmp_path / "my photos"
+        monkeypatch.setenv("SOBOOK_DATA", str(root))
+        copy = shutil.copytree(run.path, tmp_path / "run")
+        config = run.config.to_dict() | {"root": str(root) if root_is_given else None}
+        config |= {"weights": str(root / "deit.safetensors"), "run_dir": str(copy)}
+        (copy / "config.json").write_text(json.dumps(config))
+        notes = [f"left out {root}/a/broken.jpg: {root}/a/broken.jpg cannot be read"]
+        (copy / "retrieval.json").write_text(json.dumps(run.retrieval | {"notes": notes}))
+        folder = export.to_hub(Run.load(copy), tmp_path / "hub")
+        for file in ("README.md", "config.json"):
+            text = (folder / file).read_text()
+            assert str(tmp_path) not in text and "a/broken.jpg: a/broken.jpg cannot" in text
+        assert '"deit.safetensors"' in (folder / "config.json").read_text()
 
     def test_nothing_is_overwritten(self, run, folder):
         with pytest.raises(ExportError, match="is not empty"):
             export.to_hub(run, folder)
 
     def test_not_a_hub_folder(self, tmp_path):
-        with pytest.raises(ExportError, match="no sobook.json"):
-            export.from_hub(tmp_path)
+        with pytest.raises(ExportError, match="is not what"):
+            HubEncoder.from_pretrained(tmp_path)
 
 
 def test_command_line(run, tmp_path, capsys):
