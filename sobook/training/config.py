@@ -1,38 +1,38 @@
-"""The one configuration of a training run: every choice, with its unit and where it comes from."""
+"""The one configuration of a training run: every choice, with its unit and where it comes from.
+
+`TrainConfig` is for fine-tuning; what it shares with training a head on frozen features
+(`sobook.studies.frozen.HeadConfig`) is in `BaseConfig`. `identity` and `run_key` say when two runs
+are the same.
+"""
 
 import dataclasses
 import hashlib
 import json
-import sys
+import os
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any, TypeVar
 
 from sobook import files
-from sobook.errors import SobookError, suggest
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from sobook.errors import SobookError, check_choice, check_fields
 
 SCHEDULES = ("cosine", "constant")
 SELECTIONS = ("validation", "last", "test")
 PRECISIONS = ("float32", "bfloat16", "float16")
-# Where and how a run computes, not what: these do not tell two runs apart.
-_NOT_PART_OF_THE_RESULT = ("run_dir", "device", "workers", "checkpoint_minutes", "tracker")
 TRACKERS = ("tensorboard", "wandb")
+
+# Part of every identity: raise it when the same settings come to train differently.
+SCHEMA = 2  # 2: no weight decay on norms and biases
+# Where the data lie, and where and how a run computes, do not shape its result.
+_NOT_IDENTITY = ("root", "run_dir", "device", "workers", "checkpoint_minutes", "tracker")
+
+Config = TypeVar("Config", bound="BaseConfig")
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """What one training run does. The defaults are the quick run: a laptop, no network.
-
-    `TrainConfig.recipe` gives the settings for the benchmarks, from ``data/recipes.toml``. They
-    start from what is documented for DeiT with Proxy Anchor (HIER, Hyp-ViT, and the official Proxy
-    Anchor code); the paper's own settings are not known to us, so all of it is to be read as our
-    choice.
-    """
+class BaseConfig:
+    """What fine-tuning and training a head on frozen features have in common."""
 
     dataset: str = "aviary"
     """One of aviary, cub200, cars196, sop, inshop, folder."""
@@ -65,86 +65,126 @@ class TrainConfig:
 
     epochs: int = 8
     """Passes over the training images, warm-up included."""
-    warmup_epochs: int = 1
-    """First epochs in which only head and proxies learn and the backbone stands still."""
     batch_size: int = 40
     """B, images in a batch."""
     images_per_class: int = 0
     """0: batches drawn at random. m ≥ 2: m images each of B/m classes."""
-    crop_scale: float = 0.4
-    """Least share of the area that a random crop keeps."""
-    lr: float = 1e-3
-    """Learning rate of the backbone."""
     head_lr: float = 5e-3
     """Learning rate of the head."""
     proxy_lr: float = 1e-1
     """Learning rate of the proxies."""
     weight_decay: float = 1e-4
-    """Of AdamW, on everything that learns."""
+    """Of AdamW, on weights and proxies; not on norms and biases."""
     schedule: str = "cosine"
     """cosine (all rates fall to 0) or constant."""
     clip_norm: float = 10.0
     """Largest norm of the gradient."""
-
     validation_fraction: float = 0.2
-    """Share of the training classes held out when selection is validation."""
-    selection: str = "validation"
-    """Which epoch is kept: best on held-out training classes, the last one, or (peeking) the best
-    on the test classes, which every report then says."""
+    """Fraction of the training classes held out for validation."""
     seed: int = 0
     """Of everything random."""
-    precision: str = "float32"
-    """float32, bfloat16 or float16 (GPU only) for the encoder; losses and proxies are float32."""
-    gradient_checkpointing: bool = False
-    """Keep fewer activations and compute them again: less memory, about a third slower."""
-    compile: bool = False
-    """Compile the backbone with torch.compile: worth it for long runs on a GPU."""
-
     device: str | None = None
     """cpu, cuda, mps … None: a GPU where there is one."""
-    workers: int = 0
-    """Threads that make batches ahead of need, in each training process."""
-    checkpoint_minutes: float = 10.0
-    """Checkpoints come after every epoch, and within one when this old; 0: at every step."""
-    tracker: str | None = None
-    """tensorboard or wandb: log there as well as to metrics.jsonl, through Accelerate."""
-    run_dir: str | None = None
-    """Folder of the run. None: a name made from the settings, under <data root>/runs."""
 
-    def __post_init__(self):
-        for item in dataclasses.fields(self):  # λ = 100 and λ = 100.0 are one run, of one name
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):
             value = getattr(self, item.name)
-            if item.type in (float, "float") and type(value) is int:
+            if item.type in (float, "float") and type(value) is int:  # λ = 100 is λ = 100.0
                 object.__setattr__(self, item.name, float(value))
-        _check_choice("schedule", self.schedule, SCHEDULES)
-        _check_choice("selection", self.selection, SELECTIONS)
-        _check_choice("precision", self.precision, PRECISIONS)
-        _check_choice("so_reduction", self.so_reduction, ("mean", "sum"))
-        if self.tracker is not None:
-            _check_choice("tracker", self.tracker, TRACKERS)
-        for name in ("epochs", "batch_size", "lr", "head_lr", "proxy_lr", "clip_norm", "scale"):
-            if not getattr(self, name) > 0:
-                raise SobookError(f"{name} is {getattr(self, name)}: it must be positive.")
-        not_negative = ("so_weight", "weight_decay", "warmup_epochs", "workers", "seed")
-        for name in (*not_negative, "checkpoint_minutes"):
-            if not getattr(self, name) >= 0:
-                raise SobookError(f"{name} is {getattr(self, name)}: it must not be negative.")
-        for name in ("validation_fraction", "crop_scale"):
-            if not 0 < getattr(self, name) <= 1:
-                raise SobookError(f"{name} is {getattr(self, name)}: it is a share, in (0, 1].")
+            elif isinstance(value, Path):  # it would not survive JSON
+                object.__setattr__(self, item.name, str(value))
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("so_reduction", self.so_reduction, ("mean", "sum"))
+        self._check_positive("epochs", "batch_size", "head_lr", "proxy_lr", "clip_norm", "scale")
+        self._check_not_negative("so_weight", "weight_decay", "seed")
+        self._check_fraction("validation_fraction")
         if self.images_per_class == 1 or self.images_per_class < 0:
             raise SobookError(
                 f"images_per_class is {self.images_per_class}: give 0 for random batches, or at "
                 "least 2."
             )
-        for name in ("root", "run_dir"):  # a Path would not survive JSON
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, str(getattr(self, name)))
-        if self.weights is not None:
-            object.__setattr__(self, "weights", str(self.weights))
+
+    def _check_positive(self, *names: str) -> None:
+        for name in names:
+            if not getattr(self, name) > 0:
+                raise SobookError(f"{name} is {getattr(self, name)}: it must be positive.")
+
+    def _check_not_negative(self, *names: str) -> None:
+        for name in names:
+            if not getattr(self, name) >= 0:
+                raise SobookError(f"{name} is {getattr(self, name)}: it must not be negative.")
+
+    def _check_fraction(self, name: str) -> None:
+        if not 0 <= getattr(self, name) < 1:
+            raise SobookError(f"{name} is {getattr(self, name)}: it is a fraction, in [0, 1).")
+
+    def replace(self: Config, **changes: Any) -> Config:
+        """A copy with some fields changed."""
+        return type(self).from_dict({**self.to_dict(), **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self)
 
     @classmethod
-    def recipe(cls, name: str, **changes) -> "TrainConfig":
+    def from_dict(cls: type[Config], values: dict[str, Any]) -> Config:
+        """The reverse of `to_dict`.
+
+        Raises:
+            SobookError: an unknown field, or a value that makes no sense.
+        """
+        check_fields(cls.__name__, values, [item.name for item in dataclasses.fields(cls)])
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class TrainConfig(BaseConfig):
+    """What one training run does. The defaults are the quick run: a laptop, no network.
+
+    `TrainConfig.recipe` gives the settings for the benchmarks, from ``data/recipes.toml``. They
+    start from what is documented for DeiT with Proxy Anchor (HIER, Hyp-ViT, and the official Proxy
+    Anchor code); the paper's own settings are not known to us, so every value is our choice.
+    """
+
+    lr: float = 1e-3
+    """Learning rate of the backbone."""
+    warmup_epochs: int = 1
+    """First epochs in which only head and proxies learn and the backbone is frozen."""
+    crop_scale: float = 0.4
+    """Smallest fraction of the area that a random crop keeps."""
+    selection: str = "validation"
+    """Which epoch is kept: best on held-out training classes, the last one, or (peeking) the best
+    on the test classes, which every report then says."""
+    precision: str = "float32"
+    """float32, bfloat16 or float16 (GPU only) for training the encoder; losses, proxies and all
+    evaluation are float32."""
+    gradient_checkpointing: bool = False
+    """Keep fewer activations and compute them again: less memory, about a third slower."""
+    compile: bool = False
+    """Compile the backbone with torch.compile: worth it for long runs on a GPU."""
+
+    workers: int = 0
+    """Threads that make batches ahead of need, in each training process."""
+    checkpoint_minutes: float = 10.0
+    """Checkpoints come after every epoch, and within one when this old; 0: at every step."""
+    tracker: str | None = None
+    """tensorboard or wandb: log there as well as to metrics.jsonl."""
+    run_dir: str | None = None
+    """Folder of the run. None: a name made from the settings, under <data root>/runs."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("selection", self.selection, SELECTIONS)
+        check_choice("precision", self.precision, PRECISIONS)
+        if self.tracker is not None:
+            check_choice("tracker", self.tracker, TRACKERS)
+        self._check_positive("lr", "crop_scale")
+        self._check_not_negative("warmup_epochs", "workers", "checkpoint_minutes")
+        if self.crop_scale > 1:
+            raise SobookError(f"crop_scale is {self.crop_scale}: it is a fraction, in (0, 1].")
+
+    @classmethod
+    def recipe(cls, name: str, **changes: Any) -> "TrainConfig":
         """The settings of ``data/recipes.toml`` under a name, with some of them changed.
 
         >>> TrainConfig.recipe("cub200", seed=1).encoder
@@ -153,69 +193,65 @@ class TrainConfig:
         Raises:
             SobookError: no recipe has that name.
         """
-        if name not in recipes():
-            near = suggest(name, recipes())
-            raise SobookError(f"unknown recipe {name!r}: there are {', '.join(recipes())}.{near}")
+        check_choice("recipe", name, recipes())
         return cls.from_dict({**recipes()[name], **changes})
 
-    def replace(self, **changes) -> "TrainConfig":
-        """A copy with some fields changed."""
-        _check_fields(changes)
-        return dataclasses.replace(self, **changes)
-
-    def to_dict(self) -> dict:
-        """Plain values, for JSON."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict) -> "TrainConfig":
-        """The reverse of `to_dict`; unknown fields are refused by name."""
-        _check_fields(values)
-        return cls(**values)
-
     def differences(self, other: "TrainConfig") -> dict[str, tuple]:
-        """Fields that change the result and differ: {name: (own value, other's value)}."""
-        mine, theirs = self.to_dict(), other.to_dict()
-        return {
-            name: (value, theirs[name])
-            for name, value in mine.items()
-            if name not in _NOT_PART_OF_THE_RESULT and value != theirs[name]
-        }
+        """Fields that shape the result and differ: {name: (own value, other's value)}."""
+        mine, theirs = identity(self), identity(other)
+        return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
 
     def folder(self) -> Path:
         """The run folder: `run_dir`, or a name made from the settings."""
         if self.run_dir is not None:
             return Path(self.run_dir).expanduser()
-        telling = {
-            name: value
-            for name, value in self.to_dict().items()
-            if name not in _NOT_PART_OF_THE_RESULT
-            and not (name in ("gradient_checkpointing", "compile") and not value)  # came later
-        }
-        key = hashlib.sha256(json.dumps(telling, sort_keys=True).encode()).hexdigest()[:8]
         loss = f"so{self.so_weight:g}" if self.so_weight else "pa"
-        name = f"{self.dataset}-{self.encoder}-{loss}-seed{self.seed}-{key}"
+        name = f"{self.dataset}-{self.encoder}-{loss}-seed{self.seed}-{run_key(self)[:8]}"
         return files.data_root() / "runs" / name
+
+
+def identity(config: BaseConfig) -> dict[str, Any]:
+    """Everything that shapes the result of a run; two runs of equal identity are the same run.
+
+    These are all fields but those that say where data lie and how a run computes, defaults
+    included, so that a default that changes does not bring back old results. For pictures of
+    one's own ("folder") the content takes the place of the folder's name.
+
+    Returns:
+        Plain values: the name of the config's class, `SCHEMA`, the fields, and "content".
+    """
+    fields = {k: v for k, v in config.to_dict().items() if k not in _NOT_IDENTITY}
+    content = _listing_hash(config.root) if config.dataset == "folder" else None
+    return {"config": type(config).__name__, "schema": SCHEMA, **fields, "content": content}
+
+
+def run_key(config: BaseConfig) -> str:
+    """A short hash of the identity: the one name of a run, for its folder or its result."""
+    text = json.dumps(_plain(identity(config)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _plain(value: Any) -> Any:
+    """A value with whole numbers as int, also within dictionaries: 16.0 and 16 are the same."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _listing_hash(root: str | None) -> str:
+    """Hash of relative paths and sizes of a folder's files: content, without reading it."""
+    base, lines = Path(root or ".").expanduser(), []
+    for folder, _, names in os.walk(base):
+        for name in names:
+            file = Path(folder, name)
+            if not name.startswith(".") and file.is_file():
+                lines.append(f"{file.relative_to(base).as_posix()}|{file.stat().st_size}")
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:12]
 
 
 @cache
 def recipes() -> dict[str, dict]:
     """``data/recipes.toml``: name → the settings in which it differs from the defaults."""
-    text = tomllib.loads(files.shipped("recipes.toml").read_text(encoding="utf-8"))
+    text = files.read_toml(files.shipped("recipes.toml"))
     shared = {"deit_small": text.pop("deit_small"), "deit_tiny": text.pop("deit_tiny")}
     return {name: {**shared[own.pop("like")], **own} for name, own in text.items()}
-
-
-def _check_choice(name: str, value: str, choices) -> None:
-    if value not in choices:
-        raise SobookError(
-            f"unknown {name} {value!r}: choose one of {', '.join(choices)}."
-            f"{suggest(value, choices)}"
-        )
-
-
-def _check_fields(values) -> None:
-    known = [item.name for item in dataclasses.fields(TrainConfig)]
-    for name in values:
-        if name not in known:
-            raise SobookError(f"unknown setting {name!r} of TrainConfig.{suggest(name, known)}")
