@@ -1,27 +1,24 @@
-"""The command `sobook`: one function a subcommand, in the words of the README."""
+"""The command `sobook`: one function per subcommand, in the words of the README.
 
+`sobook` itself is imported lazily, so a command loads torch only once it needs it, and ``--help``
+never does.
+"""
+
+import argparse
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-import torch
 import tyro
 
-from sobook import geometry
-from sobook.course import grading
-from sobook.data import image_sets
-from sobook.encoder import Encoder, embed
+import sobook
+from sobook import files
 from sobook.errors import SobookError
-from sobook.interactive import search
-from sobook.retrieval import Retrieval, difference
-from sobook.studies import study as studies
 from sobook.training.config import TrainConfig
-from sobook.training.loop import TrainingError, evaluate_run, fit
-from sobook.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -49,18 +46,18 @@ class Source:
     device: str | None = None
     """cpu, cuda …; default: a GPU where there is one."""
 
-    def open(self) -> tuple[TrainConfig, Encoder]:
-        """The settings of the data, and the encoder on its device."""
+    def open(self):
+        """The settings of the data, and the encoder on its device: (TrainConfig, Encoder)."""
         if self.run is None:
             config = TrainConfig(dataset=self.dataset or "aviary", encoder=self.encoder, dim=None)
-            encoder = Encoder.create(
+            encoder = sobook.Encoder.create(
                 self.encoder,
                 weights=self.weights,
                 image_size=self.image_size,
                 token=self.token,
             ).eval()
         else:
-            run = Run.load(self.run)
+            run = sobook.Run.load(self.run)
             config, encoder = run.config, run.encoder()
             if self.dataset not in (None, config.dataset):  # the run's options are of its own data
                 config = config.replace(dataset=self.dataset, options={}, allow_partial=False)
@@ -69,8 +66,7 @@ class Source:
             options=self.options or config.options,
             allow_partial=self.allow_partial or config.allow_partial,
         )
-        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return config, encoder.to(device)
+        return config, encoder.to(self.device or _default_device())
 
 
 def prepare(
@@ -93,70 +89,42 @@ def prepare(
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of what is left out: listed in full below
-        folder = image_sets.prepare(name, root, **options)
-        notes = image_sets.notes(name, root) if name == "folder" else ()
-    for note in notes:
-        print(f"note: {note}")
+        folder = sobook.prepare(name, root, **options)
+        notes = sobook.data.notes(name, root) if name == "folder" else ()
+    _print_notes(notes, indent="")
     print(folder)
 
 
-def train(
-    config: Annotated[TrainConfig, tyro.conf.arg(name="")], recipe: str | None = None
-) -> None:
-    """Train an encoder, evaluate it on the test classes, and leave a run folder.
+def train_from(defaults: TrainConfig) -> Callable[..., None]:
+    """The command `train`, which starts from the defaults of `TrainConfig` or from a recipe."""
 
-    A finished run with the same settings is opened, not repeated; an unfinished one goes on, from
-    its last checkpoint. On several devices: accelerate launch -m sobook train ...
-
-    For instance:
-      sobook train
-      sobook train --so-weight 100 --seed 1
-      sobook train --recipe cub200 --root ~/data --so-weight 100
-      sobook train --recipe cub200-tiny --root ~/data --image-size 128 --precision float32
-      sobook train --recipe photos --root my_pictures --so-weight 100
-
-    Args:
-        config: the settings; what is not named here is that of the recipe, or the default.
-        recipe: settings to start from: cub200, cars196, sop, inshop (DeiT-Small), one of these
-            with -tiny (DeiT-Tiny), or photos, for a folder of your own. They are in
-            data/recipes.toml.
-    """
-    run = fit(config)
-    if _speaks():
-        _print_result(run.path.name, run.retrieval)
-        print(run.path)
-
-
-def _train_from(recipe: str | None):
-    """The command `train` with a recipe's settings as its defaults."""
-    if recipe is None:
-        return train
-
-    start = TrainConfig.recipe(recipe)
-
-    def train_recipe(
-        config: Annotated[TrainConfig, tyro.conf.arg(name="")] = start,
-        recipe: str | None = None,
+    def train(
+        config: Annotated[TrainConfig, tyro.conf.arg(name="")] = defaults, recipe: str | None = None
     ) -> None:
-        train(config, recipe)
+        """Train an encoder, evaluate it on the test classes, and leave a run folder.
 
-    train_recipe.__doc__ = train.__doc__
-    return train_recipe
+        A finished run with the same settings is opened, not repeated; an unfinished one resumes
+        from its last checkpoint. On several devices: accelerate launch -m sobook train ...
 
+        For instance:
+          sobook train
+          sobook train --so-weight 100 --seed 1
+          sobook train --recipe cub200 --root ~/data --so-weight 100
+          sobook train --recipe cub200-tiny --root ~/data --image-size 128 --precision float32
+          sobook train --recipe photos --root my_pictures --so-weight 100
 
-def _recipe(arguments: list[str]) -> str | None:
-    """The word after --recipe, which has to be known before the other arguments are read."""
-    for place, argument in enumerate(arguments):
-        if argument == "--recipe" and place + 1 < len(arguments):
-            return arguments[place + 1]
-        if argument.startswith("--recipe="):
-            return argument.partition("=")[2]
-    return None
+        Args:
+            config: the settings; what is not named here is that of the recipe, or the default.
+            recipe: settings to start from: cub200, cars196, sop, inshop (DeiT-Small), one of these
+                with -tiny (DeiT-Tiny), or photos, for a folder of your own. They are in
+                data/recipes.toml.
+        """
+        run = sobook.fit(config)
+        if _process_number() == 0:  # of several processes started together, one reports
+            _print_result(run.path.name, run.retrieval)
+            print(run.path)
 
-
-def _speaks() -> bool:
-    """Of several processes started together, only the first prints."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+    return train
 
 
 def evaluate(source: Annotated[Source, tyro.conf.arg(name="")]) -> None:
@@ -167,8 +135,8 @@ def evaluate(source: Annotated[Source, tyro.conf.arg(name="")]) -> None:
       sobook evaluate --encoder deit_tiny_patch16_224 --dataset cub200 --root ~/datasets
     """
     config, encoder = source.open()
-    result = evaluate_run(config, encoder, progress=True)
-    notes = image_sets.notes(
+    result = sobook.training.evaluate_run(config, encoder, progress=True)
+    notes = sobook.data.notes(
         config.dataset, config.root, allow_partial=config.allow_partial, **config.options
     )
     _print_result(source.run or f"{encoder.name}, frozen", {**result.summary(), "notes": notes})
@@ -187,17 +155,19 @@ def compare(runs: tyro.conf.Positional[tuple[str, ...]], /) -> None:
     """
     if len(runs) < 2:
         raise SobookError("compare needs at least two run folders.")
-    opened = [Run.load(path) for path in runs]
+    opened = [sobook.Run.load(path) for path in runs]
     data = {(run.config.dataset, str(run.config.options)) for run in opened}
     if len(data) > 1:
         raise SobookError(
             f"the runs are on different data: {sorted(data)}; compare like with like."
         )
-    results = [evaluate_run(run.config, run.encoder(), progress=True) for run in opened]
+    results = [
+        sobook.training.evaluate_run(run.config, run.encoder(), progress=True) for run in opened
+    ]
     width = max(len(run.path.name) for run in opened)
     print(f"{'run':{width}}  so_weight  R@1    95 % interval   difference      RMS cos  coherence")
     for run, result in zip(opened, results, strict=True):
-        shape = geometry.describe(run.proxies())
+        shape = sobook.describe(run.proxies())
         low, high = result.interval(1)
         print(
             f"{run.path.name:{width}}  {run.config.so_weight:<9g}  {result.recall[1]:.3f}  "
@@ -222,27 +192,24 @@ def embed_images(
     """
     if out.suffix != ".npz":
         raise SobookError(f"--out {out}: the file must end in .npz.")
+    import numpy as np
+
     config, encoder = source.open()
-    found = image_sets.load(
+    images = sobook.load(
         config.dataset, split, config.root, allow_partial=config.allow_partial, **config.options
     )
-    embeddings = embed(encoder, found)
-    partial = out.with_name(f".{out.stem}.{os.getpid()}.npz")
-    try:
+    embeddings = sobook.embed(encoder, images)
+    with files.replacing(out) as partial:
         np.savez(
             partial,
             embeddings=embeddings,
-            labels=found.labels,
-            paths=np.array([str(path) for path in found.paths]),
-            class_names=np.array(found.class_names),
-            notes=np.array(found.notes, dtype=str),
+            labels=images.labels,
+            paths=np.array([str(path) for path in images.paths]),
+            class_names=np.array(images.class_names),
+            notes=np.array(images.notes, dtype=str),
         )
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
     print(f"{out}: {len(embeddings):,} embeddings of dimension {embeddings.shape[1]}")
-    for note in found.notes:
-        print(f"  note: {note}")
+    _print_notes(images.notes)
 
 
 def export_run(
@@ -261,13 +228,11 @@ def export_run(
     """
     if onnx is None and hub is None:
         raise SobookError("export: name --onnx, --hub or both.")
-    from sobook import export
-
-    opened = Run.load(run)
+    opened = sobook.Run.load(run)
     if onnx is not None:
-        print(export.to_onnx(opened, onnx))
+        print(sobook.export.to_onnx(opened, onnx))
     if hub is not None:
-        print(export.to_hub(opened, hub))
+        print(sobook.export.to_hub(opened, hub))
 
 
 def explore(
@@ -294,18 +259,16 @@ def explore(
     """
     if out.suffix not in (".html", ".htm"):
         raise SobookError(f"--out {out}: the file must end in .html.")
-    from sobook.interactive import (
-        explorer,  # here, not above: it brings matplotlib, which takes a second
+    opened = [sobook.Run.load(path) for path in runs]
+    page = sobook.interactive.explorer.from_runs(
+        opened, classes=classes, per_class=images, seed=seed
     )
-
-    opened = [Run.load(path) for path in runs]
-    page = explorer.from_runs(opened, classes=classes, per_class=images, seed=seed)
     page.save(out)
     print(f"{out}: {len(page.source.encode()) / 1e6:.1f} MB")
 
 
 def study(
-    files: tyro.conf.Positional[tuple[str, ...]],
+    studies: tyro.conf.Positional[tuple[str, ...]],
     /,
     out: Path | None = None,
     jobs: int | None = None,
@@ -314,7 +277,7 @@ def study(
     """Do the runs of a study, a grid in a TOML file, and gather them into a table and a figure.
 
     Finished runs are not repeated: stop it when you like, and start it again. Results are
-    NAME.csv (a row a run), NAME.md (means, intervals, where it came from), NAME.json, NAME.png.
+    NAME.csv (a row per run), NAME.md (means, intervals, where it came from), NAME.json, NAME.png.
     The studies behind notebook 07 are known by their names.
 
     For instance:
@@ -322,22 +285,23 @@ def study(
       sobook study my_study.toml --jobs 2
 
     Args:
-        files: study files, or names of studies that come with sobook.
+        studies: study files, or names of studies that come with sobook.
         out: folder for the results; default: <data root>/study_results.
         jobs: runs at a time; default: a run for each GPU, or for each core where only heads learn.
         only_gather: start nothing, gather what is finished.
     """
-    if not files:
+    if not studies:
         raise SobookError("study needs a study file, or the name of one that comes with sobook.")
     out = files.data_root() / "study_results" if out is None else out.expanduser()
-    for file in files:
-        one = studies.load(file)
-        table = studies.gather(one) if only_gather else studies.run(one, jobs=jobs)
+    study_module = sobook.studies.study
+    for name in studies:
+        one = study_module.load(name)
+        table = study_module.gather(one) if only_gather else study_module.run(one, jobs=jobs)
         if table.empty:
             raise SobookError(f"study {one.name}: no run is finished yet, so there is no table.")
         where = out.name if out.is_absolute() else out.as_posix()
         command = f"sobook study {one.name} --out {where}"
-        for written in studies.write(one, table, out, command):
+        for written in study_module.write(one, table, out, command):
             print(written)
         left = len(one.plan()) - len(table)
         print(f"{one.name}: {len(table)} runs" + (f", {left} not done yet" if left else ""))
@@ -362,28 +326,28 @@ def search_pictures(
         source: the encoder: a run, or one by name. (Its data set options are not used.)
         folder: pictures to index, subfolders included.
         index: .npz to write the index to or, without --folder, to read it from.
-        query: pictures whose nearest are printed, one line a neighbor: cosine, class, file.
+        query: pictures whose nearest are printed, one line per neighbor: cosine, class, file.
         k: neighbors for each query.
         page: HTML file to write, with the indexed pictures in it; it needs no network.
     """
     if folder is None and index is None:
         raise SobookError("search needs --folder, the pictures to index, or --index, a saved one.")
+    search = sobook.interactive.search
     _, encoder = source.open()
     if folder is None:
-        found = search.Index.load(index)
+        pictures = search.Index.load(index)
     else:
-        found = search.index_folder(encoder, folder)
-        for note in found.left_out:
-            print(f"note: {note}")
+        pictures = search.index_folder(encoder, folder)
+        _print_notes(pictures.left_out, indent="")
         if index is not None:
-            print(f"{found.save(index)}: {len(found):,} pictures")
+            print(f"{pictures.save(index)}: {len(pictures):,} pictures")
     for picture in query:
-        similarities, places = found.search(encoder, picture, k)
+        similarities, places = pictures.search(encoder, picture, k)
         print(picture)
         for similarity, i in zip(similarities, places, strict=True):
-            print(f"  {similarity:+.3f}  {found.names[i] or '–'}  {found.paths[i]}")
+            print(f"  {similarity:+.3f}  {pictures.names[i] or '–'}  {pictures.paths[i]}")
     if page is not None:
-        print(search.page(found, page))
+        print(search.page(pictures, page))
 
 
 def grade_notebooks(
@@ -393,10 +357,10 @@ def grade_notebooks(
     timeout: float = 900.0,
     execute: bool = True,
 ) -> None:
-    """Run students' notebooks and write a CSV: one line a notebook and exercise, passed or why not.
+    """Run students' notebooks and write a CSV: a line per notebook and exercise.
 
-    Each runs in a kernel of its own. That is no prison: students' code runs with your rights, so
-    grade on a machine or in a container where that does no harm.
+    Each runs in a kernel of its own. That is not a sandbox: students' code runs with your rights,
+    so grade on a machine or in a container where that does no harm.
 
     For instance:
       sobook grade handed-in/*.ipynb --out grades.csv
@@ -413,16 +377,45 @@ def grade_notebooks(
         raise SobookError("grade needs one notebook or more.")
     rows = []
     for path in notebooks:
-        rows += (found := grading.grade(path, timeout=timeout, execute=execute))
-        passed = sum(row.passed for row in found)
-        print(f"{path}: {passed} of {len(found)} passed")
-    print(grading.write(rows, out))
+        grades = sobook.course.grading.grade(path, timeout=timeout, execute=execute)
+        passed = sum(grade.passed for grade in grades)
+        print(f"{path}: {passed} of {len(grades)} passed")
+        rows += grades
+    print(sobook.course.grading.write(rows, out))
 
 
-def _difference(first: Retrieval, other: Retrieval) -> str:
+def cache(clean: bool = False) -> None:
+    """Say how much room the caches take: decoded images and embeddings. They can be made again.
+
+    For instance:
+      sobook cache
+      sobook cache --clean
+
+    Args:
+        clean: delete them.
+    """
+    entries = sobook.data.pixels.cache_entries()
+    for entry in entries:
+        print(entry)
+    if clean:
+        sobook.data.pixels.clear_cache()
+
+
+def _default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _process_number() -> int:
+    """Of processes started together by accelerate or torchrun, which one this is."""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+
+
+def _difference(first, other) -> str:
     if first is other:
         return "–"
-    value, low, high = difference(first, other)
+    value, low, high = sobook.retrieval.difference(first, other)
     return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
@@ -433,47 +426,76 @@ def _print_result(title: str, result: dict) -> None:
     print(f"  95 % interval of the first over classes {low:.3f} – {high:.3f}", end="; ")
     print(f"MAP@R {result['map_at_r']:.3f}, R-precision {result['r_precision']:.3f}", end="; ")
     print(f"{result['queries']:,} queries")
-    for note in result.get("notes", ()):
-        print(f"  note: {note}")
+    _print_notes(result.get("notes", ()))
+
+
+def _print_notes(notes, indent: str = "  ") -> None:
+    """What a data set's report has to say: what is missing or left out."""
+    for note in notes:
+        print(f"{indent}note: {note}")
 
 
 COMMANDS = {
     "prepare": prepare,
-    "train": train,
+    "train": train_from(TrainConfig()),
     "evaluate": evaluate,
     "compare": compare,
-    "embed": embed_images,
-    "export": export_run,
-    "explore": explore,
     "study": study,
+    "explore": explore,
+    "embed": embed_images,
     "search": search_pictures,
+    "export": export_run,
     "grade": grade_notebooks,
+    "cache": cache,
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0 well, 1 an error, 2 wrong usage."""
+    """Run the command line.
+
+    Args:
+        arguments: the words after ``sobook``; default: those of this process. ``--debug``, anywhere
+            among them, shows the traceback of an error.
+
+    Returns:
+        The exit status: 0 well, 1 an error. (Wrong usage exits with 2.)
+    """
     warnings.formatwarning = lambda message, *_, **__: f"sobook: {message}\n"
-    arguments = sys.argv[1:] if arguments is None else arguments
+    early = argparse.ArgumentParser(prog="sobook", add_help=False, allow_abbrev=False)
+    early.add_argument("--debug", action="store_true")
+    options, arguments = early.parse_known_args(arguments)
     try:
-        commands = {**COMMANDS, "train": _train_from(_recipe(arguments))}
-        tyro.extras.subcommand_cli_from_dict(
-            commands,
-            prog="sobook",
-            description="Deep metric learning with soft orthogonal proxies.",
-            args=arguments,
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
-    except (ValueError, TrainingError, OSError) as error:
-        if _speaks() or isinstance(error, TrainingError):
-            print(f"sobook: {error}", file=sys.stderr)
-        return 1
+        _run(arguments)
     except KeyboardInterrupt:
-        print(
-            "sobook: stopped; the same command goes on from the last checkpoint.", file=sys.stderr
-        )
-        return 1
+        return _fail("stopped; the same command resumes from the last checkpoint.")
+    except (SobookError, OSError, ImportError) as error:
+        if options.debug:
+            raise
+        return _fail(str(error))
     return 0
+
+
+def _run(arguments: list[str]) -> None:
+    # A recipe replaces the defaults of `train`, so it has to be known before the rest is read.
+    early = argparse.ArgumentParser(prog="sobook train", add_help=False, allow_abbrev=False)
+    early.add_argument("--recipe")
+    recipe = early.parse_known_args(arguments)[0].recipe
+    commands = dict(COMMANDS)
+    if recipe is not None:
+        commands["train"] = train_from(TrainConfig.recipe(recipe))
+    tyro.extras.subcommand_cli_from_dict(
+        commands,
+        prog="sobook",
+        description="Deep metric learning with soft orthogonal proxies.",
+        args=arguments,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+def _fail(message: str) -> int:
+    number = _process_number()
+    print(f"sobook{f' (process {number})' if number else ''}: {message}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":
