@@ -1,32 +1,47 @@
-"""Other losses in the same frame: baselines of pytorch-metric-learning, other ways to spread.
+"""What the studies compare with: other losses, and other regularizers of Proxy Anchor's proxies.
 
-The baselines are not ours: they need ``pip install pytorch-metric-learning``, and are imported only
-when asked for.
+The losses are those of pytorch-metric-learning, which is imported only when one is asked for.
+Notation: B batch, C classes, D embedding dimension, P (C, D) proxies, p̂ a proxy of unit length.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sobook.errors import SobookError
+from sobook.errors import SobookError, check_choice
 
 LOSSES = ("proxy_nca", "soft_triple", "arcface", "multi_similarity", "triplet")
 
 
-def make(name: str, num_classes: int, dim: int, **options) -> nn.Module:
-    """A baseline, called as ours are: (embeddings (B, D), labels (B,)) → scalar.
+def make(name: str, num_classes: int, dim: int, **options: Any) -> nn.Module:
+    """A baseline with the interface of our losses: (embeddings (B, D), labels (B,)) → scalar.
+
+    Pair losses come with the miner they were published with.
 
     Args:
-        name: one of `LOSSES`. Pair losses come with the miner they were published with:
-            multi-similarity's own, semi-hard triplets for the triplet margin.
-        num_classes, dim: C and D, for those that learn class vectors.
-        **options: of the loss, e.g. ``scale=32`` for ArcFace.
+        name: one of `LOSSES`.
+        num_classes: C, for losses that learn class vectors.
+        dim: D, for the same.
+        **options: of the loss in pytorch-metric-learning, e.g. ``scale=16`` for ArcFace.
+
+    Returns:
+        The loss, a module whose parameters have to be trained.
+
+    Raises:
+        SobookError: an unknown name, or pytorch-metric-learning is not installed.
+
+    Source: Movshovitz-Attias et al., ICCV 2017 (Proxy-NCA); Qian et al., ICCV 2019 (SoftTriple);
+    Deng et al., CVPR 2019 (ArcFace); Wang et al., CVPR 2019 (multi-similarity); Schroff et al.,
+    CVPR 2015 (semi-hard triplets).
     """
+    check_choice("loss", name, LOSSES)
     try:
         from pytorch_metric_learning import losses, miners
     except ImportError:
         raise SobookError(
-            f"the baseline {name!r} comes from pytorch-metric-learning, which is not installed: "
+            f"the loss {name!r} comes from pytorch-metric-learning, which is not installed: "
             "pip install pytorch-metric-learning"
         ) from None
     if name == "proxy_nca":
@@ -36,15 +51,14 @@ def make(name: str, num_classes: int, dim: int, **options) -> nn.Module:
     if name == "arcface":
         return losses.ArcFaceLoss(num_classes, dim, **options)
     if name == "multi_similarity":
-        return Mined(losses.MultiSimilarityLoss(**options), miners.MultiSimilarityMiner())
-    miner = miners.TripletMarginMiner(
-        margin=options.get("margin", 0.05), type_of_triplets="semihard"
-    )
-    return Mined(losses.TripletMarginLoss(**options), miner)
+        return MinedLoss(losses.MultiSimilarityLoss(**options), miners.MultiSimilarityMiner())
+    margin = options.get("margin", 0.05)
+    miner = miners.TripletMarginMiner(margin=margin, type_of_triplets="semihard")
+    return MinedLoss(losses.TripletMarginLoss(**options), miner)
 
 
-class Mined(nn.Module):
-    """A pair or triplet loss with the miner that chooses its pairs."""
+class MinedLoss(nn.Module):
+    """A pair or triplet loss on the pairs that its miner selects."""
 
     def __init__(self, loss: nn.Module, miner: nn.Module):
         super().__init__()
@@ -54,23 +68,32 @@ class Mined(nn.Module):
         return self.loss(embeddings, labels, self.miner(embeddings, labels))
 
 
-class Spread(nn.Module):
-    """Proxy Anchor plus `weight` times one of `SPREADERS` on its proxies."""
+class RegularizedProxyAnchor(nn.Module):
+    """Proxy Anchor plus `weight` times one of `REGULARIZERS` on its proxies.
 
-    def __init__(self, loss: nn.Module, name: str, weight: float):
+    Args:
+        loss: Proxy Anchor, with `proxies` (C, D).
+        regularizer: one of `REGULARIZERS`.
+        weight: of the regularizer.
+    """
+
+    def __init__(self, loss: nn.Module, regularizer: str, weight: float):
         super().__init__()
-        self.loss, self.name, self.weight = loss, name, weight
+        check_choice("regularizer", regularizer, REGULARIZERS)
+        self.loss, self.regularizer, self.weight = loss, regularizer, weight
 
     @property
     def proxies(self) -> Tensor:
+        """(C, D) proxies of Proxy Anchor."""
         return self.loss.proxies
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        return self.loss(embeddings, labels) + self.weight * SPREADERS[self.name](self.proxies)
+        penalty = REGULARIZERS[self.regularizer](self.proxies)
+        return self.loss(embeddings, labels) + self.weight * penalty
 
 
 def class_vectors(loss: nn.Module) -> Tensor | None:
-    """(C, D) proxies of a loss; None where it has none, or several a class."""
+    """(C, D) proxies of a loss; None where it has none, or several per class."""
     if hasattr(loss, "proxies"):
         return loss.proxies.detach()
     weights = getattr(loss, "W", None)  # ArcFace: (D, C)
@@ -82,8 +105,8 @@ def class_vectors(loss: nn.Module) -> Tensor | None:
 def double_soft_orthogonality(proxies: Tensor) -> Tensor:
     """(‖PPᵀ−I‖² + ‖PᵀP−I‖²) / C(C−1) of proxies as they are, not scaled to unit length.
 
-    With unit rows both terms differ by the constant D − C only, and double SO would be SO with
-    twice the weight; so, as in its source, lengths count. Source: Bansal et al., NeurIPS 2018.
+    With unit rows the two terms differ only by the constant D − C, and double SO would be SO with
+    twice the weight; so lengths count here, as in its source. Source: Bansal et al., NeurIPS 2018.
     """
     count, dim = proxies.shape
     rows = proxies @ proxies.T - torch.eye(count, device=proxies.device)
@@ -92,24 +115,24 @@ def double_soft_orthogonality(proxies: Tensor) -> Tensor:
 
 
 def mutual_coherence(proxies: Tensor) -> Tensor:
-    """Largest |cosine| of two proxies. Source: Bansal et al., NeurIPS 2018."""
+    """max |p̂ᵢ·p̂ⱼ| over pairs i ≠ j. Source: Bansal et al., NeurIPS 2018."""
     return _cosines(proxies, diagonal=0.0).abs().max()
 
 
 def regular_face(proxies: Tensor) -> Tensor:
-    """Mean over proxies of the cosine to the nearest other one. Source: Zhao et al., CVPR 2019."""
+    """Mean over i of max p̂ᵢ·p̂ⱼ over j ≠ i. Source: Zhao et al., CVPR 2019."""
     return _cosines(proxies, diagonal=-2.0).max(dim=1).values.mean()
 
 
 def uniformity(proxies: Tensor, t: float = 2.0) -> Tensor:
-    """log mean exp(−t‖p̂ᵢ − p̂ⱼ‖²) over pairs. Source: Wang and Isola, ICML 2020."""
+    """log mean exp(−t‖p̂ᵢ − p̂ⱼ‖²) over pairs i < j. Source: Wang and Isola, ICML 2020."""
     count = len(proxies)
     upper = torch.triu_indices(count, count, 1, device=proxies.device)
     cosines = _cosines(proxies, diagonal=0.0)[upper[0], upper[1]]
     return (-2 * t * (1 - cosines)).exp().mean().log()
 
 
-SPREADERS = {
+REGULARIZERS = {
     "double_so": double_soft_orthogonality,
     "coherence": mutual_coherence,
     "regular_face": regular_face,

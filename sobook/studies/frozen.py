@@ -47,9 +47,9 @@ class HeadConfig:
     scale: float = 32.0
     so_weight: float = 0.0
     so_reduction: str = "mean"
-    spread: str = "none"
-    """Another way to spread Proxy Anchor's proxies, see `baselines.SPREADERS`."""
-    spread_weight: float = 0.0
+    regularizer: str = "none"
+    """Added to Proxy Anchor, on its proxies: none or one of `baselines.REGULARIZERS`."""
+    regularizer_weight: float = 0.0
     """Its weight."""
     center: bool = False
     """Subtract the mean proxy from all proxies, inside the loss."""
@@ -77,10 +77,10 @@ class HeadConfig:
                 f"unknown loss {self.loss!r}: choose proxy_anchor or one of "
                 f"{', '.join(baselines.LOSSES)}."
             )
-        if self.spread not in ("none", *baselines.SPREADERS):
+        if self.regularizer not in ("none", *baselines.REGULARIZERS):
             raise SobookError(
-                f"unknown spread {self.spread!r}: choose none or one of "
-                f"{', '.join(baselines.SPREADERS)}."
+                f"unknown regularizer {self.regularizer!r}: choose none or one of "
+                f"{', '.join(baselines.REGULARIZERS)}."
             )
         if not 0 <= self.noise < 1 or not 0 <= self.validation_fraction < 1:
             raise SobookError("noise and validation_fraction are shares: give numbers in [0, 1).")
@@ -221,8 +221,8 @@ def _make_loss(config: HeadConfig, classes: int) -> nn.Module:
     )
     if config.center:
         parametrize.register_parametrization(loss, "proxies", _Center())
-    if config.spread != "none":
-        return baselines.Spread(loss, config.spread, config.spread_weight)
+    if config.regularizer != "none":
+        return baselines.RegularizedProxyAnchor(loss, config.regularizer, config.regularizer_weight)
     return loss
 
 

@@ -166,7 +166,7 @@ def test_holm_against_the_definition(rng):
     assert study.holm([0.1, np.nan])[0] == pytest.approx(0.1)
 
 
-def test_spreaders_against_their_definitions(rng):
+def test_regularizers_against_their_definitions(rng):
     proxies = torch.tensor(rng.normal(size=(7, 4)))
     unit = proxies / proxies.norm(dim=1, keepdim=True)
     pairs = list(itertools.combinations(range(7), 2))
