@@ -27,8 +27,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from sobook.aviary import micro
-from sobook.data import image_sets
-from sobook.data import pixels as images
+from sobook.data import image_sets, loader, pixels
 from sobook.encoder import Encoder, embed
 from sobook.retrieval import evaluate
 from sobook.training.loop import learning_rate_factor
@@ -84,12 +83,12 @@ def train(args, image_set, judge) -> None:
     model = timm.create_model(micro.NAME, num_classes=image_set.num_classes, drop_path_rate=0.05)
     model.set_distilled_training(True)  # forward gives the logits of both tokens
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=args.weight_decay)
-    source = images.pixels(image_set, 96, enlarge=False)
+    source = pixels.decode(image_set, 96, enlarge=False)
     normalize = Encoder(model, micro.NAME, None, 64, None).normalize
     step, total, started = 0, args.epochs * (len(image_set) // args.batch_size), time.time()
     for epoch in range(1, args.epochs + 1):
         model.train()
-        batches = images.TrainingBatches(
+        batches = loader.TrainingBatches(
             source,
             image_set.labels,
             image_size=64,
@@ -99,7 +98,7 @@ def train(args, image_set, judge) -> None:
             epoch=epoch,
         )
         losses = []
-        for batch, labels in images.training_loader(batches):
+        for batch, labels in loader.training_loader(batches):
             warm = min(1.0, (step + 1) / 100)
             factor = warm * learning_rate_factor(step, total, "cosine")
             for group in optimizer.param_groups:

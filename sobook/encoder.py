@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from sobook import files
 from sobook.aviary import micro
-from sobook.data import pixels as image_files
+from sobook.data import loader, pixels
 from sobook.data.image_sets import ImageSet
 from sobook.errors import EncoderError, SobookError, suggest
 
@@ -190,11 +190,11 @@ def embed(
     Returns:
         (N, D) float32, rows of unit length.
     """
-    short_side = image_files.evaluation_short_side(encoder.image_size)
+    short_side = loader.evaluation_short_side(encoder.image_size)
     cache = cache and rows == slice(None)
     if cache and (known := _known(encoder, image_set, short_side)) is not None:
         return known
-    source = image_files.pixels(image_set, short_side, progress=progress)
+    source = pixels.decode(image_set, short_side, progress=progress)
     device = next(encoder.parameters()).device
     was_training, found = encoder.training, []
     encoder.eval()
@@ -205,7 +205,7 @@ def embed(
         disable=None if progress else True,
     )
     with bar:
-        for batch in image_files.evaluation_batches(source, encoder.image_size, batch_size, rows):
+        for batch in loader.evaluation_batches(source, encoder.image_size, batch_size, rows):
             found.append(encoder(batch.to(device)).float().cpu().numpy())
             bar.update(len(batch))
     encoder.train(was_training)
@@ -216,7 +216,7 @@ def embed(
 
 
 def _cache_file(fingerprint: str, image_set: ImageSet, short_side: int) -> Path:
-    key = image_files.fingerprint(image_set, short_side) + fingerprint
+    key = pixels.fingerprint(image_set, short_side) + fingerprint
     return files.data_root() / "cache" / f"embeddings-{key}.npy"
 
 
@@ -232,7 +232,7 @@ def _known(encoder: Encoder, image_set: ImageSet, short_side: int) -> np.ndarray
         rows = taken[rows]
         try:
             file = _cache_file(fingerprint, image_set, short_side)
-        except image_files.ImageError:  # an image outside of the subset is gone: no matter
+        except pixels.ImageError:  # an image outside of the subset is gone: no matter
             return None
     return np.load(file)[rows]
 

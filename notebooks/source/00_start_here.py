@@ -56,7 +56,7 @@ import pandas as pd
 
 from sobook import figures, geometry
 from sobook.course import exercises
-from sobook.data import image_sets, pixels as images
+from sobook.data import image_sets, pixels
 from sobook.encoder import Encoder, embed
 from sobook.losses import SO_WEIGHT
 from sobook.retrieval import difference, evaluate, nearest_neighbors
@@ -75,7 +75,7 @@ test.describe()
 # %%
 def picture(image_set, index):
     """One image as (H, W, 3) uint8."""
-    return np.asarray(images.read_image(image_set.paths[index]))
+    return np.asarray(pixels.read_image(image_set.paths[index]))
 
 
 def genus(class_name):

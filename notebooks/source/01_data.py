@@ -63,7 +63,7 @@ from PIL import Image
 from sobook import figures
 from sobook.aviary import species as aviary
 from sobook.course import exercises
-from sobook.data import benchmarks, image_sets, pixels as images
+from sobook.data import benchmarks, image_sets, loader, pixels
 from sobook.aviary.scene import NUISANCE
 from sobook.encoder import Encoder
 from sobook.retrieval import difference, evaluate
@@ -166,7 +166,7 @@ print("drawn again:", fingerprint(again))
 print("other seed: ", fingerprint(aviary.draw(one, 7, seed=1)))
 if session.quick:
     on_disk = next(path for path in (*train.paths, *test.paths) if path.parent.name == one.folder and path.stem == "0007")
-    print("on disk:    ", fingerprint(images.read_image(on_disk)))
+    print("on disk:    ", fingerprint(pixels.read_image(on_disk)))
 
 # %% [markdown]
 # ## 4 · Why test classes must be new
@@ -208,7 +208,7 @@ print(f"{len(known)} species known to the run, {len(unseen)} unseen ones")
 
 def as_evaluated(image, side=64):
     """Short side 73, then the central 64 × 64: what section 9 shows."""
-    short = images.evaluation_short_side(side)
+    short = loader.evaluation_short_side(side)
     margin = round((short - side) / 2)
     return np.asarray(image.resize((short, short), Image.Resampling.BICUBIC))[margin:][:side, margin:][:, :side]
 
@@ -428,7 +428,7 @@ cut_out.save(folder / "a_bird" / "cut_out.png")
 files = [folder / "a_bird" / file for file in ("plain.png", "exif.jpg", "gray.png", "palette.png", "cut_out.png", "print.jpg")]
 opened = {path.name: np.asarray(Image.open(path)) for path in files}
 pd.DataFrame(
-    {name: {"mode": Image.open(folder / "a_bird" / name).mode, "plain open": a.shape, "read_image": np.asarray(images.read_image(folder / "a_bird" / name)).shape} for name, a in opened.items()}
+    {name: {"mode": Image.open(folder / "a_bird" / name).mode, "plain open": a.shape, "read_image": np.asarray(pixels.read_image(folder / "a_bird" / name)).shape} for name, a in opened.items()}
 ).T
 
 # %% [markdown]
@@ -441,7 +441,7 @@ def as_network_sees(array):
 
 
 plain = [as_network_sees(array) for array in opened.values()]
-read = [np.asarray(images.read_image(path)) for path in files]
+read = [np.asarray(pixels.read_image(path)) for path in files]
 figures.finish(
     figures.contact_sheet(plain + read, [f"{path.stem}: plain" for path in files] + ["read_image"] * len(files), columns=6),
     "The same bird from six files: opened plainly it is fine, sideways, gray, nearly black, not cut out, in false colors; read_image gives upright RGB each time.",
@@ -458,29 +458,29 @@ with warnings.catch_warnings(record=True) as caught:
 print(str(caught[-1].message).replace(str(folder), "…"))
 print(len(own), "picture left of the class", own.class_names[0])
 try:
-    images.read_image(folder / "another" / "broken.jpg")
-except images.ImageError as error:
+    pixels.read_image(folder / "another" / "broken.jpg")
+except pixels.ImageError as error:
     print("read_image says:", str(error).replace(str(folder), "…"))
 
 # %% [markdown]
 # ## 8 · From files to batches
 #
-# Decoding is slow, so it happens once: `images.pixels` keeps all pictures, resized, in one flat file. Training then cuts *random resized crops*: a random part of the picture, at least `crop_scale` of its area, stretched to the network's input, and flipped half of the time. Twelve draws from one picture: first keeping at least a fifth of the area, as Hyp-ViT and HIER do for DeiT, then at least as much as the runs of this mode keep (`config.crop_scale`), then at least four fifths.
+# Decoding is slow, so it happens once: `pixels.decode` keeps all pictures, resized, in one flat file. Training then cuts *random resized crops*: a random part of the picture, at least `crop_scale` of its area, stretched to the network's input, and flipped half of the time. Twelve draws from one picture: first keeping at least a fifth of the area, as Hyp-ViT and HIER do for DeiT, then at least as much as the runs of this mode keep (`config.crop_scale`), then at least four fifths.
 
 # %%
 config = session.config()
 side = Encoder.create(config.encoder, weights=None).image_size
 chosen = train.subset([len(train) // 3])
-source = images.pixels(chosen, round(side * 1.5), enlarge=False, progress=False)
+source = pixels.decode(chosen, round(side * 1.5), enlarge=False, progress=False)
 
 
 def crops(scale, count=12):
     for epoch in range(count):
-        batches = images.TrainingBatches(source, chosen.labels, image_size=side, batch_size=1, crop_scale=scale, epoch=epoch)
+        batches = loader.TrainingBatches(source, chosen.labels, image_size=side, batch_size=1, crop_scale=scale, epoch=epoch)
         yield batches[0][0][0].permute(1, 2, 0).numpy()  # (H, W, 3)
 
 
-whole = np.asarray(images.read_image(chosen.paths[0]))
+whole = np.asarray(pixels.read_image(chosen.paths[0]))
 blank = np.full_like(whole, 255)
 figures.finish(
     figures.contact_sheet([whole, *[blank] * 11, *crops(0.2), *crops(config.crop_scale), *crops(0.8)], columns=12),
@@ -494,8 +494,8 @@ figures.finish(
 
 # %%
 small, _ = image_sets.hold_out(train, fraction=0.5, seed=1)
-source_all = images.pixels(small, round(side * 1.5), enlarge=False, progress=False)
-batches = images.TrainingBatches(source_all, small.labels, image_size=side, batch_size=20, images_per_class=2, crop_scale=config.crop_scale, seed=session.seed, epoch=1)
+source_all = pixels.decode(small, round(side * 1.5), enlarge=False, progress=False)
+batches = loader.TrainingBatches(source_all, small.labels, image_size=side, batch_size=20, images_per_class=2, crop_scale=config.crop_scale, seed=session.seed, epoch=1)
 batch, labels = batches[0]  # (B, 3, H, W) uint8, (B,)
 print(tuple(batch.shape), batch.dtype, labels.tolist())
 figures.finish(
@@ -509,7 +509,7 @@ figures.finish(
 # **Ask for the same batch again: the same crops?** The random numbers of a batch depend on the seed, the epoch and the number of the batch, and on nothing else. So it does not matter how many processes prepare batches, or whether a training run was interrupted.
 
 # %%
-twin = images.TrainingBatches(source_all, small.labels, image_size=side, batch_size=20, images_per_class=2, crop_scale=config.crop_scale, seed=session.seed, epoch=1)
+twin = loader.TrainingBatches(source_all, small.labels, image_size=side, batch_size=20, images_per_class=2, crop_scale=config.crop_scale, seed=session.seed, epoch=1)
 torch.manual_seed(999)  # the global generator has no say
 print("same batch again:  ", torch.equal(twin[0][0], batch))
 print("next batch is other:", not torch.equal(twin[1][0], batch))
@@ -520,14 +520,14 @@ print("next batch is other:", not torch.equal(twin[1][0], batch))
 # Evaluation resizes the short side to 256 for an input of 224, in proportion for other sizes, and takes the center. Left the picture, right what of it reaches the network:
 
 # %%
-print(f"short side {images.evaluation_short_side(side)}, then the central {side} × {side}")
+print(f"short side {loader.evaluation_short_side(side)}, then the central {side} × {side}")
 few = test.subset(np.linspace(0, len(test) - 1, 8).astype(int))
-evaluated = images.pixels(few, images.evaluation_short_side(side), progress=False)
-(crop,) = images.evaluation_batches(evaluated, side, batch_size=8)  # (8, 3, H, W) uint8
+evaluated = pixels.decode(few, loader.evaluation_short_side(side), progress=False)
+(crop,) = loader.evaluation_batches(evaluated, side, batch_size=8)  # (8, 3, H, W) uint8
 before_after = [
     picture
     for path, cut in zip(few.paths, crop.permute(0, 2, 3, 1).numpy(), strict=True)
-    for picture in (np.asarray(images.read_image(path)), cut)
+    for picture in (np.asarray(pixels.read_image(path)), cut)
 ]
 figures.finish(
     figures.contact_sheet(before_after, ["picture", "evaluated"] * len(few), columns=8),

@@ -57,7 +57,7 @@ from scipy.stats import gaussian_kde
 from sobook import figures
 from sobook.aviary import species as aviary
 from sobook.course import exercises
-from sobook.data import image_sets, pixels as images
+from sobook.data import image_sets, loader, pixels
 from sobook.encoder import Encoder, embed
 from sobook.retrieval import difference, evaluate, nearest_neighbors
 
@@ -79,9 +79,9 @@ print(f"{encoder.name}: {len(model.blocks)} blocks, {model.blocks[0].attn.num_he
 
 # %%
 few = test.subset(np.linspace(0, len(test) - 1, 6).astype(int))
-short_side = images.evaluation_short_side(encoder.image_size)
-decoded = images.pixels(few, short_side, progress=False)
-(batch,) = images.evaluation_batches(decoded, encoder.image_size, batch_size=len(few))  # (6, 3, H, W) uint8
+short_side = loader.evaluation_short_side(encoder.image_size)
+decoded = pixels.decode(few, short_side, progress=False)
+(batch,) = loader.evaluation_batches(decoded, encoder.image_size, batch_size=len(few))  # (6, 3, H, W) uint8
 patch = model.patch_embed.patch_size[0]
 grid = encoder.image_size // patch
 print(f"{encoder.image_size} / {patch} = {grid} patches a side, {grid**2} in all")
@@ -283,7 +283,7 @@ rim = np.ones((grid, grid), bool)
 margin = max(grid // 8, 1)
 rim[margin:-margin, margin:-margin] = False  # the outermost patches, mostly background
 sample = test.subset(np.arange(0, len(test), max(len(test) // 200, 1)))
-parts = images.evaluation_batches(images.pixels(sample, short_side, progress=False), encoder.image_size, 64)
+parts = loader.evaluation_batches(pixels.decode(sample, short_side, progress=False), encoder.image_size, 64)
 with torch.inference_mode():
     looks = torch.cat([encoder.attention(part.to(session.device)).cpu() for part in parts])[:, :, prefix:]
 looks = (looks / looks.sum(-1, keepdim=True)).mean((0, 1)).numpy()  # (patches,)
@@ -301,8 +301,8 @@ print(f"{len(looks[rim.ravel()])} of {grid**2} patches lie at the rim, {rim.mean
 @torch.inference_mode()
 def summaries(encoder):
     """The class and the distillation token of every test picture after the last block: (N, 2, F)."""
-    source = images.pixels(test, images.evaluation_short_side(encoder.image_size), progress=False)
-    batches = images.evaluation_batches(source, encoder.image_size, batch_size=64)
+    source = pixels.decode(test, loader.evaluation_short_side(encoder.image_size), progress=False)
+    batches = loader.evaluation_batches(source, encoder.image_size, batch_size=64)
     return torch.cat([encoder.backbone.forward_features(encoder.normalize(batch.to(session.device)))[:, :2].cpu() for batch in batches])
 
 
@@ -351,7 +351,7 @@ queries = rng.choice(len(test), 4, replace=False)
 
 
 def read(index):
-    return np.asarray(images.read_image(test.paths[index]))
+    return np.asarray(pixels.read_image(test.paths[index]))
 
 
 figures.retrieval_wall(

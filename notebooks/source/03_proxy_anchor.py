@@ -60,7 +60,7 @@ from torch import nn
 
 from sobook import figures, geometry
 from sobook.course import exercises
-from sobook.data import benchmarks, image_sets, pixels as images
+from sobook.data import benchmarks, image_sets, pixels
 from sobook.encoder import Encoder, embed
 from sobook.losses import ProxyAnchor
 from sobook.retrieval import difference, evaluate, nearest_neighbors
@@ -766,11 +766,11 @@ print(f"of the frozen encoder's errors on test species, training removes {1 - er
 # %%
 queries = np.random.default_rng(session.seed).choice(len(test), 5, replace=False)
 similarities, indices = nearest_neighbors(embedded["test species", "PA"], k=5)
-pixels = images.pixels(test, 96, progress=False)
+pictures = pixels.decode(test, 96, progress=False)
 names = [test.class_names[test.labels[q]].partition(".")[2].replace("_", " ") for q in queries]
 figures.retrieval_wall(
-    [pixels[q] for q in queries],
-    [[pixels[i] for i in indices[q]] for q in queries],
+    [pictures[q] for q in queries],
+    [[pictures[i] for i in indices[q]] for q in queries],
     test.labels[indices[queries]] == test.labels[queries][:, None],
     similarities[queries],
     names,

@@ -59,7 +59,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from sobook import figures, geometry
 from sobook.course import exercises
-from sobook.data import image_sets, pixels as images
+from sobook.data import image_sets, pixels
 from sobook.interactive import explorer
 from sobook.encoder import embed
 from sobook.losses import SO_WEIGHT
@@ -426,7 +426,7 @@ print(f"of {N} queries, the nearest image is right under both for {(right['PA'][
       f"{(~right['PA'][:, 0] & ~right['PA+SO'][:, 0]).sum()}; fixed by SO {len(fixed)}, broken by SO {len(broken)}")
 
 # %%
-pictures = images.pixels(test, 64, progress=False)
+pictures = pixels.decode(test, 64, progress=False)
 
 
 def wall(which, number=3):

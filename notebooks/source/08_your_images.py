@@ -57,7 +57,7 @@ from PIL import Image
 from sobook import figures
 from sobook.aviary import species as aviary
 from sobook.course import exercises
-from sobook.data import image_sets, pixels as images
+from sobook.data import image_sets, pixels
 from sobook.interactive import search
 from sobook.encoder import Encoder, embed
 from sobook.losses import SO_WEIGHT
@@ -123,7 +123,7 @@ print(f"test:     {len(test):,} pictures of {test.num_classes} classes")
 first = [int(np.flatnonzero(test.labels == label)[0]) for label in range(min(test.num_classes, 10))]
 figures.finish(
     figures.contact_sheet(
-        [np.asarray(images.read_image(test.paths[i]).resize((96, 96))) for i in first],
+        [np.asarray(pixels.read_image(test.paths[i]).resize((96, 96))) for i in first],
         [test.class_names[test.labels[i]][:16] for i in first],
         columns=5,
     ),
@@ -219,8 +219,8 @@ else:
 
 answers = [index.search(encoder, query, k=5) for query in queries]  # ((5,), (5,)) each
 figures.retrieval_wall(
-    [np.asarray(images.read_image(query)) for query in queries],
-    [[np.asarray(images.read_image(index.paths[i]).resize((96, 96))) for i in found] for _, found in answers],
+    [np.asarray(pixels.read_image(query)) for query in queries],
+    [[np.asarray(pixels.read_image(index.paths[i]).resize((96, 96))) for i in found] for _, found in answers],
     np.array([[index.names[i] == name for i in found] for name, (_, found) in zip(wanted, answers, strict=True)]),
     np.stack([similarities for similarities, _ in answers]),
     wanted,

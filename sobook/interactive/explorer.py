@@ -20,8 +20,7 @@ import numpy as np
 from PIL import Image
 
 from sobook import figures, geometry
-from sobook.data import image_sets
-from sobook.data import pixels as images
+from sobook.data import image_sets, pixels
 from sobook.encoder import embed
 from sobook.errors import SobookError
 from sobook.figures import maps, style
@@ -133,7 +132,7 @@ def from_runs(
     train, test = _shown_sets(runs[0], classes, per_class)
     shown = [names.index(name) for name in train.class_names]
     pictures = [_thumbnail(image) for part in (train, test)
-                for image in images.pixels(part, TILE, progress=False)]  # fmt: skip
+                for image in pixels.decode(part, TILE, progress=False)]  # fmt: skip
     labels = np.concatenate([train.labels, test.labels + train.num_classes])
     class_names = [*train.class_names, *test.class_names]
     models = {

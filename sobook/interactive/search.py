@@ -21,8 +21,7 @@ import numpy as np
 import torch
 from PIL import ImageOps
 
-from sobook.data import benchmarks
-from sobook.data import pixels as images
+from sobook.data import benchmarks, loader, pixels
 from sobook.data.image_sets import DatasetError, ImageSet
 from sobook.encoder import Encoder, embed
 from sobook.errors import SobookError
@@ -146,7 +145,7 @@ def index_folder(encoder: Encoder, folder: str | os.PathLike, *, progress: bool 
 @torch.inference_mode()
 def embed_picture(encoder: Encoder, picture) -> np.ndarray:
     """Embed one picture, a path or an open file, as `embed` would: (D,), unit length."""
-    tensor = images.evaluation_crop(images.read_image(picture), encoder.image_size)  # (3, H, W)
+    tensor = loader.evaluation_crop(pixels.read_image(picture), encoder.image_size)  # (3, H, W)
     device = next(encoder.parameters()).device
     was_training = encoder.training
     encoder.eval()
@@ -223,7 +222,7 @@ def answer(index: Index, encoder: Encoder, name: str, content: bytes, k: int = 6
     """HTML of a query picture and its neighbors; a sentence where it is not a picture."""
     try:
         similarities, found = index.search(encoder, io.BytesIO(content), k)
-    except images.ImageError:
+    except pixels.ImageError:
         return f"<p>{html.escape(name)} is not a picture that can be read.</p>"
     cells = [_figure(_thumbnail(io.BytesIO(content)), f"query: {name}")]
     for similarity, i in zip(similarities, found, strict=True):
@@ -254,6 +253,6 @@ def _crc(content: bytes) -> int:
 
 def _thumbnail(picture) -> str:
     """A small JPEG of a picture, a path or an open file, in base64."""
-    tile, data = ImageOps.fit(images.read_image(picture), (_THUMB, _THUMB)), io.BytesIO()
+    tile, data = ImageOps.fit(pixels.read_image(picture), (_THUMB, _THUMB)), io.BytesIO()
     tile.save(data, "JPEG", quality=80)
     return base64.b64encode(data.getvalue()).decode()

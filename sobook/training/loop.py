@@ -19,8 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sobook import __version__, files, geometry
-from sobook.data import image_sets
-from sobook.data import pixels as images
+from sobook.data import image_sets, loader, pixels
 from sobook.encoder import Encoder
 from sobook.errors import SobookError
 from sobook.losses import SoftOrthogonalProxyAnchor
@@ -97,6 +96,8 @@ def _train(trainer: "_Trainer", show: bool) -> None:
     retrieval = evaluate_run(config, encoder, accelerator=accelerator, progress=show)
     if accelerator.is_main_process:
         report = _report(config, retrieval)
+        if trainer.pixels.as_jpeg:
+            report["notes"].append("trained on pixels kept as JPEG of quality 95, for their size")
         files.write_json(run.path / "retrieval.json", report)
         (run.path / "resume.safetensors").unlink(missing_ok=True)
     accelerator.end_training()
@@ -147,7 +148,9 @@ class _Trainer:
         with accelerator.main_process_first():  # the others find data and pixels ready
             self.train, self.validation = _training_sets(config)
             side = round(self.encoder.image_size * _TRAIN_SHORT_SIDE)
-            self.pixels = images.pixels(self.train, side, enlarge=False, progress=False)
+            self.pixels = pixels.decode(
+                self.train, side, enlarge=False, budget=pixels.RAW_BUDGET, progress=False
+            )
         self.loss = SoftOrthogonalProxyAnchor(
             self.train.num_classes,
             self.encoder.dim,
@@ -177,9 +180,9 @@ class _Trainer:
         ]
         return [{**group, "lr": group["rate"]} for group in groups if group["params"]]
 
-    def _batches(self, epoch: int) -> images.TrainingBatches:
+    def _batches(self, epoch: int) -> loader.TrainingBatches:
         config = self.config
-        return images.TrainingBatches(
+        return loader.TrainingBatches(
             self.pixels,
             self.train.labels,
             image_size=self.encoder.image_size,
@@ -188,7 +191,7 @@ class _Trainer:
             crop_scale=config.crop_scale,
             seed=config.seed,
             epoch=epoch,
-            rows=distributed.share(config.batch_size, self.accelerator),
+            local_slice=distributed.share(config.batch_size, self.accelerator),
         )
 
     # --- the loop ------------------------------------------------------------------------------
@@ -198,11 +201,11 @@ class _Trainer:
         self.encoder.train()
         # Warming up, only head and proxies learn.
         self.encoder.backbone.requires_grad_(epoch > self.config.warmup_epochs)
-        loader = images.training_loader(
+        batches = loader.training_loader(
             self._batches(epoch), workers=self.config.workers, start=start
         )
         began, before = time.perf_counter(), start
-        for batch, (pictures, labels) in enumerate(loader, start=start):
+        for batch, (pictures, labels) in enumerate(batches, start=start):
             step = (epoch - 1) * self.steps_per_epoch + batch
             line = {"kind": "step", "epoch": epoch, "step": step}
             line |= self._step(step, pictures, labels)
@@ -218,7 +221,7 @@ class _Trainer:
         config, accelerator = self.config, self.accelerator
         self._set_rates(step)
         # Dropout and the like depend on the step, not on what was drawn before it.
-        torch.manual_seed(images.mix_seeds(config.seed, step, accelerator.process_index))
+        torch.manual_seed(loader.mix_seeds(config.seed, step, accelerator.process_index))
         embeddings = self.model(pictures.to(self.device, non_blocking=True))  # (b, D), the share
         labels = labels.to(self.device, non_blocking=True)
         joint = distributed.gather(embeddings, labels, config.batch_size, accelerator)

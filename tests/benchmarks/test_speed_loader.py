@@ -14,8 +14,7 @@ from PIL import Image
 from torchvision import datasets as torchvision_datasets
 from torchvision import transforms
 
-from sobook.data import image_sets
-from sobook.data import pixels as images
+from sobook.data import image_sets, loader, pixels
 
 WORKERS, BATCH, SIZE, FILES = 2, 90, 224, 3000
 
@@ -75,15 +74,15 @@ def test_loader(shared_data, tmp_path, monkeypatch, kind, goal, capsys):
     everything = image_sets.ImageSet(tuple(paths), labels, tuple(classes), "photographs", "train")
 
     def ours(epoch):
-        batches = images.TrainingBatches(
+        batches = loader.TrainingBatches(
             source, everything.labels, image_size=SIZE, batch_size=BATCH, epoch=epoch
         )
-        return images.training_loader(batches, workers=WORKERS)
+        return loader.training_loader(batches, workers=WORKERS)
 
     usual = usual_loader(root)
     seconds(usual)  # the files are in memory for both
     start = time.perf_counter()
-    source = images.pixels(everything, round(SIZE * 1.5), enlarge=False, progress=False)
+    source = pixels.decode(everything, round(SIZE * 1.5), enlarge=False, progress=False)
     first_epoch = time.perf_counter() - start + seconds(ours(0))
     pairs = [(seconds(usual), seconds(ours(epoch))) for epoch in (1, 2, 3)]
     usual_best, ours_best = (min(times) for times in zip(*pairs, strict=True))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sobook.data import pixels as images
+from sobook.data import loader, pixels
 from sobook.data.image_sets import ImageSet
 
 
@@ -53,7 +53,7 @@ class TestReadImage:
             Image.fromarray(sixteen).save(tmp_path / "image.png")
         else:
             Image.fromarray(colors).convert(mode).save(tmp_path / f"image{suffix}")
-        found = images.read_image(next(tmp_path.glob("image.*")))
+        found = pixels.read_image(next(tmp_path.glob("image.*")))
         assert found.mode == "RGB" and found.size == (60, 40)
         if mode in ("RGB", "RGBA"):
             np.testing.assert_array_equal(np.asarray(found), colors)
@@ -62,46 +62,46 @@ class TestReadImage:
 
     def test_transparent_pixels_become_white(self, tmp_path):
         clear = np.zeros((5, 5, 4), np.uint8)
-        found = images.read_image(save(tmp_path / "clear.png", clear))
+        found = pixels.read_image(save(tmp_path / "clear.png", clear))
         assert np.all(np.asarray(found) == 255)
 
     def test_exif_rotation_is_undone(self, tmp_path, colors):
         exif = Image.Exif()
         exif[0x0112] = 6  # turned by 90 degrees
         Image.fromarray(colors).save(tmp_path / "turned.png", exif=exif)
-        found = np.asarray(images.read_image(tmp_path / "turned.png"))
+        found = np.asarray(pixels.read_image(tmp_path / "turned.png"))
         np.testing.assert_array_equal(found, np.rot90(colors, -1))
 
     def test_animation_gives_its_first_frame(self, tmp_path):
         frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
         frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])
-        assert images.read_image(tmp_path / "two.gif").getpixel((3, 3)) == (255, 0, 0)
+        assert pixels.read_image(tmp_path / "two.gif").getpixel((3, 3)) == (255, 0, 0)
 
     def test_missing_file_is_named(self, tmp_path):
-        with pytest.raises(images.ImageError, match="gone.jpg is missing.*sobook prepare"):
-            images.read_image(tmp_path / "gone.jpg")
+        with pytest.raises(pixels.ImageError, match="gone.jpg is missing.*sobook prepare"):
+            pixels.read_image(tmp_path / "gone.jpg")
 
     @pytest.mark.parametrize("content", [b"", b"no picture", "truncated"])
     def test_corrupt_file_is_named(self, tmp_path, colors, content):
         file = tmp_path / "broken.jpg"
         Image.fromarray(colors).save(file, quality=95)
         file.write_bytes(file.read_bytes()[:400] if content == "truncated" else content)
-        with pytest.raises(images.ImageError, match="broken.jpg cannot be read.*replace it"):
-            images.read_image(file)
+        with pytest.raises(pixels.ImageError, match="broken.jpg cannot be read.*replace it"):
+            pixels.read_image(file)
 
     def test_truncated_tail_is_an_error_whatever_the_format(self, tmp_path, colors):
         for kind in ("jpg", "png", "webp", "gif", "tif"):
             file = tmp_path / f"cut.{kind}"
             Image.fromarray(colors).save(file)
             file.write_bytes(file.read_bytes()[:-40])
-            with pytest.raises(images.ImageError, match=f"cut.{kind} cannot be read"):
-                images.read_image(file)
+            with pytest.raises(pixels.ImageError, match=f"cut.{kind} cannot be read"):
+                pixels.read_image(file)
 
     def test_decompression_bomb_is_refused(self, tmp_path, monkeypatch):
         file = save(tmp_path / "bomb.png", np.zeros((300, 300), np.uint8))
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40_000)  # Pillow refuses twice as many
-        with pytest.raises(images.ImageError, match="bomb.png cannot be read.*bomb"):
-            images.read_image(file)
+        with pytest.raises(pixels.ImageError, match="bomb.png cannot be read.*bomb"):
+            pixels.read_image(file)
 
 
 def left_in(cache) -> list[str]:
@@ -111,14 +111,14 @@ def left_in(cache) -> list[str]:
 SHARING = """
     import hashlib, sys
     import numpy as np
-    from sobook import images
-    from sobook.datasets import ImageSet
+    from sobook.data import loader, pixels
+    from sobook.data.image_sets import ImageSet
     from pathlib import Path
     paths = tuple(map(Path, sys.argv[1:]))
     print("ready", flush=True)
     sys.stdin.readline()
     some = ImageSet(paths, np.arange(len(paths)) % 4, tuple("abcd"), "folder", "train")
-    source = images.pixels(some, 16, progress=False)
+    source = pixels.decode(some, 16, progress=False)
     content = b"".join(source[i].tobytes() for i in range(len(source)))
     print(source.folder, hashlib.sha256(content).hexdigest())
 """
@@ -126,8 +126,8 @@ SHARING = """
 MEMORY = """
     import sys, threading, time
     import numpy as np
-    from sobook import images
-    from sobook.datasets import ImageSet
+    from sobook.data import loader, pixels
+    from sobook.data.image_sets import ImageSet
     from pathlib import Path
     def own():  # without the pages of the cache, which the system takes back when it needs them
         status = dict(line.split(":", 1) for line in open("/proc/self/status"))
@@ -141,12 +141,12 @@ MEMORY = """
     threading.Thread(target=watch, daemon=True).start()
     paths = tuple(map(Path, sys.argv[1:]))
     some = ImageSet(paths, np.zeros(len(paths), int), ("a",), "folder", "train")
-    source = images.pixels(some, 128, progress=False)
+    source = pixels.decode(some, 128, progress=False)
     for epoch in range(2):
-        batches = images.TrainingBatches(
+        batches = loader.TrainingBatches(
             source, some.labels, image_size=96, batch_size=30, epoch=epoch
         )
-        for batch in images.training_loader(batches, workers=2):
+        for batch in loader.training_loader(batches, workers=2):
             pass
     print(peak - start)
 """
@@ -154,7 +154,7 @@ MEMORY = """
 
 class TestPixels:
     def test_equal_to_decoding_each_file(self, some_images):
-        source = images.pixels(some_images, 16, progress=False)
+        source = pixels.decode(some_images, 16, progress=False)
         assert len(source) == 12
         for index, path in enumerate(some_images.paths):
             with Image.open(path) as image:
@@ -164,17 +164,17 @@ class TestPixels:
             np.testing.assert_array_equal(source[index], expected)
 
     def test_images_hardly_larger_are_kept_when_not_enlarged(self, some_images):
-        source = images.pixels(some_images, 18, enlarge=False, progress=False)
+        source = pixels.decode(some_images, 18, enlarge=False, progress=False)
         assert source[0].shape == (20, 30, 3)  # up to 22.5
         assert source[3].shape == (18, 21, 3)  # was (23, 27)
 
     def test_small_images_are_kept_when_not_enlarged(self, some_images):
-        source = images.pixels(some_images, 64, enlarge=False, progress=False)
+        source = pixels.decode(some_images, 64, enlarge=False, progress=False)
         assert source[3].shape == (23, 27, 3)
 
     def test_a_set_over_budget_is_kept_as_jpeg(self, some_images):
-        raw = images.pixels(some_images, 64, progress=False)
-        small = images.pixels(some_images, 64, budget=1000, progress=False)
+        raw = pixels.decode(some_images, 64, progress=False)
+        small = pixels.decode(some_images, 64, budget=1000, progress=False)
         assert small.as_jpeg and not raw.as_jpeg and small.folder != raw.folder
         for index in range(len(raw)):
             assert small[index].shape == raw[index].shape
@@ -183,19 +183,19 @@ class TestPixels:
     def test_large_caches_are_announced_and_a_full_disk_is_refused(
         self, some_images, monkeypatch, capsys, tmp_path
     ):
-        monkeypatch.setattr(images, "_raw_size", lambda *_: 2_500_000_000)
-        images.pixels(some_images, 16, progress=True)
+        monkeypatch.setattr(pixels, "_raw_bytes", lambda *_: 2_500_000_000)
+        pixels.decode(some_images, 16, progress=True)
         assert "2.5 GB" in capsys.readouterr().out
         usage = shutil.disk_usage(tmp_path)._replace(free=10**6)
-        monkeypatch.setattr(images.shutil, "disk_usage", lambda _: usage)
-        with pytest.raises(images.ImageError, match="2.5 GB.*make room.*SOBOOK_DATA"):
-            images.pixels(some_images, 17, progress=False)
+        monkeypatch.setattr(pixels.shutil, "disk_usage", lambda _: usage)
+        with pytest.raises(pixels.ImageError, match="2.5 GB.*make room.*SOBOOK_DATA"):
+            pixels.decode(some_images, 17, progress=False)
 
     def test_second_call_reads_the_cache_and_a_changed_file_makes_a_new_one(self, some_images):
-        first = images.pixels(some_images, 16, progress=False)
-        assert images.pixels(some_images, 16, progress=False).folder == first.folder
+        first = pixels.decode(some_images, 16, progress=False)
+        assert pixels.decode(some_images, 16, progress=False).folder == first.folder
         save(some_images.paths[0], np.zeros((99, 33, 3), np.uint8))
-        changed = images.pixels(some_images, 16, progress=False)
+        changed = pixels.decode(some_images, 16, progress=False)
         assert changed.folder != first.folder and changed[0].max() == 0
 
     def test_processes_at_the_same_time_share_one_cache(self, some_images):
@@ -209,15 +209,15 @@ class TestPixels:
             child.stdin.flush()
         found = [child.communicate(timeout=120)[0] for child in children]
         assert all(child.returncode == 0 for child in children)
-        ours = images.pixels(some_images, 16, progress=False)
+        ours = pixels.decode(some_images, 16, progress=False)
         assert found[0] == found[1] and found[0].split()[0] == str(ours.folder)
         assert left_in(ours.folder.parent) == [ours.folder.name]
 
     def test_what_a_killed_run_left_is_cleared_away(self, some_images):
-        folder = images.pixels(some_images, 16, progress=False).folder
+        folder = pixels.decode(some_images, 16, progress=False).folder
         shutil.move(folder, f"{folder}.partial")  # killed before the renaming
         os.truncate(f"{folder}.partial/pixels.bin", 100)
-        source = images.pixels(some_images, 16, progress=False)
+        source = pixels.decode(some_images, 16, progress=False)
         assert os.path.getsize(folder / "pixels.bin") == source.shapes.prod(axis=1).sum() * 3
         assert left_in(folder.parent) == [folder.name]
 
@@ -240,16 +240,16 @@ class TestPixels:
 
     def test_corrupt_image_leaves_nothing_behind(self, some_images, tmp_path):
         some_images.paths[5].write_bytes(b"nothing")
-        with pytest.raises(images.ImageError, match="5.png"):
-            images.pixels(some_images, 16, progress=False)
+        with pytest.raises(pixels.ImageError, match="5.png"):
+            pixels.decode(some_images, 16, progress=False)
         assert not left_in(tmp_path / "data" / "cache")
 
 
 class TestTrainingBatches:
     def make(self, some_images, **options):
-        source = images.pixels(some_images, 20, progress=False)
+        source = pixels.decode(some_images, 20, progress=False)
         settings = {"image_size": 16, "batch_size": 4, **options}
-        return images.TrainingBatches(source, some_images.labels, **settings)
+        return loader.TrainingBatches(source, some_images.labels, **settings)
 
     def test_shapes_types_and_whole_batches(self, some_images):
         batches = self.make(some_images, batch_size=5)
@@ -284,10 +284,10 @@ class TestTrainingBatches:
     def test_equal_to_the_transforms_of_torchvision(self, some_images, as_jpeg):
         from torchvision.transforms import InterpolationMode, v2
 
-        budget = 0 if as_jpeg else images.RAW_BUDGET
-        source = images.pixels(some_images, 20, budget=budget, progress=False)
+        budget = 0 if as_jpeg else pixels.RAW_BUDGET
+        source = pixels.decode(some_images, 20, budget=budget, progress=False)
         assert source.as_jpeg == as_jpeg
-        batches = images.TrainingBatches(
+        batches = loader.TrainingBatches(
             source, some_images.labels, image_size=16, batch_size=12, seed=3, epoch=2
         )
         way = v2.Compose(
@@ -296,22 +296,22 @@ class TestTrainingBatches:
                 v2.RandomHorizontalFlip(),
             ]
         )
-        torch.manual_seed(images.mix_seeds(3, 2, 0))
+        torch.manual_seed(loader.mix_seeds(3, 2, 0))
         whole = [torch.from_numpy(source[row].copy()).permute(2, 0, 1) for row in batches.plan[0]]
         expected = torch.stack([way(image) for image in whole])
         torch.testing.assert_close(batches[0][0], expected, rtol=0, atol=0)
 
     def test_a_reader_may_stop_early_and_nothing_stays_behind(self, some_images):
         threads, usual = threading.active_count(), torch.get_num_threads()
-        loader = images.training_loader(self.make(some_images, batch_size=2), workers=2)
-        next(loader)
-        loader.close()
+        reading = loader.training_loader(self.make(some_images, batch_size=2), workers=2)
+        next(reading)
+        reading.close()
         assert threading.active_count() == threads and torch.get_num_threads() == usual
 
     @pytest.mark.parametrize("workers", [0, 1, 2, 5])
     def test_batches_do_not_depend_on_workers_or_start(self, some_images, workers):
         batches = self.make(some_images)
-        loaded = list(images.training_loader(batches, workers=workers, start=1))
+        loaded = list(loader.training_loader(batches, workers=workers, start=1))
         assert len(loaded) == 2
         for number, (batch, labels) in enumerate(loaded, start=1):
             torch.testing.assert_close(batch, batches[number][0], rtol=0, atol=0)
@@ -348,8 +348,8 @@ def test_evaluation_transform_equals_torchvision(tmp_path, rng):
     array = rng.integers(0, 255, (90, 131, 3), dtype=np.uint8)
     path = save(tmp_path / "one.png", array)
     one = ImageSet((path,), np.array([0]), ("a",), "folder", "test")
-    source = images.pixels(one, images.evaluation_short_side(64), progress=False)
-    (batch,) = images.evaluation_batches(source, 64, 8)
+    source = pixels.decode(one, loader.evaluation_short_side(64), progress=False)
+    (batch,) = loader.evaluation_batches(source, 64, 8)
     torchvision_way = Compose([Resize(73, InterpolationMode.BICUBIC), CenterCrop(64)])
     expected = np.asarray(torchvision_way(Image.fromarray(array)))
     np.testing.assert_array_equal(batch[0].permute(1, 2, 0).numpy(), expected)

@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sobook.data import pixels as images
+from sobook.data import loader, pixels
 from sobook.training import distributed
 from sobook.training import loop as training
 from sobook.training import run as runs
@@ -262,7 +262,7 @@ class TestDisk:
 class TestNotANumber:
     def test_in_a_batch(self, config, monkeypatch):
         """NaN pictures at step 4: the step, the part and the last checkpoint are named."""
-        original = images.TrainingBatches.cut
+        original = loader.TrainingBatches.cut
 
         def poisoned(batches, number, drawn):
             pictures, labels = original(batches, number, drawn)
@@ -271,7 +271,7 @@ class TestNotANumber:
                 pictures[3, 0, 5, 5] = torch.nan
             return pictures, labels
 
-        monkeypatch.setattr(images.TrainingBatches, "cut", poisoned)
+        monkeypatch.setattr(loader.TrainingBatches, "cut", poisoned)
         with pytest.raises(TrainingError, match="an embedding became nan at step 4") as caught:
             fit(config, progress=False)
         assert "resume.safetensors (epoch 2, batch 0)" in str(caught.value)
@@ -294,15 +294,15 @@ class TestNotANumber:
 class TestWorker:
     def test_an_error_while_making_a_batch_ends_the_run(self, config, monkeypatch):
         """Batches are made by threads: what goes wrong there reaches the one who trains."""
-        original = images.TrainingBatches.cut
+        original = loader.TrainingBatches.cut
 
         def failing(batches, number, drawn):
             if batches.seed[1] == 2:
-                raise images.ImageError("image x.jpg cannot be read")
+                raise pixels.ImageError("image x.jpg cannot be read")
             return original(batches, number, drawn)
 
-        monkeypatch.setattr(images.TrainingBatches, "cut", failing)
-        with pytest.raises(images.ImageError, match="x.jpg"):
+        monkeypatch.setattr(loader.TrainingBatches, "cut", failing)
+        with pytest.raises(pixels.ImageError, match="x.jpg"):
             fit(config.replace(workers=2), progress=False)
         monkeypatch.undo()
         assert runs.where_resume_stands(config.folder()) == "epoch 2, batch 0"

@@ -1,0 +1,239 @@
+"""Batches: which images make one, how they are augmented, and making them ahead of need.
+
+The random numbers of a batch come from (seed, epoch, number of the batch) alone, so batches depend
+neither on the number of workers nor on where training was resumed. Start with `TrainingBatches`.
+"""
+
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from sobook.data.pixels import Pixels, resize
+from sobook.errors import SobookError
+
+
+class TrainingBatches(torch.utils.data.Dataset):
+    """The batches of one epoch, augmented: item i is (images, labels) of batch i.
+
+    Args:
+        source: decoded images.
+        labels: (N,) int64.
+        image_size: side of the random crops.
+        batch_size, images_per_class: as for `batch_plan`.
+        crop_scale: smallest fraction of the area that a random crop keeps.
+        seed, epoch: with i, they fix order and crops.
+        local_slice: the part of every batch to make, where several processes share a batch.
+
+    Batch i is images (B, 3, image_size, image_size) uint8 and labels (B,) int64, augmented as in
+    the literature: random resized crop (bicubic) and horizontal flip.
+    """
+
+    def __init__(
+        self,
+        source: Pixels,
+        labels: np.ndarray,
+        *,
+        image_size: int,
+        batch_size: int,
+        images_per_class: int = 0,
+        crop_scale: float = 0.2,
+        seed: int = 0,
+        epoch: int = 0,
+        local_slice: slice = slice(None),
+    ):
+        self.source, self.labels, self.local_slice = source, np.asarray(labels), local_slice
+        rng = np.random.default_rng([seed, epoch])
+        self.plan = batch_plan(rng, self.labels, batch_size, images_per_class)  # (batches, B)
+        self.seed = seed, epoch
+        self._crop = v2.RandomResizedCrop(image_size, scale=(crop_scale, 1.0))
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        return self.cut(number, self.draw(number))
+
+    def draw(self, number: int) -> list[tuple[dict[str, int], bool]]:
+        """Where each image of a batch is cut, and whether it is mirrored: all that is random."""
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global generator
+            torch.default_generator.manual_seed(mix_seeds(*self.seed, number))
+            return [
+                (self._crop.make_params([_shape_alone(shape)]), bool(torch.rand(1) < 0.5))
+                for shape in self.source.shapes[self.plan[number]]
+            ]
+
+    def cut(self, number: int, drawn: list[tuple[dict[str, int], bool]]) -> tuple[Tensor, Tensor]:
+        """The batch, as v2.RandomResizedCrop and v2.RandomHorizontalFlip make it, to the bit.
+
+        Draws nothing, so several threads may do it at once.
+        """
+        rows = self.plan[number][self.local_slice]
+        images = torch.empty(len(rows), 3, *self._crop.size, dtype=torch.uint8)
+        for image, row, (box, mirror) in zip(images, rows, drawn[self.local_slice], strict=True):
+            part = _resized_crop(self.source[row], **box, size=self._crop.size)
+            image.copy_(part.flip(-1) if mirror else part)
+        return images, torch.from_numpy(self.labels[rows])
+
+
+def _shape_alone(shape: np.ndarray) -> Tensor:
+    """What torchvision asks the size of an image of; it holds no pixels."""
+    return torch.empty(3, *shape.tolist(), device="meta")
+
+
+def _resized_crop(
+    image: np.ndarray, top: int, left: int, height: int, width: int, size: tuple[int, int]
+) -> Tensor:
+    """(3, *size) uint8. Only the part that is cut out is read: large pictures cost no more."""
+    part = image[top : top + height, left : left + width].copy()  # torch refuses read-only memory
+    part = torch.from_numpy(part).permute(2, 0, 1)[None]  # (1, 3, height, width)
+    return nn.functional.interpolate(part, size=size, mode="bicubic", antialias=True)[0]
+
+
+def batch_plan(
+    rng: np.random.Generator, labels: np.ndarray, batch_size: int, images_per_class: int = 0
+) -> np.ndarray:
+    """Which images each batch of an epoch takes.
+
+    Args:
+        rng: the source of all chance.
+        labels: (N,) whole numbers.
+        batch_size: B; every batch is whole, the rest of the epoch is left out.
+        images_per_class: 0 draws uniformly without replacement; m ≥ 2 puts m images each of B / m
+            classes into a batch.
+
+    Returns:
+        (batches, B) indices into the N images.
+
+    Raises:
+        SobookError: no such batch can be made of these labels.
+    """
+    if images_per_class:
+        return _balanced_plan(rng, labels, batch_size, images_per_class)
+    if batch_size > len(labels):
+        raise SobookError(
+            f"batch_size is {batch_size}, but there are only {len(labels)} training images: "
+            "choose a smaller batch."
+        )
+    batches = len(labels) // batch_size
+    return rng.permutation(len(labels))[: batches * batch_size].reshape(batches, batch_size)
+
+
+def _balanced_plan(
+    rng: np.random.Generator, labels: np.ndarray, batch_size: int, images_per_class: int
+) -> np.ndarray:
+    classes_per_batch, rest = divmod(batch_size, images_per_class)
+    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    if rest or classes_per_batch > len(members):
+        raise SobookError(
+            f"a batch of {batch_size} cannot hold {images_per_class} images each of "
+            f"{batch_size / images_per_class:g} classes out of {len(members)}: choose a batch_size "
+            f"that is a multiple of {images_per_class} and at most "
+            f"{images_per_class * len(members)}."
+        )
+    if small := sum(len(images) < images_per_class for images in members):
+        warnings.warn(
+            f"{small} of {len(members)} classes have fewer than {images_per_class} images: "
+            "theirs are repeated within a batch.",
+            stacklevel=4,
+        )
+
+    def drawn(images: np.ndarray) -> np.ndarray:  # small classes repeat images
+        return rng.choice(images, images_per_class, replace=len(images) < images_per_class)
+
+    plan = []
+    for _ in range(max(1, len(labels) // batch_size)):
+        classes = rng.choice(len(members), classes_per_batch, replace=False)
+        plan.append(np.concatenate([drawn(members[label]) for label in classes]))
+    return np.array(plan)
+
+
+def mix_seeds(*numbers: int) -> int:
+    """One 63-bit seed out of several small numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def training_loader(
+    batches: TrainingBatches, *, workers: int = 0, start: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of an epoch in order, from batch number `start`; pinned where there is a GPU.
+
+    Args:
+        batches: of one epoch.
+        workers: threads that make batches ahead of need; 0 makes each when it is asked for. Threads
+            and not processes, since most of the work happens outside Python's lock, and handing
+            the pixels over from one process to another costs as much as making them.
+        start: number of the first batch, where an epoch resumes.
+    """
+    numbers = range(start, len(batches))
+    if not workers:
+        yield from (_make(batches, number, batches.draw(number)) for number in numbers)
+        return
+    usual, waiting = torch.get_num_threads(), deque()
+    # One thread of torch's in each of ours, or together they would ask for more cores than exist.
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            for number in numbers:
+                waiting.append(pool.submit(_make, batches, number, batches.draw(number)))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:  # also where the reader stops early
+            for batch in waiting:
+                batch.cancel()
+            torch.set_num_threads(usual)  # a thread that others start later would take our 1
+
+
+def _make(batches: TrainingBatches, number: int, drawn: list) -> tuple[Tensor, Tensor]:
+    images, labels = batches.cut(number, drawn)
+    if torch.cuda.is_available():
+        return images.pin_memory(), labels.pin_memory()
+    return images, labels
+
+
+def evaluation_short_side(image_size: int) -> int:
+    """256 for 224, and in proportion for other sizes.
+
+    >>> evaluation_short_side(224), evaluation_short_side(64)
+    (256, 73)
+    """
+    return round(image_size * 256 / 224)
+
+
+def evaluation_batches(
+    source: Pixels, image_size: int, batch_size: int, rows: slice = slice(None)
+) -> Iterator[Tensor]:
+    """Center crops in order: (B, 3, image_size, image_size) uint8 each, the last one smaller.
+
+    Args:
+        source: decoded images, with a shorter side of ``evaluation_short_side(image_size)``.
+        image_size: side of the crops.
+        batch_size: B.
+        rows: which images; default: all.
+    """
+    wanted = range(len(source))[rows]
+    for start in range(0, len(wanted), batch_size):
+        crops = [
+            _center_crop(source[row], image_size) for row in wanted[start : start + batch_size]
+        ]
+        yield torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
+
+
+def evaluation_crop(image: Image.Image, image_size: int) -> Tensor:
+    """One RGB picture, as `evaluation_batches` would give it: (3, image_size, image_size) uint8."""
+    resized = np.asarray(resize(image, evaluation_short_side(image_size)))
+    return torch.from_numpy(_center_crop(resized, image_size).copy()).permute(2, 0, 1)
+
+
+def _center_crop(image: np.ndarray, size: int) -> np.ndarray:
+    top, left = (round((side - size) / 2) for side in image.shape[:2])
+    return image[top : top + size, left : left + size]
