@@ -8,8 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from pytorch_metric_learning.losses import ProxyAnchorLoss
 from scipy.spatial.distance import pdist
 from torch.func import functional_call
@@ -39,7 +38,7 @@ def proxy_anchor(embeddings, proxies, labels, **options):
     return functional_call(module, {"proxies": proxies}, (embeddings, labels))
 
 
-def slow_proxy_anchor(embeddings, proxies, labels, margin=0.1, scale=32.0):
+def slow_proxy_anchor(embeddings, proxies, labels, margin=0.1, scale=32.0, threshold=0.0):
     """The formula, class by class and image by image."""
 
     def cosine(x, p):
@@ -50,9 +49,9 @@ def slow_proxy_anchor(embeddings, proxies, labels, margin=0.1, scale=32.0):
         near, far = [], []
         for x, label in zip(embeddings, labels, strict=True):
             if label == c:
-                near.append(torch.exp(-scale * (cosine(x, proxy) - margin)))
+                near.append(torch.exp(-scale * (cosine(x, proxy) - threshold - margin)))
             else:
-                far.append(torch.exp(scale * (cosine(x, proxy) + margin)))
+                far.append(torch.exp(scale * (cosine(x, proxy) - threshold + margin)))
         if near:
             present += 1
             pull = pull + torch.log(1 + sum(near))
@@ -102,7 +101,16 @@ SHAPES = [(1, 2, 1), (6, 4, 3), (9, 3, 8), (12, 7, 5), (4, 30, 6)]  # B, C, D
 
 
 @pytest.mark.parametrize("size, classes, dim", SHAPES)
-@pytest.mark.parametrize("options", [{}, {"margin": 0.3, "scale": 5.0}, {"margin": 0, "scale": 64}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"margin": 0.3, "scale": 5.0},
+        {"margin": 0, "scale": 64},
+        {"threshold": 0.4},
+        {"threshold": -0.2, "scale": 5.0},
+    ],
+)
 def test_proxy_anchor_equals_the_slow_loops(size, classes, dim, options):
     embeddings, proxies, labels = draw(size, size, classes, dim)
     value, slopes = gradients(
@@ -244,6 +252,36 @@ def test_proxy_anchor_slopes_are_orthogonal_to_the_rows(seed, size, classes, dim
         torch.testing.assert_close((rows * slope).sum(1), torch.zeros(len(rows)).double(), **EXACT)
 
 
+@quick
+@given(seed=seeds, threshold=st.floats(-1, 1), shift=st.floats(-1, 1))
+def test_a_threshold_shifts_all_cosines(seed, threshold, shift):
+    """b acts as if every cosine were lower by b: exact where one more dimension adds a constant.
+
+    Unit rows (√r·x̂, √(1−r)·e) have cosines r·s + (1 − r)⟨e, e'⟩, here r·s ± (1 − r).
+    """
+    embeddings, proxies, labels = draw(seed, 6, 4, 3)
+    r, sign = 1 / (1 + abs(shift)), 1.0 if shift >= 0 else -1.0
+    unit = [torch.nn.functional.normalize(rows) for rows in (embeddings, proxies)]
+    longer = [
+        torch.cat([r**0.5 * rows, torch.full((len(rows), 1), (1 - r) ** 0.5 * side)], dim=1)
+        for rows, side in zip(unit, (1.0, sign), strict=True)
+    ]
+    shifted = proxy_anchor(
+        *longer, labels, threshold=r * threshold + sign * (1 - r), margin=r * 0.1
+    )
+    plain = proxy_anchor(*unit, labels, threshold=threshold, margin=0.1, scale=32.0 * r)
+    torch.testing.assert_close(shifted, plain, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_threshold_zero_is_the_loss_without_one_to_the_bit(dtype):
+    embeddings, proxies, labels = draw(3, 40, 11, 8, dtype)
+    proxies = proxies.to(torch.promote_types(dtype, torch.float32))
+    plain = gradients(lambda x, p: proxy_anchor(x, p, labels), embeddings, proxies)
+    zero = gradients(lambda x, p: proxy_anchor(x, p, labels, threshold=0.0), embeddings, proxies)
+    assert torch.equal(plain[0], zero[0]) and all(map(torch.equal, plain[1], zero[1]))
+
+
 def test_an_absent_class_only_pushes():
     embeddings, proxies, _ = draw(3, 5, 3, 4)
     labels = torch.tensor([0, 0, 0, 1, 1])
@@ -270,14 +308,14 @@ def test_a_batch_of_one_class_pulls_it_and_pushes_the_others():
     torch.testing.assert_close(slope[1:2], alone, **EXACT)
 
 
-@pytest.mark.parametrize("labels", [[0, 1, 1, 2], [2, 2, 2, 2]])
-def test_proxy_anchor_first_and_second_derivatives(labels):
+@pytest.mark.parametrize("labels, threshold", [([0, 1, 1, 2], 0.0), ([2, 2, 2, 2], 0.3)])
+def test_proxy_anchor_first_and_second_derivatives(labels, threshold):
     embeddings, proxies, _ = draw(5, 4, 4, 3)
     labels = torch.tensor(labels)
     inputs = (embeddings.requires_grad_(), proxies.requires_grad_())
 
     def loss(x, p):
-        return proxy_anchor(x, p, labels, scale=4.0)
+        return proxy_anchor(x, p, labels, scale=4.0, threshold=threshold)
 
     assert torch.autograd.gradcheck(loss, inputs)
     assert torch.autograd.gradgradcheck(loss, inputs)
@@ -482,12 +520,12 @@ def test_sum_is_proxy_anchor_plus_weight_times_soft_orthogonality(weight, reduct
 
 
 def test_sum_is_a_proxy_anchor_with_the_same_weights_and_settings():
-    module = SoftOrthogonalProxyAnchor(5, 3, margin=0.2, scale=16)
+    module = SoftOrthogonalProxyAnchor(5, 3, margin=0.2, scale=16, threshold=0.1)
     assert isinstance(module, ProxyAnchor)
-    assert (module.margin, module.scale) == (0.2, 16.0)
+    assert (module.margin, module.scale, module.threshold) == (0.2, 16.0, 0.1)
     assert (module.so_weight, module.so_reduction) == (SO_WEIGHT, "mean")
     assert list(module.state_dict()) == ["proxies"]
-    plain = ProxyAnchor(5, 3, margin=0.2, scale=16)
+    plain = ProxyAnchor(5, 3, margin=0.2, scale=16, threshold=0.1)
     plain.load_state_dict(module.state_dict())
     embeddings, _, labels = draw(1, 8, 5, 3, torch.float32)
     assert torch.equal(module.parts(embeddings, labels)["proxy_anchor"], plain(embeddings, labels))
@@ -533,10 +571,14 @@ def with_row(row: int, value: float):
         ({"scale": 0}, r"scale is 0: it must be positive \(the usual value is 32\)"),
         ({"scale": -32.0}, r"scale is -32.0: it must be positive"),
         ({"scale": math.nan}, r"scale is nan: it must be positive"),
+        ({"threshold": math.nan}, r"threshold is nan: give a cosine, usually 0"),
         ({"so_weight": -1}, r"so_weight is -1: it must be zero or positive"),
         ({"so_weight": math.nan}, r"so_weight is nan: it must be zero or positive"),
-        ({"so_reduction": "men"}, r"'men': choose 'mean' or 'sum'\. Did you mean 'mean'\?"),
-        ({"so_reduction": "none"}, r"unknown reduction 'none': choose 'mean' or 'sum'"),
+        (
+            {"so_reduction": "men"},
+            r"so_reduction 'men': choose mean or sum\. Did you mean 'mean'\?",
+        ),
+        ({"so_reduction": "none"}, r"unknown so_reduction 'none': choose mean or sum"),
     ],
 )
 def test_settings_that_make_no_sense(arguments, message):
@@ -553,7 +595,7 @@ def test_settings_that_make_no_sense(arguments, message):
         (torch.ones(1, 4, 3), [0], r"embeddings have shape \(1, 4, 3\), expected \(B, 3\)"),
         (torch.ones(2, 3).int(), [0, 1], r"torch.int32: give floating point numbers"),
         (torch.ones(0, 3), [], r"the batch is empty: give at least one embedding"),
-        (GOOD, [0, 1, 2], r"labels have shape \(3,\), expected \(4,\): one label an embedding"),
+        (GOOD, [0, 1, 2], r"labels have shape \(3,\), expected \(4,\): one label per embedding"),
         (GOOD, [[0], [1], [2], [0]], r"labels have shape \(4, 1\), expected \(4,\)"),
         (GOOD, torch.zeros(4), r"labels are torch.float32: convert them with labels.long\(\)"),
         (GOOD, torch.zeros(4).int(), r"labels are torch.int32: convert .*labels.long\(\)"),
@@ -580,8 +622,8 @@ def test_batches_that_do_not_fit(kind, embeddings, labels, message):
         (torch.ones(2, 3).long(), "mean", r"proxies are torch.int64: give floating point numbers"),
         (with_row(1, 0.0), "mean", r"proxy 1 has zero length, so it has no direction \(1 such"),
         (with_row(0, math.nan), "sum", r"proxy 0 has NaN or infinite values"),
-        (GOOD, "summ", r"'summ': choose 'mean' or 'sum'\. Did you mean 'sum'\?"),
-        (GOOD, None, r"unknown reduction None: choose 'mean' or 'sum'\.$"),
+        (GOOD, "summ", r"unknown reduction 'summ': choose mean or sum\. Did you mean 'sum'\?"),
+        (GOOD, None, r"unknown reduction None: choose mean or sum\.$"),
     ],
 )
 def test_proxies_that_have_no_orthogonality(proxies, reduction, message):
