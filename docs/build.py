@@ -15,7 +15,6 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from sobook.studies import figures as study_figures
 from sobook.studies import study
@@ -37,7 +36,7 @@ def assemble(notebooks: Path, source: Path) -> None:
     shutil.copy(RESULTS / "hero.png", source / "_static/hero.png")
     for name in ("common_mode.md", "common_mode.png"):
         shutil.copy(RESULTS / name, source / name)
-    text = (HERE / "results.md").read_text(encoding="utf-8").replace("{{aviary}}", aviary_table())
+    text = (HERE / "results.md").read_text(encoding="utf-8")
     text = re.sub(r"\{\{study (\w+)\}\}", lambda found: study_table(found[1]), text)
     (source / "results.md").write_text(text, encoding="utf-8")
     (source / "notebooks").mkdir()
@@ -65,40 +64,17 @@ def fit_cell(cell) -> None:
         if kind in ("image/png", "image/jpeg")
     ]
     if alts:
-        said = " ".join(filter(None, alts)) or "A figure, described in the text around it."
-        cell.metadata["mystnb"] = {"image": {"alt": said}}
-
-
-def aviary_table() -> str:
-    """The comparison over seeds, as a Markdown table computed from the runs."""
-    runs = pd.read_csv(RESULTS / "aviary.csv")
-    names = {weight: f"PA+SO, λ = {weight:g}" if weight else "PA" for weight in runs["so_weight"]}
-    runs["method"] = runs["so_weight"].map(names)
-    lines = [
-        "| loss | seeds | Recall@1 [95 % interval over seeds] | RMS proxy cosine | coherence |",
-        "|---|---|---|---|---|",
-    ]
-    for method, rows in runs.groupby("method", sort=False):
-        if len(rows) < 2:
-            continue
-        lines.append(
-            f"| {method} | {len(rows)} | {interval(rows['recall_at_1'])} | "
-            f"{rows['rms_cosine'].mean():.3f} | {rows['coherence'].mean():.3f} |"
-        )
-    pairs = runs.pivot(index="seed", columns="method", values="recall_at_1").dropna()
-    for method in pairs.columns.drop("PA"):
-        change = interval(pairs[method] - pairs["PA"], sign="+")
-        said = f"Paired difference of Recall@1, {method} minus PA, {len(pairs)} seeds"
-        lines += ["", f"{said}: {change}."]
-    return "\n".join(lines)
+        alt = " ".join(filter(None, alts)) or "A figure, described in the text around it."
+        cell.metadata["mystnb"] = {"image": {"alt": alt}}
 
 
 def study_table(name: str) -> str:
-    """The summary of a committed study, as a Markdown table: one row a setting."""
+    """The summary of a committed study, as a Markdown table: one row per setting."""
     one, table = study.load(name), pd.read_csv(RESULTS / f"{name}.csv")
     lines = [
-        "| setting | seeds | Recall@1 [95 %] | against the baseline [95 %] | p, corrected |",
-        "|---|---|---|---|---|",
+        "| setting | seeds | RMS proxy cosine | Recall@1 [95 %] | against the baseline [95 %] "
+        "| p, corrected |",
+        "|---|---|---|---|---|---|",
     ]
     result = study.summary(one, table)
     if "setting" in result:  # what is compared, side by side
@@ -110,10 +86,16 @@ def study_table(name: str) -> str:
         if row.get("chosen") is True:
             name += " (chosen)"
         lines.append(
-            f"| {name} | {row['seeds']:.0f} | {between(row, 'mean', 'low', 'high')} | "
+            f"| {name} | {row['seeds']:.0f} | {known(row.get('rms_cosine'))} | "
+            f"{between(row, 'mean', 'low', 'high')} | "
             + (f"{change} | {p_value(row['p_holm'])} |" if compared else "– | |")
         )
     return "\n".join(lines)
+
+
+def known(value: float) -> str:
+    """A number as text; a dash where it is missing, as the cosine is of losses without proxies."""
+    return "–" if pd.isna(value) else f"{value:.3f}"
 
 
 def p_value(p: float) -> str:
@@ -125,13 +107,6 @@ def between(row: pd.Series, mean: str, low: str, high: str, sign: str = "") -> s
     values = [row.get(name, np.nan) for name in (mean, low, high)]
     middle, *ends = (f"{value:{sign}.3f}" for value in values)
     return middle if np.isnan(values[1]) else f"{middle} [{', '.join(ends)}]"
-
-
-def interval(values: pd.Series, sign: str = "") -> str:
-    """Mean and t interval of a few runs, as text."""
-    mean = values.mean()
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return f"{mean:{sign}.3f} [{mean - half:{sign}.3f}, {mean + half:{sign}.3f}]"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -55,15 +55,18 @@ import pandas as pd
 from scipy import stats
 
 import dataclasses
+import json
 
 from IPython.display import Markdown, display
 
 from sobook import figures, files
 from sobook.course import exercises
 from sobook.data import benchmarks
+from sobook.errors import SobookError
 from sobook.studies import figures as study_figures, study
 from sobook.losses import SO_WEIGHT
 from sobook.retrieval import compare_classes, compare_seeds, difference
+from sobook.training.config import TrainConfig, run_key
 from sobook.training.loop import evaluate_run, fit
 
 
@@ -71,7 +74,7 @@ def committed(name):
     """The table of a study in data/results, one row a run; empty if it has not been run."""
     try:
         return pd.read_csv(files.shipped(f"results/{name}.csv"), dtype={"config": str})
-    except FileNotFoundError:
+    except SobookError:
         return pd.DataFrame()
 
 
@@ -94,7 +97,7 @@ def said(found):
 
 
 # %% tags=["finding"]
-tuned, wide, modes = committed("aviary"), committed("aviary_lambda_heads"), committed("common_mode_aviary")
+tuned, wide, modes = committed("aviary_finetune"), committed("aviary_lambda_heads"), committed("common_mode_aviary")
 sought, fresh, peers_here = committed("search_heads"), committed("search_confirm"), committed("baselines_heads")
 photos, photo_modes, tuned_512 = committed("cub_58_42_finetune"), committed("common_mode_cub"), committed("dim512_finetune")
 means = tuned.groupby("so_weight")["rms_cosine"].mean()
@@ -135,22 +138,20 @@ With only a *head* trained on frozen features, hundreds of runs are cheap, and s
 # %% [markdown]
 # ## 2 · The results, with their papers
 #
-# The table was made by `data/make_results.py` and is part of the repository: a row is a run, with the command, versions, date and machine it came from.
+# The table was made by `sobook study aviary_finetune` and is part of the repository: one row per run, with the command, versions, dates and machine in a file beside it.
 
 # %%
-results = pd.read_csv(files.shipped("results/aviary.csv"), dtype={"config": str})
-results = results[results["so_weight"].isin([0.0, SO_WEIGHT])]
+results = tuned[tuned["so_weight"].isin([0.0, SO_WEIGHT])].copy()
 results["method"] = np.where(results["so_weight"] == 0, "PA", "PA+SO")
-for column in ("command", "date", "machine", "versions", "dataset", "encoder", "epochs", "selection"):
-    if column in results:
-        print(f"{column:>9}: {', '.join(map(str, results[column].unique()))}")
+for name, value in json.loads(files.shipped("results/aviary_finetune.json").read_text()).items():
+    print(f"{name:>9}: {value}")
 for name, seeds in results.groupby("method")["seed"]:
     print(f"{name:>9}: seeds {', '.join(map(str, sorted(seeds)))}")
 
 # %%
 MEASURES = {f"recall_at_{k}": f"Recall@{k}" for k in (1, 2, 4, 8)} | {"map_at_r": "MAP@R", "r_precision": "R-precision"}
 table = results.rename(columns=MEASURES).groupby("method")[list(MEASURES.values())].agg(["mean", "std"])
-frozen = results["frozen_recall_at_1"].mean()
+frozen = wide["frozen_recall_at_1"].mean()
 print(f"Recall@1 of the frozen encoder, before any training: {frozen:.3f}")
 table.T.unstack().round(3)
 
@@ -170,14 +171,14 @@ rows = {}
 for name, run in runs.items():
     mine = run.retrieval
     rows[name] = {"recomputed here": mine["recall"]["1"]}
-    match = results[(results["method"] == name) & (results["seed"] == session.seed) & (results["dataset"] == run.config.dataset)]
+    match = results[(results["method"] == name) & (results["seed"] == session.seed) & (run.config.dataset == "aviary")]
     if len(match):
         theirs = match.iloc[0]
         rows[name] |= {
             "committed": theirs["recall_at_1"],
             "difference": mine["recall"]["1"] - theirs["recall_at_1"],
             "images that differ": round(abs(mine["recall"]["1"] - theirs["recall_at_1"]) * mine["queries"]),
-            "same settings": theirs["config"] == run.path.name.rsplit("-", 1)[-1],
+            "same settings": theirs["config"] == run_key(run.config),
         }
 pd.DataFrame(rows).T
 
@@ -267,7 +268,7 @@ def finding(differences, what, words=("better", "worse")):
 
 
 gained = recalls["PA"].mean() - frozen
-print(finding(d, f"Recall@1 on {results['dataset'].iloc[0]}"))
+print(finding(d, "Recall@1 on aviary"))
 print()
 print(f"For scale: training with PA alone took Recall@1 from {frozen:.3f} (frozen) to {recalls['PA'].mean():.3f}; "
       f"the difference above is {mean / gained:+.0%} of that gain.")
@@ -454,7 +455,7 @@ for name, row in best.iterrows():
 # %%
 if "selected_epoch" in results:
     kept = results.groupby("method")["selected_epoch"].agg(["min", "median", "max"])
-    print(f"epochs kept over the seeds, of {results['epochs'].max()}:")
+    print(f"epochs kept over the seeds, of {TrainConfig().epochs}:")
     print(kept)
 
 # %% [markdown]
@@ -487,19 +488,19 @@ else:
 #
 # Fine-tuning takes minutes a run; training only the head and the proxies on frozen features takes seconds. That is not the same experiment, but it lets us ask many more questions: each of the following tables is a *study*, a file in `data/studies/` with a grid of settings, run by `sobook study NAME`. Each says below it what it is. Runs that are finished are kept, so a study can be stopped at any moment and taken up again.
 #
-# First a part of one study, live. The runs below are **recomputed** on this machine and set beside the **committed** rows with the same settings, found by the hash of all settings.
+# First a part of one study, live. The runs below are **recomputed** on this machine and set beside the **committed** rows with the same settings.
 
 # %%
 one = study.load("aviary_lambda_heads")
 live_seeds = session.pick(quick=[0], full=one.grid["seed"])
 part = dataclasses.replace(one, grid={"so_weight": [0, 100], "seed": live_seeds})
 recomputed = study.run(part, progress=False)
-columns = ["config", "so_weight", "seed", "recall_at_1", "rms_cosine"]
+columns = ["so_weight", "seed", "recall_at_1", "rms_cosine"]
 side = recomputed[columns].merge(
-    wide[["config", "recall_at_1", "rms_cosine"]] if len(wide) else recomputed[["config", "recall_at_1", "rms_cosine"]].iloc[:0],
-    on="config", how="left", suffixes=(", recomputed", ", committed"),
+    wide[columns] if len(wide) else recomputed[columns].iloc[:0],
+    on=["so_weight", "seed"], how="left", suffixes=(", recomputed", ", committed"),
 )
-side.drop(columns="config").round(4)
+side.round(4)
 
 # %% [markdown]
 # Everything from here to section 11 is **committed**. The first study lets held-out training classes choose λ.
