@@ -42,11 +42,11 @@ if importlib.util.find_spec("sobook") is None:
     Path("stay.txt").write_text("\n".join(kept))
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", "stay.txt"]
     if subprocess.run([*pip, f"sobook @ git+{REPOSITORY}"]).returncode:
-        raise RuntimeError(f"sobook is not to be had from {REPOSITORY}: set REPOSITORY above.")
+        raise RuntimeError(f"sobook could not be installed from {REPOSITORY}: set REPOSITORY.")
 
-from sobook.course import session as notebook
+from sobook.course import setup
 
-session = notebook.setup()
+session = setup()
 # %%
 import dataclasses
 import hashlib

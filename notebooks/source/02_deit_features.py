@@ -42,11 +42,11 @@ if importlib.util.find_spec("sobook") is None:
     Path("stay.txt").write_text("\n".join(kept))
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", "stay.txt"]
     if subprocess.run([*pip, f"sobook @ git+{REPOSITORY}"]).returncode:
-        raise RuntimeError(f"sobook is not to be had from {REPOSITORY}: set REPOSITORY above.")
+        raise RuntimeError(f"sobook could not be installed from {REPOSITORY}: set REPOSITORY.")
 
-from sobook.course import session as notebook
+from sobook.course import setup
 
-session = notebook.setup()
+session = setup()
 # %%
 import numpy as np
 import pandas as pd
@@ -424,7 +424,7 @@ cosines = (x @ x.T)[pairs]
 same = (test.labels[:, None] == test.labels[None])[pairs]
 kin = (genera[:, None] == genera[None])[pairs] & ~same
 kinds = {"same species": cosines[same], "other species, same genus": cosines[kin], "other genus": cosines[~same & ~kin]}
-cosine_curves(kinds, dict(zip(kinds, (figures.COLORS["right"], figures.COLORS["wrong"], figures.COLORS["chance"]), strict=True)))
+cosine_curves(kinds, dict(zip(kinds, (figures.COLORS["relevant"], figures.COLORS["irrelevant"], figures.COLORS["chance"]), strict=True)))
 
 # %%
 def ranked_right(right, other):

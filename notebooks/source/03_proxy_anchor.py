@@ -42,11 +42,11 @@ if importlib.util.find_spec("sobook") is None:
     Path("stay.txt").write_text("\n".join(kept))
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", "stay.txt"]
     if subprocess.run([*pip, f"sobook @ git+{REPOSITORY}"]).returncode:
-        raise RuntimeError(f"sobook is not to be had from {REPOSITORY}: set REPOSITORY above.")
+        raise RuntimeError(f"sobook could not be installed from {REPOSITORY}: set REPOSITORY.")
 
-from sobook.course import session as notebook
+from sobook.course import setup
 
-session = notebook.setup()
+session = setup()
 # %%
 import math
 
@@ -697,8 +697,8 @@ own = F.one_hot(torch.from_numpy(training.labels), C).bool()
 figure = figures.new_figure(9, 3.8)
 axis = figure.subplots()
 bins = np.linspace(-0.6, 1, 81)
-axis.hist(cosines[~own].numpy(), bins, density=True, color=figures.COLORS["wrong"], alpha=0.75, label="to another proxy")
-axis.hist(cosines[own].numpy(), bins, density=True, histtype="step", lw=2.4, color=figures.COLORS["right"], label="to the own proxy")
+axis.hist(cosines[~own].numpy(), bins, density=True, color=figures.COLORS["irrelevant"], alpha=0.75, label="to another proxy")
+axis.hist(cosines[own].numpy(), bins, density=True, histtype="step", lw=2.4, color=figures.COLORS["relevant"], label="to the own proxy")
 for place, name in ((-config.margin, "−δ"), (config.margin, "δ")):
     axis.axvline(place, color="#222222", ls=":", lw=1.6)
     axis.text(place, axis.get_ylim()[1], name, ha="center", va="bottom")

@@ -44,11 +44,11 @@ if importlib.util.find_spec("sobook") is None:
     Path("stay.txt").write_text("\n".join(kept))
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", "stay.txt"]
     if subprocess.run([*pip, f"sobook @ git+{REPOSITORY}"]).returncode:
-        raise RuntimeError(f"sobook is not to be had from {REPOSITORY}: set REPOSITORY above.")
+        raise RuntimeError(f"sobook could not be installed from {REPOSITORY}: set REPOSITORY.")
 
-from sobook.course import session as notebook
+from sobook.course import setup
 
-session = notebook.setup()
+session = setup()
 
 # %%
 import numpy as np
@@ -114,7 +114,7 @@ axis = star.subplots()
 circle = np.linspace(0, 2 * np.pi, 200)
 axis.plot(np.cos(circle), np.sin(circle), color="#888888", lw=1)
 for c, turn in enumerate(turns):
-    axis.annotate("", (np.cos(turn), np.sin(turn)), (0, 0), arrowprops={"arrowstyle": "-|>", "lw": 3, "color": figures.color("PA+SO")})
+    axis.annotate("", (np.cos(turn), np.sin(turn)), (0, 0), arrowprops={"arrowstyle": "-|>", "lw": 3, "color": figures.method_color("PA+SO")})
     axis.text(1.3 * np.cos(turn), 1.2 * np.sin(turn), f"proxy {c + 1}", ha="center", va="center")
 axis.set(xlim=(-1.7, 1.7), ylim=(-1.4, 1.4), aspect="equal")
 axis.set_axis_off()

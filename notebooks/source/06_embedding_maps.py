@@ -42,11 +42,11 @@ if importlib.util.find_spec("sobook") is None:
     Path("stay.txt").write_text("\n".join(kept))
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", "stay.txt"]
     if subprocess.run([*pip, f"sobook @ git+{REPOSITORY}"]).returncode:
-        raise RuntimeError(f"sobook is not to be had from {REPOSITORY}: set REPOSITORY above.")
+        raise RuntimeError(f"sobook could not be installed from {REPOSITORY}: set REPOSITORY.")
 
-from sobook.course import session as notebook
+from sobook.course import setup
 
-session = notebook.setup()
+session = setup()
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
@@ -430,7 +430,7 @@ pictures = pixels.decode(test, 64, progress=False)
 
 
 def wall(which, number=3):
-    chosen = figures.pick_queries(which, right, number, found=test.labels[found["PA+SO"]], labels=test.labels)
+    chosen = figures.pick_queries(which, right, number, gallery_labels=test.labels[found["PA+SO"]], labels=test.labels)
     return figures.retrieval_comparison(
         [pictures[i] for i in chosen],
         {name: [[pictures[j] for j in f[i]] for i in chosen] for name, f in found.items()},

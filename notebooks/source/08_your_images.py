@@ -42,11 +42,11 @@ if importlib.util.find_spec("sobook") is None:
     Path("stay.txt").write_text("\n".join(kept))
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", "stay.txt"]
     if subprocess.run([*pip, f"sobook @ git+{REPOSITORY}"]).returncode:
-        raise RuntimeError(f"sobook is not to be had from {REPOSITORY}: set REPOSITORY above.")
+        raise RuntimeError(f"sobook could not be installed from {REPOSITORY}: set REPOSITORY.")
 
-from sobook.course import session as notebook
+from sobook.course import setup
 
-session = notebook.setup()
+session = setup()
 # %%
 import shutil
 from pathlib import Path
@@ -273,8 +273,8 @@ strange, _ = index.search(encoder, queries_folder / "noise.png", k=1)
 figure = figures.new_figure(8.5, 3.8)
 axis = figure.subplots()
 bins = np.linspace(min(similarity.min(), strange[0]) - 0.02, 1, 41)
-axis.hist(similarity[right], bins, density=True, color=figures.COLORS["right"], alpha=0.6, label=f"right ({right.sum():,})")
-axis.hist(similarity[~right], bins, density=True, histtype="step", lw=2.4, color=figures.COLORS["wrong"], label=f"wrong ({(~right).sum():,})")
+axis.hist(similarity[right], bins, density=True, color=figures.COLORS["relevant"], alpha=0.6, label=f"right ({right.sum():,})")
+axis.hist(similarity[~right], bins, density=True, histtype="step", lw=2.4, color=figures.COLORS["irrelevant"], label=f"wrong ({(~right).sum():,})")
 axis.axvline(strange[0], color="#222222", ls=":", lw=1.6)
 axis.text(strange[0], axis.get_ylim()[1], "noise", ha="center", va="bottom")
 axis.set(xlabel="cosine of the nearest neighbor", ylabel="density")

@@ -1,7 +1,7 @@
 """How each exercise of the course is judged: on which inputs, and which mistakes are known.
 
-One function an exercise, named by notebook and number; `CHECKS` at the end lists them. Each
-computes the truth the slow way, and beside it what comes out of typical mistakes, so that
+One function per exercise, in the order of the notebooks; `CHECKS` at the end numbers them. Each
+computes the truth the slow way, and beside it what typical mistakes give, so that
 `sobook.course.exercises.check` can name the one that was made.
 """
 
@@ -9,21 +9,19 @@ import math
 
 import numpy as np
 import torch
+from scipy import stats
+from torch.nn.functional import cross_entropy
 
 from sobook import geometry
-from sobook.course.exercises import Check, Wrong, array, as_array, call, number
+from sobook.course.compare import Check, Wrong, array, as_array, call, number, unit_rows
 
 
 def _rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-def _off(matrix: np.ndarray) -> np.ndarray:
-    """The C(C−1) entries beside the diagonal."""
+def _off_diagonal(matrix: np.ndarray) -> np.ndarray:
+    """The C(C−1) entries off the diagonal."""
     return matrix[~np.eye(len(matrix), dtype=bool)]
 
 
@@ -31,61 +29,48 @@ def _off(matrix: np.ndarray) -> np.ndarray:
 
 
 def recall_at_k(answer) -> None:
-    rows, labels = _unit(_rng().standard_normal((40, 6))), np.repeat(np.arange(10), 4)
+    rows, labels = unit_rows(_rng().standard_normal((40, 6))), np.repeat(np.arange(10), 4)
     cosines = rows @ rows.T
+    by_rank = labels[np.argsort(-(cosines - 10 * np.eye(len(rows))), axis=1)] == labels[:, None]
+    farthest_first = labels[np.argsort(cosines, axis=1)] == labels[:, None]
     for k in (1, 3):
-        alone = cosines - 10 * np.eye(len(rows))
-        right = labels[np.argsort(-alone, axis=1)[:, :k]] == labels[:, None]
-        far = labels[np.argsort(cosines, axis=1)[:, :k]] == labels[:, None]
-        cut = labels[np.argsort(-cosines, axis=1)[:, 1:k]] == labels[:, None]
+        relevant, hits = by_rank[:, :k], by_rank[:, :k].any(1)
         number(
-            call(answer, rows, labels, k, name="recall_at_k"),
-            right.any(1).mean(),
-            [
-                (1.0, "every query found itself: set the diagonal of the cosines aside first."),
-                (far.any(1).mean(), "these are the *least* similar pictures: sort downwards."),
-                (right.mean(), "that is the share of right neighbors (precision); Recall@K asks "
-                 "whether *any* of the k is right."),
-                (cut.any(1).mean(), "one neighbor too few: k of them besides the query itself."),
-                (right.any(1).sum(), "that is the number of queries: divide by it."),
-            ],
-        )  # fmt: skip
-
-
-def rms_cosine(answer) -> None:
-    rows = _rng(1).standard_normal((12, 5)) * _rng(2).uniform(0.5, 3, (12, 1))
-    count, gram, raw = len(rows), _unit(rows) @ _unit(rows).T, rows @ rows.T
-    off, off_raw = _off(gram), _off(raw)
-    rms = np.sqrt((off**2).mean())
-    number(
-        call(answer, rows, name="rms_cosine"),
-        rms,
-        [
-            (np.sqrt((gram**2).mean()), "the diagonal is in it: its C ones are no pairs."),
-            (np.sqrt((off**2).sum() / count**2), "divide by the C(C−1) pairs, not by C²."),
-            (np.sqrt((off_raw**2).mean()), "rows must be scaled to unit length first."),
-            (rms**2, "that is the mean square: the root is missing."),
-            (off.mean(), "that is the mean cosine: square before you average."),
-            (np.abs(off).mean(), "that is the mean absolute cosine: square, average, root."),
-        ],
-    )
+            call(answer, rows, labels, k),
+            hits.mean(),
+            (1.0, "every query found itself: set the diagonal of the cosines aside first."),
+            (farthest_first[:, :k].any(1).mean(), "these are the *least* similar: sort downwards."),
+            (relevant.mean(), "that is precision; Recall@K asks if *any* of the k is relevant."),
+            (by_rank[:, : k - 1].any(1).mean(), "one neighbor too few: k besides the query."),
+            (hits.sum(), "that is the number of queries with a hit: divide by all queries."),
+        )
 
 
 def errors_removed(answer) -> None:
     for before, after in ((0.4, 0.7), (0.6, 0.5)):
+        gain, errors = after - before, 1 - before
         number(
-            call(answer, before, after, name="errors_removed"),
-            (after - before) / (1 - before),
-            [
-                (after - before, "that is the change of Recall@1 itself; it is asked for as a "
-                 "share of the errors there were, 1 − before."),
-                ((after - before) / before, "that is relative to the right answers; take the "
-                 "errors, 1 − before, as the measure."),
-                ((1 - after) / (1 - before), "that is the share of errors that is *left*."),
-                ((before - after) / (1 - before), "the sign is the wrong way round: fewer errors "
-                 "count as positive."),
-            ],
-        )  # fmt: skip
+            call(answer, before, after),
+            gain / errors,
+            (gain, "that is the change of Recall@1 itself: divide by the errors, 1 − before."),
+            (gain / before, "that is relative to the hits; divide by the errors, 1 − before."),
+            ((1 - after) / errors, "that is the fraction of the errors that is *left*."),
+        )
+
+
+def rms_cosine(answer) -> None:
+    rows = _rng(1).standard_normal((12, 5)) * _rng(2).uniform(0.5, 3, (12, 1))
+    gram = unit_rows(rows) @ unit_rows(rows).T
+    off, off_raw = _off_diagonal(gram), _off_diagonal(rows @ rows.T)
+    number(
+        call(answer, rows),
+        np.sqrt((off**2).mean()),
+        (np.sqrt((gram**2).mean()), "leave out the diagonal: its C ones are not pairs."),
+        (np.sqrt((off**2).sum() / gram.size), "divide by the C(C−1) pairs, not by C²."),
+        (np.sqrt((off_raw**2).mean()), "scale the rows to unit length first."),
+        (off.mean(), "that is the mean cosine: square before you average."),
+        (np.abs(off).mean(), "that is the mean absolute cosine: square, average, root."),
+    )
 
 
 # --- 01 · data -----------------------------------------------------------------------------------
@@ -93,55 +78,47 @@ def errors_removed(answer) -> None:
 
 def split_by_class(answer) -> None:
     labels = _rng().permutation(np.repeat(np.arange(20), _rng(1).integers(2, 6, 20)))
-    found = call(answer, labels, 0.25, 0, name="split_by_class")
-    if not isinstance(found, (tuple, list)) or len(found) != 2:
+    parts = call(answer, labels, 0.25, 0)
+    if not isinstance(parts, (tuple, list)) or len(parts) != 2:
         raise Wrong("two arrays of indices are asked for: (train, held out).")
-    kept, held = (as_array(part) for part in found)
-    if kept.dtype == bool or held.dtype == bool:
+    train, held_out = (as_array(part) for part in parts)
+    if train.dtype == bool or held_out.dtype == bool:
         raise Wrong("these are masks; indices are asked for: np.flatnonzero(mask).")
-    if len(held) == 0:
+    if len(held_out) == 0:
         raise Wrong("nothing is held out.")
-    if len(kept) + len(held) != len(labels) or len(np.union1d(kept, held)) != len(labels):
-        raise Wrong("every picture must be in exactly one of the two parts.")
-    both = np.intersect1d(labels[kept], labels[held])
-    if len(both):
-        raise Wrong(f"{len(both)} classes are in both parts: draw *classes*, not pictures.")
-    if (got := len(np.unique(labels[held]))) != 5:
-        raise Wrong(f"{got} classes are held out; a share of 0.25 of 20 classes is 5.")
-    if np.array_equal(kept, as_array(call(answer, labels, 0.25, 1)[0])):
+    if len(train) + len(held_out) != len(labels) or len(np.union1d(train, held_out)) != len(labels):
+        raise Wrong("every image must be in exactly one of the two parts.")
+    if len(both := np.intersect1d(labels[train], labels[held_out])):
+        raise Wrong(f"{len(both)} classes are in both parts: draw *classes*, not images.")
+    if (got := len(np.unique(labels[held_out]))) != 5:
+        raise Wrong(f"{got} classes are held out; a fraction of 0.25 of 20 classes is 5.")
+    if np.array_equal(train, as_array(call(answer, labels, 0.25, 1)[0])):
         raise Wrong("another seed gives the same split: draw the classes with the seed.")
 
 
 def chance_recall(answer) -> None:
     labels = np.repeat(np.arange(5), [2, 3, 4, 10, 21])
-    counts = np.bincount(labels)
-    total = counts.sum()
+    counts, total = np.bincount(labels), len(labels)
+    pairs = (counts * (counts - 1)).sum()
     number(
-        call(answer, labels, name="chance_recall_at_1"),
-        (counts * (counts - 1)).sum() / (total * (total - 1)),
-        [
-            (((counts / total) ** 2).sum(), "a picture cannot find itself: n_c − 1 of N − 1."),
-            (1 / len(counts), "that holds for very many pictures, equally many in each class."),
-            ((counts * (counts - 1)).sum() / total**2, "there are N − 1 others, not N."),
-            (((counts - 1) / (total - 1)).mean(), "classes with more pictures send more queries: "
-             "weigh class c by n_c / N."),
-        ],
-    )  # fmt: skip
+        call(answer, labels),
+        pairs / (total * (total - 1)),
+        (((counts / total) ** 2).sum(), "an image cannot find itself: n_c − 1 of N − 1."),
+        (1 / len(counts), "that holds for very many images, equally many in each class."),
+        (pairs / total**2, "there are N − 1 others, not N."),
+        (((counts - 1) / (total - 1)).mean(), "larger classes send more queries: weight n_c / N."),
+    )
 
 
 def labels_from_zero(answer) -> None:
     labels = np.array([101, 101, 150, 103, 150, 200])
     array(
-        call(answer, labels, name="labels_from_zero"),
-        np.array([0, 0, 2, 1, 2, 3]),
-        [
-            (labels - 101, "that only moves the first label to 0: gaps remain, and with them rows "
-             "of proxies that belong to nobody."),
-            (np.array([0, 0, 1, 2, 1, 3]), "each class has a number of its own, but in order of "
-             "appearance: in order of the old labels is asked for."),
-            (np.array([1, 1, 3, 2, 3, 4]), "off by one: the first class is 0."),
-        ],
-    )  # fmt: skip
+        call(answer, labels),
+        [0, 0, 2, 1, 2, 3],
+        (labels - 101, "gaps remain, and with them rows of proxies that belong to no class."),
+        ([0, 0, 1, 2, 1, 3], "numbered in order of appearance; use the order of the old labels."),
+        ([1, 1, 3, 2, 3, 4], "off by one: the first class is 0."),
+    )
 
 
 # --- 02 · DeiT features --------------------------------------------------------------------------
@@ -154,34 +131,17 @@ def patchify(answer) -> None:
     def ordered(*axes):
         return blocks.permute(*axes).reshape(2, 6, 12).numpy()
 
-    value = call(answer, batch, 2, name="patchify")
+    value = call(answer, batch, 2)
     if not np.any(as_array(value)):
         raise Wrong("all zeros: that is still the stub.")
+    reshaped = batch.reshape(2, 6, 12).numpy()
     array(
         value,
         ordered(0, 2, 4, 1, 3, 5),
-        [
-            (batch.reshape(2, 6, 12).numpy(), "one reshape is not enough: it cuts across patches. "
-             "Split rows and columns into (number, p), then permute."),
-            (ordered(0, 2, 4, 3, 5, 1), "within a patch channels come first, then rows, then "
-             "columns; yours has channels last."),
-            (ordered(0, 4, 2, 1, 3, 5), "patches go row by row; yours go column by column."),
-            (ordered(0, 2, 4, 1, 5, 3), "within a patch, rows and columns are exchanged."),
-        ],
-    )  # fmt: skip
-
-
-def genus_recall(answer) -> None:
-    wrong, related = 0.4, 0.7
-    number(
-        call(answer, wrong, related, name="genus_recall"),
-        1 - wrong + wrong * related,
-        [
-            (wrong * related, "those are the errors within the genus; right species count, too."),
-            (1 - wrong + related, "related_share is a share of the *errors*: multiply."),
-            (1 - wrong * related, "errors of the right genus are hits here, not misses."),
-            (1 - wrong, "that is the recall of the species: some errors are of the right genus."),
-        ],
+        (reshaped, "one reshape cuts across patches: split rows and columns, then permute."),
+        (ordered(0, 2, 4, 3, 5, 1), "within a patch, channels come first; yours have them last."),
+        (ordered(0, 4, 2, 1, 3, 5), "patches go row by row; yours go column by column."),
+        (ordered(0, 2, 4, 1, 5, 3), "within a patch, rows and columns are exchanged."),
     )
 
 
@@ -189,88 +149,89 @@ def tokens(answer) -> None:
     for side, patch, prefix in ((64, 8, 2), (224, 16, 1)):
         grid = side // patch
         number(
-            call(answer, side, patch, prefix, name="number_of_tokens"),
+            call(answer, side, patch, prefix),
             grid**2 + prefix,
-            [
-                (grid**2, "the tokens before the patches are missing."),
-                (grid + prefix, "patches fill a square: rows times columns."),
-                ((side // patch + prefix) ** 2, "add the prefix tokens after squaring."),
-                (side**2 // patch + prefix, "a patch has p × p pixels, not p."),
-            ],
+            (grid**2, "the tokens before the patches are missing."),
+            (grid + prefix, "patches fill a square: rows times columns."),
+            ((grid + prefix) ** 2, "add the prefix tokens after squaring."),
+            (side**2 // patch + prefix, "a patch has p × p pixels, not p."),
         )
+
+
+def genus_recall(answer) -> None:
+    wrong, related = 0.4, 0.7
+    number(
+        call(answer, wrong, related),
+        1 - wrong + wrong * related,
+        (wrong * related, "those are the errors within the genus; right species count, too."),
+        (1 - wrong + related, "related_share is a fraction of the *errors*: multiply."),
+        (1 - wrong * related, "errors of the right genus are hits here, not misses."),
+        (1 - wrong, "that is the recall of the species: some errors are of the right genus."),
+    )
 
 
 # --- 03 · Proxy Anchor ---------------------------------------------------------------------------
 
 
 def loss_at_zero(answer) -> None:
-    labels, classes, margin, scale = torch.tensor([0, 0, 1, 3, 3, 3, 4]), 6, 0.1, 32.0
+    labels, classes = torch.tensor([0, 0, 1, 3, 3, 3, 4]), 6
     positives = np.bincount(labels, minlength=classes)
-    present, e = positives > 0, math.exp(margin * scale)
-    pull, push = np.log1p(positives * e), np.log1p((len(labels) - positives) * e)
-    right = pull[present].mean() + push.mean()
+    negatives, present = len(labels) - positives, positives > 0
+
+    def terms(margin, scale):
+        """Pull and push of each class, with every cosine 0."""
+        e = math.exp(margin * scale)
+        return np.log1p(positives * e), np.log1p(negatives * e)
+
+    pull, push = terms(0.1, 32.0)
+    wrong_sign = np.log1p(positives[present] * math.exp(-0.1 * 32))
+    no_one = 0.1 * 32 + np.log(positives[present]), 0.1 * 32 + np.log(negatives)
     number(
-        call(answer, labels, classes, margin, scale, name="loss_at_zero_cosines"),
-        right,
-        [
-            (pull.mean() + push.mean(), "the pull is averaged over the classes *in the batch*, P⁺, "
-             "not over all C."),
-            (pull[present].mean() + push[present].mean(), "the push is averaged over *all* C "
-             "proxies: the absent ones are pushed as well."),
-            (pull[present].sum() + push.sum(), "these are sums: both terms are means."),
-            (pull[present].mean(), "only the pull is there: where is the push?"),
-            (push.mean(), "only the push is there: where is the pull?"),
-            (np.log1p(positives[present] * math.exp(-margin * scale)).mean() + push.mean(),
-             "the sign of the margin in the pull: −α(0 − δ) is +αδ."),
-            (np.log(positives[present] * e).mean() + np.log((len(labels) - positives) * e).mean(),
-             "the 1 in log(1 + …) is missing."),
-        ],
-    )  # fmt: skip
-    value = call(answer, labels, classes, 0.05, 20.0, name="loss_at_zero_cosines")
-    e = math.exp(0.05 * 20)
-    pull, push = np.log1p(positives * e), np.log1p((len(labels) - positives) * e)
-    if abs(float(as_array(value)) - pull[present].mean() - push.mean()) > 1e-3:
+        call(answer, labels, classes, 0.1, 32.0),
+        pull[present].mean() + push.mean(),
+        (pull.mean() + push.mean(), "average the pull over the classes *in the batch*, P⁺, only."),
+        (pull[present].mean() + push[present].mean(), "average the push over *all* C proxies."),
+        (pull[present].sum() + push.sum(), "these are sums: both terms are means."),
+        (pull[present].mean(), "only the pull is there: where is the push?"),
+        (push.mean(), "only the push is there: where is the pull?"),
+        (wrong_sign.mean() + push.mean(), "the sign of the margin in the pull: −α(0 − δ) is +αδ."),
+        (no_one[0].mean() + no_one[1].mean(), "the 1 in log(1 + …) is missing."),
+    )
+    pull, push = terms(0.05, 20.0)
+    value = float(as_array(call(answer, labels, classes, 0.05, 20.0)))
+    if abs(value - pull[present].mean() - push.mean()) > 1e-3:
         raise Wrong("right for α = 32 and δ = 0.1, but it does not follow other values of them.")
 
 
 def row_softmax(answer) -> None:
     cosines = torch.from_numpy(_rng().uniform(-1, 1, (5, 4))).float()
-    labels = torch.tensor([0, 3, 1, 1, 2])
-    loss = torch.nn.functional.cross_entropy
-    value = call(answer, cosines, labels, name="row_softmax")
-    right = float(loss(32 * cosines, labels))
+    labels, logits = torch.tensor([0, 3, 1, 1, 2]), 32 * cosines
+    total = cross_entropy(logits, labels, reduction="sum")
+    applied_twice = "cross_entropy takes logits: it applies the softmax itself."
     number(
-        value,
-        right,
-        [
-            (0.0, "0 is what the stub returns."),
-            (float(loss(cosines, labels)), "the scale α is missing: logits are α·s."),
-            (float(loss(32 * cosines, labels, reduction="sum")), "that is the sum over images: "
-             "take the mean."),
-            (-right, "the sign: the loss is *minus* the log-probability."),
-            (float(loss(cosines.softmax(1), labels)), "cross_entropy takes logits: it applies "
-             "the softmax itself."),
-            (float(loss((32 * cosines).softmax(1), labels)), "cross_entropy takes logits: it "
-             "applies the softmax itself."),
-            (float(loss(-32 * cosines, labels)), "the sign of the logits: a large cosine is good."),
-        ],
-    )  # fmt: skip
+        call(answer, cosines, labels),
+        float(cross_entropy(logits, labels)),
+        (0.0, "0 is what the stub returns."),
+        (cross_entropy(cosines, labels), "the scale α is missing: logits are α·s."),
+        (total, "that is the sum over images: take the mean."),
+        (cross_entropy(cosines.softmax(1), labels), applied_twice),
+        (cross_entropy(logits.softmax(1), labels), applied_twice),
+        (cross_entropy(-logits, labels), "the sign of the logits: a large cosine is good."),
+    )
 
 
 def effective_negatives(answer) -> None:
     weights = torch.from_numpy(_rng().random((7, 3)) ** 4).float()
     w = weights.numpy().astype(float)
+    total, squares = w.sum(0), (w**2).sum(0)
     array(
-        call(answer, weights, name="effective_negatives"),
-        w.sum(0) ** 2 / (w**2).sum(0),
-        [
-            (w.sum(0) / (w**2).sum(0), "square the sum in the numerator: weights of a column need "
-             "not sum to 1."),
-            ((w**2).sum(0) / w.sum(0) ** 2, "it is upside down: equal weights of n must give n."),
-            (1 / (w**2).sum(0), "weights of a column need not sum to 1: divide by (Σw)²."),
-            ((w > 0).sum(0), "that counts all negatives, however small their weight."),
-        ],
-    )  # fmt: skip
+        call(answer, weights),
+        total**2 / squares,
+        (total / squares, "square the sum in the numerator: a column's weights need not sum to 1."),
+        (squares / total**2, "it is upside down: n equal weights must give n."),
+        (1 / squares, "weights of a column need not sum to 1: divide by (Σw)²."),
+        ((w > 0).sum(0), "that counts all negatives, however small their weight."),
+    )
 
 
 # --- 04 · soft orthogonality ---------------------------------------------------------------------
@@ -278,137 +239,120 @@ def effective_negatives(answer) -> None:
 
 def so_from_spectrum(answer) -> None:
     for shape in ((6, 9), (9, 4)):
-        unit = _unit(_rng().standard_normal(shape))
+        unit = unit_rows(_rng().standard_normal(shape))
         sigma, classes = np.linalg.svd(unit, compute_uv=False), shape[0]
+        fourth, pairs = (sigma**4).sum(), classes * (classes - 1)
+        mean = "that is the mean over pairs; the sum is asked for."
         number(
-            call(answer, sigma, classes, name="so_from_spectrum"),
+            call(answer, sigma, classes),
             np.square(unit @ unit.T - np.eye(classes)).sum(),
-            [
-                ((sigma**2).sum() - classes, "Σσ² is ‖P̂‖² = C, always: eigenvalues of the Gram "
-                 "matrix are σ², and the norm squares them *again*."),
-                ((sigma**4).sum(), "the identity is still to be subtracted: −2‖P̂‖² + C = −C."),
-                ((sigma**4).sum() - 2 * classes, "the + C at the end of the identity is missing."),
-                ((sigma**4).sum() + classes, "the sign: −2‖P̂‖² + C is −C."),
-                ((sigma**4).sum() / (classes * (classes - 1)), "the sum is asked for, not the "
-                 "mean over pairs."),
-                (((sigma**4).sum() - classes) / (classes * (classes - 1)), "that is the mean over "
-                 "pairs; the sum is asked for."),
-                (((sigma - 1) ** 2).sum(), "the eigenvalues of P̂P̂ᵀ are σ², not σ."),
-            ],
-        )  # fmt: skip
-
-
-def one_sided(answer) -> None:
-    proxies = torch.from_numpy(_rng().standard_normal((5, 3))).float()
-    scaled = proxies * torch.tensor([[1.0], [2.0], [0.5], [3.0], [1.0]])
-    unit = _unit(scaled.numpy().astype(float))
-    off = _off(unit @ unit.T)
-    raw = _off((scaled @ scaled.T).numpy().astype(float))
-    positive = np.maximum(off, 0)
-    right = (positive**2).mean()
-    count = len(unit)
-    value = call(answer, scaled, name="one_sided")
-    number(
-        value,
-        right,
-        [
-            ((off**2).mean(), "that is still the two-sided one: negative cosines are punished."),
-            ((positive**2).sum(), "that is the sum over pairs: take the mean."),
-            (((positive**2).sum() + count) / count**2, "the diagonal is in it: its ones are no "
-             "pairs."),
-            ((positive**2).sum() / count**2, "divide by the C(C−1) pairs, not by C²."),
-            ((np.maximum(raw, 0) ** 2).mean(), "scale the rows to unit length first."),
-            (positive.mean(), "the square is missing."),
-            ((np.minimum(off, 0) ** 2).mean(), "that punishes the *obtuse* angles."),
-            ((positive**2).sum() / (positive > 0).sum(), "average over all pairs; those with "
-             "negative cosines count as 0."),
-        ],
-    )  # fmt: skip
-    if not torch.is_tensor(value):
-        raise Wrong("the value is right, but it is no tensor any more: no gradient can flow.")
+            ((sigma**2).sum() - classes, "Σσ² is always C: the norm squares them *again*, to σ⁴."),
+            (fourth, "subtract the identity: −2‖P̂‖² + C = −C."),
+            (fourth - 2 * classes, "the + C at the end of the identity is missing."),
+            (fourth + classes, "the sign: −2‖P̂‖² + C is −C."),
+            (fourth / pairs, mean),
+            ((fourth - classes) / pairs, mean),
+            (((sigma - 1) ** 2).sum(), "the eigenvalues of P̂P̂ᵀ are σ², not σ."),
+        )
 
 
 def simplex(answer) -> None:
     for dim in (2, 3, 8):
-        rows = as_array(call(answer, dim, name="simplex"))
+        rows = as_array(call(answer, dim))
         if rows.shape != (dim + 1, dim):
             raise Wrong(f"for D = {dim} the shape is {rows.shape}, expected {(dim + 1, dim)}.")
         if not np.isfinite(rows).all() or (np.linalg.norm(rows, axis=1) < 1e-9).any():
             raise Wrong("a row has length 0 or is not a number: it has no direction.")
         shape = geometry.describe(rows)
-        off = _off(shape.cosines)
-        if shape.coherence <= shape.welch_bound + 1e-4:
+        off, bound = _off_diagonal(shape.cosines), shape.welch_bound
+        if shape.coherence <= bound + 1e-4:
             continue
-        got = f"D = {dim}: largest |cosine| {shape.coherence:.3f}, bound {shape.welch_bound:.3f}."
+        got = f"D = {dim}: largest |cosine| {shape.coherence:.3f}, bound {bound:.3f}."
         if off.max() > 0.999:
             raise Wrong(f"two of the directions coincide. {got}")
-        if off.max() > shape.welch_bound + 1e-4 and abs(shape.orthogonality) < 1.05 * max(
-            shape.orthogonality_floor, 1e-9
-        ):
-            raise Wrong(f"a tight frame, so the mean is as low as can be, but not the max. {got}")
+        tight = abs(shape.orthogonality) < 1.05 * max(shape.orthogonality_floor, 1e-9)
+        if tight and off.max() > bound + 1e-4:
+            raise Wrong(f"a tight frame: the mean is as low as can be, but not the max. {got}")
         if (off < -0.999).any():
             raise Wrong(f"two directions are opposite: SO sees them as the same line. {got}")
         raise Wrong(f"not equiangular yet: cosines from {off.min():.3f} to {off.max():.3f}. {got}")
+
+
+def one_sided(answer) -> None:
+    lengths = np.array([[1], [2], [0.5], [3], [1]])
+    proxies = torch.from_numpy(_rng().standard_normal((5, 3)) * lengths).float()
+    rows = proxies.numpy().astype(float)
+    off = _off_diagonal(unit_rows(rows) @ unit_rows(rows).T)
+    acute, count = np.maximum(off, 0), len(rows)
+    raw = np.maximum(_off_diagonal(rows @ rows.T), 0)
+    total = (acute**2).sum()
+    value = call(answer, proxies)
+    number(
+        value,
+        (acute**2).mean(),
+        ((off**2).mean(), "that is still the two-sided one: negative cosines are punished."),
+        (total, "that is the sum over pairs: take the mean."),
+        ((total + count) / count**2, "leave out the diagonal: its ones are not pairs."),
+        (total / count**2, "divide by the C(C−1) pairs, not by C²."),
+        ((raw**2).mean(), "scale the rows to unit length first."),
+        (acute.mean(), "the square is missing."),
+        ((np.minimum(off, 0) ** 2).mean(), "that punishes the *obtuse* angles."),
+        (total / (acute > 0).sum(), "average over all pairs; negative cosines count as 0."),
+    )
+    if not torch.is_tensor(value):
+        raise Wrong("the value is right, but it is no longer a tensor: no gradient can flow.")
 
 
 # --- 05 · proxy geometry -------------------------------------------------------------------------
 
 
 def closest_pair(answer) -> None:
-    unit = _unit(_rng(3).standard_normal((9, 4)))
+    unit = unit_rows(_rng(3).standard_normal((9, 4)))
     cosines = unit @ unit.T
-    off = cosines - 5 * np.eye(9)
-    found = as_array(call(answer, cosines, name="closest_pair"))
-    if found.shape != (2,):
-        raise Wrong(f"two numbers (i, j) are asked for, not {found.shape} of them.")
-    i, j = (int(k) for k in found)
+    off = _off_diagonal(cosines)
+    pair = as_array(call(answer, cosines))
+    if pair.shape != (2,):
+        raise Wrong(f"two numbers (i, j) are asked for, not an array of shape {pair.shape}.")
+    i, j = (int(index) for index in pair)
     if i == j:
-        raise Wrong("i and j are the same: the diagonal has won, and it must not take part.")
+        raise Wrong("i and j are the same: leave the diagonal out.")
     if not (0 <= i < 9 and 0 <= j < 9):
-        raise Wrong(f"({i}, {j}) is outside the 9 × 9 matrix: unravel_index turns a place in the "
-                    "flat matrix into row and column.")  # fmt: skip
-    if math.isclose(cosines[i, j], off.max()):
-        return
-    if math.isclose(cosines[i, j], cosines.min()):
-        raise Wrong("that is the *most distant* pair: take the maximum.")
-    largest = np.abs(off + 5 * np.eye(9) - np.eye(9)).max()
-    if math.isclose(abs(cosines[i, j]), largest):
-        raise Wrong("that is the largest |cosine|; here the sign counts.")
-    raise Wrong(f"the cosine of {i} and {j} is {cosines[i, j]:.3f}, the largest {off.max():.3f}.")
+        raise Wrong(f"({i}, {j}) is outside the 9 × 9 matrix: np.unravel_index gives both.")
+    number(
+        cosines[i, j],
+        off.max(),
+        (off.min(), "that is the *most distant* pair: take the maximum."),
+        (off[np.abs(off).argmax()], "that is the largest |cosine|; here the sign counts."),
+    )
 
 
 def mean_cosine(answer) -> None:
-    unit = _unit(_rng().standard_normal((8, 3)) + 0.5)
+    unit = unit_rows(_rng().standard_normal((8, 3)) + 0.5)
     count, mean = len(unit), unit.mean(0)
+    square = mean @ mean
     number(
-        call(answer, unit, name="mean_cosine"),
-        _off(unit @ unit.T).mean(),
-        [
-            (mean @ mean, "‖mean‖² is the mean over all C² entries, the diagonal among them."),
-            (np.linalg.norm(mean), "that is the length of the mean proxy, and not squared."),
-            (count * mean @ mean / (count - 1), "the C ones of the diagonal are still in it."),
-            (unit.mean(), "that averages coordinates; average the rows to one vector (axis 0)."),
-            ((count * mean @ mean - 1) / count, "divide by C − 1, the partners of a proxy."),
-        ],
+        call(answer, unit),
+        _off_diagonal(unit @ unit.T).mean(),
+        (square, "‖mean‖² is the mean over all C² entries, including the diagonal."),
+        (np.linalg.norm(mean), "that is the length of the mean proxy, and not squared."),
+        (count * square / (count - 1), "the C ones of the diagonal are still in it."),
+        (unit.mean(), "that averages coordinates; average the rows to one vector (axis 0)."),
+        ((count * square - 1) / count, "divide by C − 1, the partners of a proxy."),
     )
 
 
 def centered(answer) -> None:
-    unit = _unit(_rng().standard_normal((8, 3)) + 0.8)
-    moved = unit - unit.mean(0)
+    unit = unit_rows(_rng().standard_normal((8, 3)) + 0.8)
+    centered_rows = unit - unit.mean(1, keepdims=True)
+    own_mean = "that subtracts each row's own mean; subtract the mean *proxy*, unit.mean(axis=0)."
     array(
-        call(answer, unit, name="without_lean"),
-        _unit(moved),
-        [
-            (moved, "the mean is gone, but the rows have lost their unit length: scale again."),
-            (unit, "nothing has changed."),
-            (_unit(unit - unit.mean(1, keepdims=True)), "that subtracts each row's own mean; "
-             "subtract the mean *proxy*, unit.mean(axis=0)."),
-            (unit - unit.mean(1, keepdims=True), "that subtracts each row's own mean; "
-             "subtract the mean *proxy*, unit.mean(axis=0), then scale again."),
-            (_unit(unit + unit.mean(0)), "the sign: subtract the mean proxy."),
-        ],
-    )  # fmt: skip
+        call(answer, unit),
+        unit_rows(unit - unit.mean(0)),
+        (unit, "nothing has changed."),
+        (unit_rows(centered_rows), own_mean),
+        (centered_rows, own_mean),
+        (unit_rows(unit + unit.mean(0)), "the sign: subtract the mean proxy."),
+    )
 
 
 # --- 06 · embedding maps -------------------------------------------------------------------------
@@ -416,55 +360,45 @@ def centered(answer) -> None:
 
 def directions_for(answer) -> None:
     points = _rng().standard_normal((60, 8)) * 2.0 ** -np.arange(8) + 5
-    moved = points - points.mean(0)
-    sigma = np.linalg.svd(moved, compute_uv=False)
-    for share in (0.5, 0.9, 0.99):
-        kept = np.cumsum(sigma**2) / (sigma**2).sum()
-        right = int((kept < share).sum()) + 1
+    sigma = np.linalg.svd(points - points.mean(0), compute_uv=False)
+    variance_kept, sigma_kept = (np.cumsum(s) / s.sum() for s in (sigma**2, sigma))
+    for fraction in (0.5, 0.9, 0.99):
+        expected = (variance_kept < fraction).sum() + 1
         number(
-            call(answer, share, points, name="directions_for"),
-            right,
-            [
-                (right - 1, "off by one: an index counts from 0, a number of components from 1."),
-                ((np.cumsum(sigma) / sigma.sum() < share).sum() + 1, "variance goes with σ²."),
-                (8 - right, "that is how many are left over."),
-            ],
+            call(answer, fraction, points),
+            expected,
+            (expected - 1, "off by one: an index counts from 0, a number of components from 1."),
+            ((sigma_kept < fraction).sum() + 1, "variance goes with σ²."),
+            (8 - expected, "that is how many are left over."),
         )
 
 
 def shared_neighbors(answer) -> None:
-    near = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [2, 1, 0]])
-    other = np.array([[3, 2, 1], [0, 4, 5], [4, 5, 6], [2, 5, 1]])
-    common = np.array([len(np.intersect1d(a, b)) for a, b in zip(near, other, strict=True)])
+    first = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [2, 1, 0]])
+    second = np.array([[3, 2, 1], [0, 4, 5], [4, 5, 6], [2, 5, 1]])
+    common = np.array([len(np.intersect1d(a, b)) for a, b in zip(first, second, strict=True)])
     number(
-        call(answer, near, other, name="shared_neighbors"),
+        call(answer, first, second),
         common.mean() / 3,
-        [
-            ((near == other).mean(), "order does not matter: look for each index anywhere in the "
-             "same row of the other."),
-            (common.mean(), "that is the number of shared neighbors: divide by k."),
-            ((common > 0).mean(), "that asks for at least one; the mean share is asked for."),
-            (np.isin(near, other).mean(), "compare row with row: np.isin looks in the whole "
-             "matrix."),
-            (common.mean() / 6, "divide by k, not by 2k."),
-        ],
-    )  # fmt: skip
+        ((first == second).mean(), "order does not matter: look anywhere in the same row."),
+        (common.mean(), "that is the number of shared neighbors: divide by k."),
+        ((common > 0).mean(), "that asks for at least one; the mean fraction is asked for."),
+        (np.isin(first, second).mean(), "compare row with row: np.isin looks everywhere."),
+        (common.mean() / 6, "divide by k, not by 2k."),
+    )
 
 
 def nearest_in_plane(answer) -> None:
     plane = _rng().uniform(1, 9, (15, 2))
-    apart = np.linalg.norm(plane[:, None] - plane[None], axis=2)
-    cosines = _unit(plane) @ _unit(plane).T
-    far = np.eye(len(plane)) * 1e6
+    distances = np.linalg.norm(plane[:, None] - plane[None], axis=2)
+    cosines, far = unit_rows(plane) @ unit_rows(plane).T, np.eye(len(plane)) * 1e6
     array(
-        call(answer, plane, name="nearest_on_the_map"),
-        (apart + far).argmin(1),
-        [
-            (np.arange(len(plane)), "every point is its own nearest: set the diagonal aside."),
-            ((cosines - far).argmax(1), "that is by cosine: on a map, plain distance counts."),
-            (apart.argmax(1), "these are the points furthest away."),
-            ((plane @ plane.T - far).argmax(1), "a large dot product is not a small distance."),
-        ],
+        call(answer, plane),
+        (distances + far).argmin(1),
+        (np.arange(len(plane)), "every point is its own nearest: set the diagonal aside."),
+        ((cosines - far).argmax(1), "that is by cosine: on a map, plain distance counts."),
+        (distances.argmax(1), "these are the points furthest away."),
+        ((plane @ plane.T - far).argmax(1), "a large dot product is not a small distance."),
     )
 
 
@@ -472,76 +406,62 @@ def nearest_in_plane(answer) -> None:
 
 
 def interval_by_hand(answer) -> None:
-    from scipy import stats
+    differences = np.array([0.012, -0.004, 0.02, 0.007, -0.001])
+    n, mean, deviation = len(differences), differences.mean(), differences.std(ddof=1)
+    t, error = stats.t.ppf(0.975, n - 1), deviation / math.sqrt(n)
 
-    d = np.array([0.012, -0.004, 0.02, 0.007, -0.001])
-    n, mean = len(d), d.mean()
-    t, z, s = stats.t.ppf(0.975, n - 1), stats.norm.ppf(0.975), d.std(ddof=1)
+    def around(half_width):
+        return np.array([mean - half_width, mean + half_width])
 
-    def around(half):
-        return np.array([mean - half, mean + half])
-
-    low_high = around(t * s / math.sqrt(n))
-    found = as_array(call(answer, d, name="interval_by_hand")).ravel()
     array(
-        found,
-        low_high,
-        [
-            (around(t * d.std() / math.sqrt(n)), "ddof=1: a sample's deviation divides by n − 1."),
-            (around(t * s), "the interval of the *mean* is narrower by √n."),
-            (around(t * s / n), "divide by √n, not by n."),
-            (around(z * s / math.sqrt(n)), "that is the normal's 1.96; five values need t."),
-            (around(stats.t.ppf(0.95, n - 1) * s / math.sqrt(n)), "that is the 90 % interval: the "
-             "5 % are shared by two tails, so t at 0.975."),
-            (around(stats.t.ppf(0.975, n) * s / math.sqrt(n)), "n − 1 degrees of freedom, not n."),
-            (low_high[::-1], "low and high are exchanged."),
-        ],
+        as_array(call(answer, differences)).ravel(),
+        around(t * error),
+        (around(t * differences.std() / math.sqrt(n)), "ddof=1: a sample's deviation has n − 1."),
+        (around(t * deviation), "the interval of the *mean* is narrower by √n."),
+        (around(t * deviation / n), "divide by √n, not by n."),
+        (around(stats.norm.ppf(0.975) * error), "that is the normal's 1.96; five values need t."),
+        (around(stats.t.ppf(0.95, n - 1) * error), "that is 90 %: two tails share the 5 %."),
+        (around(stats.t.ppf(0.975, n) * error), "n − 1 degrees of freedom, not n."),
+        (around(-t * error), "low and high are exchanged."),
         tolerance=1e-5,
-    )  # fmt: skip
+    )
 
 
 def seeds_needed(answer) -> None:
-    from scipy import stats
-
-    def least(factor, half, scatter, start=2):
-        n = start
-        while factor(n) * scatter / math.sqrt(n) > half:
+    def smallest(factor, half_width, deviation):
+        n = 2
+        while factor(n) * deviation / math.sqrt(n) > half_width:
             n += 1
         return n
 
-    for half, scatter in ((0.01, 0.02), (0.005, 0.013)):
-        right = least(lambda n: stats.t.ppf(0.975, n - 1), half, scatter)
+    normal = "with the normal's 1.96: for few seeds t is larger, and depends on n."
+    for half_width, deviation in ((0.01, 0.02), (0.005, 0.013)):
+        expected = smallest(lambda n: stats.t.ppf(0.975, n - 1), half_width, deviation)
+        ratio = deviation / half_width
         number(
-            call(answer, half, scatter, name="seeds_needed"),
-            right,
-            [
-                (2, "2 is what the stub returns."),
-                (right - 1, "one too few: its interval is still a little too wide."),
-                (right + 1, "one too many: the interval is narrow enough one seed earlier."),
-                (least(lambda n: 1.959964, half, scatter), "with the normal's 1.96: for few seeds "
-                 "t is larger, and depends on n."),
-                (math.ceil((1.959964 * scatter / half) ** 2), "with the normal's 1.96: for few "
-                 "seeds t is larger, and depends on n."),
-                (math.ceil((scatter / half) ** 2), "the factor t is missing."),
-            ],
-        )  # fmt: skip
+            call(answer, half_width, deviation),
+            expected,
+            (2, "2 is what the stub returns."),
+            (expected - 1, "one too few: its interval is still a little too wide."),
+            (expected + 1, "one too many: the interval is narrow enough one seed earlier."),
+            (smallest(lambda n: 1.959964, half_width, deviation), normal),
+            (math.ceil((1.959964 * ratio) ** 2), normal),
+            (math.ceil(ratio**2), "the factor t is missing."),
+        )
 
 
 def optimism(answer) -> None:
     recalls = 0.6 + 0.02 * _rng().standard_normal((40, 6))
+    best, mean = recalls.max(1), recalls.mean()
     number(
-        call(answer, recalls, name="optimism"),
-        recalls.max(1).mean() - recalls.mean(),
-        [
-            (recalls.max() - recalls.mean(), "that is the best of all; the best of each row, then "
-             "the mean over rows."),
-            (recalls.max(0).mean() - recalls.mean(), "the axis: a row is one try of E looks."),
-            (recalls.max(1).mean(), "that is what gets reported; how much *too high* is it?"),
-            (recalls.mean() - recalls.max(1).mean(), "the sign: the best is above the mean."),
-            (np.median(recalls.max(1)) - np.median(recalls), "means, not medians."),
-        ],
+        call(answer, recalls),
+        best.mean() - mean,
+        (recalls.max() - mean, "that is the best of all: take each row's best, then the mean."),
+        (recalls.max(0).mean() - mean, "the axis: a row is one try of E looks."),
+        (best.mean(), "that is what gets reported; how much *too high* is it?"),
+        (np.median(best) - np.median(recalls), "means, not medians."),
         tolerance=1e-5,
-    )  # fmt: skip
+    )
 
 
 # --- 08 · your images ----------------------------------------------------------------------------
@@ -550,59 +470,44 @@ def optimism(answer) -> None:
 def nearest(answer) -> None:
     query = _rng().standard_normal(5)
     gallery = _rng(1).standard_normal((20, 5)) * _rng(2).uniform(0.2, 5, (20, 1))
-    cosines = _unit(gallery) @ query / np.linalg.norm(query)
-    order = np.argsort(-cosines)[:4]
+    cosines = unit_rows(gallery) @ query
+    by_distance = np.argsort(np.linalg.norm(gallery - query, axis=1))
+    order = np.argsort(-cosines)
     array(
-        call(answer, query, gallery, 4, name="nearest"),
-        order,
-        [
-            (np.argsort(-(gallery @ query))[:4], "that is by dot product: long rows win. Scale "
-             "the rows to unit length."),
-            (np.argsort(cosines)[:4], "these are the *least* similar: sort downwards."),
-            (order[::-1], "the right four, the furthest first: nearest first, please."),
-            (np.argsort(np.linalg.norm(gallery - query, axis=1))[:4], "that is by distance, and "
-             "of rows of different lengths: use cosines."),
-            (np.argsort(-cosines)[1:5], "the first is left out; but this query is not part of the "
-             "gallery, so nothing has to be left out."),
-        ],
-    )  # fmt: skip
+        call(answer, query, gallery, 4),
+        order[:4],
+        (np.argsort(-(gallery @ query))[:4], "by dot product, long rows win: scale them first."),
+        (order[:-5:-1], "these are the *least* similar: sort downwards."),
+        (order[3::-1], "the right four, but the furthest first: nearest first, please."),
+        (by_distance[:4], "by distance, of rows of different lengths: use cosines."),
+        (order[1:5], "the first is left out; but this query is not part of the gallery."),
+    )
 
 
 def threshold_for(answer) -> None:
     similarities = np.round(_rng().uniform(0.2, 1, 30), 3)
     right = _rng(1).random(30) < similarities
-    by_value = {
-        float(t): right[similarities >= t].mean() for t in np.sort(similarities) if t is not None
-    }
+    precision = {t: right[similarities >= t].mean() for t in similarities}
+    quantile = "a quantile looks at similarities only; what counts is how many above it are right."
     for wanted in (0.7, 0.8):
-        good = [t for t, share in by_value.items() if share >= wanted]
+        good_enough = [t for t, value in precision.items() if value >= wanted]
         number(
-            call(answer, similarities, right, wanted, name="threshold_for"),
-            min(good),
-            [
-                (max(good), "that one refuses nearly everything: the *smallest* that will do."),
-                (similarities.min(), "that one answers everything, however unsure."),
-                (wanted, "that is the share wanted, not a similarity."),
-                (np.quantile(similarities, wanted), "a quantile looks at similarities only; what "
-                 "counts is how many of the answers above it are right."),
-                (np.quantile(similarities, 1 - wanted), "a quantile looks at similarities only; "
-                 "what counts is how many of the answers above it are right."),
-            ],
-        )  # fmt: skip
+            call(answer, similarities, right, wanted),
+            min(good_enough),
+            (max(good_enough), "that refuses nearly everything: the *smallest* that will do."),
+            (similarities.min(), "that one answers everything, however unsure."),
+            (wanted, "that is the fraction wanted, not a similarity."),
+            (np.quantile(similarities, wanted), quantile),
+            (np.quantile(similarities, 1 - wanted), quantile),
+        )
 
 
 def class_centers(answer) -> None:
-    rows, labels = _unit(_rng().standard_normal((12, 4)) + 0.3), np.arange(12) % 3
-    sums = np.stack([rows[labels == c].sum(0) for c in range(3)])
-    means = np.stack([rows[labels == c].mean(0) for c in range(3)])
+    rows, labels = unit_rows(_rng().standard_normal((12, 4)) + 0.3), np.arange(12) % 3
     array(
-        call(answer, rows, labels, name="class_centers"),
-        _unit(sums),
-        [
-            (means, "these are the means; scaled to unit length they can be compared by cosine."),
-            (sums, "these are sums: scale them to unit length."),
-            (rows[:3], "that is one picture of each class, not their mean."),
-        ],
+        call(answer, rows, labels),
+        unit_rows(np.stack([rows[labels == c].mean(0) for c in range(3)])),
+        (rows[:3], "that is one image of each class, not their mean."),
     )
 
 

@@ -1,11 +1,9 @@
 """Grading: run a student's notebook in a fresh kernel and collect the verdicts of its checks.
 
 A notebook that is broken in any way becomes lines of the table that say so, never an error. What
-`check` shows carries its verdict as metadata; of an exercise that is checked
-several times, the last verdict counts.
+`check` shows carries its verdict as metadata; where an exercise is checked several times, the last
+verdict counts.
 """
-
-from __future__ import annotations
 
 import csv
 import os
@@ -20,8 +18,9 @@ from sobook import files
 from sobook.course import exercises
 
 _NO_VERDICT = "not checked: the cell with exercises.check was removed, or never reached."
-_KEPT = ("SOBOOK_DATA", "SOBOOK_MODE", "PATH", "LANG", "LC_ALL", "TMPDIR", "TEMP", "TMP",
-         "SYSTEMROOT", "VIRTUAL_ENV", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")  # fmt: skip
+# Of the environment, students' code sees nothing else.
+_KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "SOBOOK_MODE")
+_KEPT_VARIABLES += ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 
 
 @dataclass(frozen=True)
@@ -66,26 +65,26 @@ def grade(path: str | os.PathLike, *, timeout: float = 900, execute: bool = True
             stopped = _run(notebook, timeout)
         except Exception as error:  # a kernel that does not start, or dies
             stopped = f"the notebook stopped: {_in_words(error)}."
-    found, wanted = _verdicts(notebook), _wanted(path, notebook)
+    verdicts, wanted = _verdicts(notebook), _wanted(path, notebook)
     if not wanted:
         reason = stopped or "no exercise was found in it: is it a notebook of the course?"
         return [Grade(path.name, "", False, reason)]
     missing = f"{_NO_VERDICT} {stopped}" if stopped else _NO_VERDICT
-    return [Grade(path.name, name, *found.get(name, (False, missing))) for name in wanted]
+    return [Grade(path.name, name, *verdicts.get(name, (False, missing))) for name in wanted]
 
 
 def write(grades: Iterable[Grade], out: str | os.PathLike) -> Path:
-    """Write grades as CSV (UTF-8), with a line of headings."""
+    """Write grades as CSV (UTF-8), with a header."""
     out = Path(out).expanduser()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
-    with open(partial, "w", newline="", encoding="utf-8") as file:
+    with (
+        files.replacing(out) as partial,
+        open(partial, "w", newline="", encoding="utf-8") as file,
+    ):
         table = csv.writer(file)
         table.writerow([field.name for field in fields(Grade)])
-        for row in grades:
-            name, exercise, passed, reason = astuple(row)
-            table.writerow([_inert(name), exercise, "yes" if passed else "no", _inert(reason)])
-    os.replace(partial, out)
+        for grade in grades:
+            notebook, exercise, passed, reason = astuple(grade)
+            table.writerow([_inert(notebook), exercise, "yes" if passed else "no", _inert(reason)])
     return out
 
 
@@ -107,10 +106,10 @@ def _run(notebook, timeout: float) -> str | None:
     """Execute in place, in an empty folder; returns why it was cut short, if it was."""
     from nbclient import NotebookClient
 
-    environment = {key: value for key in _KEPT if (value := os.environ.get(key))}
+    environment = {key: value for key in _KEPT_VARIABLES if (value := os.environ.get(key))}
     environment["SOBOOK_DATA"] = str(files.data_root().resolve())
     with tempfile.TemporaryDirectory(prefix="sobook-grade-") as folder:
-        environment["HOME"] = environment["USERPROFILE"] = folder
+        environment["HOME"] = folder
         environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
         client = NotebookClient(
             notebook,
@@ -126,9 +125,7 @@ def _run(notebook, timeout: float) -> str | None:
 
         def end() -> None:
             out_of_time.set()
-            provisioner = client.km.provisioner
-            process = getattr(provisioner, "process", None)
-            if process is not None:
+            if process := getattr(client.km.provisioner, "process", None):
                 process.kill()
 
         timer = threading.Timer(timeout, end)
@@ -146,14 +143,14 @@ def _run(notebook, timeout: float) -> str | None:
 
 def _verdicts(notebook) -> dict[str, tuple[bool, str]]:
     """The last verdict of each exercise: (passed, message)."""
-    found = {}
+    verdicts = {}
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
             record = output.get("metadata", {}).get("sobook")
             if isinstance(record, dict) and isinstance(record.get("exercise"), str):
-                name, passed = record["exercise"], record.get("passed") is True
-                found[name] = (passed, str(record.get("message", "")))
-    return found
+                passed, message = record.get("passed") is True, str(record.get("message", ""))
+                verdicts[record["exercise"]] = (passed, message)
+    return verdicts
 
 
 def _wanted(path: Path, notebook) -> tuple[str, ...]:
@@ -163,8 +160,8 @@ def _wanted(path: Path, notebook) -> tuple[str, ...]:
         "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code"),
     )
     numbers = {name[:2] for name in calls}
-    if not numbers and (found := re.match(r"(\d\d)_", path.name)):
-        numbers = {found.group(1)}
+    if not numbers and (in_name := re.match(r"(\d\d)_", path.name)):
+        numbers = {in_name.group(1)}
     return tuple(name for number in sorted(numbers) for name in exercises.known(number))
 
 

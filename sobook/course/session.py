@@ -4,8 +4,6 @@ Quick mode (the default) is made for a laptop and never touches the network; ful
 a GPU and the real benchmarks. ``SOBOOK_MODE`` chooses.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import sys
@@ -14,20 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import matplotlib.pyplot as plt
 import numpy as np
 import timm
 import torch
 
 import sobook
-from sobook import figures, files
+from sobook import files
 from sobook.encoder import Encoder
-from sobook.errors import SobookError, suggest
+from sobook.errors import check_choice
 from sobook.losses import SoftOrthogonalProxyAnchor
 from sobook.training.config import TrainConfig
 
 MODES = ("quick", "full")
-_MOST_THREADS = 8  # small images and small models gain nothing from more
+_MAX_THREADS = 8  # small images and small models gain nothing from more
+_MAX_WORKERS = 8
 _DPI = 88  # keeps a notebook with all its figures below 1 MB
 
 Choice = TypeVar("Choice")
@@ -85,7 +83,7 @@ class Session:
         here = {
             "seed": self.seed,
             "precision": self._precision(),
-            "workers": min(_available_cores(), 8),
+            "workers": min(files.available_cores(), _MAX_WORKERS),
         }
         return TrainConfig.recipe("cub200", **{**here, **changes})
 
@@ -157,34 +155,31 @@ def _trial(config: TrainConfig, device: str, steps: int) -> tuple[float, float |
     return (time.perf_counter() - begin) / steps, peak
 
 
-def _keeping() -> str | None:
+def _drive_advice() -> str | None:
     """On Colab, where data and runs vanish with the machine: how to keep them on Drive."""
     if "google.colab" not in sys.modules or os.environ.get("SOBOOK_DATA"):
         return None
     return (
-        "On Colab, data and runs vanish with this machine. To keep them, and to go on after a "
-        "disconnection, run this first and then this cell again:\n"
+        "On Colab, data and runs vanish with this machine. To keep them, and to resume after "
+        "a disconnection, run this first and then this cell again:\n"
         "    from google.colab import drive; drive.mount('/content/drive')\n"
         "    %env SOBOOK_DATA=/content/drive/MyDrive/sobook"
     )
 
 
 def mode() -> str:
-    """``"quick"`` or ``"full"``, from the setting ``SOBOOK_MODE``; quick unless it says otherwise.
+    """``"quick"`` or ``"full"``, from the setting ``SOBOOK_MODE``; quick if it is not set.
 
     Raises:
         SobookError: the setting holds another word.
     """
     word = os.environ.get("SOBOOK_MODE") or "quick"
-    if word not in MODES:
-        raise SobookError(
-            f"SOBOOK_MODE is {word!r}, but must be 'quick' or 'full'.{suggest(word, MODES)}"
-        )
+    check_choice("SOBOOK_MODE", word, MODES)
     return word
 
 
 def setup(seed: int = 0) -> Session:
-    """Seed everything, choose threads and figure format, and say in one line what was found.
+    """Seed everything, choose threads and figure format, and print what the notebook runs on.
 
     Args:
         seed: for Python's, NumPy's and torch's global generators.
@@ -199,41 +194,34 @@ def setup(seed: int = 0) -> Session:
     np.random.seed(seed)
     torch.manual_seed(seed)  # seeds the GPUs as well
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(min(_available_cores(), _MOST_THREADS))
+        torch.set_num_threads(min(files.available_cores(), _MAX_THREADS))
     _prepare_figures()
     print(session)
-    if advice := _keeping():
+    if advice := _drive_advice():
         print(advice)
     if not session.quick and session.device == "cpu":
         print("Full mode is made for a GPU, and there is none here: expect hours, not minutes.")
     return session
 
 
-def _available_cores() -> int:
-    """Cores this process may use, which in a container can be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def notebook_shell():
+    """IPython's shell where this runs in the kernel of a notebook, else None."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return shell if hasattr(shell, "kernel") else None
 
 
 def _prepare_figures() -> None:
     """The book's style for a reader's own figures; in a notebook, inline PNG of moderate size."""
-    with figures.use_style():
+    import matplotlib.pyplot as plt
+
+    from sobook.figures.style import use_style
+
+    with use_style():
         style = {key: value for key, value in plt.rcParams.items() if key != "backend"}
     plt.rcParams.update(style | {"figure.dpi": _DPI})
-    shell = _notebook_shell()
-    if shell is not None:
+    if shell := notebook_shell():
         from matplotlib_inline.backend_inline import set_matplotlib_formats
 
         shell.run_line_magic("matplotlib", "inline")
         set_matplotlib_formats("png")
-
-
-def _notebook_shell():
-    """IPython's shell if this runs in a notebook kernel, else None."""
-    try:
-        from IPython import get_ipython
-    except ImportError:
-        return None
-    shell = get_ipython()
-    return shell if shell is not None and hasattr(shell, "kernel") else None

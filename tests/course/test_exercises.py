@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from scipy import stats
 from sklearn.decomposition import PCA
 
-from sobook.course import exercises
+from sobook.course import compare, exercises
 from sobook.course.exercises import judge
 
 SOURCE = Path(__file__).resolve().parents[2] / "notebooks" / "source"
@@ -109,8 +109,12 @@ MISTAKES = {
     ],
     "01.1": [
         (lambda y, share, seed: (np.arange(len(y)), np.arange(0)), "nothing is held out"),
-        (lambda y, share, seed: np.split(np.random.default_rng(seed).permutation(len(y)),
-                                         [3 * len(y) // 4]), "both parts"),
+        (
+            lambda y, share, seed: np.split(
+                np.random.default_rng(seed).permutation(len(y)), [3 * len(y) // 4]
+            ),
+            "both parts",
+        ),
         (lambda y, share, seed: (~np.isin(y, np.arange(5)), np.isin(y, np.arange(5))), "masks"),
         (lambda y, share, seed: (np.flatnonzero(y >= 5), np.flatnonzero(y < 5)), "seed"),
         (lambda y, share, seed: (np.flatnonzero(y >= 6), np.flatnonzero(y < 6)), "6 classes"),
@@ -220,7 +224,7 @@ MISTAKES = {
         (lambda x, y: np.stack([x[y == c].mean(0) for c in np.unique(y)]), "unit length"),
         (lambda x, y: x.mean(0), "shape"),
     ],
-}  # fmt: skip
+}
 
 
 def off(matrix):
@@ -274,9 +278,21 @@ def stop(*_):
     raise KeyError("a mistake of mine")
 
 
-NONSENSE = [None, "text", 3, float("nan"), [], object(), lambda *_: None, lambda *_: "text", stop,
-            lambda *_: np.zeros((2, 2, 2)), lambda *_: [[1], [1, 2]], lambda: 1,
-            lambda *_: torch.tensor(float("inf"))]  # fmt: skip
+NONSENSE = [
+    None,
+    "text",
+    3,
+    float("nan"),
+    [],
+    object(),
+    lambda *_: None,
+    lambda *_: "text",
+    stop,
+    lambda *_: np.zeros((2, 2, 2)),
+    lambda *_: [[1], [1, 2]],
+    lambda: 1,
+    lambda *_: torch.tensor(float("inf")),
+]
 
 
 @pytest.mark.parametrize("exercise", NAMES)
@@ -316,8 +332,8 @@ def test_unknown_exercises_get_the_near_match():
     ],
 )
 def test_how_a_wrong_number_relates_to_the_right_one(got, expected, says):
-    with pytest.raises(exercises.Wrong, match=says):
-        exercises.number(got, expected)
+    with pytest.raises(compare.Wrong, match=says):
+        compare.number(got, expected)
 
 
 @pytest.mark.parametrize(
@@ -334,5 +350,5 @@ def test_how_a_wrong_number_relates_to_the_right_one(got, expected, says):
 )
 def test_how_a_wrong_array_relates_to_the_right_one(change, says):
     expected = np.array([[1.0, 2.0], [3.0, 5.0], [-8.0, 11.0]])
-    with pytest.raises(exercises.Wrong, match=says):
-        exercises.array(change(expected), expected)
+    with pytest.raises(compare.Wrong, match=says):
+        compare.array(change(expected), expected)

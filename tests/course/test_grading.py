@@ -21,7 +21,7 @@ def check(answer, name="00.2"):
     return f"exercises.check({name!r}, {answer})"
 
 
-SETUP = "from sobook import exercises"
+SETUP = "from sobook.course import exercises"
 
 
 def test_a_good_a_wrong_and_a_missing_answer(tmp_path):
@@ -36,9 +36,13 @@ def test_a_good_a_wrong_and_a_missing_answer(tmp_path):
 
 def test_errors_and_the_death_of_the_kernel_cost_only_what_comes_after(tmp_path):
     path = notebook(
-        tmp_path / "a.ipynb", SETUP, "1 / 0", check(RIGHT), "import os; os._exit(1)",
+        tmp_path / "a.ipynb",
+        SETUP,
+        "1 / 0",
+        check(RIGHT),
+        "import os; os._exit(1)",
         check("print", "00.1"),
-    )  # fmt: skip
+    )
     by_name = {g.exercise: g for g in grading.grade(path, timeout=120)}
     assert by_name["00.2"].passed
     assert not by_name["00.1"].passed and "stopped" in by_name["00.1"].reason

@@ -6,12 +6,12 @@ import types
 import pytest
 import torch
 
-from sobook.course import session as notebook
+from sobook.course import session as session_module
 
 
 @pytest.fixture
 def session(tmp_path):
-    return notebook.Session(mode="full", device="cpu", data_root=tmp_path, seed=0)
+    return session_module.Session(mode="full", device="cpu", data_root=tmp_path, seed=0)
 
 
 def tiny(session):
@@ -35,7 +35,7 @@ def test_a_batch_that_does_not_fit_is_halved(session, monkeypatch):
             raise torch.cuda.OutOfMemoryError("too large")
         return 0.5, 9e9
 
-    monkeypatch.setattr(notebook, "_trial", trial)
+    monkeypatch.setattr(session_module, "_trial", trial)
     found = session.estimate(tiny(session).replace(batch_size=180), images=4500)
     assert tried == [180, 90, 45]
     assert found.batch_size == 45 and found.minutes == pytest.approx(3 * 100 * 0.5 / 60)
@@ -45,15 +45,15 @@ def test_what_does_not_fit_at_all_is_an_error(session, monkeypatch):
     def trial(*_):
         raise torch.cuda.OutOfMemoryError("too large")
 
-    monkeypatch.setattr(notebook, "_trial", trial)
+    monkeypatch.setattr(session_module, "_trial", trial)
     with pytest.raises(torch.cuda.OutOfMemoryError):
         session.estimate(tiny(session), images=100)
 
 
 def test_colab_is_offered_drive_unless_a_place_is_chosen(monkeypatch):
     monkeypatch.delenv("SOBOOK_DATA", raising=False)
-    assert notebook._keeping() is None
+    assert session_module._drive_advice() is None
     monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
-    assert "drive.mount" in notebook._keeping()
+    assert "drive.mount" in session_module._drive_advice()
     monkeypatch.setenv("SOBOOK_DATA", "/content/drive/MyDrive/sobook")
-    assert notebook._keeping() is None
+    assert session_module._drive_advice() is None
