@@ -1,0 +1,119 @@
+"""The import contract: what may import what. `make lint` runs this file as well."""
+
+import ast
+import graphlib
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FOUNDATION = ("errors", "files", "lazy")
+TAUGHT = ("losses", "geometry", "retrieval", "statistics", "encoder", "embedding")
+TAUGHT += ("data", "training", "figures")  # "above the line"; all else serves them
+# What these import of sobook beside the foundation, so that each can be read alone.
+STANDS_ALONE = {"losses": (), "statistics": (), "retrieval": ("statistics",), "encoder": ()}
+# The drawn birds are one data set of many: found by name, imported when asked for.
+BY_NAME = {("sobook.data.image_sets", "sobook.aviary"), ("sobook.encoder", "sobook.aviary.micro")}
+
+FILES = sorted((ROOT / "sobook").rglob("*.py"))
+MODULES = {
+    ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+    for file in FILES
+}
+
+
+class Import(NamedTuple):
+    module: str  # of sobook
+    name: str | None  # taken from it; None where the module itself is imported
+    bound: str  # the name it has here
+
+
+@cache
+def tree(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
+@cache
+def imports(module: str) -> list[Import]:
+    """Each import of a part of sobook, also those inside functions."""
+    found = []
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Import):
+            found += [Import(alias.name, None, alias.asname or "") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: write imports in full, sobook.…"
+            for alias in node.names:
+                full, bound = f"{node.module}.{alias.name}", alias.asname or alias.name
+                is_module = full in MODULES
+                found.append(
+                    Import(full, None, bound)
+                    if is_module
+                    else Import(node.module, alias.name, bound)
+                )
+    return [item for item in found if item.module.split(".")[0] == "sobook"]
+
+
+def part(module: str) -> str:
+    """The part of the house that a module is in: ``sobook.data.pixels`` is in ``data``."""
+    return (module.split(".") + [""])[1]
+
+
+def code_modules() -> list[str]:
+    return [module for module in MODULES if MODULES[module].name != "__init__.py"]
+
+
+@pytest.mark.parametrize("module", code_modules())
+def test_imports_run_downward(module):
+    used = {part(item.module) for item in imports(module)} - {"", part(module), *FOUNDATION}
+    if part(module) in FOUNDATION:
+        assert not used
+    if part(module) in STANDS_ALONE:
+        assert used <= set(STANDS_ALONE[part(module)])
+    if part(module) in TAUGHT:
+        assert used <= set(TAUGHT)
+    if part(module) not in ("cli", "__main__"):
+        assert "cli" not in used
+
+
+def test_there_are_no_cycles():
+    graph = {module: {item.module for item in imports(module)} for module in code_modules()}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_underscore_names_stay_at_home(module):
+    found = imports(module)
+    names = [item.name or item.module.split(".")[-1] for item in found]
+    modules = {item.bound for item in found if item.name is None}
+    names += [
+        node.attr
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in modules
+    ]
+    assert not [name for name in names if name.startswith("_") and not name.startswith("__")]
+
+
+@pytest.mark.parametrize("module", code_modules())
+def test_what_is_imported_by_name_is_listed(module):
+    named = {
+        node.args[0].value
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func).endswith("import_module")
+        and isinstance(node.args[0], ast.Constant)
+    }
+    assert all((module, name) in BY_NAME for name in named if name.startswith("sobook"))
+
+
+@pytest.mark.parametrize("module", ["sobook", "sobook.cli"])
+def test_heavy_packages_are_imported_only_where_used(module):
+    heavy = ("torch", "torchvision", "timm", "matplotlib", "pandas", "sklearn", "umap", "faiss")
+    script = f"import sys, {module}; print(*[m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout.split(), done.stderr) == ([], "")
