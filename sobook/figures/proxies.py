@@ -1,12 +1,4 @@
-"""Static figures: what a run, its proxies and its retrievals look like.
-
-Every function takes plain arrays or tensors (or dicts of them, PA first, PA+SO second) and returns
-one `Figure`. It shows itself in a notebook, saves with `figure.savefig(path)`, and carries one
-sentence of alternative text, computed from what it shows: `alt_text(figure)`.
-
-Three promises hold throughout: a method keeps its color in every figure, things that are compared
-share one scale, and color is never the only way to tell two things apart.
-"""
+"""Figures of proxies: their cosines, angles and spectrum, and how these relate to classes."""
 
 from __future__ import annotations
 
@@ -15,35 +7,17 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.lines import Line2D
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 from scipy.special import gammaln
 
-from sobook import geometry
+from sobook import geometry, statistics
 from sobook.errors import SobookError
-from sobook.figures import maps, style
-from sobook.figures.maps import project  # noqa: F401  (here for the reader's own maps)
-from sobook.figures.pictures import (  # noqa: F401  (every figure is to be had from here)
-    attention_maps,
-    contact_sheet,
-    pick_queries,
-    retrieval_comparison,
-    retrieval_wall,
-    split_chart,
-)
-from sobook.figures.style import (  # what is not used below is here for the reader's own figures
-    COLORS,
-    Figure,
-    alt_text,  # noqa: F401
-    as_array,
-    as_matrix,
-    color,
-    finish,
-    new_figure,
-    use_style,
-)
+from sobook.figures import style
+from sobook.figures.style import Figure, as_array, finish, method_color, new_figure, use_style
 
 
 def class_order(proxies) -> np.ndarray:
@@ -62,7 +36,11 @@ def class_order(proxies) -> np.ndarray:
     if len(unit) < 3:
         return np.arange(len(unit))
     if len(unit) > 4000:
-        return _coarse_order(unit)
+        from sklearn.cluster import MiniBatchKMeans
+
+        groups = MiniBatchKMeans(256, random_state=0, n_init=1).fit(unit)
+        rank = np.argsort(class_order(groups.cluster_centers_))[groups.labels_]
+        return np.argsort(rank, kind="stable")
     distance = np.clip(1 - unit @ unit.T, 0, 2)
     np.fill_diagonal(distance, 0)
     pairs = squareform(distance, checks=False)
@@ -77,7 +55,6 @@ def proxy_heatmaps(
     groups: Sequence | None = None,
     class_names: Sequence[str] | None = None,
     difference: bool = False,
-    limit: float | None = None,
 ) -> Figure:
     """Cosines between all proxies, side by side: one class order, one scale centered on zero.
 
@@ -87,41 +64,48 @@ def proxy_heatmaps(
         groups: (C,) a genus (or other group) per class, drawn as a bar at the side.
         class_names: (C,) written at the side for at most 40 classes.
         difference: adds a panel second − first, on the same scale.
-        limit: the scale runs over ±limit; by default the largest cosine shown, rounded up to 0.1.
     """
     sets = _proxy_sets(proxies, same_classes=True)
-    names = list(sets)
+    names, classes = list(sets), len(next(iter(sets.values())))
     if difference and len(names) != 2:
         raise SobookError(f"difference=True needs exactly two sets of proxies, not {len(names)}")
-    clustered = order is None
-    order = class_order(sets[names[0]]) if clustered else _permutation(order, len(sets[names[0]]))
+    caption = f"{classes} classes"
+    if order is None:
+        order, caption = class_order(sets[names[0]]), f"{caption}, clustered by {names[0]}"
+    order = as_array(order).astype(int)
+    if not np.array_equal(np.sort(order), np.arange(classes)):
+        raise SobookError(f"order must name each of the {classes} classes once")
     panels = {name: _cosine_cells(p[order]) for name, p in sets.items()}
-    numbers = {name: _cosine_numbers(geometry.describe(p)) for name, p in sets.items()}
+    numbers = {name: cosine_summary(geometry.describe(p)) for name, p in sets.items()}
     if difference:
         panels[f"{names[1]} − {names[0]}"] = panels[names[1]] - panels[names[0]]
-    named = class_names is not None and len(order) <= 40
+    named = class_names if classes <= 40 else None
 
-    figure = new_figure(4.2 * len(panels) + 1.2 + 1.9 * named, 4.7 + 0.3 * (groups is not None))
+    figure = new_figure(
+        4.2 * len(panels) + 1.2 + 1.9 * (named is not None), 4.7 + 0.3 * (groups is not None)
+    )
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    _draw_cells(figure, axes, panels, limit)
+    _draw_cells(figure, axes, panels)
     for axis, name in zip(axes, panels, strict=True):
-        style.group_bar(axis, groups, order)
-        axis.set_title(name, loc="left", weight="bold", color=COLORS.get(name, "#222222"))
+        axis.set_title(name, loc="left", weight="bold", color=style.COLORS.get(name, "#222222"))
         axis.set_title(numbers.get(name, ""), loc="right", fontsize=11)
-    if named:
-        style.class_ticks(axes[0], [class_names[c] for c in order])
-    style.group_legend(figure, groups)
-    what = f"{len(order)} classes" + (f", clustered by {names[0]}" if clustered else "")
-    block = len(order) / len(panels[names[0]])
-    means = f"; each cell is the mean of about {block**2:.0f} cosines" if block > 1 else ""
-    figure.supxlabel(what + means, fontsize=12)
-    said = "; ".join(f"{name}: {text}" for name, text in numbers.items())
-    return finish(figure, f"Heatmaps of proxy cosines for {len(order)} classes; {said}.")
+    if groups is not None:
+        _draw_groups(figure, axes, groups, order)
+    if named is not None:
+        labels = [named[c] for c in order]
+        axes[0].set_yticks(range(classes), labels, fontsize=11 if classes <= 25 else 8)
+        axes[0].tick_params(axis="y", length=0)
+    block = classes / len(panels[names[0]])
+    if block > 1:
+        caption += f"; each cell is the mean of about {block**2:.0f} cosines"
+    figure.supxlabel(caption, fontsize=12)
+    alt = "; ".join(f"{name}: {text}" for name, text in numbers.items())
+    return finish(figure, f"Heatmaps of proxy cosines for {classes} classes; {alt}.")
 
 
 @use_style()
 def angle_histogram(proxies: Mapping[str, object]) -> Figure:
-    """How the angles between proxies are spread, against those of random directions.
+    """The distribution of the angles between proxies, against that of random directions.
 
     The gray curve is exact: the angle θ between random directions in D dimensions has a density
     proportional to sin^(D−2) θ. Marked are 90°, the angles of cosine ±1/√D and, when C > D, the
@@ -132,37 +116,46 @@ def angle_histogram(proxies: Mapping[str, object]) -> Figure:
     """
     sets = _proxy_sets(proxies)
     classes, dim = next(iter(sets.values())).shape
-    shapes = {name: geometry.describe(p) for name, p in sets.items()}
-    angles = {name: _angles(shape) for name, shape in shapes.items()}
+    angles = {
+        name: np.degrees(np.arccos(geometry.off_diagonal(geometry.describe(p).cosines)))
+        for name, p in sets.items()
+    }
+    numbers = {
+        name: f"{name}: mean {values.mean():.1f}°, smallest {values.min():.1f}°"
+        for name, values in angles.items()
+    }
     chance = math.degrees(math.asin(1 / math.sqrt(dim)))
-    bins = _angle_bins(angles, chance)
+    bins = _angle_bins(np.concatenate(list(angles.values())), chance)
+    theta = np.linspace(bins[0], bins[-1], 800)
+    density = random_angle_density(theta, dim)
 
     figure = new_figure(9.5, 5.6)
     axis = figure.subplots()
-    theta = np.linspace(bins[0], bins[-1], 800)
-    density = _random_angle_density(theta, dim)
     axis.fill_between(theta, density, color=style.QUIET, alpha=0.45, lw=0)
-    axis.plot(theta, density, color=COLORS["chance"], lw=1.6, label=f"random directions, {dim}-D")
-    for (name, values), dash in zip(angles.items(), style.dashes(), strict=False):
-        height = np.histogram(values, bins, density=True)[0]
-        label = f"{name}: mean {values.mean():.1f}°, smallest {values.min():.1f}°"
-        axis.stairs(height, bins, color=color(name), lw=2.6, ls=dash, label=label)
+    axis.plot(
+        theta, density, color=style.COLORS["chance"], lw=1.6, label=f"random directions, {dim}-D"
+    )
+    for (name, values), line_style in zip(angles.items(), style.line_styles(), strict=False):
+        heights = np.histogram(values, bins, density=True)[0]
+        look = {"color": method_color(name), "lw": 2.6, "ls": line_style}
+        axis.stairs(heights, bins, label=numbers[name], **look)
     axis.axvline(90, color="#222222", lw=1.2, label="90°: orthogonal")
-    axis.axvline(90 - chance, color="#222222", lw=1.4, ls=":",
-                 label=f"cosine ±1/√{dim} (90° ± {chance:.1f}°)")  # fmt: skip
+    label = f"cosine ±1/√{dim} (90° ± {chance:.1f}°)"
+    axis.axvline(90 - chance, color="#222222", lw=1.4, ls=":", label=label)
     axis.axvline(90 + chance, color="#222222", lw=1.4, ls=":")
     if classes > dim:
-        bound = math.degrees(math.acos(next(iter(shapes.values())).welch_bound))
-        axis.axvline(bound, color=COLORS["wrong"], lw=1.8, ls="-.",
-                     label=f"Welch bound {bound:.1f}°")  # fmt: skip
-    axis.set(xlim=(bins[0], bins[-1]), ylim=(0, None), xlabel="angle between two proxies (degrees)",
-             ylabel="share of pairs per degree")  # fmt: skip
+        bound = math.degrees(math.acos(geometry.welch_bound(classes, dim)))
+        label = f"Welch bound {bound:.1f}°"
+        axis.axvline(bound, color=style.COLORS["bound"], lw=1.8, ls="-.", label=label)
+    axis.set(xlim=(bins[0], bins[-1]), ylim=(0, None))
+    axis.set(xlabel="angle between two proxies (degrees)", ylabel="share of pairs per degree")
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
     figure.legend(loc="outside upper center", ncols=2)
-    said = "; ".join(f"{n}: mean {a.mean():.1f}°, smallest {a.min():.1f}°"
-                     for n, a in angles.items())  # fmt: skip
-    return finish(figure, f"Histogram of the angles between {classes} proxies in {dim} dimensions "
-                          f"against random directions; {said}.")  # fmt: skip
+    return finish(
+        figure,
+        f"Histogram of the angles between {classes} proxies in {dim} dimensions "
+        f"against random directions; {'; '.join(numbers.values())}.",
+    )
 
 
 @use_style()
@@ -176,66 +169,24 @@ def spectra(proxies: Mapping[str, object]) -> Figure:
     """
     sets = _proxy_sets(proxies, same_classes=True)
     classes, dim = next(iter(sets.values())).shape
-    size, flat = min(classes, dim), math.sqrt(classes / min(classes, dim))
+    size, ranks = min(classes, dim), []
     figure = new_figure(8, 4.8)
     axis = figure.subplots()
-    axis.axhline(flat, color=COLORS["chance"], lw=1.6, ls=":",
-                 label=f"flat spectrum: rank {size}")  # fmt: skip
-    ranks = {}
-    for (name, p), dash in zip(sets.items(), style.dashes(), strict=False):
+    axis.axhline(
+        math.sqrt(classes / size), label=f"flat spectrum: rank {size}", **style.CHANCE_LINE
+    )
+    for (name, p), line_style in zip(sets.items(), style.line_styles(), strict=False):
         shape = geometry.describe(p)
-        values, ranks[name] = shape.spectrum, shape.effective_rank
-        label = f"{name}: effective rank {ranks[name]:.1f}"
-        axis.plot(np.arange(1, size + 1), values, color=color(name), ls=dash, label=label)
-    axis.set(xlim=(1, size), ylim=(0, None), xlabel="direction, strongest first",
-             ylabel="singular value")  # fmt: skip
+        label = f"{name}: effective rank {shape.effective_rank:.1f}"
+        look = {"color": method_color(name), "ls": line_style}
+        axis.plot(np.arange(1, size + 1), shape.spectrum, label=label, **look)
+        ranks.append(f"{name} {shape.effective_rank:.1f}")
+    axis.set(xlim=(1, size), ylim=(0, None))
+    axis.set(xlabel="direction, strongest first", ylabel="singular value")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend()
-    numbers = "; ".join(f"{n} {r:.1f}" for n, r in ranks.items())
-    return finish(figure, f"Singular values of the proxies; effective rank of {size}: {numbers}.")
-
-
-@use_style()
-def training_curves(runs: Mapping[str, Sequence], *, dim: int | None = None) -> Figure:
-    """Loss parts, proxy correlation and held-out Recall@1 on one axis of epochs.
-
-    Args:
-        runs: name → the lines of a run's ``metrics.jsonl``, or a list of those (several seeds:
-            their mean is drawn, with the range from the lowest to the highest).
-        dim: draws the chance level 1/√dim among the cosines.
-    """
-    if not runs:
-        raise SobookError("training_curves got no runs; pass {name: run.metrics}")
-    figure = new_figure(12, 4.4)
-    panels = figure.subplot_mosaic([["pa", "cosine", "recall"], ["so", "cosine", "recall"]])
-    keys = {"pa": "proxy_anchor", "so": "soft_orthogonality", "cosine": "rms_cosine",
-            "recall": "recall_at_1"}  # fmt: skip
-    for panel, axis in panels.items():
-        for (name, run), dash in zip(runs.items(), style.dashes(), strict=False):
-            style.curve(axis, *_series(run, keys[panel]), color(name), dash)
-        if not axis.lines:
-            axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        axis.sharex(panels["recall"])
-        axis.set_xlabel("epoch" if panel != "pa" else "")
-    panels["pa"].set_title("Proxy Anchor loss")
-    panels["so"].set_title("soft orthogonality")
-    panels["cosine"].set_title("RMS cosine of proxies")
-    panels["recall"].set_title("Recall@1, held-out classes")
-    panels["recall"].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    panels["pa"].tick_params(labelbottom=False)
-    for panel in ("pa", "so", "cosine"):
-        panels[panel].set_ylim(0, None)
-    handles = [Line2D([], [], color=color(n), ls=d)
-               for n, d in zip(runs, style.dashes(), strict=False)]  # fmt: skip
-    labels = list(runs)
-    if dim:
-        line = panels["cosine"].axhline(1 / math.sqrt(dim), color=COLORS["chance"], ls=":", lw=1.6)
-        handles, labels = [*handles, line], [*labels, f"random directions, 1/√{dim}"]
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-    last = "; ".join(f"{name}: Recall@1 {_last(run, 'recall_at_1')}, RMS cosine "
-                     f"{_last(run, 'rms_cosine')}" for name, run in runs.items())  # fmt: skip
-    return finish(figure, f"Loss parts, proxy cosine and Recall@1 over epochs; at the end {last}.")
+    alt = f"Singular values of the proxies; effective rank of {size}: {'; '.join(ranks)}."
+    return finish(figure, alt)
 
 
 @use_style()
@@ -258,24 +209,24 @@ def proxy_ribbons(
         raise SobookError("proxy_ribbons got no runs; pass {name: geometry.movement(...)}")
     figure = new_figure(9.5, 8)
     cosine, so, recall = figure.subplots(3, 1, sharex=True, height_ratios=(1.5, 1, 1))
-    last = []
-    for (name, moved), dash in zip(movements.items(), style.dashes(), strict=False):
-        shade, epochs = color(name), np.arange(len(moved.cosine_band))
+    at_end = []
+    for (name, moved), line_style in zip(movements.items(), style.line_styles(), strict=False):
+        shade, epochs = method_color(name), np.arange(len(moved.cosine_band))
         low, middle, high = moved.cosine_band.T
         cosine.fill_between(epochs, low, high, color=shade, alpha=0.22, lw=0)
-        cosine.plot(epochs, middle, color=shade, ls=dash, label=name)
+        cosine.plot(epochs, middle, color=shade, ls=line_style, label=name)
         squares = moved.series("rms_cosine") ** 2
-        so.plot(epochs, squares, color=shade, ls=dash)
+        so.plot(epochs, squares, color=shade, ls=line_style)
         known = [(e, r) for e, r in enumerate((recalls or {}).get(name, ())) if r is not None]
         if known:
-            recall.plot(*zip(*known, strict=True), color=shade, ls=dash, marker="o", ms=4)
-        last.append(f"{name}: middle 90 % of cosines {low[-1]:+.2f} to {high[-1]:+.2f}, "
-                    f"SO {squares[-1]:.4f}")  # fmt: skip
+            recall.plot(*zip(*known, strict=True), color=shade, ls=line_style, marker="o", ms=4)
+        band = f"middle 90 % of cosines {low[-1]:+.2f} to {high[-1]:+.2f}"
+        at_end.append(f"{name}: {band}, SO {squares[-1]:.4f}")
     if dim:
-        chance = {"color": COLORS["chance"], "ls": ":", "lw": 1.6}
-        cosine.axhline(1 / math.sqrt(dim), label=f"random directions, {dim}-D", **chance)
-        cosine.axhline(-1 / math.sqrt(dim), **chance)
-        so.axhline(1 / dim, **chance)
+        chance = 1 / math.sqrt(dim)
+        cosine.axhline(chance, label=f"random directions, {dim}-D", **style.CHANCE_LINE)
+        cosine.axhline(-chance, **style.CHANCE_LINE)
+        so.axhline(1 / dim, **style.CHANCE_LINE)
     if not recall.lines:
         recall.text(0.5, 0.5, "not measured", ha="center", transform=recall.transAxes)
     cosine.set(ylabel="cosine of a pair\n(median, 5–95 %)")
@@ -284,293 +235,11 @@ def proxy_ribbons(
     recall.xaxis.set_major_locator(MaxNLocator(integer=True))
     recall.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     figure.legend(*cosine.get_legend_handles_labels(), loc="outside upper center", ncols=4)
-    return finish(figure, "Proxy cosines, soft orthogonality and Recall@1 over epochs; at the end "
-                          f"{'; '.join(last)}.")  # fmt: skip
-
-
-def embedding_map(
-    embeddings,
-    labels,
-    *,
-    proxies=None,
-    proxy_labels=None,
-    title: str | None = None,
-    **options,
-) -> Figure:
-    """One map of embeddings, colored by class, proxies as stars; fitted on both together.
-
-    Args:
-        embeddings: (N, D).
-        labels: (N,) classes.
-        proxies: (C, D), drawn as stars.
-        proxy_labels: (C,) their classes; 0..C−1 by default.
-        options: as in `embedding_maps`.
-    """
-    proxies = None if proxies is None else {title or "": proxies}
-    return embedding_maps({title or "": embeddings}, labels, proxies=proxies,
-                          proxy_labels=proxy_labels, **options)  # fmt: skip
-
-
-@use_style()
-def embedding_maps(
-    embeddings: Mapping[str, object],
-    labels,
-    *,
-    proxies: Mapping[str, object] | None = None,
-    proxy_labels=None,
-    class_names: Sequence[str] | None = None,
-    method: str = "umap",
-    seed: int = 0,
-    n_neighbors: int = 15,
-    highlight: Sequence[int] | None = None,
-) -> Figure:
-    """Maps of the same images under several models, side by side, each fitted on its own.
-
-    Images and proxies of one model share one fit. Two models have two spaces, so a point's place
-    in one map says nothing about its place in the other. How far to trust each map is printed
-    below it, see `maps.quality`. With `proxy_labels`, images of other classes are drawn hollow:
-    they have no proxy.
-
-    Args:
-        embeddings: name → (N, D).
-        labels: (N,) classes.
-        proxies: name → (C, D), drawn as stars.
-        proxy_labels: (C,) their classes; 0..C−1 by default. Proxies of other classes than those
-            shown (training proxies among test images) need it: a class not shown is gray.
-        class_names: class → name.
-        highlight: at most 20 classes to color; by default all, or 12 spread evenly.
-    """
-    labels, proxies = as_array(labels).astype(int), dict(proxies or {})
-    if set(proxies) - set(embeddings):
-        raise SobookError(f"proxies of {sorted(proxies)}, embeddings of {sorted(embeddings)}: use "
-                         "the same names")  # fmt: skip
-    styles, total = style.class_styles(labels, highlight), len(np.unique(labels))
-    figure = new_figure(6.2 * len(embeddings) + 2.4, 6.2)
-    axes = figure.subplots(1, len(embeddings), squeeze=False)[0]
-    note = f"UMAP, {n_neighbors} neighbors, seed {seed}" if method == "umap" else method.upper()
-    trust = {}
-    for axis, (name, points) in zip(axes, embeddings.items(), strict=True):
-        points = as_matrix(points, f"the embeddings of {name}")
-        if len(points) != len(labels):
-            raise SobookError(f"{name}: {len(points)} embeddings but {len(labels)} labels")
-        stars = as_matrix(proxies.get(name, points[:0]), f"the proxies of {name}")
-        plane = project(np.concatenate([points, stars]), method=method, seed=seed,
-                        n_neighbors=n_neighbors)  # fmt: skip
-        places, star_places = np.split(plane, [len(points)])
-        classes = np.arange(len(stars)) if proxy_labels is None else as_array(proxy_labels)
-        seen = None if proxy_labels is None or not len(stars) else classes
-        style.points_on_map(axis, places, labels, styles, seen)
-        style.stars_on_map(axis, star_places, classes, styles)
-        trust[name] = maps.quality(points, places, k=n_neighbors)
-        axis.set_title(name, color=COLORS.get(name, "#222222"), weight="bold")
-        axis.set_xlabel(f"{note}\n{trust[name]}", fontsize=12)
-    hollow = proxy_labels is not None and bool(set(labels) - set(as_array(proxy_labels)))
-    style.class_legend(figure, styles, class_names, total, bool(proxies), hollow)
-    if len(embeddings) > 1:
-        figure.supxlabel("each map is fitted on its own: compare shapes, not places", fontsize=12)
-    said = "; ".join(f"{name or 'the map'}: {value}" for name, value in trust.items())
-    return finish(figure, f"{method.upper()} of {len(labels)} embeddings of {total} classes; "
-                          f"{said}.")  # fmt: skip
-
-
-@use_style()
-def map_panel(
-    embeddings,
-    labels,
-    *,
-    n_neighbors: Sequence[int] = (5, 15, 50),
-    seeds: Sequence[int] = (0, 1),
-    class_names: Sequence[str] | None = None,
-    highlight: Sequence[int] | None = None,
-) -> Figure:
-    """The same points on many maps: UMAP by setting (rows) and seed (columns), PCA at the right.
-
-    What is the same in all of them may be believed; what is not belongs to the map.
-
-    Args:
-        embeddings: (N, D).
-        labels: (N,) classes.
-        n_neighbors: settings of UMAP, one row each.
-        seeds: one column each.
-        class_names: class → name.
-        highlight: at most 20 classes to color, as in `embedding_maps`.
-    """
-    points, labels = as_matrix(embeddings, "the embeddings"), as_array(labels).astype(int)
-    if len(points) != len(labels):
-        raise SobookError(f"{len(points)} embeddings but {len(labels)} labels")
-    styles, total = style.class_styles(labels, highlight), len(np.unique(labels))
-    columns = [*(f"seed {seed}" for seed in seeds), "PCA"]
-    figure = new_figure(4.0 * len(columns) + 2.4, 4.1 * len(n_neighbors))
-    axes = figure.subplots(len(n_neighbors), len(columns), squeeze=False)
-    flat, said = project(points, method="pca"), []
-    for row, k in enumerate(n_neighbors):
-        for column, title in enumerate(columns):
-            pca = column == len(seeds)
-            plane = flat if pca else project(points, seed=seeds[column], n_neighbors=k)
-            if pca and row:
-                axes[row, column].set_axis_off()  # PCA has neither seed nor setting
-                continue
-            style.points_on_map(axes[row, column], plane, labels, styles)
-            kept = maps.quality(points, plane)
-            said.append(f"{title if pca else f'{k} neighbors, {title}'}: {kept}")
-            axes[row, column].set_title(title if pca else f"{k} neighbors, {title}")
-            axes[row, column].set_xlabel(str(kept).replace(", ", "\n"), fontsize=11)
-    style.class_legend(figure, styles, class_names, total, False)
-    return finish(figure, f"{len(labels)} embeddings on several maps; {'; '.join(said)}.")
-
-
-def sphere(embeddings, labels, proxies, *, title: str = "", **options) -> Figure:
-    """Three-dimensional embeddings on the unit sphere; proxies are arrows that end in stars.
-
-    Args:
-        embeddings: (N, 3).
-        labels: (N,) classes 0..C−1.
-        proxies: (C, 3).
-        options: as in `spheres`.
-    """
-    return spheres({title: (embeddings, proxies)}, labels, **options)
-
-
-@use_style()
-def spheres(
-    models: Mapping[str, tuple],
-    labels,
-    *,
-    class_names: Sequence[str] | None = None,
-    view: tuple[float, float] = (22.0, 38.0),
-) -> Figure:
-    """Spheres side by side, seen from the same place; what lies behind is paler.
-
-    Args:
-        models: name → (embeddings (N, 3), proxies (C, 3)).
-        labels: (N,) classes 0..C−1.
-        view: elevation and azimuth in degrees.
-    """
-    labels = np.asarray(as_array(labels)).astype(int)
-    styles = style.class_styles(labels, None)
-    figure = new_figure(5.4 * len(models) + 1.6, 5.4)
-    for column, (name, (embeddings, proxies)) in enumerate(models.items()):
-        points = geometry.unit_rows(embeddings, "embeddings")
-        stars = geometry.unit_rows(proxies, "proxies")
-        if points.shape[1] != 3 or stars.shape[1] != 3:
-            raise SobookError("a sphere shows 3-dimensional embeddings and proxies; these have "
-                             f"{points.shape[1]} and {stars.shape[1]} dimensions")  # fmt: skip
-        axis = figure.add_subplot(1, len(models), column + 1, projection="3d")
-        axis.view_init(*view)
-        style.globe(axis, view)
-        style.points_on_globe(axis, points, labels, stars, styles, view)
-        if name:
-            numbers = _cosine_numbers(geometry.describe(stars))
-            axis.set_title(f"{name}: {numbers}", color=color(name), fontsize=13)
-    style.class_legend(figure, styles, class_names, len(styles), True)
-    said = ": " + " | ".join(models) if any(models) else ""
-    return finish(figure, f"{len(labels)} embeddings of {len(styles)} classes and their proxies "
-                          f"on the unit sphere{said}.")  # fmt: skip
-
-
-@use_style()
-def recall_curves(
-    recalls: Mapping[str, Mapping[int, float]],
-    intervals: Mapping[str, Mapping[int, tuple[float, float]]] | None = None,
-) -> Figure:
-    """Recall@K over K, with intervals where given.
-
-    Args:
-        recalls: name → {K: recall in 0..1}.
-        intervals: name → {K: (low, high)}.
-    """
-    ks = sorted({k for values in recalls.values() for k in values})
-    figure = new_figure(7.5, 5)
-    axis = figure.subplots()
-    shifts = np.linspace(-0.06, 0.06, len(recalls)) if len(recalls) > 1 else [0.0]
-    marks = zip(recalls.items(), shifts, style.dashes(), "osD^v" * len(recalls), strict=False)
-    for (name, values), shift, dash, marker in marks:
-        at = np.array([ks.index(k) for k in sorted(values)]) + shift
-        heights = np.array([values[k] for k in sorted(values)])
-        axis.plot(at, heights, color=color(name), ls=dash, marker=marker, ms=8,
-                  label=f"{name}: Recall@{ks[0]} {values.get(ks[0], math.nan):.1%}")  # fmt: skip
-        for k, (low, high) in (intervals or {}).get(name, {}).items():
-            axis.vlines(ks.index(k) + shift, low, high, color=color(name), lw=2)
-    axis.set_xticks(range(len(ks)), [str(k) for k in ks])
-    axis.set(xlabel="K: nearest images looked at", ylabel="Recall@K")
-    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-    axis.grid(axis="y", color="#E4E4E4", lw=0.8)
-    axis.legend(loc="lower right")
-    numbers = "; ".join(f"{n} {v.get(ks[0], math.nan):.1%}" for n, v in recalls.items())
-    return finish(figure, f"Recall at K = {', '.join(map(str, ks))}; at {ks[0]}: {numbers}.")
-
-
-@use_style()
-def interval_plot(
-    rows: Sequence[tuple], xlabel: str, *, reference: float | None = None, decimals: int = 3
-) -> Figure:
-    """Values with their 95% intervals, one line each.
-
-    Args:
-        rows: (label, value, low, high, group); the group gives the color.
-        reference: a value to compare with, drawn as a line.
-    """
-    if not rows:
-        raise SobookError("interval_plot got no rows; pass (label, value, low, high, group)")
-    figure = new_figure(9, 0.55 * len(rows) + 1.5)
-    axis = figure.subplots()
-    groups = list(dict.fromkeys(row[4] for row in rows))
-    for y, (_, value, low, high, group) in enumerate(rows):
-        marker = "osD^v"[groups.index(group) % 5]
-        axis.hlines(y, low, high, color=color(group), lw=2.5)
-        axis.plot(value, y, marker, color=color(group), ms=8)
-        axis.text(1.02, y, f"{value:.{decimals}f}  [{low:.{decimals}f}, {high:.{decimals}f}]",
-                  va="center", fontsize=11, transform=axis.get_yaxis_transform())  # fmt: skip
-    if reference is not None:
-        axis.axvline(reference, color=COLORS["chance"], ls=":", lw=1.6)
-    axis.set_yticks(range(len(rows)), [row[0] for row in rows])
-    axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel=f"{xlabel} (dot, 95% interval)")
-    axis.tick_params(axis="y", length=0)
-    axis.grid(axis="x", color="#E4E4E4", lw=0.8)
-    numbers = "; ".join(f"{r[0]} {r[1]:.{decimals}f} [{r[2]:.{decimals}f}, {r[3]:.{decimals}f}]"
-                        for r in rows)  # fmt: skip
-    return finish(figure, f"{xlabel} with 95% intervals: {numbers}.")
-
-
-@use_style()
-def paired_differences(
-    values: Mapping[str, object],
-    interval: tuple[float, float] | None = None,
-    *,
-    metric: str = "Recall@1",
-) -> Figure:
-    """Two methods over the same seeds: each seed as a line, and the differences by themselves.
-
-    Args:
-        values: two names → (S,) one value per seed, in the same order of seeds.
-        interval: (low, high) of the mean difference, drawn beside the dots.
-        metric: what is measured.
-    """
-    if len(values) != 2:
-        raise SobookError(f"paired_differences compares two methods, not {len(values)}")
-    (first, a), (second, b) = ((name, as_array(v).ravel()) for name, v in values.items())
-    if len(a) != len(b):
-        raise SobookError(f"{first} has {len(a)} seeds and {second} has {len(b)}; pair them")
-    change = b - a
-    figure = new_figure(9.5, 4.8)
-    left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
-    left.plot([0, 1], [a, b], color=style.QUIET, lw=1.8, zorder=1)
-    for x, (name, v) in enumerate(((first, a), (second, b))):
-        left.plot(np.full(len(v), x), v, "os"[x], color=color(name), ms=10, mec="white")
-    left.set_xticks([0, 1], [f"{first}\nmean {a.mean():.3f}", f"{second}\nmean {b.mean():.3f}"])
-    left.set(xlim=(-0.35, 1.35), ylabel=metric, title=f"{len(a)} seeds")
-    right.axhline(0, color=COLORS["chance"], lw=1.6, ls=":")
-    right.plot(np.linspace(-0.12, 0.12, len(change)), change, "D", color="#555555", ms=8,
-               mec="white")  # fmt: skip
-    right.plot(0.45, change.mean(), "o", color="#222222", ms=11)
-    text = f"mean {change.mean():+.3f}"
-    if interval is not None:
-        right.vlines(0.45, *interval, color="#222222", lw=3)
-        text += f"\n95% [{interval[0]:+.3f}, {interval[1]:+.3f}]"
-    right.set_xticks([0, 0.45], ["each seed", text])
-    right.set(xlim=(-0.3, 0.85), title=f"{second} − {first}")
-    return finish(figure, f"{metric} of {first} and {second} over {len(a)} seeds: "
-                          f"{text.replace(chr(10), ', ')}.")  # fmt: skip
+    return finish(
+        figure,
+        "Proxy cosines, soft orthogonality and Recall@1 over epochs; "
+        f"at the end {'; '.join(at_end)}.",
+    )
 
 
 @use_style()
@@ -579,31 +248,36 @@ def confusion_vs_cosine(cosines, confusions, *, name: str = "PA") -> Figure:
 
     Args:
         cosines: (C, C) cosines of the proxies.
-        confusions: (C, C) how often a query of the row's class finds the column's class.
+        confusions: (C, C) how often a query of the row's class retrieves the column's class.
         name: the method, for the color.
     """
-    cosines, confusions = as_matrix(cosines, "cosines"), as_matrix(confusions, "confusions")
+    cosines = style.as_matrix(cosines, "cosines")
+    confusions = style.as_matrix(confusions, "confusions")
     if cosines.shape != confusions.shape or len(set(cosines.shape)) != 1:
-        raise SobookError(f"cosines {cosines.shape} and confusions {confusions.shape} must both be "
-                         "(C, C)")  # fmt: skip
+        raise SobookError(
+            f"cosines {cosines.shape} and confusions {confusions.shape} must both be (C, C)"
+        )
     pairs = np.triu_indices(len(cosines), 1)
-    both = (confusions + confusions.T) / 2
-    x, y = cosines[pairs], both[pairs]
-    rho, low, high = geometry.rank_correlation(cosines, both)
+    mean_confusions = (confusions + confusions.T) / 2
+    x, y = cosines[pairs], mean_confusions[pairs]
+    rho, low, high = statistics.rank_correlation(cosines, mean_confusions)
     figure = new_figure(8, 5)
     axis = figure.subplots()
-    size = float(np.clip(20_000 / len(x), 5, 40))
-    axis.scatter(x, y, s=size, color=color(name), alpha=0.35, lw=0, label="a pair of classes")
+    size, shade = float(np.clip(20_000 / len(x), 5, 40)), method_color(name)
+    axis.scatter(x, y, s=size, color=shade, alpha=0.35, lw=0, label="a pair of classes")
     parts = np.array_split(np.argsort(x), min(10, len(x)))
-    axis.plot([x[p].mean() for p in parts], [y[p].mean() for p in parts], "o-", color="#222222",
-              ms=7, label=f"mean of each {'tenth' if len(parts) == 10 else 'part'}")  # fmt: skip
+    means = [x[part].mean() for part in parts], [y[part].mean() for part in parts]
+    label = f"mean of each {'tenth' if len(parts) == 10 else 'part'}"
+    axis.plot(*means, "o-", color="#222222", ms=7, label=label)
     axis.set(xlabel="cosine of the two proxies", ylabel="confusion (mean of both ways)")
     interval = f"[{low:+.2f}, {high:+.2f}]"
     axis.set_title(f"{name}: Spearman ρ = {rho:+.2f} {interval} over {len(x):,} pairs", loc="left")
     axis.legend(loc="upper left", markerscale=1.5)
-    return finish(figure, f"Confusion of two classes against the cosine of their proxies, {name}: "
-                          f"Spearman correlation {rho:+.2f}, 95 % interval over classes "
-                          f"{interval}, {len(x)} pairs.")  # fmt: skip
+    return finish(
+        figure,
+        f"Confusion of two classes against the cosine of their proxies, {name}: Spearman "
+        f"correlation {rho:+.2f}, 95 % interval over classes {interval}, {len(x)} pairs.",
+    )
 
 
 @use_style()
@@ -612,8 +286,8 @@ def attribute_lens(
 ) -> Figure:
     """Do proxies of classes that share more attributes lie closer?
 
-    One panel a set of proxies, one scale for all. The band holds the middle 90 % of the pairs with
-    so many attributes in common, the line is their mean; the interval of Spearman's ρ is over
+    One panel per set of proxies, one scale for all. The band holds the middle 90 % of the pairs
+    with so many attributes in common, the line is their mean; the interval of Spearman's ρ is over
     classes, since pairs that share a class are not independent.
 
     Args:
@@ -621,61 +295,56 @@ def attribute_lens(
         shared: (C, C) how many attributes two classes share.
         what: the name of the horizontal axis.
     """
-    sets, shared = _proxy_sets(proxies, same_classes=True), as_matrix(shared, "shared")
+    sets, shared = _proxy_sets(proxies, same_classes=True), style.as_matrix(shared, "shared")
     classes = len(next(iter(sets.values())))
     if shared.shape != (classes, classes):
         raise SobookError(f"shared is {shared.shape}, but there are {classes} classes")
     number = geometry.off_diagonal(shared)
     levels = [level for level in np.unique(number) if (number == level).sum() >= 5]
     figure = new_figure(5.2 * len(sets) + 0.8, 4.8)
-    axes, said = figure.subplots(1, len(sets), sharey=True, squeeze=False)[0], []
+    axes, alt = figure.subplots(1, len(sets), sharey=True, squeeze=False)[0], []
     jitter = np.random.default_rng(0).uniform(-0.2, 0.2, len(number))
     for axis, (name, p) in zip(axes, sets.items(), strict=True):
-        matrix = geometry.describe(p).cosines
+        shade, matrix = method_color(name), geometry.describe(p).cosines
         cosines = geometry.off_diagonal(matrix)
-        rho, low, high = geometry.rank_correlation(matrix, shared)
+        rho, low, high = statistics.rank_correlation(matrix, shared)
         axis.scatter(number + jitter, cosines, s=9, color=style.QUIET, lw=0, alpha=0.6)
         groups = [cosines[number == level] for level in levels]
         band = np.array([np.quantile(group, [0.05, 0.95]) for group in groups]).reshape(-1, 2)
-        axis.fill_between(levels, *band.T, color=color(name), alpha=0.2, lw=0)
-        axis.plot(levels, [group.mean() for group in groups], "o-", color=color(name), ms=6)
-        axis.axhline(0, color=COLORS["chance"], lw=1.2, ls=":")
-        axis.set_title(f"{name}: ρ = {rho:+.2f} [{low:+.2f}, {high:+.2f}]", color=color(name))
+        axis.fill_between(levels, *band.T, color=shade, alpha=0.2, lw=0)
+        axis.plot(levels, [group.mean() for group in groups], "o-", color=shade, ms=6)
+        axis.axhline(0, **style.CHANCE_LINE)
+        axis.set_title(f"{name}: ρ = {rho:+.2f} [{low:+.2f}, {high:+.2f}]", color=shade)
         axis.set_xlabel(what)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        said.append(f"{name} ρ {rho:+.2f}, 95 % interval [{low:+.2f}, {high:+.2f}]")
+        alt.append(f"{name} ρ {rho:+.2f}, 95 % interval [{low:+.2f}, {high:+.2f}]")
     axes[0].set_ylabel("cosine of the two proxies")
-    return finish(figure, f"Proxy cosine against {what} of two classes; {'; '.join(said)}.")
+    return finish(figure, f"Proxy cosine against {what} of two classes; {'; '.join(alt)}.")
 
 
-def _proxy_sets(proxies, *, same_classes: bool = False) -> dict[str, np.ndarray]:
+def random_angle_density(theta: np.ndarray, dim: int) -> np.ndarray:
+    """Density, per degree, of the angle between two random directions in `dim` ≥ 2 dimensions."""
+    log_norm = gammaln(dim / 2) - gammaln((dim - 1) / 2) - 0.5 * math.log(math.pi)
+    sine = np.maximum(np.sin(np.radians(theta)), 1e-300)
+    return np.exp(log_norm + (dim - 2) * np.log(sine)) * math.pi / 180
+
+
+def cosine_summary(shape: geometry.ProxyGeometry) -> str:
+    """What a title says of a set of proxies."""
+    return f"RMS cosine {shape.rms_cosine:.2f}, coherence {shape.coherence:.2f}"
+
+
+def _proxy_sets(
+    proxies: Mapping[str, object], *, same_classes: bool = False
+) -> dict[str, np.ndarray]:
     if not isinstance(proxies, Mapping) or not proxies:
         raise SobookError('pass proxies by name, as in {"PA": run.proxies(-1)}')
-    sets = {name: as_matrix(p, f"the proxies of {name}") for name, p in proxies.items()}
+    sets = {name: style.as_matrix(p, f"the proxies of {name}") for name, p in proxies.items()}
+    first = next(iter(sets.values())).shape
     for name, p in sets.items():
-        first = next(iter(sets.values())).shape
         if p.shape[1] != first[1] or (same_classes and p.shape != first):
             raise SobookError(f"the proxies of {name} have shape {p.shape}, the first have {first}")
     return sets
-
-
-def _permutation(order, classes: int) -> np.ndarray:
-    order = np.asarray(as_array(order)).astype(int)
-    if not np.array_equal(np.sort(order), np.arange(classes)):
-        raise SobookError(f"order must name each of the {classes} classes once")
-    return order
-
-
-def _coarse_order(unit: np.ndarray) -> np.ndarray:
-    from sklearn.cluster import MiniBatchKMeans
-
-    groups = MiniBatchKMeans(256, random_state=0, n_init=1).fit(unit)
-    rank = np.argsort(class_order(groups.cluster_centers_))[groups.labels_]
-    return np.argsort(rank, kind="stable")
-
-
-def _cosine_numbers(shape: geometry.ProxyGeometry) -> str:
-    return f"RMS cosine {shape.rms_cosine:.2f}, coherence {shape.coherence:.2f}"
 
 
 def _cosine_cells(proxies: np.ndarray, most: int = 400) -> np.ndarray:
@@ -690,50 +359,42 @@ def _cosine_cells(proxies: np.ndarray, most: int = 400) -> np.ndarray:
         return (sums @ sums.T - np.diag(sizes)) / np.where(pairs, pairs, np.nan)
 
 
-def _draw_cells(figure: Figure, axes, panels: Mapping[str, np.ndarray], limit) -> None:
+def _draw_cells(figure: Figure, axes, panels: Mapping[str, np.ndarray]) -> None:
     """All panels on one scale centered on zero, with one color bar."""
     largest = max(np.nanmax(np.abs(cells), initial=0.0) for cells in panels.values())
-    limit = limit or max(0.1, math.ceil(largest * 10 - 1e-6) / 10)
+    limit = max(0.1, math.ceil(largest * 10 - 1e-6) / 10)
     cmap = mpl.colormaps["RdBu_r"].with_extremes(bad="#E4E4E4")
     for axis, cells in zip(axes, panels.values(), strict=True):
         mesh = axis.imshow(cells, cmap=cmap, vmin=-limit, vmax=limit, interpolation="nearest")
         axis.spines[:].set_visible(False)
         axis.set(xticks=[], yticks=[])
-    bar = figure.colorbar(mesh, ax=list(axes), shrink=0.8, pad=0.02, aspect=26,
-                          extend="both" if largest > limit + 1e-6 else "neither")  # fmt: skip
+    bar = figure.colorbar(mesh, ax=list(axes), shrink=0.8, pad=0.02, aspect=26)
     bar.set_label(f"cosine (all panels ±{limit:g}; diagonal left out)", fontsize=12)
 
 
-def _angle_bins(angles: Mapping[str, np.ndarray], chance: float) -> np.ndarray:
+def _draw_groups(figure: Figure, axes: Sequence[Axes], groups: Sequence, order) -> None:
+    """A strip left of each heatmap, one color per group (from the eleventh on, colors repeat)."""
+    if len(groups) != len(order):
+        raise SobookError(f"groups names {len(groups)} classes, the proxies have {len(order)}")
+    names, codes = np.unique(np.asarray(groups), return_inverse=True)
+    strip = np.array(
+        [mpl.colors.to_rgb(style.PALETTE[c % len(style.PALETTE)]) for c in codes[order]]
+    )
+    for axis in axes:
+        end = max(axis.get_xlim())  # the heatmap runs from −0.5 to here
+        left, right = -0.5 - 0.05 * end, -0.5 - 0.015 * end
+        extent = (left, right, end, -0.5)
+        axis.imshow(strip[:, None], extent=extent, aspect="auto", interpolation="nearest")
+        axis.set(aspect="equal", xlim=(left, end), ylim=(end, -0.5))
+    if len(names) <= len(style.PALETTE):
+        handles = [Rectangle((0, 0), 1, 1, color=shade) for shade in style.PALETTE[: len(names)]]
+        look = {"fontsize": 11, "ncols": min(len(names), 6), "handlelength": 1}
+        figure.legend(handles, [str(n) for n in names], loc="outside upper center", **look)
+
+
+def _angle_bins(angles: np.ndarray, chance: float) -> np.ndarray:
     """Bins that hold all angles and the curve of chance: at most 70, of a round width."""
-    low = min(90 - 3.5 * chance, *(a.min() for a in angles.values()))
-    high = max(90 + 3.5 * chance, *(a.max() for a in angles.values()))
-    low, high = max(low, 0.0), min(high, 180.0)
+    low = max(min(90 - 3.5 * chance, angles.min()), 0.0)
+    high = min(max(90 + 3.5 * chance, angles.max()), 180.0)
     step = next((s for s in (0.25, 0.5, 1, 2) if (high - low) / s <= 70), 3)
     return np.arange(math.floor(low / step), math.ceil(high / step) + 1) * step
-
-
-def _angles(shape: geometry.ProxyGeometry) -> np.ndarray:
-    return np.degrees(np.arccos(geometry.off_diagonal(shape.cosines)))
-
-
-def _random_angle_density(theta: np.ndarray, dim: int) -> np.ndarray:
-    """Density, per degree, of the angle between two random directions in `dim` ≥ 2 dimensions."""
-    log_norm = gammaln(dim / 2) - gammaln((dim - 1) / 2) - 0.5 * math.log(math.pi)
-    sine = np.maximum(np.sin(np.radians(theta)), 1e-300)
-    return np.exp(log_norm + (dim - 2) * np.log(sine)) * math.pi / 180
-
-
-def _series(run: Sequence, key: str) -> tuple[list[int], np.ndarray]:
-    """Epochs (E,) and values (S, E) of one metric, S seeds; epochs that every seed has."""
-    seeds = [run] if len(run) and isinstance(run[0], Mapping) else run
-    tables = [{line["epoch"]: line[key] for line in seed
-               if line.get("kind") == "epoch" and line.get(key) is not None}
-              for seed in seeds]  # fmt: skip
-    epochs = sorted(set.intersection(*map(set, tables))) if tables else []
-    return epochs, np.array([[table[e] for e in epochs] for table in tables])
-
-
-def _last(run: Sequence, key: str) -> str:
-    values = _series(run, key)[1]
-    return f"{values[:, -1].mean():.3f}" if values.size else "unknown"

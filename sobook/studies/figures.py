@@ -111,7 +111,7 @@ def regimes(table: pd.DataFrame, dim: int) -> Figure:
         mean, half = _means(cells, "rms_cosine")
         axis.errorbar(at, mean, yerr=half, fmt="o-", color=COLORS["PA+SO"])
         floor, classes = part["rms_floor"].iloc[0], int(part["train_classes"].iloc[0])
-        axis.axhline(floor, color=COLORS["wrong"], linestyle="--")
+        axis.axhline(floor, color=COLORS["bound"], linestyle="--")
         axis.axhline(1 / np.sqrt(dim), color=COLORS["chance"], linestyle=":")
         axis.set_xticks(at, [f"{w:g}" for w in cells.groups])
         axis.set(title=f"C = {classes}, D = {dim}", xlabel="λ")
@@ -119,7 +119,7 @@ def regimes(table: pd.DataFrame, dim: int) -> Figure:
     axes[0].set_ylabel("RMS proxy cosine")
     handles = [
         Line2D([], [], color=COLORS["PA+SO"], marker="o", label="trained"),
-        Line2D([], [], color=COLORS["wrong"], linestyle="--", label="floor"),
+        Line2D([], [], color=COLORS["bound"], linestyle="--", label="floor"),
         Line2D([], [], color=COLORS["chance"], linestyle=":", label="random directions"),
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=3)

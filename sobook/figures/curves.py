@@ -1,0 +1,208 @@
+"""Curves and intervals: training over epochs, Recall@K, and comparisons with their uncertainty."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from sobook.errors import SobookError
+from sobook.figures import style
+from sobook.figures.style import Figure, as_array, finish, method_color, new_figure, use_style
+
+_MARKERS = "osD^v"
+
+
+@use_style()
+def training_curves(runs: Mapping[str, Sequence], *, dim: int | None = None) -> Figure:
+    """Loss parts, proxy correlation and held-out Recall@1 on one axis of epochs.
+
+    Args:
+        runs: name → the lines of a run's ``metrics.jsonl``, or a list of those (several seeds:
+            their mean is drawn, with the range from the lowest to the highest).
+        dim: draws the chance level 1/√dim among the cosines.
+    """
+    if not runs:
+        raise SobookError("training_curves got no runs; pass {name: run.metrics}")
+    figure = new_figure(12, 4.4)
+    axes = figure.subplot_mosaic([["pa", "cosine", "recall"], ["so", "cosine", "recall"]])
+    panels = {
+        "pa": ("Proxy Anchor loss", "proxy_anchor"),
+        "so": ("soft orthogonality", "soft_orthogonality"),
+        "cosine": ("RMS cosine of proxies", "rms_cosine"),
+        "recall": ("Recall@1, held-out classes", "recall_at_1"),
+    }
+    for panel, (title, key) in panels.items():
+        axis = axes[panel]
+        for (name, run), line_style in zip(runs.items(), style.line_styles(), strict=False):
+            _draw_curve(axis, *_by_epoch(run, key), method_color(name), line_style)
+        if not axis.lines:
+            axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes)
+        axis.set_title(title)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axis.sharex(axes["recall"])
+        axis.set_xlabel("epoch" if panel != "pa" else "")
+        if panel != "recall":
+            axis.set_ylim(0, None)
+    axes["recall"].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes["pa"].tick_params(labelbottom=False)
+    handles = [
+        Line2D([], [], color=method_color(name), ls=line_style)
+        for name, line_style in zip(runs, style.line_styles(), strict=False)
+    ]
+    labels = list(runs)
+    if dim:
+        handles.append(axes["cosine"].axhline(1 / math.sqrt(dim), **style.CHANCE_LINE))
+        labels.append(f"random directions, 1/√{dim}")
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    at_end = "; ".join(
+        f"{name}: Recall@1 {_last(run, 'recall_at_1')}, RMS cosine {_last(run, 'rms_cosine')}"
+        for name, run in runs.items()
+    )
+    return finish(
+        figure, f"Loss parts, proxy cosine and Recall@1 over epochs; at the end {at_end}."
+    )
+
+
+@use_style()
+def recall_curves(
+    recalls: Mapping[str, Mapping[int, float]],
+    intervals: Mapping[str, Mapping[int, tuple[float, float]]] | None = None,
+) -> Figure:
+    """Recall@K over K, with intervals where given.
+
+    Args:
+        recalls: name → {K: recall in 0..1}.
+        intervals: name → {K: (low, high)}.
+    """
+    ks = sorted({k for values in recalls.values() for k in values})
+    first = {name: f"{values.get(ks[0], math.nan):.1%}" for name, values in recalls.items()}
+    figure = new_figure(7.5, 5)
+    axis = figure.subplots()
+    shifts = np.linspace(-0.06, 0.06, len(recalls)) if len(recalls) > 1 else [0.0]
+    looks = zip(shifts, style.line_styles(), _MARKERS * len(recalls), strict=False)
+    for (name, values), (shift, line_style, marker) in zip(recalls.items(), looks, strict=False):
+        shade, known = method_color(name), sorted(values)
+        places = np.array([ks.index(k) for k in known]) + shift
+        look = {"color": shade, "ls": line_style, "marker": marker, "ms": 8}
+        label = f"{name}: Recall@{ks[0]} {first[name]}"
+        axis.plot(places, [values[k] for k in known], label=label, **look)
+        for k, (low, high) in (intervals or {}).get(name, {}).items():
+            axis.vlines(ks.index(k) + shift, low, high, color=shade, lw=2)
+    axis.set_xticks(range(len(ks)), [str(k) for k in ks])
+    axis.set(xlabel="K: nearest images looked at", ylabel="Recall@K")
+    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axis.grid(axis="y", color="#E4E4E4", lw=0.8)
+    axis.legend(loc="lower right")
+    numbers = "; ".join(f"{name} {value}" for name, value in first.items())
+    return finish(figure, f"Recall at K = {', '.join(map(str, ks))}; at {ks[0]}: {numbers}.")
+
+
+@use_style()
+def interval_plot(
+    rows: Sequence[tuple], xlabel: str, *, reference: float | None = None, decimals: int = 3
+) -> Figure:
+    """Values with their 95% intervals, one line each.
+
+    Args:
+        rows: (label, value, low, high, group); the group gives the color.
+        xlabel: what the values are.
+        reference: a value to compare with, drawn as a line.
+        decimals: of the numbers written beside the intervals.
+    """
+    if not rows:
+        raise SobookError("interval_plot got no rows; pass (label, value, low, high, group)")
+    figure = new_figure(9, 0.55 * len(rows) + 1.5)
+    axis = figure.subplots()
+    groups = list(dict.fromkeys(row[4] for row in rows))
+    numbers = []
+    for y, (label, value, low, high, group) in enumerate(rows):
+        shade, marker = method_color(group), _MARKERS[groups.index(group) % len(_MARKERS)]
+        axis.hlines(y, low, high, color=shade, lw=2.5)
+        axis.plot(value, y, marker, color=shade, ms=8)
+        text = f"{value:.{decimals}f}  [{low:.{decimals}f}, {high:.{decimals}f}]"
+        place = axis.get_yaxis_transform()  # x in fractions of the axes
+        axis.text(1.02, y, text, va="center", fontsize=11, transform=place)
+        numbers.append(f"{label} {text.replace('  ', ' ')}")
+    if reference is not None:
+        axis.axvline(reference, **style.CHANCE_LINE)
+    axis.set_yticks(range(len(rows)), [row[0] for row in rows])
+    axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel=f"{xlabel} (dot, 95% interval)")
+    axis.tick_params(axis="y", length=0)
+    axis.grid(axis="x", color="#E4E4E4", lw=0.8)
+    return finish(figure, f"{xlabel} with 95% intervals: {'; '.join(numbers)}.")
+
+
+@use_style()
+def paired_differences(
+    values: Mapping[str, object],
+    interval: tuple[float, float] | None = None,
+    *,
+    metric: str = "Recall@1",
+) -> Figure:
+    """Two methods over the same seeds: each seed as a line, and the differences by themselves.
+
+    Args:
+        values: two names → (S,) one value per seed, in the same order of seeds.
+        interval: (low, high) of the mean difference, drawn beside the dots.
+        metric: what the values are.
+    """
+    if len(values) != 2:
+        raise SobookError(f"paired_differences compares two methods, not {len(values)}")
+    (first, a), (second, b) = ((name, as_array(v).ravel()) for name, v in values.items())
+    if len(a) != len(b):
+        raise SobookError(f"{first} has {len(a)} seeds and {second} has {len(b)}; pair them")
+    change = b - a
+    figure = new_figure(9.5, 4.8)
+    left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
+    left.plot([0, 1], [a, b], color=style.QUIET, lw=1.8, zorder=1)
+    for x, (name, v) in enumerate(((first, a), (second, b))):
+        left.plot(np.full(len(v), x), v, "os"[x], color=method_color(name), ms=10, mec="white")
+    left.set_xticks([0, 1], [f"{first}\nmean {a.mean():.3f}", f"{second}\nmean {b.mean():.3f}"])
+    left.set(xlim=(-0.35, 1.35), ylabel=metric, title=f"{len(a)} seeds")
+    right.axhline(0, **style.CHANCE_LINE)
+    places = np.linspace(-0.12, 0.12, len(change))
+    right.plot(places, change, "D", color="#555555", ms=8, mec="white")
+    right.plot(0.45, change.mean(), "o", color="#222222", ms=11)
+    text = f"mean {change.mean():+.3f}"
+    if interval is not None:
+        right.vlines(0.45, *interval, color="#222222", lw=3)
+        text += f"\n95% [{interval[0]:+.3f}, {interval[1]:+.3f}]"
+    right.set_xticks([0, 0.45], ["each seed", text])
+    right.set(xlim=(-0.3, 0.85), title=f"{second} − {first}")
+    numbers = text.replace("\n", ", ")
+    return finish(figure, f"{metric} of {first} and {second} over {len(a)} seeds: {numbers}.")
+
+
+def _draw_curve(axis: Axes, epochs: list[int], values: np.ndarray, shade: str, line_style) -> None:
+    """The mean of S seeds over epochs, (S, E), and the range between the lowest and highest."""
+    if not epochs:
+        return
+    axis.plot(epochs, values.mean(axis=0), color=shade, ls=line_style, marker="o", ms=4)
+    if len(values) > 1:
+        low, high = values.min(axis=0), values.max(axis=0)
+        axis.fill_between(epochs, low, high, color=shade, alpha=0.18, lw=0)
+
+
+def _by_epoch(run: Sequence, key: str) -> tuple[list[int], np.ndarray]:
+    """Epochs (E,) and values (S, E) of one metric, S seeds; epochs that every seed has."""
+    seeds = [run] if len(run) and isinstance(run[0], Mapping) else run
+    tables = [
+        {
+            line["epoch"]: line[key]
+            for line in lines
+            if line.get("kind") == "epoch" and line.get(key) is not None
+        }
+        for lines in seeds
+    ]
+    epochs = sorted(set.intersection(*map(set, tables))) if tables else []
+    return epochs, np.array([[table[epoch] for epoch in epochs] for table in tables])
+
+
+def _last(run: Sequence, key: str) -> str:
+    values = _by_epoch(run, key)[1]
+    return f"{values[:, -1].mean():.3f}" if values.size else "unknown"

@@ -1,0 +1,79 @@
+"""Curves and intervals: what is drawn, in which color, over which axis."""
+
+import numpy as np
+import pytest
+import torch
+
+from sobook import figures
+from tests.figures.reading import PA, SO, legend, texts
+
+
+def metrics(shift=0.0, recall=True):
+    lines = [{"kind": "step", "epoch": 1, "step": 1, "proxy_anchor": 99.0}]
+    for epoch in range(4):
+        line = {"kind": "epoch", "epoch": epoch, "rms_cosine": 0.1, "recall_at_1": 0.4 + shift}
+        if epoch:  # nothing was trained before epoch 1
+            line |= {"proxy_anchor": 5.0 - epoch + shift, "soft_orthogonality": 0.01}
+        lines.append(line if recall else {k: v for k, v in line.items() if k != "recall_at_1"})
+    return lines
+
+
+def test_training_curves_draw_epochs_in_the_colors_of_the_methods():
+    figure = figures.training_curves({"PA": metrics(), "PA+SO": metrics(0.1)}, dim=64)
+    panels = {axis.get_title(): axis for axis in figure.axes}
+    loss = panels["Proxy Anchor loss"].lines
+    assert [line.get_color() for line in loss] == [PA, SO]
+    assert loss[0].get_xdata().tolist() == [1, 2, 3] and loss[0].get_ydata().tolist() == [4, 3, 2]
+    chance = panels["RMS cosine of proxies"].lines[-1]
+    assert chance.get_ydata()[0] == pytest.approx(1 / 8)
+    assert legend(figure) == ["PA", "PA+SO", "random directions, 1/√64"]
+    limits = {axis.get_xlim() for axis in figure.axes}
+    assert len(limits) == 1
+
+
+def test_training_curves_of_several_seeds_show_mean_and_range():
+    figure = figures.training_curves({"PA": [metrics(0.0), metrics(0.2)]})
+    recall = next(a for a in figure.axes if a.get_title().startswith("Recall@1"))
+    assert recall.lines[0].get_ydata() == pytest.approx(np.full(4, 0.5))
+    heights = recall.collections[0].get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == pytest.approx((0.4, 0.6))
+
+
+def test_training_curves_say_what_was_not_measured():
+    figure = figures.training_curves({"PA": metrics(recall=False)})
+    assert "not measured" in texts(figure)
+    assert "Recall@1 unknown" in figures.alt_text(figure)
+    with pytest.raises(ValueError, match="no runs"):
+        figures.training_curves({})
+
+
+def test_recall_curves_draw_values_and_intervals():
+    recalls = {"PA": {1: 0.6, 2: 0.7, 4: 0.8}, "PA+SO": {1: 0.62, 2: 0.71, 4: 0.83}}
+    figure = figures.recall_curves(recalls, {"PA": {1: (0.58, 0.63)}})
+    axis = figure.axes[0]
+    assert axis.lines[0].get_ydata().tolist() == [0.6, 0.7, 0.8]
+    assert [line.get_color() for line in axis.lines] == [PA, SO]
+    assert [t.get_text() for t in axis.get_xticklabels()] == ["1", "2", "4"]
+    assert axis.collections[0].get_segments()[0][:, 1].tolist() == [0.58, 0.63]
+    assert "PA+SO: Recall@1 62.0%" in legend(figure)
+
+
+def test_interval_plot_writes_its_numbers():
+    rows = [("PA, Aviary", 0.6, 0.58, 0.63, "PA"), ("PA+SO, Aviary", 0.62, 0.6, 0.65, "PA+SO")]
+    figure = figures.interval_plot(rows, "Recall@1", reference=0.5)
+    axis = figure.axes[0]
+    assert [t.get_text() for t in axis.get_yticklabels()] == ["PA, Aviary", "PA+SO, Aviary"]
+    assert axis.get_ylim()[0] > axis.get_ylim()[1]  # the first row stands above
+    assert "0.620  [0.600, 0.650]" in texts(figure) and "95%" in axis.get_xlabel()
+
+
+def test_paired_differences_pair_by_seed():
+    values = {"PA": [0.60, 0.62], "PA+SO": torch.tensor([0.63, 0.63])}
+    figure = figures.paired_differences(values, (0.0, 0.04))
+    left, right = figure.axes
+    slopes = [line.get_ydata() for line in left.lines[:2]]
+    np.testing.assert_allclose(slopes, [[0.60, 0.63], [0.62, 0.63]], atol=1e-6)
+    np.testing.assert_allclose(right.lines[1].get_ydata(), [0.03, 0.01], atol=1e-6)
+    assert right.get_title() == "PA+SO − PA" and "mean +0.020" in texts(figure)
+    with pytest.raises(ValueError, match="2 seeds and PA"):
+        figures.paired_differences({"PA": [1, 2], "PA+SO": [1]})

@@ -1,0 +1,106 @@
+"""Figures of images: marks, order, proportions and captions."""
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+
+from sobook import figures
+from tests.figures.reading import PA, SO, texts
+
+
+@pytest.fixture
+def images(rng):
+    return list(rng.integers(0, 256, (8, 12, 12, 3), dtype=np.uint8))
+
+
+def marks(figure):
+    return [t.get_text() for t in figure.findobj(mpl.text.Text) if t.get_text() in ("✓", "✗")]
+
+
+def frames(figure):
+    patches = figure.axes[0].patches
+    return [mpl.colors.to_hex(p.get_edgecolor()).upper() for p in patches]
+
+
+def test_retrieval_wall_marks_right_and_wrong_by_color_and_by_sign(images):
+    right = torch.tensor([[True, False, True], [False, False, True]])
+    rows = [images[2:5], images[5:8]]
+    figure = figures.retrieval_wall(images[:2], rows, right, np.full((2, 3), 0.5), ["a", "b"])
+    assert marks(figure) == ["✓", "✗", "✓", "✗", "✗", "✓"]
+    expected = {"✓": figures.COLORS["relevant"], "✗": figures.COLORS["irrelevant"]}
+    assert frames(figure) == [expected[m] for m in marks(figure)]
+    assert len(figure.axes[0].images) == 8 and texts(figure).count("0.50") == 6
+    assert figures.alt_text(figure) == "2 queries with their 3 nearest images: 3 of 6 relevant."
+    with pytest.raises(ValueError, match="1 query images but 2 rows"):
+        figures.retrieval_wall(images[:1], rows, right)
+
+
+def test_retrieval_comparison_puts_pa_above_so(images):
+    rows, right = [images[2:5]], [[True, True, False]]
+    figure = figures.retrieval_comparison(
+        images[:1], {"PA": rows, "PA+SO": rows}, {"PA": [[False] * 3], "PA+SO": right}
+    )
+    names = {t.get_text(): t for t in figure.axes[0].texts if t.get_text() in ("PA", "PA+SO")}
+    assert names["PA"].get_position()[1] < names["PA+SO"].get_position()[1]  # y runs downwards
+    assert (names["PA"].get_color(), names["PA+SO"].get_color()) == (PA, SO)
+    assert marks(figure) == ["✗", "✗", "✗", "✓", "✓", "✗"]
+    inside = figure.axes[0].get_xlim()
+    assert all(image.get_extent()[1] <= inside[1] for image in figure.axes[0].images)
+
+
+def test_contact_sheet_keeps_proportions_and_wraps(images):
+    wide = np.zeros((10, 20, 3), dtype=np.uint8)
+    figure = figures.contact_sheet([*images[:2], wide], ["a", "b", "c"], columns=2)
+    left, right, bottom, top = figure.axes[0].images[2].get_extent()
+    assert (right - left) / (bottom - top) == pytest.approx(2)
+    assert left == 0 and top > 1  # the third image begins the second row
+    assert {"a", "b", "c"} <= set(texts(figure).split(" | "))
+    with pytest.raises(ValueError, match="no images"):
+        figures.contact_sheet([])
+
+
+def test_attention_maps_share_one_scale_in_multiples_of_uniform(images, rng):
+    attention = rng.random((2, 3, 16))
+    figure = figures.attention_maps(images[:2], torch.tensor(attention))
+    maps = [i for i in figure.axes[0].images if i.get_array().shape == (4, 4)]
+    heads = [i for i in maps if i.get_alpha() is None]
+    assert len(heads) == 6 and len({i.get_clim() for i in maps}) == 1
+    assert all(i.get_array().mean() == pytest.approx(1) for i in heads)
+    with pytest.raises(ValueError, match="17 patches are no square grid"):
+        figures.attention_maps(images[:2], rng.random((2, 3, 17)))
+
+
+def test_queries_are_picked_by_what_changed():
+    right = {"PA": [[0, 1], [1, 1], [0, 0], [1, 0]], "PA+SO": [[1, 1], [0, 1], [0, 0], [1, 0]]}
+    right = {name: np.array(rows, bool) for name, rows in right.items()}
+    assert figures.pick_queries("fixed", right).tolist() == [0]
+    assert figures.pick_queries("broken", right).tolist() == [1]
+    assert figures.pick_queries("hardest", right, 2).tolist() == [2, 3]
+    found, labels = np.array([[0, 0], [2, 1], [1, 2], [1, 2]]), np.array([0, 1, 2, 2])
+    picked = figures.pick_queries("confused", right, gallery_labels=found, labels=labels)
+    assert picked.tolist() == [1, 2, 3]  # classes 1 and 2 take each other's places
+    with pytest.raises(ValueError, match="gallery_labels and labels"):
+        figures.pick_queries("confused", right)
+    with pytest.raises(ValueError, match="choose fixed"):
+        figures.pick_queries("best", right)
+
+
+def test_split_chart_shows_who_shares_classes():
+    labels = np.repeat(np.arange(6), 4)
+    disjoint = {"train": labels[:12], "validation": labels[12:16], "test": labels[16:]}
+    mixed = {"train": labels[::2], "test": labels[1::2]}
+    figure = figures.split_chart({"mixed": mixed, "disjoint": disjoint})
+    first, second = figure.axes
+    assert "6 of 6 classes in more than one part" in first.get_title()
+    assert "0 of 6 classes in more than one part" in second.get_title()
+    for axis in (first, second):  # every picture is in a bar, and every column holds four
+        tops = np.zeros(6)
+        for bar in axis.patches:
+            tops[round(bar.get_x() + 0.45)] += bar.get_height()
+        assert tops.tolist() == [4] * 6
+    assert first.get_ylim() == second.get_ylim() and "class-disjoint" not in figures.alt_text(
+        figure
+    )
+    few = figures.split_chart({"disjoint": disjoint}, show=3)
+    assert len(few.axes[0].patches) == 3 * 3

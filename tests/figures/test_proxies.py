@@ -1,0 +1,180 @@
+"""Figures of proxies say what geometry says: order, limits, bounds and numbers."""
+
+import math
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import trapezoid
+
+from sobook import figures, geometry
+from sobook.figures.proxies import random_angle_density
+from tests.figures.reading import PA, SO, legend, texts
+
+
+def test_class_order_puts_a_genus_together(proxies, rng):
+    shuffle = rng.permutation(18)
+    order = figures.class_order(torch.tensor(proxies["PA"][shuffle]))
+    genus = (shuffle // 6)[order]
+    assert sorted(order) == list(range(18))
+    assert np.count_nonzero(np.diff(genus)) == 2
+
+
+def test_class_order_of_very_many_classes_is_a_permutation(rng):
+    order = figures.class_order(rng.normal(size=(4100, 8)))
+    assert np.array_equal(np.sort(order), np.arange(4100))
+
+
+def test_heatmaps_share_order_and_scale(proxies):
+    names = [f"bird {i}" for i in range(18)]
+    figure = figures.proxy_heatmaps(proxies, class_names=names, groups=list("abc") * 6)
+    left, right = (axis.images[0] for axis in figure.axes[:2])
+    order = [names.index(t.get_text()) for t in figure.axes[0].get_yticklabels()]
+    assert order == figures.class_order(proxies["PA"]).tolist()
+    for image, p in zip((left, right), proxies.values(), strict=True):
+        expected = geometry.describe(p[order]).cosines
+        np.fill_diagonal(expected, np.nan)
+        np.testing.assert_allclose(image.get_array().filled(np.nan), expected, atol=1e-12)
+    assert left.get_clim() == right.get_clim()
+    low, high = left.get_clim()
+    assert low == -high and math.isclose(high * 10, round(high * 10))
+    assert high >= geometry.describe(proxies["PA"]).coherence > high - 0.1
+    assert legend(figure) == ["a", "b", "c"]
+
+
+def test_heatmap_titles_carry_colors_and_numbers(proxies):
+    axis = figures.proxy_heatmaps(proxies).axes[1]
+    shape = geometry.describe(proxies["PA+SO"])
+    assert axis.get_title(loc="left") == "PA+SO" and axis._left_title.get_color() == SO
+    said = f"RMS cosine {shape.rms_cosine:.2f}, coherence {shape.coherence:.2f}"
+    assert axis.get_title(loc="right") == said
+
+
+def test_heatmap_difference_shares_the_scale(proxies):
+    figure = figures.proxy_heatmaps(proxies, difference=True, order=np.arange(18))
+    first, second, change = (axis.images[0].get_array() for axis in figure.axes[:3])
+    np.testing.assert_allclose(change.compressed(), (second - first).compressed())
+    assert figure.axes[2].get_title(loc="left") == "PA+SO − PA"
+    assert len({axis.images[0].get_clim() for axis in figure.axes[:3]}) == 1
+    assert "clustered" not in texts(figure)
+
+
+def test_heatmap_of_many_classes_shows_block_means(rng):
+    p = rng.normal(size=(402, 6)) + 0.5
+    figure = figures.proxy_heatmaps({"PA": p}, order=np.arange(402), groups=np.arange(402) % 12)
+    cells = figure.axes[0].images[0].get_array()
+    cosines = geometry.describe(p).cosines
+    assert cells.shape == (200, 200)
+    starts = np.linspace(0, 402, 200, endpoint=False).astype(int)
+    a, b = slice(starts[0], starts[1]), slice(starts[7], starts[8])
+    assert cells[0, 7] == pytest.approx(cosines[a, b].mean())
+    assert cells[0, 0] == pytest.approx(geometry.off_diagonal(cosines[a, a]).mean())
+    assert "each cell is the mean of about 4 cosines" in texts(figure)
+
+
+@pytest.mark.parametrize("dim", [2, 3, 16, 384])
+def test_density_of_random_angles_is_exact(dim):
+    theta = np.linspace(0, 180, 20_001)
+    density = random_angle_density(theta, dim)
+    assert trapezoid(density, theta) == pytest.approx(1, abs=1e-3)
+    spread = trapezoid(density * np.cos(np.radians(theta)) ** 2, theta)
+    assert math.sqrt(spread) == pytest.approx(1 / math.sqrt(dim), rel=1e-3)
+
+
+def test_angle_histogram_counts_every_pair_and_marks_the_bounds(rng):
+    sets = {"PA": rng.normal(size=(20, 8)) + 0.5, "PA+SO": rng.normal(size=(20, 8))}
+    figure = figures.angle_histogram(sets)
+    axis = figure.axes[0]
+    steps = [patch for patch in axis.patches if hasattr(patch, "get_data")]
+    assert [mpl.colors.to_hex(p.get_edgecolor()).upper() for p in steps] == [PA, SO]
+    for patch in steps:
+        values, edges, _ = patch.get_data()
+        assert np.sum(values * np.diff(edges)) == pytest.approx(1)
+    marks = sorted(line.get_xdata()[0] for line in axis.lines if len(line.get_xdata()) == 2)
+    chance = math.degrees(math.asin(1 / math.sqrt(8)))
+    welch = math.degrees(math.acos(geometry.welch_bound(20, 8)))
+    assert marks == pytest.approx(sorted([90, 90 - chance, 90 + chance, welch]))
+    assert any(label.startswith("PA: mean") for label in legend(figure))
+
+
+def test_angle_histogram_has_no_welch_bound_when_orthogonal_is_possible(proxies):
+    assert "Welch" not in texts(figures.angle_histogram(proxies))
+
+
+def test_spectra_show_singular_values_and_the_flat_line(proxies):
+    figure = figures.spectra(proxies)
+    flat, first, second = figure.axes[0].lines
+    shape = geometry.describe(proxies["PA"])
+    np.testing.assert_allclose(first.get_ydata(), shape.spectrum)
+    assert flat.get_ydata()[0] == 1  # 18 orthonormal rows
+    assert (first.get_color(), second.get_color()) == (PA, SO)
+    assert f"PA: effective rank {shape.effective_rank:.1f}" in legend(figure)
+
+
+def test_proxies_are_checked(proxies):
+    with pytest.raises(ValueError, match="by name"):
+        figures.proxy_heatmaps(proxies["PA"])
+    with pytest.raises(ValueError, match=r"PA\+SO have shape \(4, 32\)"):
+        figures.proxy_heatmaps({"PA": proxies["PA"], "PA+SO": proxies["PA"][:4]})
+    with pytest.raises(ValueError, match="each of the 18 classes once"):
+        figures.proxy_heatmaps(proxies, order=np.zeros(18))
+    with pytest.raises(ValueError, match="groups names 2 classes"):
+        figures.proxy_heatmaps(proxies, groups=[1, 2])
+    with pytest.raises(ValueError, match="exactly two"):
+        figures.proxy_heatmaps({"PA": proxies["PA"]}, difference=True)
+
+
+def epochs_of(shift, count=5):
+    rng = np.random.default_rng(7)
+    start = rng.normal(size=(18, 32))
+    return [start + shift * e * np.eye(32)[0] for e in range(count)]
+
+
+def test_ribbons_hold_the_quantiles_on_one_axis_of_time():
+    moved = {"PA": geometry.movement(epochs_of(0.8)), "PA+SO": geometry.movement(epochs_of(0.1))}
+    figure = figures.proxy_ribbons(moved, {"PA": [None, 0.3, 0.4, 0.5, 0.6]}, dim=32)
+    cosine, so, recall = figure.axes
+    first, second = cosine.collections
+    vertices = first.get_paths()[0].vertices
+    at_end = np.sort(vertices[vertices[:, 0] == 4][:, 1])
+    assert (at_end[0], at_end[-1]) == pytest.approx(tuple(moved["PA"].cosine_band[-1, [0, 2]]))
+    assert mpl.colors.to_hex(first.get_facecolor()).upper() == PA
+    assert mpl.colors.to_hex(second.get_facecolor()).upper() == SO
+    np.testing.assert_allclose(so.lines[0].get_ydata(), moved["PA"].series("rms_cosine") ** 2)
+    assert list(recall.lines[0].get_xdata()) == [1, 2, 3, 4]
+    assert len({axis.get_xlim() for axis in figure.axes}) == 1
+    assert sorted(legend(figure)) == ["PA", "PA+SO", "random directions, 32-D"]
+    assert "SO 0." in figures.alt_text(figure)
+    assert "not measured" in texts(figures.proxy_ribbons(moved))
+    with pytest.raises(ValueError, match="no runs"):
+        figures.proxy_ribbons({})
+
+
+def test_confusion_vs_cosine_ranks_pairs(rng):
+    cosines = np.corrcoef(rng.normal(size=(8, 5)))
+    figure = figures.confusion_vs_cosine(cosines, np.exp(cosines), name="PA+SO")
+    title = figure.axes[0].get_title(loc="left")
+    assert title == "PA+SO: Spearman ρ = +1.00 [+1.00, +1.00] over 28 pairs"
+    dots = figure.axes[0].collections[0]
+    assert len(dots.get_offsets()) == 28
+    assert mpl.colors.to_hex(dots.get_facecolor()).upper() == SO
+    with pytest.raises(ValueError, match=r"must both be \(C, C\)"):
+        figures.confusion_vs_cosine(cosines, cosines[:3])
+
+
+def test_attribute_lens_finds_what_was_put_in(rng):
+    marks = rng.integers(0, 2, (18, 8))
+    shared = (marks[:, None] == marks[None]).sum(axis=2)
+    proxies = {"PA": 2.0 * marks - 1, "PA+SO": rng.normal(size=(18, 8))}
+    figure = figures.attribute_lens(proxies, shared)
+    left, right = figure.axes
+    assert left.get_title().startswith("PA: ρ = +1.00") and left.title.get_color() == PA
+    assert right.title.get_color() == SO and left.get_ylim() == right.get_ylim()
+    means = left.lines[0]
+    np.testing.assert_allclose(
+        means.get_ydata(), means.get_xdata() / 4 - 1, atol=1e-9
+    )  # cosine of ±1s
+    assert "95 % interval" in figures.alt_text(figure)
+    with pytest.raises(ValueError, match="there are 18 classes"):
+        figures.attribute_lens(proxies, shared[:3, :3])

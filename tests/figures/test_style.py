@@ -1,0 +1,51 @@
+"""The book's style: colors, settings, and what a notebook gets."""
+
+import matplotlib as mpl
+import numpy as np
+
+from sobook import figures
+from tests.figures.reading import PA, SO
+
+
+def relative_luminance(color):
+    linear = [
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+        for c in mpl.colors.to_rgb(color)
+    ]
+    return np.dot(linear, [0.2126, 0.7152, 0.0722])
+
+
+def test_methods_keep_their_colors_and_others_get_stable_ones():
+    assert figures.method_color("PA") == PA != figures.method_color("PA+SO") == SO
+    assert figures.method_color("triplet") == figures.method_color("triplet")
+    assert figures.method_color("triplet") not in (PA, SO)
+
+
+def test_right_and_wrong_differ_in_lightness_too():
+    right, wrong = (relative_luminance(figures.COLORS[n]) for n in ("relevant", "irrelevant"))
+    assert (right + 0.05) / (wrong + 0.05) > 1.8
+
+
+def test_style_leaves_the_settings_of_others_alone(proxies):
+    before = dict(mpl.rcParams)
+    figures.spectra(proxies).canvas.draw()
+    assert dict(mpl.rcParams) == before
+
+
+def test_style_holds_when_the_figure_is_drawn_later(proxies):
+    figure = figures.spectra(proxies)
+    with mpl.rc_context({"xtick.labelsize": 3}):
+        figure.canvas.draw()
+    assert all(label.get_size() == 12 for label in figure.axes[0].get_xticklabels())
+
+
+def test_a_notebook_gets_the_picture_and_its_alternative_text(proxies, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **how: shown.append((data, how)))
+    figures.spectra(proxies)._ipython_display_()
+    data, how = shown.pop()
+    assert data["text/plain"] == how["metadata"]["image/png"]["alt"]
+    assert data["text/plain"].startswith("Singular values of the proxies; effective rank of 18: PA")
+    noisy = np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3), dtype=np.uint8)
+    figures.contact_sheet(noisy)._ipython_display_()
+    assert "image/jpeg" in shown.pop()[0]  # photographs would make a notebook heavy as PNG
