@@ -5,10 +5,10 @@ never does.
 """
 
 import argparse
+import functools
 import os
 import sys
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -95,36 +95,32 @@ def prepare(
     print(folder)
 
 
-def train_from(defaults: TrainConfig) -> Callable[..., None]:
-    """The command `train`, which starts from the defaults of `TrainConfig` or from a recipe."""
+def train(
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = TrainConfig(),  # noqa: B008 (frozen)
+    recipe: str | None = None,
+) -> None:
+    """Train an encoder, evaluate it on the test classes, and leave a run folder.
 
-    def train(
-        config: Annotated[TrainConfig, tyro.conf.arg(name="")] = defaults, recipe: str | None = None
-    ) -> None:
-        """Train an encoder, evaluate it on the test classes, and leave a run folder.
+    A finished run with the same settings is opened, not repeated; an unfinished one resumes from
+    its last checkpoint. On several devices: accelerate launch -m sobook train ...
 
-        A finished run with the same settings is opened, not repeated; an unfinished one resumes
-        from its last checkpoint. On several devices: accelerate launch -m sobook train ...
+    For instance:
+      sobook train
+      sobook train --so-weight 100 --seed 1
+      sobook train --recipe cub200 --root ~/data --so-weight 100
+      sobook train --recipe cub200-tiny --root ~/data --image-size 128 --precision float32
+      sobook train --recipe photos --root my_pictures --so-weight 100
 
-        For instance:
-          sobook train
-          sobook train --so-weight 100 --seed 1
-          sobook train --recipe cub200 --root ~/data --so-weight 100
-          sobook train --recipe cub200-tiny --root ~/data --image-size 128 --precision float32
-          sobook train --recipe photos --root my_pictures --so-weight 100
-
-        Args:
-            config: the settings; what is not named here is that of the recipe, or the default.
-            recipe: settings to start from: cub200, cars196, sop, inshop (DeiT-Small), one of these
-                with -tiny (DeiT-Tiny), or photos, for a folder of your own. They are in
-                data/recipes.toml.
-        """
-        run = sobook.fit(config)
-        if _process_number() == 0:  # of several processes started together, one reports
-            _print_result(run.path.name, run.retrieval)
-            print(run.path)
-
-    return train
+    Args:
+        config: the settings; what is not named here is that of the recipe, or the default.
+        recipe: settings to start from: cub200, cars196, sop, inshop (DeiT-Small), one of these
+            with -tiny (DeiT-Tiny), or photos, for a folder of your own. They are in
+            data/recipes.toml.
+    """
+    run = sobook.fit(config)
+    if _process_number() == 0:  # of several processes started together, one reports
+        _print_result(run.path.name, run.retrieval)
+        print(run.path)
 
 
 def evaluate(source: Annotated[Source, tyro.conf.arg(name="")]) -> None:
@@ -437,7 +433,7 @@ def _print_notes(notes, indent: str = "  ") -> None:
 
 COMMANDS = {
     "prepare": prepare,
-    "train": train_from(TrainConfig()),
+    "train": train,
     "evaluate": evaluate,
     "compare": compare,
     "study": study,
@@ -454,42 +450,51 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        arguments: the words after ``sobook``; default: those of this process. ``--debug``, anywhere
-            among them, shows the traceback of an error.
+        arguments: the words after ``sobook``; default: those of this process.
 
     Returns:
         The exit status: 0 well, 1 an error. (Wrong usage exits with 2.)
     """
     warnings.formatwarning = lambda message, *_, **__: f"sobook: {message}\n"
-    early = argparse.ArgumentParser(prog="sobook", add_help=False, allow_abbrev=False)
-    early.add_argument("--debug", action="store_true")
-    options, arguments = early.parse_known_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    options = _parser().parse_args([word for word in arguments if word != "--debug"])
     try:
-        _run(arguments)
+        _run(options.command, options.arguments)
     except KeyboardInterrupt:
         return _fail("stopped; the same command resumes from the last checkpoint.")
     except (SobookError, OSError, ImportError) as error:
-        if options.debug:
+        if debug:
             raise
         return _fail(str(error))
     return 0
 
 
-def _run(arguments: list[str]) -> None:
-    # A recipe replaces the defaults of `train`, so it has to be known before the rest is read.
-    early = argparse.ArgumentParser(prog="sobook train", add_help=False, allow_abbrev=False)
-    early.add_argument("--recipe")
-    recipe = early.parse_known_args(arguments)[0].recipe
-    commands = dict(COMMANDS)
-    if recipe is not None:
-        commands["train"] = train_from(TrainConfig.recipe(recipe))
-    tyro.extras.subcommand_cli_from_dict(
-        commands,
+def _parser() -> argparse.ArgumentParser:
+    """Of the command's name; the command itself parses what comes after."""
+    lines = [f"  {name:10}{run.__doc__.splitlines()[0]}" for name, run in COMMANDS.items()]
+    parser = argparse.ArgumentParser(
         prog="sobook",
         description="Deep metric learning with soft orthogonal proxies.",
-        args=arguments,
-        config=(tyro.conf.FlagCreatePairsOff,),
+        epilog="\n".join(["commands:", *lines, "", "sobook COMMAND --help shows examples."]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("command", choices=COMMANDS, metavar="command", help="see below")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the command")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _run(name: str, arguments: list[str]) -> None:
+    command = COMMANDS[name]
+    if name == "train":  # a recipe replaces the defaults, so it has to be known first
+        early = argparse.ArgumentParser(prog="sobook train", add_help=False, allow_abbrev=False)
+        early.add_argument("--recipe")
+        recipe = early.parse_known_args(arguments)[0].recipe
+        if recipe is not None:
+            command = functools.partial(train, config=TrainConfig.recipe(recipe))
+    options = (tyro.conf.FlagCreatePairsOff,)
+    tyro.cli(command, prog=f"sobook {name}", args=arguments, config=options)
 
 
 def _fail(message: str) -> int:

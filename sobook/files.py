@@ -139,6 +139,8 @@ def end_with_parent() -> None:
     Workers left behind would hold its locks, and wait for work for ever.
     """
     parent = multiprocessing.parent_process()
+    if parent is None:  # this is not a worker
+        return
 
     def wait() -> None:
         parent.join()

@@ -1,6 +1,8 @@
-"""Finding packaged files and the data folder, near matches, and what `import sobook` says."""
+"""The foundation: packaged files, the data folder, whole writes, near matches, lazy imports."""
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -16,54 +18,43 @@ ROOT = Path(__file__).resolve().parent.parent
 # --- Packaged files ------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def checkout(tmp_path, monkeypatch) -> Path:
-    """A checkout that holds nothing but an empty package."""
-    (tmp_path / "sobook").mkdir()
-    (tmp_path / "pyproject.toml").touch()
-    monkeypatch.setattr(files, "_PACKAGE", tmp_path / "sobook")
-    monkeypatch.setattr(files, "_CHECKOUT", tmp_path)
-    return tmp_path
-
-
 def test_the_manifest_is_found():
-    assert files.shipped("benchmarks.toml").is_file()
+    assert files.shipped("benchmarks.toml") == ROOT / "data/benchmarks.toml"
 
 
-def test_files_lie_in_data_in_a_checkout_and_in_the_package_when_installed(checkout):
-    (checkout / "data").mkdir()
-    (checkout / "data/recipes.toml").touch()
-    assert files.shipped("recipes.toml") == checkout / "data/recipes.toml"
-    (checkout / "sobook/_data").mkdir()
-    (checkout / "sobook/_data/recipes.toml").touch()
-    assert files.shipped("recipes.toml") == checkout / "sobook/_data/recipes.toml"
+def test_an_installed_package_carries_its_files(tmp_path):
+    """As in a wheel: no checkout around the package, and ``_data`` in it."""
+    package = tmp_path / "sobook"
+    (package / "_data").mkdir(parents=True)
+    (package / "_data/recipes.toml").touch()
+    for name in ("__init__.py", "errors.py", "files.py", "lazy.py"):
+        shutil.copy(ROOT / "sobook" / name, package)
+    script = "from sobook import files; print(files.shipped('recipes.toml'), files.data_root())"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "SOBOOK_DATA": ""}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.split() == [str(package / "_data/recipes.toml"), str(tmp_path / "data")]
+    assert list(tmp_path.iterdir()) == [package]  # asking makes no folder
 
 
-def test_a_missing_file_is_named_with_the_remedy(checkout):
-    with pytest.raises(FileNotFoundError, match=r"'recipes.toml' is missing: reinstall sobook"):
-        files.shipped("recipes.toml")
+def test_a_missing_file_is_named_with_the_remedy():
+    with pytest.raises(errors.SobookError, match=r"'recipe.toml' is missing: reinstall sobook"):
+        files.shipped("recipe.toml")
 
 
 # --- The data folder -----------------------------------------------------------------------------
 
 
-def test_data_root_is_argument_then_setting_then_checkout_then_here(checkout, monkeypatch):
-    elsewhere = checkout / "elsewhere"
-    elsewhere.mkdir()
-    monkeypatch.chdir(elsewhere)
+def test_data_root_is_argument_then_setting_then_checkout_then_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SOBOOK_DATA", "/from/setting")
     assert files.data_root("given") == Path("given")
     assert files.data_root(Path("given")) == Path("given")
     assert files.data_root() == Path("/from/setting")
-    for nothing in ("", None):
-        if nothing is None:
-            monkeypatch.delenv("SOBOOK_DATA")
-        else:
-            monkeypatch.setenv("SOBOOK_DATA", nothing)
-        assert files.data_root() == checkout / "data"
-    (checkout / "pyproject.toml").unlink()  # installed: no checkout around the package
-    assert files.data_root() == elsewhere / "data"
-    assert list(elsewhere.iterdir()) == []  # asking makes no folder
+    monkeypatch.setenv("SOBOOK_DATA", "")
+    assert files.data_root() == ROOT / "data"
+    monkeypatch.delenv("SOBOOK_DATA")
+    assert files.data_root() == ROOT / "data"
 
 
 def test_data_root_knows_the_home_folder(monkeypatch):
@@ -97,7 +88,29 @@ def test_suggest_takes_numbers_too():
     assert errors.suggest(224, [196, 2240]) == " Did you mean '2240'?"
 
 
-# --- import sobook -------------------------------------------------------------------------------
+# --- Writing -------------------------------------------------------------------------------------
+
+
+def test_an_error_leaves_what_was_there(tmp_path):
+    file = tmp_path / "folder" / "metrics.json"
+    files.write_json(file, {"recall": 0.5})
+    with pytest.raises(ZeroDivisionError), files.replacing(file) as partial:
+        partial.write_text("half of")
+        raise ZeroDivisionError
+    assert file.read_text() == '{\n  "recall": 0.5\n}\n'
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_a_full_disk_is_one_sentence(tmp_path):
+    file = tmp_path / "metrics.json"
+    sentence = r"metrics.json could not be written \(No space left on device\)"
+    with pytest.raises(errors.SobookError, match=sentence), files.replacing(file) as partial:
+        partial.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- A torch and torchvision that do not belong together -----------------------------------------
 
 
 def run_with(folder: Path, *arguments: str, **packages: str) -> subprocess.CompletedProcess:
@@ -115,7 +128,7 @@ NMS = 'raise RuntimeError("operator torchvision::nms does not exist")'
 
 
 def test_a_torchvision_of_another_torch_is_one_sentence(tmp_path):
-    done = run_with(tmp_path, "-c", "import sobook", torchvision=NMS)  # the real torch
+    done = run_with(tmp_path, "-c", "from sobook import Encoder", torchvision=NMS)  # the real torch
     assert done.returncode == 1
     *_, last = done.stderr.strip().splitlines()
     assert last == (
@@ -138,7 +151,9 @@ def test_a_torchvision_of_another_torch_is_one_sentence(tmp_path):
         ({"torch": "raise RuntimeError"}, "RuntimeError"),
     ],
 )
-@pytest.mark.parametrize("arguments", [("-c", "import sobook.losses"), ("-m", "sobook", "--help")])
+@pytest.mark.parametrize(
+    "arguments", [("-c", "import sobook; sobook.ProxyAnchor"), ("-m", "sobook", "evaluate")]
+)
 def test_other_ways_for_the_pair_to_fail(tmp_path, arguments, packages, reason):
     done = run_with(tmp_path, *arguments, **packages)
     assert done.returncode == 1
@@ -149,7 +164,7 @@ def test_other_ways_for_the_pair_to_fail(tmp_path, arguments, packages, reason):
 
 
 def test_other_errors_are_left_alone(tmp_path):
-    done = run_with(tmp_path, "-c", "import sobook", torch="1 / 0")
+    done = run_with(tmp_path, "-c", "from sobook import ProxyAnchor", torch="1 / 0")
     assert "ZeroDivisionError" in done.stderr
     assert "reinstall" not in done.stderr
 
@@ -168,16 +183,14 @@ def version(name):
 
 metadata.version = version
 sys.modules["torchvision"] = None  # importing it now fails
-import sobook
+from sobook import ProxyAnchor
 """
     done = run_with(tmp_path, "-c", script, torch="")
     assert f"torch {metadata.version('torch')} and torchvision (missing)" in done.stderr
     assert "pip install --force-reinstall torch torchvision" in done.stderr
 
 
-def test_a_pair_that_fits_is_imported_in_silence(tmp_path):
-    script = "import sobook; print(sobook.__version__)"
-    done = run_with(tmp_path, "-c", script, torch="", torchvision="")
-    assert done.returncode == 0
-    assert done.stderr == ""
-    assert done.stdout.strip().count(".") == 2
+def test_help_needs_neither(tmp_path):
+    broken = {"torch": "raise OSError('lost')", "torchvision": NMS}
+    done = run_with(tmp_path, "-m", "sobook", "train", "--help", **broken)
+    assert done.returncode == 0 and done.stderr == ""
