@@ -1,4 +1,4 @@
-"""How data sets lie on disk: the manifest, folders of classes, and readers of the official lists.
+"""How data sets lie on disk: the manifest, folders of pictures, and readers of the official lists.
 
 A reader turns a benchmark's layout into a `Listing` of one split. Whether the files are there, and
 as many as the manifest says, is checked in `sobook.data.image_sets`, in the same way for all.
@@ -6,37 +6,33 @@ as many as the manifest says, is checked in `sobook.data.image_sets`, in the sam
 
 from __future__ import annotations
 
-import io
+import contextlib
 import json
 import os
-import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from sobook import files
 from sobook.errors import DatasetError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
     + (".ppm", ".pgm", ".avif", ".jp2", ".tga")
 )
+# What Pillow raises on files that are no picture, damaged, or unreasonably large.
+DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _CLUTTER = ("Thumbs.db", "desktop.ini", "__MACOSX")
 
 
 @cache
 def cards() -> dict[str, dict]:
     """``data/benchmarks.toml``: per benchmark its sources, layouts, counts, license, citation."""
-    return tomllib.loads(files.shipped("benchmarks.toml").read_text(encoding="utf-8"))
+    return files.read_toml(files.shipped("benchmarks.toml"))
 
 
 @dataclass
@@ -83,100 +79,72 @@ def read(name: str, home: Path, split: str) -> Listing:
     return _READERS[name](home, split)
 
 
+def picture_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The files in a folder and its subfolders, sorted: pictures by their extension, and others.
+
+    What is hidden, and what operating systems leave behind, is in neither list.
+    """
+    found = []
+    for where, subfolders, names in os.walk(folder):
+        subfolders[:] = [name for name in subfolders if not _is_clutter(name)]
+        found += [Path(where, name) for name in names if not _is_clutter(name)]
+    found.sort()
+    pictures = [path for path in found if path.suffix.lower() in EXTENSIONS]
+    return pictures, [path for path in found if path.suffix.lower() not in EXTENSIONS]
+
+
+def _is_clutter(name: str) -> bool:
+    return name.startswith(".") or name in _CLUTTER
+
+
 def class_folders(root: Path) -> tuple[dict[str, list[Path]], dict[Path, str]]:
     """Pictures by class folder, both sorted; and the other files, each with why it is left out."""
     classes: dict[str, list[Path]] = {}
     left_out: dict[Path, str] = {}
-    for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
-        if entry.name.startswith(".") or entry.name in _CLUTTER:
+    for entry in sorted(root.iterdir()):
+        if _is_clutter(entry.name):
             continue
         if not entry.is_dir():
-            left_out[Path(entry.path)] = "not in a class folder"
+            left_out[entry] = "not in a class folder"
             continue
-        files = sorted(_files(entry.path))
-        pictures = [path for path in files if path.suffix.lower() in EXTENSIONS]
+        pictures, others = picture_files(entry)
         if pictures:
             classes[entry.name] = pictures
-        left_out |= {p: "not a picture file" for p in files if p.suffix.lower() not in EXTENSIONS}
+        left_out |= dict.fromkeys(others, "not a picture file")
     return classes, left_out
 
 
-def _files(folder: str) -> Iterable[Path]:
-    for where, _, names in os.walk(folder):
-        for file in names:
-            if not file.startswith(".") and file not in _CLUTTER:
-                yield Path(where, file)
-
-
-def broken(path: Path, *, whole: bool = False) -> str | None:
-    """Why the picture cannot be read, or None: its header, or the `whole` of its pixels."""
-    try:
-        with Image.open(path) as image:
-            if whole:
-                image.load()
-            return None
-    except Image.UnidentifiedImageError:
-        return "not a picture, whatever its name says" if path.stat().st_size else "empty file"
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return getattr(error, "strerror", None) or str(error)
-
-
-def sizes(paths: Iterable[Path]) -> list[tuple[int, int]]:
-    """(width, height) of the pictures whose headers can be read."""
-    found = []
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                found.append(image.size)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            continue  # whoever wants its pixels reports it
-    return found
-
-
-def contact_sheet(paths: Iterable[Path], side: int = 72) -> bytes:
-    """A row of small pictures as JPEG; empty where none can be read."""
-    tiles = []
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                tiles.append(
-                    ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (side, side))
-                )
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            continue
-    if not tiles:
-        return b""
-    sheet, data = Image.new("RGB", (side * len(tiles), side)), io.BytesIO()
-    for place, tile in enumerate(tiles):
-        sheet.paste(tile, (place * side, 0))
-    sheet.save(data, "JPEG", quality=85)
-    return data.getvalue()
-
-
-def unreadable(paths: list[Path], memory: Path) -> dict[Path, str]:
-    """The pictures that cannot be decoded, with reasons.
+def unreadable(paths: Iterable[Path], memory: Path) -> dict[Path, str]:
+    """The pictures that cannot be decoded, each with the reason.
 
     Decoding all of a large folder takes a while, so verdicts are kept in the file `memory` and
     asked for again only when a picture's size or date has changed.
     """
-    known = json.loads(memory.read_text()) if memory.is_file() else {}
-    verdicts = {}
+    paths = list(paths)
+    known = json.loads(memory.read_text(encoding="utf-8")) if memory.is_file() else {}
 
-    def judge(path: Path) -> None:
+    def verdict(path: Path) -> list:
         stat = path.stat()
-        mark = [stat.st_size, stat.st_mtime_ns]
-        old = known.get(str(path))
-        why = old[2] if old and old[:2] == mark else broken(path, whole=True)
-        verdicts[str(path)] = [*mark, why]
+        old = known.get(str(path), [])
+        version = [stat.st_size, stat.st_mtime_ns]
+        return old if old[:2] == version else [*version, _why_unreadable(path)]
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(judge, paths))
-    if any(known.get(path) != verdict for path, verdict in verdicts.items()):
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        partial = memory.with_name(f".{memory.name}.{os.getpid()}")
-        partial.write_text(json.dumps({**known, **verdicts}))
-        os.replace(partial, memory)
-    return {path: why for path in paths if (why := verdicts[str(path)][2])}
+    with ThreadPoolExecutor(files.available_cores()) as pool:
+        verdicts = dict(zip(map(str, paths), pool.map(verdict, paths), strict=True))
+    if any(known.get(path) != found for path, found in verdicts.items()):
+        files.write_json(memory, {**known, **verdicts})
+    return {Path(path): why for path, (_, _, why) in verdicts.items() if why}
+
+
+def _why_unreadable(path: Path) -> str | None:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return None
+    except Image.UnidentifiedImageError:
+        return "not a picture, whatever its name says" if path.stat().st_size else "empty file"
+    except DECODING_ERRORS as error:
+        return getattr(error, "strerror", None) or str(error)
 
 
 def _need(home: Path, *candidates: str) -> Path:
@@ -257,9 +225,8 @@ def _cars_joint(home: Path) -> Listing:
 
 def _cars_devkit(home: Path) -> Listing:
     def find(file: str) -> Path:
-        return _need(
-            home, *(f + file for f in ("", "devkit/", "car_devkit/devkit/", "car_devkit/"))
-        )
+        folders = ("", "devkit/", "car_devkit/devkit/", "car_devkit/")
+        return _need(home, *(folder + file for folder in folders))
 
     names = _car_names(_mat(find("cars_meta.mat"))["class_names"])
     listing = Listing(find("cars_test_annos_withlabels.mat"), home, names=names)
@@ -274,7 +241,7 @@ def _cars_devkit(home: Path) -> Listing:
 
 
 def _cars_folders(home: Path) -> Listing:
-    """One folder a class, without ids: class 98 is the last one with E, class 99 the first with F.
+    """One folder per class, without ids: class 98 is the last with E, class 99 the first with F.
 
     So the alphabet gives the official split, although not the official order of classes.
     """
@@ -326,9 +293,8 @@ def _refuse_high_resolution(base: Path, paths: list[str]) -> None:
     """Published numbers are made on the 256-pixel pictures; others cannot be held beside them."""
     large = (base / "img_highres").is_dir() and not (base / "img").is_dir()
     for path in paths[:: max(len(paths) // 3, 1)]:
-        if (base / path).is_file() and not broken(base / path):
-            with Image.open(base / path) as image:
-                large |= max(image.size) > 256
+        with contextlib.suppress(*DECODING_ERRORS), Image.open(base / path) as image:
+            large |= max(image.size) > 256
     if large:
         raise DatasetError(
             f"{base} holds In-Shop's high-resolution pictures, but the benchmark's numbers are "

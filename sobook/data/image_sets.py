@@ -9,18 +9,21 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import importlib
+import io
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
+from PIL import Image, ImageOps
 
 from sobook import files
-from sobook.data import archives, benchmarks
-from sobook.data.benchmarks import DatasetError
-from sobook.errors import suggest
+from sobook.data import benchmarks, fetch
+from sobook.errors import DatasetError, suggest
 
 NAMES = ("aviary", "cub200", "cars196", "sop", "inshop", "folder")
 _AVIARY_OPTIONS = {"species": 100, "images_per_species": 40, "size": 96, "seed": 0}
@@ -35,11 +38,11 @@ class ImageSet:
         paths: N image files.
         labels: (N,) int64 in 0..C-1, an index into `class_names`.
         class_names: C names.
-        name: the data set, e.g. ``"cub200"``.
-        split: the split, e.g. ``"train"``.
+        name: of the data set, e.g. ``"cub200"``.
+        split: e.g. ``"train"``.
         notes: what a reader of any number made from these images has to know (e.g. "partial").
-        origin: of a subset, the set it was taken from and the (N,) rows there. Where that set is
-            embedded already, the subset need not be.
+        origin: of a subset, the set it was taken from and the (N,) rows there. Pixels and
+            embeddings of that set serve the subset as well.
     """
 
     paths: tuple[Path, ...]
@@ -56,8 +59,8 @@ class ImageSet:
             raise DatasetError(f"{self.name} {self.split} is empty: no image is left in it.")
         if labels.shape != (len(self.paths),) or labels.dtype.kind not in "iu":
             raise DatasetError(
-                f"{self.name} {self.split}: labels must be {len(self.paths)} whole numbers, one an "
-                f"image, but are {labels.dtype} of shape {labels.shape}."
+                f"{self.name} {self.split}: labels must be {len(self.paths)} whole numbers, one "
+                f"per image, but are {labels.dtype} of shape {labels.shape}."
             )
         if labels.min() < 0 or labels.max() >= len(self.class_names):
             raise DatasetError(
@@ -100,22 +103,23 @@ class ImageSet:
         Sizes are read from the headers of at most 100 images spread over the set.
         """
         counts = np.bincount(self.labels, minlength=self.num_classes)
-        spread = f"{counts.min()} / {np.median(counts):g} / {counts.max()}"
         rows = {
             "images": f"{len(self):,}",
             "classes": f"{self.num_classes:,}",
-            "images per class (min / median / max)": spread,
+            "images per class (min / median / max)": (
+                f"{counts.min()} / {np.median(counts):g} / {counts.max()}"
+            ),
             "first and last class": f"{self.class_names[0]} … {self.class_names[-1]}",
         }
-        if sizes := benchmarks.sizes([self.paths[i] for i in _spread(len(self), 100)]):
+        if sizes := _sizes([self.paths[i] for i in _evenly(len(self), 100)]):
             rows["width × height in pixels"] = " × ".join(
                 f"{min(sides)}–{max(sides)}" if min(sides) < max(sides) else str(sides[0])
                 for sides in zip(*sizes, strict=True)
             )
-        if lonely := int((counts == 1).sum()):
-            rows["classes with a single image"] = f"{lonely:,} (nothing to retrieve for them)"
+        if single := int((counts == 1).sum()):
+            rows["classes with a single image"] = f"{single:,} (nothing to retrieve for them)"
         _, first = np.unique(self.labels, return_index=True)
-        sheet = benchmarks.contact_sheet([self.paths[first[i]] for i in _spread(len(first), 10)])
+        sheet = _contact_sheet([self.paths[first[i]] for i in _evenly(len(first), 10)])
         return Description(f"{self.name}, {self.split}", rows, self.notes, sheet)
 
 
@@ -140,16 +144,44 @@ class Description:
             for key, value in pairs
         )
         table = f"<table><caption>{html.escape(self.title)}</caption>{cells}</table>"
-        encoded = base64.b64encode(self.sheet).decode()
-        picture = (
-            f"<img alt='One image each of a few classes' src='data:image/jpeg;base64,{encoded}'>"
-        )
-        return table + picture * bool(self.sheet)
+        if not self.sheet:
+            return table
+        source = f"data:image/jpeg;base64,{base64.b64encode(self.sheet).decode()}"
+        return f"{table}<img alt='One image each of a few classes' src='{source}'>"
 
 
-def _spread(number: int, most: int) -> list[int]:
+def _evenly(number: int, most: int) -> list[int]:
     """At most `most` of the indices 0..number−1, evenly spread."""
     return np.linspace(0, number - 1, min(number, most)).astype(int).tolist()
+
+
+def _sizes(paths: Iterable[Path]) -> list[tuple[int, int]]:
+    """(width, height) of the pictures whose headers can be read."""
+    found = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                found.append(image.size)
+        except benchmarks.DECODING_ERRORS:
+            continue  # reported by whoever wants its pixels
+    return found
+
+
+def _contact_sheet(paths: Iterable[Path], side: int = 72) -> bytes:
+    """A row of small pictures as JPEG; empty where none can be read."""
+    tiles = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                upright = ImageOps.exif_transpose(image).convert("RGB")
+                tiles.append(np.asarray(ImageOps.fit(upright, (side, side))))
+        except benchmarks.DECODING_ERRORS:
+            continue
+    if not tiles:
+        return b""
+    data = io.BytesIO()
+    Image.fromarray(np.concatenate(tiles, axis=1)).save(data, "JPEG", quality=85)
+    return data.getvalue()
 
 
 def prepare(
@@ -162,7 +194,7 @@ def prepare(
 ) -> Path:
     """Draw, or fetch, verify and unpack a data set; returns at once when that has been done.
 
-    Killed at any moment, the next call goes on or starts clean, and never takes half for whole.
+    Killed at any moment, the next call resumes or starts anew, and never takes half for whole.
 
     Args:
         name: one of `NAMES`; ``"folder"`` is only looked through.
@@ -175,15 +207,13 @@ def prepare(
         The data set's own folder.
 
     Raises:
-        DatasetError, ArchiveError (both ValueError): wrong name, option or content.
-        DownloadError (an OSError): what cannot be fetched; it tells the other ways.
+        DatasetError: wrong name, option or content.
+        DownloadError: what cannot be fetched; the message says how to get it by hand.
     """
     _check_name(name)
-    _check_options(name, options, [*_AVIARY_OPTIONS] * (name == "aviary"))
+    _check_options(name, options, _own_options(name))
     if name == "aviary":
-        from sobook.aviary import species as aviary
-
-        return aviary.prepare(files.data_root(root), **options, progress=progress)
+        return _aviary().prepare(files.data_root(root), **options, progress=progress)
     if name == "folder":
         for split in ("train", "test"):
             load("folder", split, root)
@@ -194,7 +224,7 @@ def prepare(
         for split in card["splits"]:
             _read_benchmark(name, split, home, allow_partial)
 
-    return archives.install(name, card, files.data_root(root), check, progress)
+    return fetch.install(name, card, files.data_root(root), check, progress)
 
 
 def load(
@@ -209,10 +239,10 @@ def load(
 
     Args:
         name: one of `NAMES`.
-        split: ``train``, ``test``, or ``validation`` (a seeded share of the *training classes*);
+        split: ``train``, ``test``, or ``validation`` (a seeded draw of the *training classes*);
             In-Shop has ``query`` and ``gallery`` instead of ``test``.
         root: the folder that holds each benchmark's own folder as published; for ``"folder"``
-            your own folder, with one folder a class. Default: ``SOBOOK_DATA``, else ``data/``.
+            your own folder, with one folder per class. Default: ``SOBOOK_DATA``, else ``data/``.
         allow_partial: accept a benchmark with images or classes missing; a warning then follows
             the data in `ImageSet.notes`.
         **options: ``validation_fraction``, ``validation_seed``; for the aviary also ``species``,
@@ -222,12 +252,11 @@ def load(
         DatasetError: unknown name, split or option; files missing; counts off.
     """
     _check_words(name, split, options)
-    share, seed = (options.pop(key, default) for key, default in _HOLD_OUT_OPTIONS.items())
-    image_set = _read(
-        name, "train" if split == "validation" else split, root, allow_partial, options
-    )
+    fraction, seed = (options.pop(key, default) for key, default in _HOLD_OUT_OPTIONS.items())
+    listed = "train" if split == "validation" else split
+    image_set = _read(name, listed, root, allow_partial, options)
     if split == "validation":
-        image_set = hold_out(image_set, share, seed)[1]
+        image_set = hold_out(image_set, fraction, seed)[1]
     if notes := image_set.notes:
         more = f" (and {len(notes) - 1} more, see .notes)" if len(notes) > 1 else ""
         warnings.warn(f"{name} {split}: {notes[0]}{more}", stacklevel=2)
@@ -247,14 +276,14 @@ def notes(
     tested = ("query", "gallery") if name == "inshop" else ("test",)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # they are what is returned
-        found = {
-            split: load(name, split, root, allow_partial=allow_partial, **options).notes
+        parts = [
+            load(name, split, root, allow_partial=allow_partial, **options)
             for split in ("train", *tested)
-        }
+        ]
     named = [
-        note if name == "folder" else f"{split} {note}"
-        for split, its_notes in found.items()
-        for note in its_notes
+        note if name == "folder" else f"{part.split} {note}"
+        for part in parts
+        for note in part.notes
     ]
     return tuple(dict.fromkeys(named))
 
@@ -313,7 +342,7 @@ def _check_words(name: str, split: str, options: Mapping) -> None:
     if split not in splits:
         near = suggest(split, splits)
         raise DatasetError(f"unknown split {split!r}.{near} {name} has {', '.join(splits)}.")
-    _check_options(name, options, [*_AVIARY_OPTIONS] * (name == "aviary") + [*_HOLD_OUT_OPTIONS])
+    _check_options(name, options, [*_own_options(name), *_HOLD_OUT_OPTIONS])
 
 
 def _check_name(name: str) -> None:
@@ -322,7 +351,12 @@ def _check_name(name: str) -> None:
         raise DatasetError(f"unknown data set {name!r}.{near} There are {', '.join(NAMES)}.")
 
 
-def _check_options(name: str, options: Iterable[str], known: list[str]) -> None:
+def _own_options(name: str) -> list[str]:
+    """Options that decide what a data set holds; only the aviary has any."""
+    return list(_AVIARY_OPTIONS) if name == "aviary" else []
+
+
+def _check_options(name: str, options: Iterable[str], known: Collection[str]) -> None:
     for option in options:
         if option not in known:
             near = suggest(option, known)
@@ -330,7 +364,9 @@ def _check_options(name: str, options: Iterable[str], known: list[str]) -> None:
             raise DatasetError(f"unknown option {option!r} for {name}.{near} It takes {takes}.")
 
 
-def _read(name: str, split: str, root, allow_partial: bool, options: Mapping) -> ImageSet:
+def _read(
+    name: str, split: str, root: str | os.PathLike | None, allow_partial: bool, options: Mapping
+) -> ImageSet:
     if name == "aviary":
         return _read_aviary(split, root, options)
     if name == "folder":
@@ -339,13 +375,17 @@ def _read(name: str, split: str, root, allow_partial: bool, options: Mapping) ->
     return _read_benchmark(name, split, home, allow_partial)
 
 
-def _read_aviary(split: str, root: str | os.PathLike | None, options: Mapping) -> ImageSet:
-    from sobook.aviary import (
-        species as aviary,  # here, so that photographs can be read without the drawing code
-    )
+def _aviary() -> ModuleType:
+    # By name and when asked: the data layer needs no drawing code to read photographs.
+    return importlib.import_module("sobook.aviary.species")
 
-    folder = aviary.prepare(files.data_root(root), **{**_AVIARY_OPTIONS, **options})
+
+def _read_aviary(split: str, root: str | os.PathLike | None, options: Mapping) -> ImageSet:
+    folder = _aviary().prepare(files.data_root(root), **{**_AVIARY_OPTIONS, **options})
     classes, _ = benchmarks.class_folders(folder)
+    # By number, as in the table of attributes: as text, 1000 would come before 101.
+    in_order = sorted(classes, key=lambda name: int(name.partition(".")[0]))
+    classes = {name: classes[name] for name in in_order}
     return _from_folders(_half(classes, split, folder), "aviary", split)
 
 
@@ -357,10 +397,8 @@ def _read_folder(split: str, root: str | os.PathLike | None) -> ImageSet:
     if not given:
         classes = _half(classes, split, root)
     key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]
-    unreadable = benchmarks.unreadable(
-        [path for paths in classes.values() for path in paths],
-        memory=files.data_root() / "cache" / f"folder-{key}.json",
-    )
+    memory = files.data_root() / "cache" / f"folder-{key}.json"
+    unreadable = benchmarks.unreadable((p for paths in classes.values() for p in paths), memory)
     classes = {name: [p for p in paths if p not in unreadable] for name, paths in classes.items()}
     classes = {name: paths for name, paths in classes.items() if paths}
     if not classes:
@@ -382,13 +420,13 @@ def _own_folder(root: str | os.PathLike | None) -> Path:
 
 
 def _half(classes: dict[str, list[Path]], split: str, root: Path) -> dict[str, list[Path]]:
-    """The first half of the classes, by name, is for training, the second for testing."""
+    """The first half of the classes, in their order, is for training, the second for testing."""
     if len(classes) < 2:
         raise DatasetError(
             f"{root} has {len(classes)} class folder(s) with pictures in them, but a split by "
             "class needs at least 2: put the pictures of each class into a folder of its own."
         )
-    names, middle = sorted(classes), (len(classes) + 1) // 2
+    names, middle = list(classes), (len(classes) + 1) // 2
     chosen = names[:middle] if split == "train" else names[middle:]
     return {name: classes[name] for name in chosen}
 
@@ -407,7 +445,7 @@ def _read_benchmark(name: str, split: str, home: Path, allow_partial: bool) -> I
         raise DatasetError(
             f"{name} {split}: {first} is missing, as are {int((~there).sum()) - 1:,} more of the "
             f"images listed in {listing.index.name}; move {home} away and prepare it anew, or pass "
-            "allow_partial=True to go on without them."
+            "allow_partial=True to do without them."
         )
     classes = np.asarray(listing.classes, dtype=np.int64)[there]
     notes = _compare(name, split, home, listing.names, classes, allow_partial)
@@ -431,8 +469,15 @@ def _present(listing: benchmarks.Listing) -> np.ndarray:
     return there
 
 
-def _compare(name, split, home, names: Mapping, classes, allow_partial) -> tuple[str, ...]:
-    """Hold what is there against the official counts: a note where it differs and may do so."""
+def _compare(
+    name: str,
+    split: str,
+    home: Path,
+    names: Mapping[int, str],
+    classes: np.ndarray,
+    allow_partial: bool,
+) -> tuple[str, ...]:
+    """Check what is there against the official counts: a note where it differs and may do so."""
     official = benchmarks.cards()[name]["splits"][split]
     present = set(np.unique(classes).tolist())
     if (len(classes), len(present)) == (official["images"], official["classes"]):
@@ -444,9 +489,10 @@ def _compare(name, split, home, names: Mapping, classes, allow_partial) -> tuple
     if allow_partial:
         return (f"partial: {found}",)
     lacking = [names[k] for k in sorted(set(names) - present)]
-    listed = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if lacking[3:] else "")
+    if lacking:
+        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+        found = f"{found} (no {', '.join(lacking[:3])}{more})"
     raise DatasetError(
-        f"{name} {split} in {home} is not the whole benchmark: {found}"
-        f"{f' (no {listed})' if lacking else ''}; move it away and prepare it anew, or pass "
-        "allow_partial=True to go on with what is there, which the reports will then say."
+        f"{name} {split} in {home} is not the whole benchmark: {found}; move it away and prepare "
+        "it anew, or pass allow_partial=True to use what is there, which the reports will then say."
     )

@@ -7,7 +7,7 @@ neither on the number of workers nor on where training was resumed. Start with `
 import warnings
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -93,8 +93,8 @@ def _resized_crop(
     image: np.ndarray, top: int, left: int, height: int, width: int, size: tuple[int, int]
 ) -> Tensor:
     """(3, *size) uint8. Only the part that is cut out is read: large pictures cost no more."""
-    part = image[top : top + height, left : left + width].copy()  # torch refuses read-only memory
-    part = torch.from_numpy(part).permute(2, 0, 1)[None]  # (1, 3, height, width)
+    cut = image[top : top + height, left : left + width].copy()  # torch refuses read-only memory
+    part = torch.from_numpy(cut).permute(2, 0, 1)[None]  # (1, 3, height, width)
     return nn.functional.interpolate(part, size=size, mode="bicubic", antialias=True)[0]
 
 
@@ -177,7 +177,7 @@ def training_loader(
     if not workers:
         yield from (_make(batches, number, batches.draw(number)) for number in numbers)
         return
-    usual, waiting = torch.get_num_threads(), deque()
+    usual, waiting = torch.get_num_threads(), deque[Future]()
     # One thread of torch's in each of ours, or together they would ask for more cores than exist.
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:

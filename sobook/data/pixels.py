@@ -121,7 +121,7 @@ class Pixels:
             self._bytes = np.asarray(np.memmap(self.folder / "pixels.bin", np.uint8, mode="r"))
         flat = self._bytes[self._starts[index] : self._ends[index]]
         if self.as_jpeg:
-            return np.asarray(Image.open(io.BytesIO(flat)))
+            return np.asarray(Image.open(io.BytesIO(flat.tobytes())))
         return flat.reshape(*self.shapes[index], 3)
 
     def __getstate__(self) -> dict:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from PIL import ImageOps
 
+from sobook import files
 from sobook.data import benchmarks, loader, pixels
 from sobook.data.image_sets import DatasetError, ImageSet
 from sobook.encoder import Encoder, embed
@@ -123,16 +124,10 @@ def index_folder(encoder: Encoder, folder: str | os.PathLike, *, progress: bool 
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise DatasetError(f"there is no folder {folder}: name the one that holds your pictures.")
-    files = sorted(
-        Path(where, name)
-        for where, folders, names in os.walk(folder)
-        for name in names
-        if Path(name).suffix.lower() in benchmarks.EXTENSIONS
-        and not any(part.startswith(".") for part in Path(where, name).relative_to(folder).parts)
-    )
+    pictures, _ = benchmarks.picture_files(folder)
     memory = files.data_root() / "cache" / f"search-{_crc(str(folder.resolve()).encode())}.json"
-    bad = benchmarks.unreadable(files, memory=memory)
-    good = tuple(path for path in files if path not in bad)
+    bad = benchmarks.unreadable(pictures, memory)
+    good = tuple(path for path in pictures if path not in bad)
     if not good:
         raise DatasetError(f"there is no picture in {folder} that can be read.")
     names = tuple(_name(path, folder) for path in good)
