@@ -30,7 +30,7 @@ from sobook.aviary import micro
 from sobook.data import image_sets, loader, pixels
 from sobook.encoder import Encoder, embed
 from sobook.retrieval import evaluate
-from sobook.training.loop import learning_rate_factor
+from sobook.training.trainer import learning_rate_factor
 
 HERE = Path(__file__).parent
 

@@ -5,7 +5,8 @@ import os
 import socket
 import sys
 
-from sobook.training.loop import TrainingError, fit
+from sobook.errors import TrainingError
+from sobook.training.loop import fit
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["sobook.training", "tests.processes"])
@@ -129,13 +130,13 @@ def _study(file, data_root) -> None:
 
 def _do_at_step(rank: int, at_rank: int, at_step: int, signal: int) -> None:
     """Let one process send itself a signal when it comes to a step."""
-    from sobook.training import loop as training
+    from sobook.training.trainer import Trainer
 
-    original = training._Trainer._step
+    original = Trainer.step
 
     def step(trainer, number, *batch):
         if rank == at_rank and number == at_step:
             os.kill(os.getpid(), signal)
         return original(trainer, number, *batch)
 
-    training._Trainer._step = step
+    Trainer.step = step

@@ -22,7 +22,8 @@ from sobook.errors import SobookError
 from sobook.losses import SoftOrthogonalProxyAnchor
 from sobook.retrieval import evaluate
 from sobook.studies import baselines
-from sobook.training.loop import TrainConfig, learning_rate_factor
+from sobook.training.config import TrainConfig
+from sobook.training.trainer import learning_rate_factor
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,8 @@ def geometry_columns(proxies) -> dict[str, float]:
         "effective_rank": shape.effective_rank,
         "rms_floor": (shape.orthogonality_floor / pairs) ** 0.5,
         "welch_bound": shape.welch_bound,
-        **geometry.common_mode(proxies),
+        "rms_cosine_centred": shape.rms_cosine_centred,
+        **geometry.common_mode(shape),
     }
 
 

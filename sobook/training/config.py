@@ -118,6 +118,11 @@ class BaseConfig:
         if not 0 <= getattr(self, name) < 1:
             raise SobookError(f"{name} is {getattr(self, name)}: it is a fraction, in [0, 1).")
 
+    @property
+    def load_options(self) -> dict[str, Any]:
+        """Keyword arguments of `sobook.data.load` and `sobook.data.notes` for these data."""
+        return {"root": self.root, "allow_partial": self.allow_partial, **self.options}
+
     def replace(self: Config, **changes: Any) -> Config:
         """A copy with some fields changed."""
         return type(self).from_dict({**self.to_dict(), **changes})

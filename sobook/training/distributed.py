@@ -1,149 +1,199 @@
-"""One training run on one device or on many: the little that Accelerate leaves to us.
+"""One training run on one device or on many: the little that torch and Accelerate leave to us.
 
-A run over k processes computes the loss of the joint batch. Every process embeds its share, the
-embeddings are gathered, and each process computes the same loss from all of them; gradients then
-reach each encoder through its own share alone.
+A run over k processes computes the loss of the joint batch. Every process embeds its local slice of
+the batch, the embeddings are gathered, and each process computes the same loss from all of them;
+gradients then reach each encoder through its own slice alone.
 
-Notation: B images in the joint batch, b in the share of one process, k processes.
+Notation: B images in the joint batch, b in the local slice of one process, k processes.
 """
 
+import atexit
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, gather_object
-from torch import Tensor
+from accelerate import PartialState, utils
+from torch import Tensor, nn
 
-from sobook.data.image_sets import ImageSet
-from sobook.encoder import Encoder, embed
-from sobook.errors import SobookError, TrainingError
+from sobook.errors import SobookError, TrainingError, first_line
+from sobook.training import run as runs
 from sobook.training.config import TrainConfig
 
-_PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that train one run together, seen from one of them; made by `join`.
+
+    Of one process alone nothing here touches the state that Accelerate keeps for the life of
+    Python, so a notebook may train in one precision or on one device after another.
+
+    Attributes:
+        device: where this process computes.
+        count: k.
+        rank: of this process, 0..k−1; the main process has 0.
+        local_rank: the same among the processes of this machine.
+    """
+
+    device: torch.device
+    count: int = 1
+    rank: int = 0
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Return once every process has come here."""
+        if self.count > 1:
+            PartialState().wait_for_everyone()
+
+    def main_first(self) -> contextlib.AbstractContextManager:
+        """A block that the main process runs before the others do."""
+        return PartialState().main_process_first() if self.count > 1 else contextlib.nullcontext()
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model, whose gradients are averaged across processes during backward."""
+        if self.count == 1:
+            return model
+        return nn.parallel.DistributedDataParallel(
+            model,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+            find_unused_parameters=True,  # the gradients of a frozen backbone never come
+        )
+
+    def local_slice(self, size: int) -> slice:
+        """Which of `size` rows belong to this process: as even as can be, in order."""
+        ends = self._ends(size)
+        return slice(ends[self.rank], ends[self.rank + 1])
+
+    def _ends(self, size: int) -> list[int]:
+        return np.linspace(0, size, self.count + 1).round().astype(int).tolist()
+
+    def gather(self, embeddings: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """From the local slices to the joint batch: (b, D), (b,) → (B, D), (B,).
+
+        Only the rows of this process carry gradients, multiplied by k: the average across
+        processes, which is how encoders exchange gradients, then gives that of the joint loss.
+        """
+        if self.count == 1:
+            return embeddings, labels
+        rows = self.local_slice(size)
+        own = embeddings + (self.count - 1) * (embeddings - embeddings.detach())  # same value
+        everyone = self._gather_rows(embeddings.detach(), size)
+        joint = torch.cat([everyone[: rows.start], own, everyone[rows.stop :]])
+        return joint, self._gather_rows(labels, size)
+
+    def _gather_rows(self, rows: Tensor, size: int) -> Tensor:
+        """Slices may differ by one row, so they are padded to travel and cut again on arrival."""
+        longest = -(-size // self.count)
+        padded = torch.cat([rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])])
+        parts = utils.gather(padded).split(longest)
+        lengths = np.diff(self._ends(size)).tolist()
+        return torch.cat([part[:n] for part, n in zip(parts, lengths, strict=True)])
+
+    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Average gradients that every process has computed from the joint batch.
+
+        They are equal up to rounding already; this keeps the rounding from ever adding up.
+        """
+        for parameter in parameters if self.count > 1 else ():
+            if parameter.grad is not None:
+                parameter.grad = utils.reduce(parameter.grad, "mean")
+
+    def concatenate(self, rows: np.ndarray) -> np.ndarray:
+        """The rows of all processes, in order, on every process."""
+        return np.concatenate(utils.gather_object([rows])) if self.count > 1 else rows
+
+    def from_main(self, value: Any) -> Any:
+        """What the main process has, on every process."""
+        return utils.broadcast_object_list([value])[0] if self.count > 1 else value
+
+    def leave(self) -> None:
+        """The run is done: what connects the processes ends with Python, not before.
+
+        The caller may train another run, or read what the main process wrote.
+        """
+        if self.count > 1:
+            atexit.register(PartialState().destroy_process_group)
 
 
-def accelerator(config: TrainConfig) -> Accelerator:
-    """The `Accelerator` of a run: device, processes, mixed precision, trackers.
+def join(config: TrainConfig) -> Processes:
+    """Meet the other processes of a run, if it was started by ``accelerate launch`` or torchrun.
 
     Raises:
         SobookError: a device that is not there, a precision it cannot compute in, or more processes
             than images in a batch.
     """
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    if processes > config.batch_size:  # before they meet: one that gives up would cut off others
+    count = int(os.environ.get("WORLD_SIZE", 1))
+    if count > config.batch_size:  # before they meet: one that gives up would cut off others
         raise SobookError(
-            f"batch_size is {config.batch_size}, but there are {processes} processes: "
+            f"batch_size is {config.batch_size}, but there are {count} processes: "
             "each needs at least one image of a batch."
         )
-    alone = processes == 1
-    # Accelerate keeps its state for the whole life of Python; the next run may want another one.
-    AcceleratorState._reset_state(reset_partial_state=alone)
-    on_cpu = config.device == "cpu"
-    if config.precision == "float16" and (on_cpu or not torch.cuda.is_available()):
-        raise SobookError("precision float16 needs a GPU: choose bfloat16 or float32.")
-    made = Accelerator(
-        cpu=on_cpu,
-        mixed_precision=_PRECISIONS[config.precision],
-        log_with=config.tracker,
-        project_dir=config.folder() if config.tracker else None,
-        # the backbone stands still while warming up: its gradients are not to be waited for then
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
-    if config.device is not None and made.device.type != torch.device(config.device).type:
-        raise SobookError(
-            f"device is {config.device!r}, but training would run on {made.device.type!r}: leave "
-            "device out, or start the run where that device is (CUDA_VISIBLE_DEVICES chooses)."
+    if count == 1:
+        joined = Processes(choose_device(config.device))
+    else:
+        state = PartialState(cpu=config.device == "cpu")
+        joined = Processes(
+            state.device, state.num_processes, state.process_index, state.local_process_index
         )
-    return made
+        if config.device is not None and torch.device(config.device).type != state.device.type:
+            raise SobookError(
+                f"device is {config.device!r}, but training would run on {state.device.type!r}: "
+                "leave device out, or start the run where that device is."
+            )
+    if config.precision == "float16" and joined.device.type != "cuda":
+        raise SobookError("precision float16 needs a GPU: choose bfloat16 or float32.")
+    return joined
 
 
-def share(size: int, accelerator: Accelerator) -> slice:
-    """Which of `size` rows belong to this process: as even as can be, in order."""
-    ends = np.linspace(0, size, accelerator.num_processes + 1).round().astype(int)
-    return slice(ends[accelerator.process_index], ends[accelerator.process_index + 1])
+def choose_device(name: str | None = None) -> torch.device:
+    """The device of that name, or for None a GPU where there is one.
 
-
-def gather(
-    embeddings: Tensor, labels: Tensor, size: int, accelerator: Accelerator
-) -> tuple[Tensor, Tensor]:
-    """From every process' share to the joint batch: (b, D), (b,) → (B, D), (B,).
-
-    Only the rows of this process carry gradients, multiplied with the number of processes: the
-    average over processes, which is how encoders exchange gradients, then gives the gradient of
-    the joint loss.
+    Raises:
+        SobookError: this machine has no such device.
     """
-    processes = accelerator.num_processes
-    if processes == 1:
-        return embeddings, labels
-    rows = share(size, accelerator)
-    mine = embeddings + (processes - 1) * (embeddings - embeddings.detach())  # same value
-    everyone = _gather_rows(embeddings.detach(), size, accelerator)
-    joint = torch.cat([everyone[: rows.start], mine, everyone[rows.stop :]])
-    return joint, _gather_rows(labels, size, accelerator)
-
-
-def _gather_rows(rows: Tensor, size: int, accelerator: Accelerator) -> Tensor:
-    """Shares may differ by one row, so they are padded to travel and cut again on arrival."""
-    longest = -(-size // accelerator.num_processes)
-    padded = torch.cat([rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])])
-    parts = accelerator.gather(padded).split(longest)
-    ends = np.linspace(0, size, accelerator.num_processes + 1).round().astype(int)
-    return torch.cat([part[:n] for part, n in zip(parts, np.diff(ends), strict=True)])
-
-
-def agree(parameter: Tensor, accelerator: Accelerator) -> None:
-    """Average a gradient that every process has computed from the joint batch.
-
-    They are equal up to rounding already; this keeps the rounding from ever adding up.
-    """
-    if accelerator.num_processes > 1 and parameter.grad is not None:
-        parameter.grad = accelerator.reduce(parameter.grad, "mean")
-
-
-def embed_together(
-    encoder: Encoder, image_set: ImageSet, accelerator: Accelerator | None, **options
-) -> np.ndarray:
-    """`sobook.encoder.embed`, each process a share of the images; every one gets all N rows."""
-    if accelerator is None or accelerator.num_processes == 1:
-        return embed(encoder, image_set, **options)
-    rows = share(len(image_set), accelerator)
-    found = embed(encoder, image_set, rows=rows, **{**options, "cache": False})
-    return np.concatenate(gather_object([found]))
-
-
-def share_value(value, accelerator: Accelerator):
-    """What the main process has, on every process."""
-    if accelerator.num_processes == 1:
-        return value
-    box = [value]
-    torch.distributed.broadcast_object_list(box, src=0)
-    return box[0]
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch raises either
+        raise SobookError(
+            f"device is {name!r}, but cannot be used here ({first_line(error)}): leave device out, "
+            "or start the run where that device is."
+        ) from None
+    return torch.device(name)
 
 
 @contextlib.contextmanager
-def plain_errors(where) -> Iterator[None]:
-    """One sentence instead of a stack of internals where a process or the memory gives out."""
-    again = f"; what was trained is in {where}, and the same command goes on from there."
+def plain_errors(folder: Path) -> Iterator[None]:
+    """One sentence instead of a stack of internals where numbers, memory or a process give out."""
+    resumes = f"; what was trained is in {folder}, and the same command resumes from it."
     try:
         yield
-    except TrainingError:
-        raise
-    except torch.OutOfMemoryError as error:
+    except TrainingError as error:
         raise TrainingError(
-            f"the GPU has too little memory ({str(error).splitlines()[0][:120]}): choose a smaller "
-            f"batch_size, or gradient_checkpointing{again}"
+            f"{error}; the last good checkpoint is {folder / 'resume.safetensors'} "
+            f"({runs.where_resume_stands(folder)})."
+        ) from None
+    except torch.cuda.OutOfMemoryError as error:
+        raise TrainingError(
+            f"the GPU has too little memory ({first_line(error)}): choose a smaller batch_size, or "
+            f"gradient_checkpointing{resumes}"
         ) from None
     except RuntimeError as error:
-        text = str(error)
-        if torch.distributed.is_initialized() and _is_lost_peer(text):
+        if torch.distributed.is_initialized() and _is_lost_peer(str(error)):
             raise TrainingError(
-                f"another process of this run has died or stopped answering: look at its "
-                f"output{again}"
+                "another process of this run has died or stopped answering: look at its "
+                f"output{resumes}"
             ) from None
         raise
 

@@ -1,12 +1,12 @@
 """The folder of a training run: what is written there, and how it is read back.
 
-    config.json             the settings
-    metrics.jsonl           one line a step and one an epoch, written as they come
+    config.json             the settings, and the run's key
+    metrics.jsonl           one line per step and one per epoch, written as they come
     proxies.safetensors     the proxies at the start and after every epoch, float16
     checkpoint.safetensors  encoder and proxies of the epoch that was kept
     state.json              which epoch that was, class names, versions, what to know of the data
     retrieval.json          the measures on the test classes
-    resume.safetensors      while unfinished: everything needed to go on
+    resume.safetensors      while unfinished: everything needed to resume
     .lock                   held by the process that trains
 
 Every file but metrics.jsonl is written under another name first and then renamed, so none is ever
@@ -14,20 +14,25 @@ half there. Of metrics.jsonl the last line can be half there, and is then not re
 """
 
 import contextlib
+import importlib
 import json
 import os
+import platform
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import torchvision
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sobook import files
+from sobook import __version__, files
 from sobook.encoder import Encoder
-from sobook.errors import RunError
-from sobook.training.config import TrainConfig
+from sobook.errors import RunError, SobookError
+from sobook.retrieval import Retrieval
+from sobook.training.config import TrainConfig, run_key
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,12 @@ class Run:
                 f"{path} is not a run folder (it {what}): give the folder that `sobook train` "
                 "wrote."
             )
-        return cls(path, TrainConfig.from_dict(_read_json(path / "config.json")))
+        values = _read_json(path / "config.json")
+        values.pop("run_key", None)
+        try:
+            return cls(path, TrainConfig.from_dict(values))
+        except SobookError as error:
+            raise RunError(f"{path} holds a run of another version of sobook: {error}") from None
 
     @property
     def finished(self) -> bool:
@@ -64,33 +74,37 @@ class Run:
         return (self.path / "retrieval.json").is_file()
 
     @property
-    def metrics(self) -> list[dict]:
+    def metrics(self) -> list[dict[str, Any]]:
         """Lines of metrics.jsonl, {"kind": "step" | "epoch", …}."""
         return [json.loads(line) for line in _metric_lines(self.path)]
 
     @property
-    def epochs(self) -> list[dict]:
+    def epochs(self) -> list[dict[str, Any]]:
         """The lines of kind "epoch" alone; epoch 0 is the state before training."""
         return [line for line in self.metrics if line["kind"] == "epoch"]
 
     @property
-    def state(self) -> dict:
+    def state(self) -> dict[str, Any]:
         """What state.json holds: selected_epoch, class_names, notes, versions …"""
         return self._json("state.json")
 
     @property
-    def retrieval(self) -> dict:
+    def retrieval(self) -> dict[str, Any]:
         """The measures on the test classes, see `sobook.retrieval.Retrieval.summary`."""
         return self._json("retrieval.json")
 
     def proxies(self, epoch: int | None = None) -> Tensor:
-        """(C, D) float32 proxies after an epoch (0: before training; None: the one kept)."""
+        """(C, D) float32 proxies after an epoch.
+
+        Args:
+            epoch: 0: before training; −1: the last one; None: the one that was kept.
+        """
         epoch = self.state["selected_epoch"] if epoch is None else epoch
         with safe_open(self._file("proxies.safetensors"), "pt") as file:
             known = len(file.keys())
-            if not 0 <= epoch < known:
+            if not -known <= epoch < known:
                 raise RunError(f"{self.path} has no proxies of epoch {epoch}: give 0..{known - 1}.")
-            return file.get_tensor(_epoch_key(epoch)).float()
+            return file.get_tensor(_epoch_key(epoch % known)).float()
 
     def encoder(self) -> Encoder:
         """The trained encoder of the epoch that was kept, on the CPU, in evaluation mode."""
@@ -110,13 +124,17 @@ class Run:
         if not file.is_file():
             raise RunError(
                 f"{self.path} has no {name}: the run is not finished; run `sobook train` on the "
-                "same folder to go on."
+                "same folder to resume it."
             )
         return file
 
 
 def find(config: TrainConfig) -> Run | None:
-    """The run of these settings, if its folder is there; a folder of other settings is refused."""
+    """The run of these settings, if its folder is there.
+
+    Raises:
+        RunError: what is in the folder is not this run.
+    """
     path = config.folder()
     if (path / "config.json").is_file():
         if changed := config.differences(Run.load(path).config):
@@ -124,6 +142,11 @@ def find(config: TrainConfig) -> Run | None:
             raise RunError(
                 f"{path} holds a run with other settings ({listed}): choose another run_dir, or "
                 "remove the folder."
+            )
+        if _read_json(path / "config.json").get("run_key") != run_key(config):
+            raise RunError(
+                f"{path} holds a run of another version of sobook, or on pictures that have "
+                "changed since: choose another run_dir, or remove the folder."
             )
         return Run(path, config)
     if path.is_dir() and any(not file.name.startswith(".") for file in path.iterdir()):
@@ -140,7 +163,7 @@ def create(config: TrainConfig) -> Run:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise files.unwritable(path, error) from None
-    files.write_json(path / "config.json", config.to_dict())
+    files.write_json(path / "config.json", {"run_key": run_key(config), **config.to_dict()})
     return Run(path, config)
 
 
@@ -165,6 +188,25 @@ def read_tensors(file: Path, *, tensors: bool = True) -> tuple[dict[str, Tensor]
     with safe_open(file, "pt") as opened:
         metadata = json.loads(opened.metadata()["sobook"])
     return load_file(file) if tensors else {}, metadata
+
+
+def write_checkpoint(path: Path, encoder: Encoder, proxies: Tensor, state: dict) -> None:
+    """Keep encoder and proxies of an epoch, and write down what to know of them."""
+    weights = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
+    write_tensors(path / "checkpoint.safetensors", {**weights, "proxies": proxies})
+    versions = {
+        "sobook": __version__,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "python": platform.python_version(),
+    }
+    files.write_json(path / "state.json", {**state, "versions": versions})
+
+
+def write_retrieval(path: Path, retrieval: Retrieval, notes: list[str]) -> None:
+    """Write the measures on the test classes: the run is finished."""
+    files.write_json(path / "retrieval.json", {**retrieval.summary(), "notes": notes})
+    (path / "resume.safetensors").unlink(missing_ok=True)
 
 
 def write_proxies(path: Path, epoch: int, proxies: Tensor) -> None:
@@ -194,6 +236,48 @@ def forget_metrics(path: Path, *, epoch: int, step: int) -> None:
     ]
     with files.replacing(path / "metrics.jsonl") as partial:
         partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def epoch_means(run: Run, epoch: int) -> dict[str, float]:
+    """Means over the steps of an epoch, those before an interruption included."""
+    lines = [line for line in run.metrics if line["kind"] == "step" and line["epoch"] == epoch]
+    names = ("proxy_anchor", "soft_orthogonality", "loss", "gradient_norm")
+    means = {name: sum(line[name] for line in lines) / len(lines) for name in names}
+    norms = [line["gradient_norm"] for line in lines]
+    clipped = sum(norm > run.config.clip_norm for norm in norms)
+    return {
+        **means,
+        "gradient_norm_largest": max(norms),
+        "gradients_clipped": clipped / len(norms),
+    }
+
+
+class Tracker:
+    """TensorBoard or Weights & Biases, for the numbers of metrics.jsonl."""
+
+    def __init__(self, config: TrainConfig, path: Path):
+        module = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}[str(config.tracker)]
+        try:
+            library = importlib.import_module(module)
+        except ImportError:
+            raise SobookError(
+                f"tracker {config.tracker!r} is not installed: pip install {config.tracker}"
+            ) from None
+        if config.tracker == "tensorboard":
+            writer = library.SummaryWriter(str(path / "tensorboard"))
+            self._log, self.finish = writer.add_scalar, writer.close
+        else:
+            run = library.init(project="sobook", name=path.name, config=config.to_dict())
+            self._log, self.finish = (
+                (lambda key, value, step: run.log({key: value}, step)),
+                run.finish,
+            )
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        """Log the numbers among some values."""
+        for key, value in values.items():
+            if isinstance(value, int | float):
+                self._log(key, value, step)
 
 
 def _metric_lines(path: Path) -> list[str]:

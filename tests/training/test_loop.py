@@ -8,13 +8,13 @@ import torch
 
 from sobook import files
 from sobook.data import image_sets
+from sobook.errors import RunError, TrainingError
 from sobook.losses import SoftOrthogonalProxyAnchor
-from sobook.training import distributed
-from sobook.training import loop as training
-from sobook.training import run as runs
+from sobook.training import loop as training, run as runs
 from sobook.training.config import TrainConfig
-from sobook.training.loop import TrainingError, fit
-from sobook.training.run import Run, RunError
+from sobook.training.loop import fit
+from sobook.training.run import Run
+from sobook.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -63,6 +63,7 @@ class TestFit:
         assert start.shape == (4, 16) and start.dtype == torch.float32
         assert not torch.allclose(start, last)
         torch.testing.assert_close(finished.proxies(), last)
+        torch.testing.assert_close(finished.proxies(-1), last)
         with pytest.raises(RunError, match="no proxies of epoch 3: give 0..2"):
             finished.proxies(3)
 
@@ -82,7 +83,7 @@ class TestFit:
         assert two.encoder().fingerprint() == finished.encoder().fingerprint()
 
     def test_finished_run_is_opened_not_repeated(self, finished, config, monkeypatch):
-        monkeypatch.setattr(training, "_Trainer", None)
+        monkeypatch.setattr(training, "FineTuning", None)
         assert fit(config, progress=False).retrieval == finished.retrieval
 
     @pytest.mark.parametrize("moment", ["batch", "checkpoint", "resume", "evaluation"])
@@ -107,9 +108,9 @@ class TestFit:
     @staticmethod
     def _stop_at(moment, monkeypatch):
         owner, name, call = {
-            "batch": (training._Trainer, "_step", 5),
-            "checkpoint": (training._Trainer, "_write_checkpoint", 3),
-            "resume": (training._Trainer, "_save", 3),
+            "batch": (Trainer, "step", 5),
+            "checkpoint": (training.FineTuning, "_write_checkpoint", 3),
+            "resume": (training.FineTuning, "_save", 3),
             "evaluation": (training, "evaluate_run", 1),
         }[moment]
         original, calls = getattr(owner, name), []
@@ -124,26 +125,17 @@ class TestFit:
 
     def test_warm_up_leaves_the_backbone_alone(self, config, monkeypatch):
         seen = []
-        step = training._Trainer._step
+        step = Trainer.step
 
         def watching(trainer, *batch):
             parts = step(trainer, *batch)
-            weight = next(trainer.encoder.backbone.parameters())
-            seen.append((weight.requires_grad, trainer.encoder.head[1].weight.grad is not None))
+            weight = next(trainer.model.backbone.parameters())
+            seen.append((weight.requires_grad, trainer.model.head[1].weight.grad is not None))
             return parts
 
-        monkeypatch.setattr(training._Trainer, "_step", watching)
+        monkeypatch.setattr(Trainer, "step", watching)
         fit(config, progress=False)
         assert seen == [(False, True)] * 3 + [(True, True)] * 3
-
-    def test_three_groups_with_their_own_rates(self, config):
-        trainer = training._Trainer(config, distributed.accelerator(config))
-        groups = trainer.optimizer.param_groups
-        assert [group["rate"] for group in groups] == [config.lr, config.head_lr, config.proxy_lr]
-        assert groups[2]["params"] == [trainer.loss.proxies]
-        count = sum(p.numel() for group in groups for p in group["params"])
-        modules = (trainer.encoder, trainer.loss)
-        assert count == sum(p.numel() for module in modules for p in module.parameters())
 
     def test_not_a_number_stops_the_run(self, config, monkeypatch):
         parts = SoftOrthogonalProxyAnchor.parts
@@ -204,7 +196,7 @@ class TestRunFolder:
         few = config.replace(
             dataset="folder", root=tmp_path / "mine", options={}, selection="validation"
         )
-        with pytest.raises(ValueError, match="classes to train on.*--selection last"):
+        with pytest.raises(ValueError, match="too few to hold out.*--selection last"):
             fit(few, progress=False)
         assert not few.folder().exists()
 

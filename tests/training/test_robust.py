@@ -19,12 +19,12 @@ import torch
 from safetensors.torch import load_file
 
 from sobook.data import loader, pixels
-from sobook.training import distributed
-from sobook.training import loop as training
-from sobook.training import run as runs
+from sobook.errors import SobookError, TrainingError
+from sobook.losses import SoftOrthogonalProxyAnchor
+from sobook.training import distributed, loop as training, run as runs
 from sobook.training.config import TrainConfig
-from sobook.training.loop import TrainingError, fit
-from sobook.training.run import Run, RunError
+from sobook.training.loop import fit
+from sobook.training.run import Run
 from tests import processes
 
 KILLS = 30
@@ -152,8 +152,8 @@ class TestManyProcesses:
         one, many = weights(alone.path), weights(config.run_dir)
         start = beginning(config)
         for key, value in one.items():
-            moved = telling(key, value - start[key]).norm()
-            apart = telling(key, many[key] - value).norm()
+            moved = without_key_bias(key, value - start[key]).norm()
+            apart = without_key_bias(key, many[key] - value).norm()
             assert apart <= 1e-3 * moved, f"{key}: {apart / moved:.1e} of what training moved"
         first, last = (np.array(losses(run)) for run in (alone.path, config.run_dir))
         np.testing.assert_allclose(first, last, rtol=1e-4)
@@ -167,7 +167,7 @@ class TestManyProcesses:
         assert ends[1][0] == -signal.SIGKILL
         code, message = ends[0]
         assert code == 1
-        assert "another process of this run has died" in message and "goes on from there" in message
+        assert "another process of this run has died" in message and "resumes from it" in message
         fit(config, progress=False)  # in one process: it goes on all the same
         assert [step for step, _ in losses(config.run_dir)] == list(range(9))
 
@@ -198,12 +198,12 @@ class TestManyProcesses:
 
 def beginning(config) -> dict[str, torch.Tensor]:
     """The weights before the first step."""
-    trainer = training._Trainer(config, distributed.accelerator(config))
-    found = {f"encoder.{key}": value for key, value in trainer.encoder.state_dict().items()}
-    return {**found, "proxies": trainer.loss.proxies.detach()}
+    start = training.FineTuning(Run(config.folder(), config), distributed.join(config))
+    found = {f"encoder.{key}": value for key, value in start.encoder.state_dict().items()}
+    return {**found, "proxies": start.loss.proxies.detach()}
 
 
-def telling(key: str, value: torch.Tensor) -> torch.Tensor:
+def without_key_bias(key: str, value: torch.Tensor) -> torch.Tensor:
     """A tensor without what does not matter: the biases of attention's keys.
 
     Attention does not depend on them, so their gradients are rounding alone, which AdamW, dividing
@@ -228,7 +228,7 @@ class TestDisk:
             return original(tensors, file, metadata)
 
         monkeypatch.setattr(runs, "save_file", full)
-        with pytest.raises(RunError, match="No space left on device.*make room.*is untouched"):
+        with pytest.raises(SobookError, match="No space left on device.*make room.*is untouched"):
             fit(config, progress=False)
         assert not list(config.folder().glob("*partial*"))
         assert runs.where_resume_stands(config.folder()) != "none written yet"
@@ -243,7 +243,7 @@ class TestDisk:
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
         try:
-            with pytest.raises(RunError, match="could not be written.*untouched"):
+            with pytest.raises(SobookError, match="could not be written.*untouched"):
                 runs.write_tensors(file, {"w": torch.ones(10**6)})
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -255,7 +255,7 @@ class TestDisk:
             raise OSError(errno.EROFS, "Read-only file system")
 
         monkeypatch.setattr(Path, "mkdir", read_only)
-        with pytest.raises(RunError, match="Read-only file system.*write permission"):
+        with pytest.raises(SobookError, match="Read-only file system.*write permission"):
             runs.create(config)
 
 
@@ -280,13 +280,13 @@ class TestNotANumber:
 
     def test_in_the_gradient(self, config, monkeypatch):
         """A loss that is a number with a gradient that is none."""
-        parts = training.SoftOrthogonalProxyAnchor.parts
+        parts = SoftOrthogonalProxyAnchor.parts
 
         def rough(self, embeddings, labels):
             found = parts(self, embeddings, labels)
             return {**found, "loss": found["loss"] + (self.proxies[0, 0] * 0).square().sqrt()}
 
-        monkeypatch.setattr(training.SoftOrthogonalProxyAnchor, "parts", rough)
+        monkeypatch.setattr(SoftOrthogonalProxyAnchor, "parts", rough)
         with pytest.raises(TrainingError, match="the gradient became nan at step 0"):
             fit(config, progress=False)
 
