@@ -43,7 +43,7 @@ class Encoder(nn.Module):
         self.num_features = backbone.num_features
         self.has_head = dim is not None
         self.dim = dim or self.num_features
-        self.head = _make_head(self.num_features, dim)
+        self.head = make_head(self.num_features, dim)
         data = timm.data.resolve_model_data_config(backbone)
         for statistic in ("mean", "std"):
             tensor = torch.tensor(data[statistic]).view(3, 1, 1)
@@ -247,7 +247,7 @@ def _save(file: Path, embeddings: np.ndarray) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _make_head(features: int, dim: int | None) -> nn.Module:
+def make_head(features: int, dim: int | None) -> nn.Module:
     """LayerNorm without parameters, then Linear with orthogonal start: HIER's head for DeiT."""
     if dim is None:
         return nn.Identity()
