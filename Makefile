@@ -1,4 +1,4 @@
-# Needed on the machine: Python >= 3.10 with venv, and make. Everything else goes into .venv.
+# Needed on the machine: Python >= 3.10.12 with venv, and make. Everything else goes into .venv.
 #
 #   make PYTHON=python3.12 tutorial     chooses the Python that .venv is made from
 #   SOBOOK_MODE=full make tutorial      the GPU version of the course instead of the laptop's
@@ -12,11 +12,11 @@ NOTEBOOKS = $(wildcard notebooks/*.ipynb notebooks/solutions/*.ipynb)
 FIRST := notebooks/00_start_here.ipynb
 
 # What an installation depends on. The stamp that holds this is written last, so an interrupted
-# or outdated installation has none that fits, and the next run takes it up again.
+# or outdated installation has no stamp that fits, and the next run resumes it.
 FINGERPRINT = $(PY) -c 'import hashlib, os, sys; print(hashlib.sha256((open("pyproject.toml").read() + sys.version + os.getcwd()).encode()).hexdigest())'
 
 .DEFAULT_GOAL := help
-.PHONY: help tutorial test lab notebooks book book-test bench lint clean venv install
+.PHONY: help tutorial test test-slow lab notebooks book book-test bench lint clean venv install
 .NOTPARALLEL:
 
 help: ## print this list
@@ -27,17 +27,20 @@ tutorial: install ## run the whole course; executed notebooks and pages land in 
 	@SOBOOK_MODE=$${SOBOOK_MODE:-quick} $(PY) notebooks/build.py execute --out $(OUT)
 	@$(PY) notebooks/build.py pages --out $(OUT)
 
-# One process a core, each with one thread of torch's, or they keep the cores from each other.
+# One process per core, each with one torch thread, since more threads would compete for the cores.
 # Notebook 00 comes first and alone, with all threads: it trains the two runs that others open.
 AT_ONCE := --numprocesses=logical --maxprocesses=4
 BOOKS := --nbmake --nbmake-timeout=900 --timeout=0
 test: export SOBOOK_MODE = quick
-test: install ## run unit tests, doctests and every notebook
+test: install ## run unit tests (without the slow ones), doctests and every notebook
 	@tests=0; books=0; \
 	OMP_NUM_THREADS=1 $(PY) -m pytest $(AT_ONCE) || tests=$$?; \
 	$(PY) -m pytest $(BOOKS) $(FIRST) || books=$$?; \
 	OMP_NUM_THREADS=1 $(PY) -m pytest $(BOOKS) $(AT_ONCE) $(filter-out $(FIRST),$(NOTEBOOKS)) || books=$$?; \
 	exit $$(( tests > books ? tests : books ))
+
+test-slow: install ## run the tests that depend on timing or take long
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -m slow
 
 lab: install ## open the notebooks in JupyterLab
 	@$(PY) -m jupyterlab --notebook-dir=notebooks
@@ -59,33 +62,36 @@ book-test: install ## open every page of the built site in headless Chromium
 bench: install ## measure the speed of the parts that matter
 	@$(PY) -m pytest -o addopts= --timeout=0 tests/benchmarks
 
-lint: install ## check style (ruff) and that the notebooks fit their sources
+lint: install ## check style, types, the import contract, and that notebooks fit their sources
 	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+	@$(PY) -m pytest -q tests/test_contract.py
 	@$(PY) notebooks/build.py check
 
 clean: ## remove what was built (keeps .venv and data/)
-	rm -rf build dist .pytest_cache .ruff_cache .benchmarks .hypothesis
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .benchmarks .hypothesis
 	find sobook tests notebooks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 venv: ## create .venv and install nothing: for choosing your own torch first
 	@{ test -s $(STAMP) && $(PY) -c '' || $(PY) -m pip --version; } >/dev/null 2>&1 || { \
-	$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
-		echo "sobook needs Python 3.10 or newer with its venv module (on Debian or Ubuntu: package python3-venv), but '$(PYTHON) --version' says '$$($(PYTHON) --version 2>&1)': name another with make PYTHON=python3.12 ..." >&2; exit 1; }; \
+	$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10, 12))' 2>/dev/null || { \
+		echo "sobook needs Python 3.10.12 or newer with its venv module (on Debian or Ubuntu: package python3-venv), but '$(PYTHON) --version' says '$$($(PYTHON) --version 2>&1)': name another with make PYTHON=python3.12 ..." >&2; exit 1; }; \
 	echo "Creating $(VENV) ..."; \
 	$(PYTHON) -m venv --clear $(VENV); }
 
-# UMAP's numerical code is compiled once, here, and not in the middle of a lesson.
-COMPILE := from sobook.figures import maps; import numpy; maps.project(numpy.eye(20), nearest_neighbors=5)
+# Much of UMAP's numerical code is compiled once, here, and not in the middle of a lesson.
+COMPILE := from sobook.figures import embeddings; import numpy; embeddings.project(numpy.eye(20), n_neighbors=5)
 
-# pip writes a package's INSTALLER file after everything else: a package without one was
-# interrupted half-way, and forgetting it makes pip install it anew.
+# pip writes a package's INSTALLER file last: a package without one was interrupted half-way, and
+# removing its record makes pip install it again.
 install: venv
 	@test -s $(STAMP) && test "$$(cat $(STAMP))" = "$$($(FINGERPRINT))" || { \
 	rm -f $(STAMP); \
 	for info in $(VENV)/lib/python*/site-packages/*.dist-info; do \
 		test -f "$$info/INSTALLER" || rm -rf "$$info"; \
 	done; \
-	echo "Installing sobook and what it needs into $(VENV): some minutes, and on Linux up to 6 GB (README: 'CPU only')."; \
+	echo "Installing sobook and what it needs into $(VENV): a few minutes, and on Linux up to 6 GB (README: 'CPU only')."; \
 	{ $(PY) -m pip install --quiet --disable-pip-version-check -e '.[notebooks,dev]' && $(PY) -c '$(COMPILE)'; } || { \
-	echo "sobook: the installation failed, the reason is above; once it is mended (often the network), the same command goes on from here." >&2; exit 1; }; \
+	echo "sobook: the installation failed, the reason is above; once it is fixed (often the network), the same command resumes here." >&2; exit 1; }; \
 	$(FINGERPRINT) > $(STAMP).new && mv $(STAMP).new $(STAMP); }

@@ -297,7 +297,7 @@ def study(
             raise SobookError(f"study {one.name}: no run is finished yet, so there is no table.")
         where = out.name if out.is_absolute() else out.as_posix()
         command = f"sobook study {one.name} --out {where}"
-        for written in study_module.write(one, table, out, command):
+        for written in sobook.studies.report.write(one, table, out, command):
             print(written)
         left = len(one.plan()) - len(table)
         print(f"{one.name}: {len(table)} runs" + (f", {left} not done yet" if left else ""))
@@ -380,21 +380,26 @@ def grade_notebooks(
     print(sobook.course.grading.write(rows, out))
 
 
-def cache(clean: bool = False) -> None:
-    """Say how much room the caches take: decoded images and embeddings. They can be made again.
+def cache(root: str | None = None, clean: bool = False) -> None:
+    """Say how much room the caches take, decoded images and embeddings, or delete them.
+
+    All of it can be made again; it only takes time. Runs and data sets are not touched.
 
     For instance:
       sobook cache
       sobook cache --clean
 
     Args:
-        clean: delete them.
+        root: folder that holds the data sets; default: $SOBOOK_DATA, else data/.
+        clean: delete what no process is writing.
     """
-    entries = sobook.data.pixels.cache_entries()
+    pixels = sobook.data.pixels
+    entries = pixels.cache_entries(root)
     for entry in entries:
-        print(entry)
+        print(f"{entry.bytes / 1e6:10,.1f} MB  {entry.name}")
+    print(f"{sum(entry.bytes for entry in entries) / 1e6:10,.1f} MB  in all")
     if clean:
-        sobook.data.pixels.clear_cache()
+        print(f"{pixels.clear_cache(root) / 1e6:10,.1f} MB  deleted")
 
 
 def _default_device() -> str:
@@ -411,8 +416,8 @@ def _process_number() -> int:
 def _difference(first, other) -> str:
     if first is other:
         return "–"
-    value, low, high = sobook.retrieval.difference(first, other)
-    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+    paired = sobook.statistics.compare_classes(first, other)
+    return f"{paired.difference:+.3f} [{paired.low:+.3f}, {paired.high:+.3f}]"
 
 
 def _print_result(title: str, result: dict) -> None:
