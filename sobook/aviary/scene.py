@@ -25,25 +25,26 @@ ENLARGEMENT = 3  # pictures are drawn at three times their size, then reduced
 
 @dataclass(frozen=True)
 class Nuisance:
-    """How much the images of one species differ. Bump `aviary.VERSION` after any change."""
+    """How much the images of one species differ. Raise `species.VERSION` after any change."""
 
     pose: float = 1.0  # movement of head, wing, tail and body; 0 is a stuffed bird
     tilt: float = 16.0  # degrees, either way
-    scale: tuple[float, float] = (0.60, 0.94)  # share of the frame that the bird spans
-    place: float = 0.10  # shift of the bird, share of the frame, either way
+    scale: tuple[float, float] = (0.60, 0.94)  # fraction of the frame that the bird spans
+    place: float = 0.10  # shift of the bird, fraction of the frame, either way
     light: float = 0.28  # brightness, down; half as much up
     cast: float = 0.12  # of each color channel, either way
     blur: float = 0.9  # largest radius, pixels at size 96
     noise: int = 12  # largest amplitude, of 255
-    occluded: float = 0.3  # share of the images with a twig or leaves in front
+    occluded: float = 0.3  # fraction of the images with a twig or leaves in front
 
 
 NUISANCE = Nuisance()
 
 
-def mix(a: Color, b: Color, share: float) -> Color:
-    """Return `a` with `share` of `b` in it."""
-    return tuple(round(x + (y - x) * share) for x, y in zip(a, b, strict=True))
+def mix(a: Color, b: Color, part: float) -> Color:
+    """Return `a` with a part of `b` in it, from 0 to 1."""
+    red, green, blue = (round(x + (y - x) * part) for x, y in zip(a, b, strict=True))
+    return red, green, blue
 
 
 def pick(rng: Random, options):
@@ -210,7 +211,7 @@ def draw_support(scene: Image.Image, sheet: Sheet, stance: str, ground: float, r
 
 
 def draw_front(scene: Image.Image, sheet: Sheet, stance: str, water: float, rng: Random) -> None:
-    """Draw water around a swimmer and, now and then, a twig or leaves before the bird."""
+    """Draw water around a swimmer and, now and then, a twig or leaves in front of the bird."""
     brush = ImageDraw.Draw(scene)
     if stance == "swim":
         blue = mix((88, 144, 170), (126, 174, 166), rng.random())

@@ -4,12 +4,11 @@ Species live in genera of ten. A genus fixes the silhouette and the base colors;
 differ in field marks only (cap, wing bars, throat, belly …), so that they are truly confusable.
 They are listed as in a field guide of two volumes: each sorted by genus, with half the species of
 every genus. The first volume is for training, the second for testing, so no test species was seen
-before, but its relatives were, as in CUB. How a bird is drawn stands in `aviary_art`.
+before, but its relatives were, as in CUB. How a bird is drawn is told in `art`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -23,49 +22,72 @@ from functools import lru_cache
 from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
-from filelock import FileLock
 from PIL import Image
 from tqdm.auto import tqdm
 
 from sobook import files
 from sobook.aviary.art import PAINTS, Look, Marks, paint
-from sobook.aviary.scene import Color, mix
-from sobook.aviary.scene import pick as _pick
+from sobook.aviary.scene import Color, mix, pick
 from sobook.errors import SobookError
 
 VERSION = 3  # of the drawings; part of the folder's name, so old and new ones never mix
 SPECIES_PER_GENUS = 10
+MOST_SPECIES = 5000
 
 # --- what a genus can look like -----------------------------------------------------------------
 
-# form: posture, length, depth, head, neck, tail, its width and lift, wing, legs,
-#       bill, its length, crests to choose from, stance
+
+class Form(NamedTuple):
+    """A silhouette; lengths in hundredths of a usual body's length."""
+
+    posture: float  # degrees by which the body points upwards
+    length: float
+    depth: float
+    head: float
+    neck: float
+    tail: float
+    tail_width: float
+    tail_lift: float
+    wing: float
+    legs: float
+    bill: str
+    bill_length: float
+    crests: tuple[str, ...]  # to choose from
+    stance: str
+
+
 FORMS = {
-    "wren": (20, 80, 64, 28, 4, 42, 10, 58, 52, 28, "thin", 22, ("none",), "perch"),
-    "finch": (34, 92, 62, 28, 5, 54, 10, 4, 70, 22, "cone", 22, ("none",), "perch"),
-    "tit": (30, 80, 68, 32, 2, 50, 9, 6, 60, 24, "thin", 13, ("none", "peak"), "perch"),
-    "warbler": (28, 96, 54, 25, 6, 56, 9, 2, 70, 26, "thin", 20, ("none",), "perch"),
-    "thrush": (38, 108, 62, 27, 8, 62, 11, 0, 80, 38, "thin", 25, ("none",), "ground"),
-    "cardinal": (42, 98, 60, 28, 5, 72, 11, -4, 74, 22, "cone", 23, ("peak",), "perch"),
-    "swallow": (32, 100, 46, 25, 3, 74, 10, -6, 116, 10, "thin", 11, ("none",), "perch"),
-    "pigeon": (24, 118, 68, 23, 16, 56, 15, 0, 88, 22, "thin", 17, ("none", "fan"), "ground"),
-    "parrot": (60, 106, 60, 31, 5, 92, 10, -8, 84, 14, "hook", 24, ("none", "fan"), "perch"),
-    "owl": (76, 108, 80, 42, 2, 34, 14, -10, 82, 12, "owl", 0, ("none", "ears"), "perch"),
-    "kingfisher": (46, 84, 60, 33, 3, 28, 10, 0, 60, 12, "dagger", 50, ("shag",), "perch"),
-    "toucan": (44, 102, 60, 31, 6, 64, 12, -4, 76, 16, "banana", 60, ("none",), "perch"),
-    "hummingbird": (48, 74, 40, 23, 3, 44, 9, 0, 78, 0, "needle", 50, ("none",), "hover"),
-    "duck": (4, 130, 64, 29, 28, 26, 12, 26, 84, 0, "spatula", 32, ("none", "plume"), "swim"),
-    "gull": (14, 124, 58, 27, 14, 34, 12, 2, 112, 32, "dagger", 28, ("none",), "ground"),
-    "heron": (34, 100, 52, 19, 92, 30, 12, -10, 82, 88, "dagger", 48, ("none", "plume"), "ground"),
-    "sandpiper": (18, 94, 52, 21, 18, 26, 9, 0, 78, 54, "needle", 44, ("none",), "ground"),
-    "pheasant": (16, 114, 64, 21, 26, 120, 9, 14, 76, 36, "cone", 16, ("none", "plume"), "ground"),
-    "quail": (24, 98, 76, 23, 10, 22, 12, -6, 64, 24, "cone", 13, ("topknot",), "ground"),
-    "hoopoe": (30, 98, 52, 24, 8, 58, 10, 0, 76, 22, "needle", 44, ("fan",), "perch"),
-    "puffin": (66, 98, 66, 30, 3, 22, 12, 0, 66, 18, "banana", 28, ("none",), "ground"),
-    "jay": (36, 106, 58, 28, 6, 82, 11, 2, 76, 28, "dagger", 26, ("peak", "shag"), "perch"),
+    "wren": Form(20, 80, 64, 28, 4, 42, 10, 58, 52, 28, "thin", 22, ("none",), "perch"),
+    "finch": Form(34, 92, 62, 28, 5, 54, 10, 4, 70, 22, "cone", 22, ("none",), "perch"),
+    "tit": Form(30, 80, 68, 32, 2, 50, 9, 6, 60, 24, "thin", 13, ("none", "peak"), "perch"),
+    "warbler": Form(28, 96, 54, 25, 6, 56, 9, 2, 70, 26, "thin", 20, ("none",), "perch"),
+    "thrush": Form(38, 108, 62, 27, 8, 62, 11, 0, 80, 38, "thin", 25, ("none",), "ground"),
+    "cardinal": Form(42, 98, 60, 28, 5, 72, 11, -4, 74, 22, "cone", 23, ("peak",), "perch"),
+    "swallow": Form(32, 100, 46, 25, 3, 74, 10, -6, 116, 10, "thin", 11, ("none",), "perch"),
+    "pigeon": Form(24, 118, 68, 23, 16, 56, 15, 0, 88, 22, "thin", 17, ("none", "fan"), "ground"),
+    "parrot": Form(60, 106, 60, 31, 5, 92, 10, -8, 84, 14, "hook", 24, ("none", "fan"), "perch"),
+    "owl": Form(76, 108, 80, 42, 2, 34, 14, -10, 82, 12, "owl", 0, ("none", "ears"), "perch"),
+    "kingfisher": Form(46, 84, 60, 33, 3, 28, 10, 0, 60, 12, "dagger", 50, ("shag",), "perch"),
+    "toucan": Form(44, 102, 60, 31, 6, 64, 12, -4, 76, 16, "banana", 60, ("none",), "perch"),
+    "hummingbird": Form(48, 74, 40, 23, 3, 44, 9, 0, 78, 0, "needle", 50, ("none",), "hover"),
+    "duck": Form(4, 130, 64, 29, 28, 26, 12, 26, 84, 0, "spatula", 32, ("none", "plume"), "swim"),
+    "gull": Form(14, 124, 58, 27, 14, 34, 12, 2, 112, 32, "dagger", 28, ("none",), "ground"),
+    "heron": Form(
+        34, 100, 52, 19, 92, 30, 12, -10, 82, 88, "dagger", 48, ("none", "plume"), "ground"
+    ),
+    "sandpiper": Form(18, 94, 52, 21, 18, 26, 9, 0, 78, 54, "needle", 44, ("none",), "ground"),
+    "pheasant": Form(
+        16, 114, 64, 21, 26, 120, 9, 14, 76, 36, "cone", 16, ("none", "plume"), "ground"
+    ),
+    "quail": Form(24, 98, 76, 23, 10, 22, 12, -6, 64, 24, "cone", 13, ("topknot",), "ground"),
+    "hoopoe": Form(30, 98, 52, 24, 8, 58, 10, 0, 76, 22, "needle", 44, ("fan",), "perch"),
+    "puffin": Form(66, 98, 66, 30, 3, 22, 12, 0, 66, 18, "banana", 28, ("none",), "ground"),
+    "jay": Form(36, 106, 58, 28, 6, 82, 11, 2, 76, 28, "dagger", 26, ("peak", "shag"), "perch"),
 }
+_VARIED = ("length", "depth", "head", "neck", "tail", "tail_width", "tail_lift", "wing", "legs")
 ROOTS = {
     "wren": ("wren", "troglet", "nettlewren"),
     "finch": ("finch", "siskin", "grosbeak"),
@@ -90,84 +112,16 @@ ROOTS = {
     "puffin": ("puffin", "auklet", "razorbill"),
     "jay": ("jay", "magpie", "treepie"),
 }
-PLACES = (
-    "moss",
-    "moor",
-    "reed",
-    "sun",
-    "rain",
-    "dawn",
-    "dusk",
-    "river",
-    "stone",
-    "thorn",
-    "bramble",
-    "thistle",
-    "clover",
-    "willow",
-    "birch",
-    "hazel",
-    "heath",
-    "fen",
-    "cloud",
-    "star",
-    "frost",
-    "ember",
-    "honey",
-    "plum",
-    "fern",
-    "lake",
-    "cliff",
-    "dune",
-    "sea",
-    "storm",
-    "meadow",
-    "orchard",
-    "maple",
-    "ivy",
-    "pepper",
-    "saffron",
-    "velvet",
-    "harbour",
-    "lantern",
-    "apple",
-    "cedar",
-    "poppy",
-    "juniper",
-    "marble",
-    "copper",
-    "shadow",
-    "winter",
-    "island",
-    "mountain",
-    "ginger",
-)
-EPITHETS = (
-    "Lesser",
-    "Greater",
-    "Dusky",
-    "Little",
-    "Common",
-    "Elegant",
-    "Hidden",
-    "Wandering",
-    "Solemn",
-    "Merry",
-    "Shy",
-    "Bold",
-    "Quiet",
-    "Lonely",
-    "Royal",
-    "Humble",
-    "Drowsy",
-    "Curious",
-    "Gentle",
-    "Nimble",
-    "Northern",
-    "Southern",
-    "Eastern",
-    "Western",
-)
+PLACES = """
+    moss moor reed sun rain dawn dusk river stone thorn bramble thistle clover willow birch
+    hazel heath fen cloud star frost ember honey plum fern lake cliff dune sea storm meadow
+    orchard maple ivy pepper saffron velvet harbour lantern apple cedar poppy juniper marble
+    copper shadow winter island mountain ginger
+"""
+EPITHETS = """
+    Lesser Greater Dusky Little Common Elegant Hidden Wandering Solemn Merry Shy Bold Quiet
+    Lonely Royal Humble Drowsy Curious Gentle Nimble Northern Southern Eastern Western
+"""
 
 BACKS: tuple[Color, ...] = (
     (138, 104, 72),
@@ -217,7 +171,7 @@ CHOICES: dict[str, tuple] = {
     "tail_fork": (0, 1, 2),
     "bill_length": (0, 1, 2),
     "bill_color": ("dark", "yellow", "orange", "crimson"),
-    "leg_color": ("dark", "yellow", "crimson", "grey"),
+    "leg_color": ("dark", "yellow", "crimson", "grey"),  # "gray" would rename birds: other pixels
 }
 BOLD = ("cap", "throat", "breast_band", "belly", "belly_pattern", "wing_bars", "wing_tip", "face")
 UNSEEN = {"swim": {"leg_color"}, "hover": {"leg_color"}}  # nothing to see of it in this stance
@@ -273,39 +227,35 @@ def _distance(a: Color, b: Color) -> int:
     return sum(abs(x - y) for x, y in zip(a, b, strict=True))
 
 
-def _genus_look(form: str, rng: random.Random) -> Look:
-    posture, *sizes, bill, bill_length, crests, stance = FORMS[form]
-    length, depth, head, neck, tail, tail_width, lift, wing, legs = (
-        round(value * (0.90 + 0.20 * rng.random()), 1) for value in sizes
-    )
+def _genus_look(name: str, rng: random.Random) -> Look:
+    form = FORMS[name]
+
+    def varied(value: float) -> float:
+        return round(value * (0.90 + 0.20 * rng.random()), 1)
 
     def tinted(color: Color, by: int = 16) -> Color:
-        return tuple(min(255, max(0, c + int((2 * rng.random() - 1) * by))) for c in color)
+        shifted = (c + int((2 * rng.random() - 1) * by) for c in color)
+        red, green, blue = (min(255, max(0, c)) for c in shifted)
+        return red, green, blue
 
-    back, under = tinted(_pick(rng, BACKS)), tinted(_pick(rng, UNDERS), 10)
-    crown = _pick(rng, (back, back, mix(back, under, 0.5), tinted(_pick(rng, BACKS))))
-    wings = _pick(rng, (mix(back, (20, 20, 30), 0.3), tinted(_pick(rng, BACKS))))
+    # The order of the draws decides every bird: change it, and raise VERSION.
+    sizes = {size: varied(getattr(form, size)) for size in _VARIED}
+    back, under = tinted(pick(rng, BACKS)), tinted(pick(rng, UNDERS), 10)
+    crown = pick(rng, (back, back, mix(back, under, 0.5), tinted(pick(rng, BACKS))))
+    wings = pick(rng, (mix(back, (20, 20, 30), 0.3), tinted(pick(rng, BACKS))))
     return Look(
-        form,
-        round(posture + 8 * rng.random() - 4, 1),
-        length,
-        depth,
-        head,
-        neck,
-        tail,
-        tail_width,
-        lift,
-        wing,
-        legs,
-        bill,
-        round(bill_length * (0.9 + 0.2 * rng.random()), 1),
-        _pick(rng, crests),
-        rng.random() < 0.5 or bill == "owl",
-        stance,
-        back,
-        under,
-        crown,
-        wings,
+        form=name,
+        posture=round(form.posture + 8 * rng.random() - 4, 1),
+        bill=form.bill,
+        bill_length=varied(form.bill_length),
+        crest=pick(rng, form.crests),
+        hood=rng.random() < 0.5 or form.bill == "owl",
+        stance=form.stance,
+        back=back,
+        under=under,
+        crown=crown,
+        wings=wings,
+        **sizes,
     )
 
 
@@ -342,15 +292,15 @@ def _genus_marks(look: Look, rng: random.Random) -> list[Marks]:
     usual = {name: values[0] for name, values in choices.items()} | {"bill_length": 1}
     for name, values in choices.items():
         if rng.random() < (0.3 if name in BOLD else 0.5) and name != "bill_length":
-            usual[name] = _pick(rng, values)
+            usual[name] = pick(rng, values)
     found: list[Marks] = []
     prototype = Marks(**usual)
     varying = [name for name, values in choices.items() if len(values) > 1]
     while len(found) < SPECIES_PER_GENUS:
         marks = prototype
         for _ in range(1 + int(3 * rng.random())):
-            name = _pick(rng, varying)
-            marks = replace(marks, **{name: _pick(rng, choices[name])})
+            name = pick(rng, varying)
+            marks = replace(marks, **{name: pick(rng, choices[name])})
         apart = [_differences(marks, other) for other in found]
         if all(2 <= len(d) <= 4 and any(name in BOLD for name in d) for d in apart):
             found.append(marks)
@@ -369,7 +319,7 @@ def _epithets(marks: Marks, family: list[Marks], rng: random.Random) -> Iterator
             described.append((sharing, rng.random(), word))
     yield from (word for sharing, _, word in sorted(described) if sharing <= 2)
     while True:
-        yield _pick(rng, EPITHETS)
+        yield pick(rng, EPITHETS.split())
 
 
 @lru_cache(maxsize=8)
@@ -386,7 +336,7 @@ def _genera(number: int, seed: int) -> tuple[tuple[Species, ...], ...]:
         look = _genus_look(form, rng)
         genus = ""
         while not genus or genus in names:
-            genus = (_pick(rng, PLACES) + _pick(rng, ROOTS[form])).capitalize()
+            genus = (pick(rng, PLACES.split()) + pick(rng, ROOTS[form])).capitalize()
         names.add(genus)
         out.append(tuple(_family(genus, look, rng)))
     return tuple(out)
@@ -407,8 +357,8 @@ def species(number: int = 100, *, seed: int = 0) -> tuple[Species, ...]:
     """
     if number < 2:
         raise SobookError(f"species is {number}, but a retrieval task needs at least 2.")
-    if number > 5000:
-        raise SobookError(f"species is {number}, but there are names for at most 5000.")
+    if number > MOST_SPECIES:
+        raise SobookError(f"species is {number}, but there are names for {MOST_SPECIES} at most.")
     genera = _genera(-(-number // SPECIES_PER_GENUS), seed)
     volumes: tuple[list[Species], list[Species]] = ([], [])
     for g, genus in enumerate(genera):
@@ -419,7 +369,7 @@ def species(number: int = 100, *, seed: int = 0) -> tuple[Species, ...]:
 
 
 def attributes(number: int = 100, *, seed: int = 0) -> pd.DataFrame:
-    """Return a table with one row a species: index, name, genus, form and its field marks."""
+    """Return a table with one row per species: index, name, genus, form and its field marks."""
     rows = [
         {"index": s.index, "name": s.name, "genus": s.genus, "form": s.look.form, **s.attributes}
         for s in species(number, seed=seed)
@@ -428,7 +378,7 @@ def attributes(number: int = 100, *, seed: int = 0) -> pd.DataFrame:
 
 
 def draw(one: Species, instance: int, *, size: int = 96, seed: int = 0) -> Image.Image:
-    """Draw image number `instance` of a species: RGB, `size` pixels a side.
+    """Draw image number `instance` of a species: RGB, `size` × `size` pixels.
 
     The image depends on nothing but these arguments, so any order of drawing is fine.
     """
@@ -454,20 +404,19 @@ def prepare(
     appears only when complete; simultaneous calls wait for each other, and what a killed one had
     drawn is cleared away by the next.
     """
-    _check(species, images_per_species, size, seed)
     options = {
         "species": species,
         "images_per_species": images_per_species,
         "size": size,
         "seed": seed,
-        "version": VERSION,
     }
+    _check(**options)
     key = f"v{VERSION}-{species}x{images_per_species}-{size}px-seed{seed}"
     folder = Path(root) / "aviary" / key
     if (folder / "aviary.json").is_file():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{key}.lock"):
+    with files.lock(folder.parent / f".{key}.lock"):
         if not (folder / "aviary.json").is_file():  # else another process was faster
             _draw_into(folder, options, progress)
     return folder
@@ -480,7 +429,7 @@ def _draw_into(folder: Path, options: dict, progress: bool) -> None:
         _draw_all(draft, options, progress)
         table = attributes(options["species"], seed=options["seed"])
         table.to_csv(draft / "attributes.csv", index=False)
-        (draft / "aviary.json").write_text(json.dumps(options, indent=1) + "\n")
+        files.write_json(draft / "aviary.json", {**options, "version": VERSION})
         draft.chmod(0o755)
         os.replace(draft, folder)
     finally:
@@ -492,26 +441,24 @@ def _clear_drafts(folder: Path) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _check(number: int, images_per_species: int, size: int, seed: int) -> None:
-    named = {
-        "species": number,
-        "images_per_species": images_per_species,
-        "size": size,
-        "seed": seed,
+def _check(species: int, images_per_species: int, size: int, seed: int) -> None:
+    ranges = {
+        "species": (species, 2, MOST_SPECIES),
+        "images_per_species": (images_per_species, 1, None),
+        "size": (size, 32, 512),
+        "seed": (seed, None, None),
     }
-    for name, value in named.items():
+    for name, (value, low, high) in ranges.items():
         if isinstance(value, bool) or not isinstance(value, int):
             raise SobookError(f"{name} is {value!r}, but it must be a whole number.")
-    if not 2 <= number <= 5000:
-        raise SobookError(f"species is {number}, but the aviary holds between 2 and 5000.")
-    if images_per_species < 1:
-        raise SobookError(f"images_per_species is {images_per_species}, but must be at least 1.")
-    if not 32 <= size <= 512:
-        raise SobookError(f"size is {size} pixels, but the aviary draws from 32 to 512.")
+        if low is not None and value < low:
+            raise SobookError(f"{name} is {value}, but must be at least {low}.")
+        if high is not None and value > high:
+            raise SobookError(f"{name} is {value}, but must be at most {high}.")
 
 
 def _draw_all(folder: Path, options: dict, progress: bool) -> None:
-    number, workers = options["species"], min(_cpus(), options["species"])
+    number, workers = options["species"], min(files.available_cores(), options["species"])
     total = number * options["images_per_species"]
     bar = tqdm(
         total=total, desc="drawing the aviary", unit="image", disable=None if progress else True
@@ -529,10 +476,6 @@ def _draw_all(folder: Path, options: dict, progress: bool) -> None:
             warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
             for done in pool.map(_draw_species, repeat(folder), repeat(options), range(number)):
                 bar.update(done)
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _draw_species(folder: Path, options: dict, index: int) -> int:

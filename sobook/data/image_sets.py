@@ -6,11 +6,8 @@ checks it against the counts in ``data/benchmarks.toml``; `prepare` fetches what
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import html
 import importlib
-import io
 import os
 import warnings
 from collections.abc import Collection, Iterable, Mapping
@@ -19,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from sobook import files
 from sobook.data import benchmarks, fetch
@@ -98,10 +95,7 @@ class ImageSet:
         )
 
     def describe(self) -> Description:
-        """Images, classes, sizes, notes and, in a notebook, a contact sheet of a few classes.
-
-        Sizes are read from the headers of at most 100 images spread over the set.
-        """
+        """Numbers of images and classes, sizes (of at most 100 images) and notes, to be printed."""
         counts = np.bincount(self.labels, minlength=self.num_classes)
         rows = {
             "images": f"{len(self):,}",
@@ -111,48 +105,28 @@ class ImageSet:
             ),
             "first and last class": f"{self.class_names[0]} … {self.class_names[-1]}",
         }
-        if sizes := _sizes([self.paths[i] for i in _evenly(len(self), 100)]):
+        looked_at = np.linspace(0, len(self) - 1, min(len(self), 100)).astype(int)
+        if sizes := _sizes(self.paths[i] for i in looked_at):
             rows["width × height in pixels"] = " × ".join(
                 f"{min(sides)}–{max(sides)}" if min(sides) < max(sides) else str(sides[0])
                 for sides in zip(*sizes, strict=True)
             )
         if single := int((counts == 1).sum()):
             rows["classes with a single image"] = f"{single:,} (nothing to retrieve for them)"
-        _, first = np.unique(self.labels, return_index=True)
-        sheet = _contact_sheet([self.paths[first[i]] for i in _evenly(len(first), 10)])
-        return Description(f"{self.name}, {self.split}", rows, self.notes, sheet)
+        return Description(f"{self.name}, {self.split}", rows, self.notes)
 
 
 @dataclass(frozen=True)
 class Description:
-    """What `ImageSet.describe` found: prints as text, shows as a table in a notebook."""
+    """What `ImageSet.describe` found; prints one fact per line."""
 
     title: str
     rows: Mapping[str, str]
     notes: tuple[str, ...] = ()
-    sheet: bytes = b""  # a JPEG
 
     def __repr__(self) -> str:
         lines = [f"{key}: {value}" for key, value in self.rows.items()]
         return "\n  ".join([self.title, *lines, *(f"note: {note}" for note in self.notes)])
-
-    def _repr_html_(self) -> str:
-        pairs = [*self.rows.items(), *(("note", note) for note in self.notes)]
-        cells = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(key)}</th>"
-            f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
-            for key, value in pairs
-        )
-        table = f"<table><caption>{html.escape(self.title)}</caption>{cells}</table>"
-        if not self.sheet:
-            return table
-        source = f"data:image/jpeg;base64,{base64.b64encode(self.sheet).decode()}"
-        return f"{table}<img alt='One image each of a few classes' src='{source}'>"
-
-
-def _evenly(number: int, most: int) -> list[int]:
-    """At most `most` of the indices 0..number−1, evenly spread."""
-    return np.linspace(0, number - 1, min(number, most)).astype(int).tolist()
 
 
 def _sizes(paths: Iterable[Path]) -> list[tuple[int, int]]:
@@ -165,23 +139,6 @@ def _sizes(paths: Iterable[Path]) -> list[tuple[int, int]]:
         except benchmarks.DECODING_ERRORS:
             continue  # reported by whoever wants its pixels
     return found
-
-
-def _contact_sheet(paths: Iterable[Path], side: int = 72) -> bytes:
-    """A row of small pictures as JPEG; empty where none can be read."""
-    tiles = []
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                upright = ImageOps.exif_transpose(image).convert("RGB")
-                tiles.append(np.asarray(ImageOps.fit(upright, (side, side))))
-        except benchmarks.DECODING_ERRORS:
-            continue
-    if not tiles:
-        return b""
-    data = io.BytesIO()
-    Image.fromarray(np.concatenate(tiles, axis=1)).save(data, "JPEG", quality=85)
-    return data.getvalue()
 
 
 def prepare(
