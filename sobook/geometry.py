@@ -1,19 +1,24 @@
 """What a set of proxies looks like, in numbers.
 
+Start with `describe`. Nothing here knows how proxies were trained.
+
 Notation: C classes (proxies), D embedding dimension; P̂ are the proxies scaled to unit length.
-Everything is computed in float64 on the CPU, so that what is shown does not depend on a device.
-Only the matrix of cosines is kept in float32 where there are more than 4,000 classes: for the
-11,318 of Stanford Online Products that is half a gigabyte.
+Everything is computed in float64 on the CPU, so that no number depends on a device. Only the matrix
+of cosines is kept in float32 where there are more than 4,000 classes: for the 11,318 of Stanford
+Online Products that is half a gigabyte.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 from sobook.errors import SobookError
+
+# A centered unit proxy shorter than this is rounding error: the proxy is the mean of all.
+_NOTHING_LEFT = 1e-9
 
 
 @dataclass(frozen=True)
@@ -38,11 +43,11 @@ class ProxyGeometry:
         simplex_cosine: −1/(C−1), the cosine of every pair in a regular simplex: the lowest mean
             cosine C directions can have.
         nearest_angle: (C,) angle from each proxy to the nearest other one, degrees.
-        common_mode_share: share of SO that a lean common to all proxies accounts for,
-            mean²/RMS² of the cosines; 0 where the mean is not positive.
-        common_direction_share: share of ‖P̂‖²_F along the direction of the mean proxy; by chance
+        common_mode_share: fraction of SO that the shared mean direction (common mode) accounts
+            for, mean²/RMS² of the cosines; 0 where the mean is not positive.
+        common_direction_share: fraction of ‖P̂‖²_F along the direction of the mean proxy; by chance
             about 1/C + 1/D.
-        rms_cosine_centred: RMS cosine once the mean proxy is taken away from every proxy
+        rms_cosine_centred: RMS cosine after subtracting the mean proxy from every proxy
             (`without_common_mode`); 0 if nothing is left of a proxy.
     """
 
@@ -66,16 +71,12 @@ class ProxyGeometry:
     rms_cosine_centred: float
 
     def summary(self) -> dict[str, float]:
-        """The single numbers, rounded for a table or a JSON file."""
-        arrays = ("cosines", "spectrum", "nearest_angle")
-        return {
-            item.name: round(getattr(self, item.name), 6)
-            for item in fields(self)
-            if item.name not in arrays
-        }
+        """The scalar fields, rounded for a table or a JSON file."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {k: round(v, 6) for k, v in values.items() if not isinstance(v, np.ndarray)}
 
 
-def describe(proxies) -> ProxyGeometry:
+def describe(proxies: Any) -> ProxyGeometry:
     """Describe a set of proxies.
 
     Args:
@@ -96,17 +97,13 @@ def describe(proxies) -> ProxyGeometry:
     if num_classes < 2:
         raise SobookError("one proxy alone has no angles: give at least two classes.")
     pairs = _pairs(unit)
-    mean_square = pairs["square"]
+    mean, mean_square = pairs["mean_cosine"], pairs.pop("mean_square")
     spectrum = np.linalg.svd(unit, compute_uv=False)  # (min(C, D),)
-    mean = pairs["mean"]
     return ProxyGeometry(
         num_classes=num_classes,
         dim=dim,
-        cosines=pairs["cosines"],
-        coherence=pairs["coherence"],
+        **pairs,
         rms_cosine=math.sqrt(mean_square),
-        mean_cosine=mean,
-        mean_angle=pairs["angle"],
         spectrum=spectrum,
         effective_rank=effective_rank(spectrum),
         orthogonality=mean_square * num_classes * (num_classes - 1),
@@ -114,15 +111,14 @@ def describe(proxies) -> ProxyGeometry:
         welch_bound=welch_bound(num_classes, dim),
         chance_cosine=1 / math.sqrt(dim),
         simplex_cosine=-1 / (num_classes - 1),
-        nearest_angle=pairs["nearest"],
         common_mode_share=mean**2 / mean_square if mean > 1e-12 else 0.0,  # below: rounding
         common_direction_share=_share_along_mean(unit),
         rms_cosine_centred=_rms_centered(unit),
     )
 
 
-def _pairs(unit: np.ndarray, block: int = 512, most: int = 4000) -> dict:
-    """Everything that needs all C(C−1)/2 cosines, a block of rows at a time.
+def _pairs(unit: np.ndarray, block: int = 512, most: int = 4000) -> dict[str, Any]:
+    """The fields that need all C(C−1)/2 cosines, a block of rows at a time, and "mean_square".
 
     Beyond `most` classes the matrix is kept in float32; the sums are in float64 all the same.
     """
@@ -148,15 +144,38 @@ def _pairs(unit: np.ndarray, block: int = 512, most: int = 4000) -> dict:
     return {
         "cosines": cosines,
         "coherence": float(largest),
-        "mean": float(total / number),
-        "square": float(squares / number),
-        "angle": float(np.degrees(angles / number)),
-        "nearest": np.degrees(np.arccos(nearest)),
+        "mean_cosine": float(total / number),
+        "mean_square": float(squares / number),
+        "mean_angle": float(np.degrees(angles / number)),
+        "nearest_angle": np.degrees(np.arccos(nearest)),
     }
 
 
-def without_common_mode(proxies) -> np.ndarray:
-    """Unit proxies with their mean taken away, scaled to unit length again.
+def common_mode(geometry: ProxyGeometry) -> dict[str, float]:
+    """How much of the proxies' correlation is one direction that all of them share.
+
+    Returns:
+        "mean_proxy_length": length of the mean unit proxy, 0 for proxies that cancel, 1 for proxies
+        that are all the same; "common_share": 1 − (mean squared cosine after centering) / (before);
+        "mean_share": (mean cosine)² / mean squared cosine, a lower bound of it where every proxy
+        has the same cosine with the mean. The shares are NaN where proxies are orthogonal.
+
+    >>> shared = common_mode(describe([[1.0, 0.1, 0.0], [1.0, 0.0, 0.1], [1.0, -0.1, -0.1]]))
+    >>> shared["common_share"] > 0.5, round(shared["mean_share"], 3)
+    (True, 1.0)
+    """
+    classes, mean, rms = geometry.num_classes, geometry.mean_cosine, geometry.rms_cosine
+    orthogonal = rms < 1e-12
+    return {
+        # ‖Σp̂/C‖² is the mean of all C² cosines, of which C are ones.
+        "mean_proxy_length": math.sqrt(max(0.0, (1 + (classes - 1) * mean) / classes)),
+        "common_share": math.nan if orthogonal else 1 - (geometry.rms_cosine_centred / rms) ** 2,
+        "mean_share": math.nan if orthogonal else (mean / rms) ** 2,
+    }
+
+
+def without_common_mode(proxies: Any) -> np.ndarray:
+    """Unit proxies minus their mean, scaled to unit length again.
 
     Args:
         proxies: (C, D) rows of any length but zero.
@@ -170,20 +189,23 @@ def without_common_mode(proxies) -> np.ndarray:
     >>> round(describe(without_common_mode(np.eye(3) + 5)).mean_cosine, 6)  # simplex: −1/(C − 1)
     -0.5
     """
-    unit = unit_rows(proxies, "proxies")
+    centered = _centered(unit_rows(proxies, "proxies"))
+    if centered is None:
+        raise SobookError("a proxy equals the mean of all: nothing is left of it without the mean.")
+    return centered
+
+
+def _centered(unit: np.ndarray) -> np.ndarray | None:
+    """Unit rows minus their mean, at unit length; None where a row is the mean itself."""
     rest = unit - unit.mean(axis=0)
-    if (np.linalg.norm(rest, axis=1) < 1e-9).any():
-        raise SobookError(
-            "a proxy equals the mean of all: without it, nothing is left of that one."
-        )
-    return unit_rows(rest, "centered proxies")
+    lengths = np.linalg.norm(rest, axis=1, keepdims=True)
+    return None if lengths.min() < _NOTHING_LEFT else rest / lengths
 
 
 def _rms_centered(unit: np.ndarray) -> float:
     """RMS cosine without the common mode, from the smaller of the two Gram matrices."""
-    try:
-        rest = without_common_mode(unit)
-    except ValueError:
+    rest = _centered(unit)
+    if rest is None:
         return 0.0
     classes = len(rest)
     gram = rest @ rest.T if classes <= rest.shape[1] else rest.T @ rest
@@ -194,14 +216,12 @@ def _rms_centered(unit: np.ndarray) -> float:
 def _share_along_mean(unit: np.ndarray) -> float:
     mean = unit.mean(axis=0)
     length = np.linalg.norm(mean)
-    if length < 1e-12:
-        return 0.0
-    return float(np.square(unit @ (mean / length)).mean())
+    return float(np.square(unit @ (mean / length)).mean()) if length > 1e-12 else 0.0
 
 
 @dataclass(frozen=True)
 class Collapse:
-    """Class means against their proxies, and the measures of neural collapse; see `collapse`.
+    """Class means against their proxies, and the metrics of neural collapse; see `collapse`.
 
     Notation: μ_c the mean embedding of class c, μ their mean, C classes.
 
@@ -221,23 +241,17 @@ class Collapse:
     nc2_angles: float
     nc3: float
 
-    def summary(self) -> dict[str, float]:
-        """The single numbers, with the mean angle, rounded for a table."""
-        numbers = {item.name: getattr(self, item.name) for item in fields(self)}
-        numbers["angle"] = float(self.angle.mean())
-        return {name: round(value, 6) for name, value in numbers.items()}
 
-
-def collapse(embeddings, labels, proxies) -> Collapse:
+def collapse(embeddings: Any, labels: Any, proxies: Any) -> Collapse:
     """How far embeddings, their class means and the proxies have collapsed onto each other.
 
-    Proxies have unit length and are centered before NC3, as class means are: proxies share a
-    direction that no nearest-neighbor decision depends on, and the measures of Papyan et al. are
-    about what is left.
+    Proxies are scaled to unit length and centered before NC3, as class means are: no
+    nearest-neighbor decision depends on the direction they share, and the metrics of Papyan et al.
+    describe what is left.
 
     Args:
         embeddings: (N, D), scaled to unit length here.
-        labels: (N,) classes 0..C−1, each with an image or more.
+        labels: (N,) classes 0..C−1, each with at least one image.
         proxies: (C, D).
 
     Raises:
@@ -262,7 +276,7 @@ def collapse(embeddings, labels, proxies) -> Collapse:
     within, centered = rows - means[_labels(labels)], means - means.mean(axis=0)
     between = centered.T @ centered / len(means)  # (D, D)
     lengths = np.linalg.norm(centered, axis=1)
-    pairs = _pairs(unit_rows(centered, "centered class means"))["cosines"]
+    cosines_of_means = off_diagonal(_pairs(unit_rows(centered, "centered class means"))["cosines"])
     centered_proxies = unit - unit.mean(axis=0)
     gap = centered / np.linalg.norm(centered) - centered_proxies / np.linalg.norm(centered_proxies)
     spread = within.T @ within / len(rows)
@@ -271,12 +285,12 @@ def collapse(embeddings, labels, proxies) -> Collapse:
         nc1=float(np.trace(spread @ np.linalg.pinv(between, rcond=1e-10, hermitian=True)))
         / len(means),
         nc2_norms=float(lengths.std() / lengths.mean()),
-        nc2_angles=float(np.abs(off_diagonal(pairs) + 1 / (len(means) - 1)).mean()),
+        nc2_angles=float(np.abs(cosines_of_means + 1 / (len(means) - 1)).mean()),
         nc3=float(np.square(gap).sum()),
     )
 
 
-def class_means(embeddings, labels, num_classes: int) -> np.ndarray:
+def class_means(embeddings: Any, labels: Any, num_classes: int) -> np.ndarray:
     """Mean of the unit-length embeddings of each class.
 
     Args:
@@ -285,7 +299,7 @@ def class_means(embeddings, labels, num_classes: int) -> np.ndarray:
         num_classes: C.
 
     Returns:
-        (C, D) float64, not scaled: the shorter a mean, the wider its class.
+        (C, D) float64, not scaled to unit length: the shorter a mean, the wider its class.
 
     Raises:
         SobookError: labels that do not fit, or a class without images.
@@ -308,7 +322,7 @@ def class_means(embeddings, labels, num_classes: int) -> np.ndarray:
     return np.add.reduceat(rows[order], starts) / counts[:, None]
 
 
-def _labels(labels) -> np.ndarray:
+def _labels(labels: Any) -> np.ndarray:
     return np.asarray(labels.detach().cpu() if hasattr(labels, "detach") else labels).astype(int)
 
 
@@ -317,16 +331,14 @@ class Movement:
     """Proxies over epochs: E epochs, C classes; made by `movement`.
 
     Attributes:
-        numbers: one dict an epoch, `ProxyGeometry.summary` of each.
+        numbers: one dict per epoch, `ProxyGeometry.summary` of each.
         cosine_band: (E, 3) 5 %, 50 % and 95 % quantile of the cosines.
-        nearest_band: (E, 3) the same of the angles to the nearest proxy, degrees.
         from_start: (E, C) angle of each proxy with itself at the first epoch, degrees.
-        step: (E, C) angle with itself one epoch before, degrees; 0 at the first.
+        step: (E, C) angle with itself one epoch earlier, degrees; 0 at the first.
     """
 
     numbers: list[dict[str, float]] = field(repr=False)
     cosine_band: np.ndarray
-    nearest_band: np.ndarray
     from_start: np.ndarray = field(repr=False)
     step: np.ndarray = field(repr=False)
 
@@ -339,7 +351,7 @@ def movement(epochs: Sequence) -> Movement:
     """How a set of proxies moves over epochs.
 
     Args:
-        epochs: E arrays or tensors (C, D), in the order of time, such as
+        epochs: E arrays or tensors (C, D), in chronological order, such as
             ``[run.proxies(epoch) for epoch in range(run.config.epochs + 1)]``.
 
     Raises:
@@ -350,91 +362,41 @@ def movement(epochs: Sequence) -> Movement:
     units = [unit_rows(proxies, "proxies") for proxies in epochs]
     if len({unit.shape for unit in units}) > 1:
         raise SobookError(f"proxies change their shape: {sorted({unit.shape for unit in units})}.")
-    numbers, cosine_band, nearest_band, levels = [], [], [], [0.05, 0.5, 0.95]
+    numbers, cosine_band = [], []
     for unit in units:
         shape = describe(unit)
         numbers.append(shape.summary())
-        cosine_band.append(np.quantile(off_diagonal(shape.cosines), levels))
-        nearest_band.append(np.quantile(shape.nearest_angle, levels))
+        cosine_band.append(np.quantile(off_diagonal(shape.cosines), [0.05, 0.5, 0.95]))
     before = [units[0], *units[:-1]]
     return Movement(
         numbers=numbers,
         cosine_band=np.array(cosine_band),
-        nearest_band=np.array(nearest_band),
         from_start=np.array([_angles_between(unit, units[0]) for unit in units]),
         step=np.array([_angles_between(*pair) for pair in zip(units, before, strict=True)]),
     )
 
 
-def rank_correlation(
-    a, b, *, resamples: int = 1000, level: float = 0.95, seed: int = 0, most: int = 300
-) -> tuple[float, float, float]:
-    """Spearman's ρ of two numbers known for every pair of classes, with an interval over classes.
-
-    C(C−1)/2 pairs are not so many independent things: each class is in C − 1 of them. So classes
-    are drawn with replacement, and a pair counts as often as its two classes were drawn together.
-    Ranks stay those of the whole set.
-
-    Args:
-        a, b: (C, C) symmetric; the diagonal does not matter.
-        resamples: bootstrap samples.
-        level: of the interval.
-        seed: of the draws.
-        most: the interval (not ρ) is computed from this many classes at most, chosen at random;
-            it is then wider than that of all classes.
-
-    Returns:
-        ρ and the two ends of the interval; NaN where one of the two does not vary.
-
-    >>> cosines = np.array([[1, 0.1, 0.2], [0.1, 1, 0.3], [0.2, 0.3, 1]])
-    >>> round(rank_correlation(cosines, 2 * cosines)[0], 6)
-    1.0
-    """
-    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    if a.ndim != 2 or a.shape != b.shape or a.shape[0] != a.shape[1] or len(a) < 3:
-        raise SobookError(f"a {a.shape} and b {b.shape} must both be (C, C) with C of at least 3.")
-    rho = _weighted_correlation(*(_ranks(m) for m in (a, b)), 1.0)
-    rng = np.random.default_rng(seed)
-    if len(a) > most:
-        some = np.sort(rng.permutation(len(a))[:most])
-        a, b = a[np.ix_(some, some)], b[np.ix_(some, some)]
-    ranks = [_ranks(matrix) for matrix in (a, b)]
-    first, second = np.triu_indices(len(a), k=1)
-    values = []
-    for _ in range(resamples):
-        drawn = np.bincount(rng.integers(0, len(a), len(a)), minlength=len(a))
-        values.append(_weighted_correlation(*ranks, drawn[first] * drawn[second]))
-    tail = (1 - level) / 2
-    low, high = np.nanquantile(values, [tail, 1 - tail]) if math.isfinite(rho) else (math.nan,) * 2
-    return rho, float(low), float(high)
-
-
-def _ranks(matrix: np.ndarray) -> np.ndarray:
-    return rankdata(np.round(off_diagonal(matrix), 12))  # rounding errors must not break ties
-
-
-def _weighted_correlation(x: np.ndarray, y: np.ndarray, weight) -> float:
-    weight = np.broadcast_to(weight, x.shape)
-    if not weight.any():
-        return math.nan
-    x, y = (v - np.average(v, weights=weight) for v in (x, y))
-    size = math.sqrt(float((weight * x * x).sum() * (weight * y * y).sum()))
-    return float((weight * x * y).sum()) / size if size > 1e-12 else math.nan
-
-
 def _angles_between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Angle of each row of a with the same row of b, degrees; exact also where it is tiny."""
+    """Angle of each row of a with the same row of b, degrees; exact even for tiny angles."""
     half = np.linalg.norm(a - b, axis=1), np.linalg.norm(a + b, axis=1)
     return np.degrees(2 * np.arctan2(*half))
 
 
-def unit_rows(rows, name: str = "rows") -> np.ndarray:
-    """Rows scaled to unit length in float64; a tensor on any device or an array of shape (C, D)."""
+def unit_rows(rows: Any, name: str = "rows") -> np.ndarray:
+    """Rows scaled to unit length, in float64.
+
+    Args:
+        rows: (C, D) array, nested list, or tensor on any device.
+        name: what they are, for the error.
+
+    Raises:
+        SobookError: another shape, or a row of zero length, NaN or infinite values.
+    """
     if hasattr(rows, "detach"):
         rows = rows.detach().cpu().double().numpy()
     rows = np.asarray(rows, dtype=np.float64)
     if rows.ndim != 2 or rows.size == 0:
-        raise SobookError(f"{name} have shape {rows.shape}, expected (C, D): one row a class.")
+        raise SobookError(f"{name} have shape {rows.shape}, expected (C, D): one row per class.")
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     bad = np.flatnonzero(~np.isfinite(lengths[:, 0]) | (lengths[:, 0] == 0))
     if len(bad):
@@ -479,42 +441,3 @@ def welch_bound(num_classes: int, dim: int) -> float:
     if num_classes <= dim:
         return 0.0
     return math.sqrt((num_classes - dim) / (dim * (num_classes - 1)))
-
-
-def common_mode(proxies) -> dict[str, float]:
-    """How much of the proxies' correlation is one direction that all of them share.
-
-    The mean unit proxy m is that direction. Its share is measured twice: what subtracting m from
-    every proxy removes of the mean squared cosine (lengths made 1 again), and the square of the
-    mean cosine in the mean square, which is a lower bound when all lean on m alike.
-
-    Args:
-        proxies: (C, D), rows of any length but zero.
-
-    Returns:
-        "mean_proxy_length": ‖m‖, 0 for proxies that cancel, 1 for proxies that are all the same;
-        "common_share": 1 − (mean squared cosine after centering) / (before), NaN where the proxies
-        are orthogonal already; "mean_share": (mean cosine)² / mean squared cosine;
-        "rms_cosine_centred": RMS cosine after centering, never below 1/(C−1).
-
-    >>> shared = common_mode([[1.0, 0.1, 0.0], [1.0, 0.0, 0.1], [1.0, -0.1, -0.1]])
-    >>> shared["common_share"] > 0.5, round(shared["mean_share"], 3)
-    (True, 1.0)
-    """
-    unit = unit_rows(proxies, "proxies")
-    mean = unit.mean(0)
-    pairs = off_diagonal(unit @ unit.T)
-    before = float(np.mean(pairs**2))
-    lengths = np.linalg.norm(unit - mean, axis=1, keepdims=True)
-    if lengths.min() < 1e-12:  # a proxy that is the mean itself has no direction left
-        after = math.nan
-    else:
-        centered = (unit - mean) / lengths
-        after = float(np.mean(off_diagonal(centered @ centered.T) ** 2))
-    orthogonal = before < 1e-24
-    return {
-        "mean_proxy_length": float(np.linalg.norm(mean)),
-        "common_share": math.nan if orthogonal else 1 - after / before,
-        "mean_share": math.nan if orthogonal else float(pairs.mean() ** 2 / before),
-        "rms_cosine_centred": math.sqrt(after),
-    }

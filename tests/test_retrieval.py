@@ -1,32 +1,23 @@
-"""Retrieval: against brute force, pytorch-metric-learning, scikit-learn and SciPy.
+"""Retrieval: against brute force, pytorch-metric-learning and scikit-learn.
 
-Notation: N queries, M gallery images, D embedding dimension, R right images of a query.
+Notation: N queries, M gallery images, D embedding dimension, R relevant images of a query.
 """
 
 import json
 import math
-import re
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
-from scipy import stats
 from sklearn.metrics import normalized_mutual_info_score
 from sklearn.neighbors import NearestNeighbors
 
 from sobook import retrieval
-from sobook.retrieval import (
-    Retrieval,
-    compare_classes,
-    compare_seeds,
-    difference,
-    evaluate,
-    nearest_neighbors,
-)
+from sobook.retrieval import Retrieval, evaluate, nearest_neighbors
 
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 quick = settings(max_examples=40, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
 
@@ -36,8 +27,8 @@ seeds = st.integers(0, 2**32 - 1)
 
 def brute_ranking(queries, gallery=None) -> list[list[int]]:
     """All images a query can find: by falling cosine, then by index. Itself is left out."""
-    found = queries if gallery is None else gallery
-    units = [np.asarray(row, float) / np.linalg.norm(row) for row in found]
+    searched = queries if gallery is None else gallery
+    units = [np.asarray(row, float) / np.linalg.norm(row) for row in searched]
     ranking = []
     for i, query in enumerate(queries):
         unit = np.asarray(query, float) / np.linalg.norm(query)
@@ -50,24 +41,24 @@ def brute_ranking(queries, gallery=None) -> list[list[int]]:
 
 def brute_evaluate(queries, labels, gallery=None, gallery_labels=None, ks=(1,), unmatched=None):
     """Recall@K, MAP@R and R-precision, query by query, rank by rank."""
-    found_labels = labels if gallery is None else gallery_labels
-    hits, at_r, shares = [], [], []
+    image_labels = labels if gallery is None else gallery_labels
+    hits, at_r, r_precisions = [], [], []
     for label, ranked in zip(labels, brute_ranking(queries, gallery), strict=True):
-        right = [found_labels[j] == label for j in ranked]
-        relevant = sum(right)
-        if relevant == 0:
+        relevant = [image_labels[j] == label for j in ranked]
+        number = sum(relevant)
+        if number == 0:
             if unmatched == "exclude":
                 continue
             hits.append([False] * len(ks))
             at_r.append(0.0)
-            shares.append(0.0)
+            r_precisions.append(0.0)
             continue
-        hits.append([any(right[:k]) for k in ks])
-        precisions = [sum(right[:r]) / r for r in range(1, relevant + 1) if right[r - 1]]
-        at_r.append(sum(precisions) / relevant)
-        shares.append(sum(right[:relevant]) / relevant)
+        hits.append([any(relevant[:k]) for k in ks])
+        precisions = [sum(relevant[:r]) / r for r in range(1, number + 1) if relevant[r - 1]]
+        at_r.append(sum(precisions) / number)
+        r_precisions.append(sum(relevant[:number]) / number)
     recall = {k: float(np.mean([row[i] for row in hits])) for i, k in enumerate(ks)}
-    return recall, float(np.mean(at_r)), float(np.mean(shares))
+    return recall, float(np.mean(at_r)), float(np.mean(r_precisions))
 
 
 def assert_same(result: Retrieval, expected) -> None:
@@ -354,138 +345,80 @@ def test_nmi_is_seeded_and_only_computed_on_request():
     assert all(0 <= value <= 1 for value in values)
 
 
-# --- Intervals -----------------------------------------------------------------------------------
+# --- What counts ---------------------------------------------------------------------------------
 
 
-def results(hits, labels, **changes) -> Retrieval:
-    """A result with these hits at K = 1."""
-    hits = np.asarray(hits, bool).reshape(-1, 1)
-    defaults = {
-        "recall": {1: float(hits.mean())},
-        "map_at_r": 0.0,
-        "precision_at_1": 0.0,
-        "r_precision": 0.0,
-        "nmi": None,
-        "hits": hits,
-        "matched": np.ones(len(hits), bool),
-        "labels": np.asarray(labels),
-        "ks": (1,),
-    }
-    return Retrieval(**{**defaults, **changes})
-
-
-def draw_hits(rng, classes: int, per_class: int):
-    """Hits of classes that are easy or hard as a whole; the true recall is 2/3."""
-    labels = np.repeat(np.arange(classes), per_class)
-    return rng.random(len(labels)) < rng.beta(2, 1, classes)[labels], labels
-
-
-def test_interval_holds_the_truth_as_often_as_it_says(rng):
-    by_class = by_query = 0
-    for trial in range(200):
-        hits, labels = draw_hits(rng, 40, 10)
-        low, high = results(hits, labels).interval(1, resamples=300, seed=trial)
-        by_class += low <= 2 / 3 <= high
-        every_query_a_class = results(hits, np.arange(400))
-        low, high = every_query_a_class.interval(1, resamples=300, seed=trial)
-        by_query += low <= 2 / 3 <= high
-    assert 0.88 <= by_class / 200 <= 0.99
-    assert by_query / 200 < 0.85  # what resampling queries would have given
-
-
-@pytest.mark.parametrize("level", [0.8, 0.95])
-def test_interval_equals_scipy(level, rng):
-    hits, labels = draw_hits(rng, 30, 10)
-    keep = rng.random(300) < 0.6  # classes of different sizes
-    hits, labels = hits[keep], labels[keep]
-    counts = np.bincount(labels, minlength=30)
-    sums = np.bincount(labels, weights=hits, minlength=30)
-    expected = stats.bootstrap(
-        (sums, counts),
-        lambda s, n, axis: s.sum(axis=axis) / n.sum(axis=axis),
-        paired=True,
-        vectorized=True,
-        n_resamples=20_000,
-        confidence_level=level,
-        method="percentile",
-        random_state=np.random.default_rng(0),
-    ).confidence_interval
-    assert results(hits, labels).interval(1, level) == pytest.approx(tuple(expected), abs=0.004)
-
-
-def test_interval_is_seeded_nested_and_around_the_value(rng):
-    hits, labels = draw_hits(rng, 30, 10)
-    result = results(hits, labels)
-    wide, narrow = result.interval(1, 0.95), result.interval(1, 0.5)
-    assert result.interval(1, 0.95) == wide
-    assert len({result.interval(1, 0.95, seed=seed) for seed in range(8)}) > 1
-    assert wide[0] < narrow[0] < hits.mean() < narrow[1] < wide[1]
-
-
-def test_interval_narrows_with_the_root_of_the_number_of_classes(rng):
-    widths = []
-    for classes in (25, 400):
-        low, high = results(*draw_hits(rng, classes, 10)).interval(1)
-        widths.append(high - low)
-    assert widths[0] / widths[1] == pytest.approx(4, rel=0.3)
-
-
-def test_interval_leaves_out_the_queries_the_recall_leaves_out():
+def test_the_interval_is_over_the_queries_the_recall_is_over():
     embeddings, labels = cloud(9, 60, 25)
     for unmatched in ("exclude", "miss"):
         result = evaluate(embeddings, labels, ks=(1, 2), unmatched=unmatched)
-        counted = result.matched if unmatched == "exclude" else np.ones(60, bool)
+        queries, hits = result.by_class(2)
         assert not result.matched.all()
-        alone = results(result.hits[counted, 1], labels[counted])
-        assert result.interval(2) == alone.interval(1)
-        assert result.interval(2)[0] < result.recall[2] < result.interval(2)[1]
+        assert queries.sum() == (result.matched.sum() if unmatched == "exclude" else 60)
+        assert hits.sum() / queries.sum() == pytest.approx(result.recall[2])
+        low, high = result.interval(2)
+        assert low < result.recall[2] < high
 
 
-def test_interval_of_a_perfect_result_is_a_point():
-    assert results(np.ones(20), np.repeat([0, 1], 10)).interval(1) == (1.0, 1.0)
+# --- Search on a GPU, here by torch on the CPU ---------------------------------------------------
 
 
-# --- Differences ---------------------------------------------------------------------------------
+@pytest.fixture
+def by_torch(monkeypatch):
+    monkeypatch.setattr(retrieval, "_top_by_faiss", retrieval._top_by_torch)
 
 
-def test_difference_equals_scipy(rng):
-    before, labels = draw_hits(rng, 30, 10)
-    after = before | (rng.random(300) < 0.2)
-    value, low, high = difference(results(before, labels), results(after, labels))
-    counts = np.bincount(labels)
-    sums = np.bincount(labels, weights=after.astype(float) - before)
-    expected = stats.bootstrap(
-        (sums, counts),
-        lambda s, n, axis: s.sum(axis=axis) / n.sum(axis=axis),
-        paired=True,
-        vectorized=True,
-        n_resamples=20_000,
-        method="percentile",
-        random_state=np.random.default_rng(0),
-    ).confidence_interval
-    assert value == pytest.approx(after.mean() - before.mean())
-    assert (low, high) == pytest.approx(tuple(expected), abs=0.003)
-    assert 0 < low < value < high
+@pytest.mark.parametrize("case", CASES)
+def test_torch_search_equals_brute_force(case, by_torch):
+    make, size, classes = CASES[case]
+    embeddings, labels = make(0, size, classes)
+    assert_same(
+        evaluate(embeddings, labels, ks=(1, 5), unmatched="miss"),
+        brute_evaluate(embeddings, labels, ks=(1, 5), unmatched="miss"),
+    )
+    first, second = slice(None, len(labels) // 3), slice(len(labels) // 3, None)
+    arguments = (embeddings[first], labels[first], embeddings[second], labels[second])
+    result = evaluate(*arguments[:2], gallery=arguments[2], gallery_labels=arguments[3])
+    assert_same(result, brute_evaluate(*arguments, ks=(1, 2, 4, 8), unmatched="exclude"))
 
 
-def test_difference_is_paired_and_signed(rng):
-    before, labels = draw_hits(rng, 30, 10)
-    after = before | (rng.random(300) < 0.2)
-    first, second = results(before, labels), results(after, labels)
-    assert difference(first, first) == (0, 0, 0)
-    value, low, high = difference(first, second)
-    assert difference(second, first) == pytest.approx((-value, -high, -low), abs=1e-12)
-    alone = [one.interval(1)[1] - one.interval(1)[0] for one in (first, second)]
-    assert high - low < 0.8 * max(alone)  # what makes a class hard cancels
+@pytest.mark.parametrize("size", [9, 60, 150])
+def test_torch_search_breaks_ties_by_index(size, by_torch):
+    points, _ = corners(size, size, 3)
+    for k in (1, size // 2, size - 1):
+        expected = [ranked[:k] for ranked in brute_ranking(points)]
+        assert nearest_neighbors(points, k)[1].tolist() == expected
 
 
-def test_difference_of_two_evaluations():
-    embeddings, labels = cloud(10, 80, 8)
-    blurred = embeddings + np.random.default_rng(0).normal(size=embeddings.shape)
-    first, second = evaluate(embeddings, labels), evaluate(blurred, labels)
-    value, low, high = difference(first, second, k=2, level=0.9)
-    assert value == pytest.approx(second.recall[2] - first.recall[2])
-    assert low <= value <= high
+def test_torch_search_keeps_chunks_small(rng, by_torch, monkeypatch):
+    points, labels = rng.normal(size=(200, 8)), rng.integers(0, 9, 200)
+    expected = evaluate(points, labels).hits
+    monkeypatch.setattr(retrieval, "_CHUNK", 37)
+    np.testing.assert_array_equal(evaluate(points, labels).hits, expected)
+
+
+@needs_gpu
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_a_large_search_runs_on_the_gpu_and_finds_the_same(on_gpu, monkeypatch):
+    embeddings, labels = cloud(3, 3000, 60, dim=32)
+    expected = evaluate(embeddings[:50], labels[:50])  # too small to be copied
+    searched = []
+
+    def spy(queries, gallery, most, search=retrieval._top_by_torch):
+        searched.append(queries.device.type)
+        return search(queries, gallery, most)
+
+    monkeypatch.setattr(retrieval, "_top_by_torch", spy)
+    rows = torch.from_numpy(embeddings)
+    result = evaluate(rows.cuda() if on_gpu else rows, labels, clusters=True)
+    small = evaluate(rows[:50].cuda() if on_gpu else rows[:50], labels[:50])
+    assert searched == (["cuda", "cuda"] if on_gpu else [])
+    np.testing.assert_array_equal(small.hits, expected.hits)
+    monkeypatch.setattr(retrieval, "_GPU_PAYS", 1)
+    again = evaluate(embeddings, labels)
+    assert searched[-1] == "cuda"
+    np.testing.assert_array_equal(again.hits, result.hits)
+    assert again.map_at_r == pytest.approx(result.map_at_r, abs=1e-6)
 
 
 # --- Reports -------------------------------------------------------------------------------------
@@ -530,14 +463,14 @@ def with_row(row: int, value: float) -> np.ndarray:
         ({"labels": [[c] for c in LABELS]}, r"labels have shape \(6, 1\), expected \(6,\)"),
         ({"labels": [0.0, 0, 1, 1, 2, 2]}, r"labels are float64: give whole numbers"),
         ({"labels": list("aabbcc")}, r"labels are <U1: give whole numbers"),
-        ({"labels": [3] * 6}, r"all labels are the same: with one class only every answer"),
+        ({"labels": [3] * 6}, r"all labels are the same: with one class only, every image"),
         ({"labels": range(6)}, r"no query has an image of its class .*: check the labels"),
         ({"ks": ()}, r"ks are \[\]: give whole numbers from 1 upwards"),
         ({"ks": (0, 1)}, r"ks are \[0, 1\]: give whole numbers from 1 upwards"),
         ({"ks": (1.5,)}, r"1\.5.*: give whole numbers from 1 upwards"),
         ({"ks": (1, 6)}, r"K = 6 is larger than the gallery: a query can find 5 images; ask for"),
-        ({"unmatched": "exlude"}, r"unmatched='exlude': choose .*Did you mean 'exclude'\?"),
-        ({"unmatched": None}, r"unmatched=None: choose 'exclude' or 'miss'\.$"),
+        ({"unmatched": "exlude"}, r"unmatched 'exlude': choose .*Did you mean 'exclude'\?"),
+        ({"unmatched": None}, r"unmatched None: choose exclude or miss\.$"),
         ({"gallery": POINTS}, r"give gallery and gallery_labels together, or neither"),
         ({"gallery_labels": LABELS}, r"give gallery and gallery_labels together, or neither"),
         (
@@ -577,167 +510,7 @@ def test_neighbors_in_a_gallery_of_another_dimension():
         nearest_neighbors(POINTS, 1, gallery=POINTS[:, :2])
 
 
-@pytest.mark.parametrize("level", [0, 1, 95, -0.5, math.nan])
-def test_interval_of_an_impossible_level(level):
-    message = re.escape(f"level is {level}: it must lie between 0 and 1, e.g. 0.95")
-    with pytest.raises(ValueError, match=message):
-        evaluate(POINTS, LABELS, ks=(1,)).interval(1, level)
-
-
 def test_interval_of_a_k_that_was_not_computed():
     result = evaluate(POINTS, LABELS, ks=(1, 2))
     with pytest.raises(ValueError, match=r"Recall@4 was not computed: choose one of \[1, 2\]"):
         result.interval(4)
-    with pytest.raises(ValueError, match=r"Recall@2 was not computed: choose one of \[1\]"):
-        difference(result, evaluate(POINTS, LABELS, ks=(1,)), k=2)
-
-
-def test_difference_of_results_on_other_queries():
-    alone = [0, 0, 1, 1, 2, 3]  # the last two have no match
-    first = evaluate(POINTS, alone, ks=(1,))
-    for other in (
-        evaluate(POINTS, alone[::-1], ks=(1,)),
-        evaluate(POINTS[:5], alone[:5], ks=(1,)),
-        evaluate(POINTS, alone, ks=(1,), unmatched="miss"),
-    ):
-        with pytest.raises(ValueError, match="not on the same queries: evaluate both alike"):
-            difference(first, other)
-
-
-@pytest.mark.parametrize("found", [[0, 0, 0, 1, 1, 1], [0, 0, 0, 2, 2, 2]])
-def test_difference_of_results_in_which_other_queries_count(found):
-    # The galleries hold different classes, so the means are over different queries.
-    gallery = {"gallery": POINTS, "ks": (1,)}
-    first = evaluate(POINTS, LABELS, gallery_labels=[1, 1, 1, 2, 2, 2], **gallery)
-    second = evaluate(POINTS, LABELS, gallery_labels=found, **gallery)
-    with pytest.raises(ValueError, match="not on the same queries"):
-        difference(first, second)
-
-
-# ---- torch and approximate search, paired comparisons ----
-
-
-def _tied(rng, count=300, dim=3):
-    """Coarse points: many exact duplicates and ties."""
-    points = rng.integers(-1, 2, (count, dim)).astype(np.float32)
-    points[~points.any(1)] = 1
-    return points, rng.integers(0, 9, count)
-
-
-@pytest.mark.parametrize("kind", ["random", "tied"])
-def test_torch_search_equals_faiss(rng, kind):
-    points, labels = (rng.normal(size=(300, 8)), rng.integers(0, 9, 300))
-    if kind == "tied":
-        points, labels = _tied(rng)
-    ours = evaluate(points, labels, ks=(1, 5, 50))
-    torchs = evaluate(torch.tensor(points), labels, ks=(1, 5, 50), backend="torch")
-    if kind == "random":
-        np.testing.assert_array_equal(ours.hits, torchs.hits)
-        assert ours.map_at_r == pytest.approx(torchs.map_at_r)
-    else:  # ties "as computed": the two may round differently, each by its own rule
-        cosines = points / np.linalg.norm(points, axis=1, keepdims=True)
-        similarities, indices = next(
-            (s, i)
-            for _, s, i in retrieval._search_torch(
-                torch.tensor(cosines), torch.tensor(cosines), 20, True
-            )
-        )
-        assert not (indices == np.arange(300)[:, None]).any()
-        same = similarities[:, 1:] == similarities[:, :-1]
-        assert same.any() and (np.diff(indices, axis=1)[same] > 0).all()
-
-
-def test_torch_search_keeps_chunks_small(rng, monkeypatch):
-    monkeypatch.setattr(retrieval, "_CHUNK", 37)
-    points, labels = torch.tensor(rng.normal(size=(200, 8))), rng.integers(0, 9, 200)
-    by_chunks = evaluate(points, labels, backend="torch")
-    monkeypatch.undo()
-    np.testing.assert_array_equal(by_chunks.hits, evaluate(points, labels).hits)
-
-
-def test_torch_refuses_what_faiss_refuses():
-    for bad in (float("nan"), 0.0):
-        points = torch.tensor([[1.0, 0.0], [bad, 0.0 if bad == 0 else 1.0], [0.0, 1.0]])
-        with pytest.raises(ValueError, match="row 1 of the embeddings"):
-            evaluate(points, [0, 0, 1], backend="torch")
-
-
-def test_unknown_backend_is_refused():
-    with pytest.raises(ValueError, match="Did you mean 'torch'"):
-        evaluate(np.eye(3), [0, 0, 1], ks=(1,), backend="torhc")
-
-
-def test_approximate_search_reports_what_it_finds(rng):
-    centers = rng.normal(size=(60, 16))
-    labels = np.repeat(np.arange(60), 50)
-    points = centers[labels] + 0.6 * rng.normal(size=(3000, 16))
-    exact = evaluate(points, labels)
-    near = evaluate(points, labels, approximate=True)
-    assert exact.neighbors_found is None and "neighbors_found" not in exact.summary()
-    assert 0.9 < near.neighbors_found <= 1 and near.summary()["neighbors_found"] > 0.9
-    assert near.recall[1] == pytest.approx(exact.recall[1], abs=0.02)
-    assert near.map_at_r <= exact.map_at_r + 0.01
-
-
-def test_approximate_search_with_a_gallery_and_unfilled_lists(rng):
-    points, labels = rng.normal(size=(400, 4)), np.arange(400) % 20
-    near = evaluate(
-        points[:100], labels[:100], gallery=points[100:], gallery_labels=labels[100:],
-        ks=(1, 300), approximate=True,
-    )  # fmt: skip
-    assert 0 < near.neighbors_found <= 1
-    assert near.recall[300] <= 1
-
-
-def test_precision_at_1_is_recall_at_1(rng):
-    points, labels = rng.normal(size=(200, 8)), rng.integers(0, 9, 200)
-    result = evaluate(points, labels, ks=(1, 4))
-    assert result.precision_at_1 == result.recall[1] == result.summary()["precision_at_1"]
-
-
-def test_interval_of_kinds_equals_that_of_classes(rng):
-    points, labels = rng.normal(size=(400, 4)), rng.integers(0, 80, 400)
-    result = evaluate(points, labels)
-    queries, successes = result._by_class(1)
-    draws = rng.integers(0, len(queries), (10_000, len(queries)))  # class by class
-    slow = np.quantile(successes[draws].sum(1) / queries[draws].sum(1), [0.025, 0.975])
-    np.testing.assert_allclose(result.interval(1), slow, atol=0.004)
-
-
-def test_permutation_over_classes_against_scipy(rng):
-    labels = np.repeat(np.arange(25), 8)
-    points = np.eye(25)[labels] + 0.5 * rng.normal(size=(200, 25))
-    first = evaluate(points, labels)
-    second = evaluate(points + 0.25 * rng.normal(size=(200, 25)), labels)
-    found = compare_classes(first, second)
-    queries, before, after = retrieval._paired_by_class(first, second, 1)
-    theirs = stats.permutation_test(
-        (after - before, np.zeros_like(before)), lambda a, b, axis=-1: (a - b).sum(axis),
-        permutation_type="samples", n_resamples=20_000, rng=0, vectorized=True,
-    )  # fmt: skip
-    assert found.p_value == pytest.approx(theirs.pvalue, abs=0.02)
-    assert (found.difference, found.low, found.high) == difference(first, second)
-    same = compare_classes(first, first)
-    assert same.difference == 0 and same.p_value == 1 and same.over == "classes"
-
-
-@pytest.mark.parametrize("seeds", [2, 5, 14, 20])
-def test_comparison_of_seeds_against_scipy(rng, seeds):
-    first = rng.normal(0.6, 0.02, seeds)
-    second = first + rng.normal(0.01, 0.02, seeds)
-    found = compare_seeds(first, second)
-    test = stats.ttest_rel(second, first)
-    ends = test.confidence_interval()
-    assert (found.low, found.high) == pytest.approx((ends.low, ends.high))
-    theirs = stats.permutation_test(
-        (second, first), lambda a, b: np.mean(a - b), permutation_type="samples",
-        n_resamples=9999 if seeds > 14 else np.inf, vectorized=False, rng=0,
-    )  # fmt: skip
-    assert found.p_value == pytest.approx(theirs.pvalue, abs=0.02 if seeds > 14 else 1e-9)
-
-
-def test_comparison_of_seeds_refuses_what_is_no_pair():
-    with pytest.raises(ValueError, match="equal length"):
-        compare_seeds([1, 2, 3], [1, 2])
-    with pytest.raises(ValueError, match="NaN"):
-        compare_seeds([1, 2], [1, float("nan")])

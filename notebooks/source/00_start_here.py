@@ -59,7 +59,8 @@ from sobook.course import exercises
 from sobook.data import image_sets, pixels
 from sobook.encoder import Encoder, embed
 from sobook.losses import SO_WEIGHT
-from sobook.retrieval import difference, evaluate, nearest_neighbors
+from sobook.retrieval import evaluate, nearest_neighbors
+from sobook.statistics import compare_classes
 from sobook.training.loop import fit
 
 config = session.config()  # the settings that all notebooks share
@@ -226,9 +227,9 @@ figures.interval_plot(
 
 # %%
 pairs = [("frozen", "PA"), ("frozen", "PA+SO"), ("PA", "PA+SO")]
-changes = {(a, b): difference(results[a], results[b]) for a, b in pairs}
+changes = {(a, b): compare_classes(results[a], results[b]) for a, b in pairs}
 figures.interval_plot(
-    [(f"{b} − {a}", *changes[a, b], f"{b} − {a}") for a, b in pairs],
+    [(f"{b} − {a}", c.difference, c.low, c.high, f"{b} − {a}") for (a, b), c in changes.items()],
     "change of Recall@1",
     reference=0.0,
 )
@@ -238,7 +239,8 @@ figures.interval_plot(
 
 # %%
 def verdict(before, after):
-    change, low, high = changes[before, after]
+    found = changes[before, after]
+    change, low, high = found.difference, found.low, found.high
     numbers = f"{change:+.3f} [{low:+.3f}, {high:+.3f}]"
     if low > 0:
         return f"{after} retrieves better than {before}: Recall@1 {numbers}."
@@ -411,7 +413,8 @@ print(
     f"{shapes['PA+SO'].rms_cosine:.3f} against {shapes['PA'].rms_cosine:.3f}, where random directions "
     f"have {start.chance_cosine:.3f}."
 )
-change, low, high = changes["PA", "PA+SO"]
+found = changes["PA", "PA+SO"]
+change, low, high = found.difference, found.low, found.high
 if low <= 0:
     print("- Whatever SO does to the proxies: that it helps retrieval is not shown here.")
 

@@ -66,7 +66,8 @@ from sobook.course import exercises
 from sobook.data import benchmarks, image_sets, loader, pixels
 from sobook.aviary.scene import NUISANCE
 from sobook.encoder import Encoder
-from sobook.retrieval import difference, evaluate
+from sobook.retrieval import evaluate
+from sobook.statistics import compare_classes
 from sobook.training.loop import TrainConfig, fit
 
 name = session.config().dataset  # aviary in quick mode, cub200 in full mode
@@ -237,19 +238,20 @@ def evaluated(model, pictures, labels):
 
 
 scores = {which: (evaluated(frozen, *data), evaluated(trained, *data)) for which, data in sets.items()}
-gains = {which: difference(before, after) for which, (before, after) in scores.items()}
+gains = {which: compare_classes(before, after) for which, (before, after) in scores.items()}
 figures.interval_plot(
-    [(which, *gain, "PA") for which, gain in gains.items()], "gain of Recall@1 by training", reference=0.0
+    [(which, gain.difference, gain.low, gain.high, "PA") for which, gain in gains.items()], "gain of Recall@1 by training", reference=0.0
 )
 
 # %%
 print(pd.DataFrame({which: {"frozen": a.recall[1], "trained": b.recall[1]} for which, (a, b) in scores.items()}).T.round(3), "\n")
-first, closed, disjoint = (gain[0] for gain in gains.values())
+first, closed, disjoint = (gain.difference for gain in gains.values())
 if closed > disjoint > 0:
     print(f"A closed-set test would have promised {closed / disjoint:.1f} times the gain that new species get.")
 else:
     print(f"The closed-set gain is {closed:+.3f}, the gain on new species {disjoint:+.3f}.")
-overlapping = gains["2 · new pictures, same species"][1] <= disjoint <= gains["2 · new pictures, same species"][2]
+new_pictures = gains["2 · new pictures, same species"]
+overlapping = new_pictures.low <= disjoint <= new_pictures.high
 print("The gain on new species lies", "inside" if overlapping else "outside", "the interval of the closed-set gain.")
 
 # %% [markdown]

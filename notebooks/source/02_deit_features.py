@@ -59,7 +59,8 @@ from sobook.aviary import species as aviary
 from sobook.course import exercises
 from sobook.data import image_sets, loader, pixels
 from sobook.encoder import Encoder, embed
-from sobook.retrieval import difference, evaluate, nearest_neighbors
+from sobook.retrieval import evaluate, nearest_neighbors
+from sobook.statistics import compare_classes
 
 config = session.config()  # quick: the micro DeiT and drawn birds; full: DeiT-Small and CUB
 image_sets.prepare(config.dataset, progress=not session.quick)
@@ -331,7 +332,8 @@ pd.DataFrame(table).T.style.format("{:.3f}", na_rep="")
 
 # %%
 for which in ("class token", "distillation token"):
-    change, low, high = difference(results[which], results["mean"])
+    found = compare_classes(results[which], results["mean"])
+    change, low, high = found.difference, found.low, found.high
     says = "a difference" if low > 0 or high < 0 else "no difference is shown"
     print(f"mean − {which}: Recall@1 {change:+.4f} [{low:+.4f}, {high:+.4f}]: {says}")
 

@@ -63,7 +63,8 @@ from sobook.course import exercises
 from sobook.data import benchmarks, image_sets, pixels
 from sobook.encoder import Encoder, embed
 from sobook.losses import ProxyAnchor
-from sobook.retrieval import difference, evaluate, nearest_neighbors
+from sobook.retrieval import evaluate, nearest_neighbors
+from sobook.statistics import compare_classes
 from sobook.training.loop import fit
 
 # %% [markdown]
@@ -745,7 +746,8 @@ figures.interval_plot(
 
 # %%
 for where, image_set in sets.items():
-    change, low, high = difference(results[where, "frozen"], results[where, "PA"])
+    found = compare_classes(results[where, "frozen"], results[where, "PA"])
+    change, low, high = found.difference, found.low, found.high
     if low > 0:
         finding = "training helped"
     elif high < 0:

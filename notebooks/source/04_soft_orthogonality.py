@@ -63,7 +63,8 @@ from sobook.course import exercises
 from sobook.data import benchmarks, image_sets
 from sobook.encoder import Encoder, embed
 from sobook.losses import SO_WEIGHT, ProxyAnchor, SoftOrthogonalProxyAnchor, soft_orthogonality
-from sobook.retrieval import difference, evaluate
+from sobook.retrieval import evaluate
+from sobook.statistics import compare_classes
 from sobook.training.loop import fit
 
 # %% [markdown]
@@ -619,7 +620,8 @@ def verdict(name, change, low, high):
 
 
 for k in (1, 4):
-    print(verdict(f"Recall@{k}, PA+SO minus PA", *difference(results["PA"], results["PA+SO"], k)))
+    found = compare_classes(results["PA"], results["PA+SO"], k)
+    print(verdict(f"Recall@{k}, PA+SO minus PA", found.difference, found.low, found.high))
 print(f"MAP@R: {results['PA'].map_at_r:.3f} with PA, {results['PA+SO'].map_at_r:.3f} with PA+SO")
 
 # %% [markdown]

@@ -63,9 +63,9 @@ from sobook import figures, files
 from sobook.course import exercises
 from sobook.data import benchmarks
 from sobook.errors import SobookError
-from sobook.studies import figures as study_figures, study
+from sobook.studies import figures as study_figures, report, study
 from sobook.losses import SO_WEIGHT
-from sobook.retrieval import compare_classes, compare_seeds, difference
+from sobook.statistics import compare_classes, compare_seeds
 from sobook.training.config import TrainConfig, run_key
 from sobook.training.loop import evaluate_run, fit
 
@@ -90,7 +90,7 @@ def said(found):
     """What an interval allows to say."""
     if found is None:
         return "not measured over more than one seed"
-    numbers = f"{found.difference:+.3f}, 95 % interval [{found.low:+.3f}, {found.high:+.3f}], {found.pairs} {found.over}"
+    numbers = f"{found.difference:+.3f}, 95 % interval [{found.low:+.3f}, {found.high:+.3f}], {found.n} {found.over}"
     if found.low > 0:
         return f"better ({numbers})"
     return f"worse ({numbers})" if found.high < 0 else f"no difference shown ({numbers})"
@@ -104,7 +104,7 @@ means = tuned.groupby("so_weight")["rms_cosine"].mean()
 plain = modes[(modes["so_weight"] == 0) & ~modes["center"] & (modes["margin"] == 0.1)]
 without = compare_seeds(plain["recall_at_1"], plain["recall_without_common"])
 chosen = wide.groupby("so_weight")["validation_recall_at_1"].mean().idxmax()
-looks = study.summary(study.load("search_heads"), sought).dropna(subset=["difference"])
+looks = report.summary(study.load("search_heads"), sought).dropna(subset=["difference"])
 real = looks[looks["p_holm"] < 0.05]
 Markdown(f"""
 **What was found.** Soft orthogonality (SO) does make the proxies more orthogonal: fine-tuned on the aviary, their root mean square cosine is {means[0.0]:.3f} with Proxy Anchor (PA) and {means[SO_WEIGHT]:.3f} with PA+SO at λ = {SO_WEIGHT:g}. Is retrieval better for it (Recall@1, PA+SO against PA)? On the aviary: {said(against(tuned))}; on photographs (CUB-58/42): {said(against(photos))}; on the aviary in 512 dimensions, at λ = 30: {said(against(tuned_512, other=30.0))}. What SO removes is mostly one direction that all proxies share: subtracting the mean proxy takes away {plain["common_share"].mean():.0%} of PA's mean squared cosine, and taking that direction out of the embeddings changes Recall@1 by {without.difference:+.3f} [{without.low:+.3f}, {without.high:+.3f}].
@@ -352,8 +352,9 @@ exercises.check("07.2", seeds_needed)
 
 # %%
 tested = {name: evaluate_run(run.config, run.encoder().to(session.device)) for name, run in runs.items()}
-change, class_low, class_high = difference(tested["PA"], tested["PA+SO"], k=1)
-print("over classes:", compare_classes(tested["PA"], tested["PA+SO"]))
+by_class = compare_classes(tested["PA"], tested["PA+SO"], k=1)
+change, class_low, class_high = by_class.difference, by_class.low, by_class.high
+print("over classes:", by_class)
 print("over seeds:  ", compare_seeds(recalls["PA"], recalls["PA+SO"]))
 figures.interval_plot(
     [
@@ -516,8 +517,8 @@ def shown(name):
     kind = "fine-tuned" if one.trainer == "finetune" else "heads on frozen features"
     complete = "" if len(table) == len(one.plan()) else f", {len(table)} of {len(one.plan())} runs: not complete"
     print(f"{one.title}: committed, {kind}{complete}")
-    result = study.summary(one, table)
-    keep = [c for c in (*one.factors[:-1], "seeds", "mean", "rms_cosine", one.choose, "difference", "difference_low", "difference_high", "p_holm", "chosen") if c in result]
+    result = report.summary(one, table)
+    keep = [c for c in (*one.factors[:-1], "seeds", "mean", "rms_cosine", one.select_by, "difference", "difference_low", "difference_high", "p_holm", "chosen") if c in result]
     display(result[keep].round(4).astype(object).where(result[keep].notna(), ""))
     display(study_figures.differences(one, result))
 
@@ -568,7 +569,7 @@ shown("baselines_heads")
 
 # %%
 if not peers_here.empty:
-    ranked = study.summary(study.load("baselines_heads"), peers_here).sort_values("mean", ascending=False)
+    ranked = report.summary(study.load("baselines_heads"), peers_here).sort_values("mean", ascending=False)
     for row in ranked.itertuples():
         verdict = "–" if np.isnan(row.p_holm) else "shown" if row.p_holm < 0.05 else "no difference from PA shown"
         print(f"{row.method:<16} Recall@1 {row.mean:.3f}   {'' if np.isnan(row.difference) else f'{row.difference:+.3f}'}  {verdict}")
@@ -666,7 +667,7 @@ for name in ("cub200", "cars196", "sop", "inshop"):
 print("sobook study benchmarks_full")
 full_table = pd.DataFrame() if session.quick else real_benchmarks()
 if len(full_table):
-    display(study.summary(study.load("benchmarks_full"), full_table))
+    display(report.summary(study.load("benchmarks_full"), full_table))
 else:
     print("Quick mode: nothing of this was run here, and the repository holds no result of it.")
 

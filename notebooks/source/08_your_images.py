@@ -61,7 +61,8 @@ from sobook.data import image_sets, pixels
 from sobook.interactive import search
 from sobook.encoder import Encoder, embed
 from sobook.losses import SO_WEIGHT
-from sobook.retrieval import difference, evaluate, nearest_neighbors
+from sobook.retrieval import evaluate, nearest_neighbors
+from sobook.statistics import compare_classes
 from sobook.training.loop import TrainConfig, fit
 
 # %% [markdown]
@@ -175,7 +176,8 @@ figures.interval_plot(
 )
 
 # %%
-change, low, high = difference(frozen, trained)
+found = compare_classes(frozen, trained)
+change, low, high = found.difference, found.low, found.high
 if low > 0:
     finding = "training helped: search with the trained encoder"
 elif high < 0:

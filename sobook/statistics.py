@@ -1,0 +1,338 @@
+"""How sure a number or a difference is: intervals, paired tests, corrections, verdicts.
+
+Start with `Comparison`. Two questions are kept apart: would other test classes say the same
+(`compare_classes`), and would another training run (`compare_seeds`)?
+
+Notation: C classes, S seeds, U unique profiles (classes with the same counts).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from sobook.errors import SobookError
+
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A paired difference, second minus first. Made by `compare_classes` and `compare_seeds`.
+
+    Attributes:
+        difference: the mean difference.
+        low, high: ends of its interval.
+        p_value: of a two-sided permutation test: how often a difference at least as large comes
+            about when, in each pair, chance decides which of the two is called first.
+        n: how many classes or seeds.
+        over: "classes" (would other test classes say the same?) or "seeds" (would another training
+            run?).
+        level: coverage of the interval.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    n: int
+    over: str
+    level: float = 0.95
+
+    def __str__(self) -> str:
+        return (
+            f"{self.difference:+.4f} [{self.low:+.4f}, {self.high:+.4f}] over {self.n} "
+            f"{self.over}, p = {self.p_value:.3f}"
+        )
+
+
+class _Retrieval(Protocol):
+    """What `compare_classes` needs of a `sobook.retrieval.Retrieval`."""
+
+    labels: np.ndarray
+
+    @property
+    def counted(self) -> np.ndarray: ...
+
+    def by_class(self, k: int) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+def compare_classes(
+    first: _Retrieval,
+    second: _Retrieval,
+    k: int = 1,
+    level: float = 0.95,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Comparison:
+    """Recall@K of two results on the same queries, paired by class.
+
+    Queries of one class succeed and fail together, so classes are what the bootstrap interval draws
+    and what the permutation test exchanges. Both results get the same classes in each draw: what
+    makes a class hard cancels.
+
+    Args:
+        first, second: results of `sobook.retrieval.evaluate`.
+        k: one of their Ks.
+        level: coverage of the interval.
+        resamples: bootstrap samples, and permutations.
+        seed: of both.
+
+    Raises:
+        SobookError: the two are not on the same queries.
+    """
+    if not (
+        np.array_equal(first.labels, second.labels)
+        and np.array_equal(first.counted, second.counted)
+    ):
+        raise SobookError("the two results are not on the same queries: evaluate both alike.")
+    queries, before = first.by_class(k)
+    change = second.by_class(k)[1] - before
+    low, high = class_interval(change, queries, level, resamples=resamples, seed=seed)
+    sizes, counts = np.unique(np.abs(change), return_counts=True)
+    # Of n classes whose change has the same size, Binomial(n, ½) keep their sign.
+    kept = np.random.default_rng(seed).binomial(counts, 0.5, (resamples, len(counts)))
+    extreme = np.abs((2 * kept - counts) @ sizes) >= abs(change.sum()) - 1e-9
+    return Comparison(
+        difference=float(change.sum() / queries.sum()),
+        low=low,
+        high=high,
+        p_value=float((extreme.sum() + 1) / (resamples + 1)),
+        n=len(queries),
+        over="classes",
+        level=level,
+    )
+
+
+def compare_seeds(
+    first: ArrayLike,
+    second: ArrayLike,
+    level: float = 0.95,
+    *,
+    resamples: int = 2**14,
+    seed: int = 0,
+) -> Comparison:
+    """A metric of two methods over the same seeds: t interval and sign-flip permutation test.
+
+    Args:
+        first, second: (S,) numbers, the metric at each seed, S ≥ 2, in the same order.
+        level: coverage of the interval.
+        resamples: sign patterns tried; with up to 14 seeds, all there are.
+        seed: of the draws where there are more.
+
+    Raises:
+        SobookError: not two rows of the same length, or values that are not finite.
+
+    >>> print(compare_seeds([0.50, 0.52, 0.51], [0.53, 0.54, 0.53]))
+    +0.0233 [+0.0090, +0.0377] over 3 seeds, p = 0.250
+    """
+    change = _paired_change(first, second)
+    test = stats.permutation_test(
+        (change,), _rounded_mean, permutation_type="samples", n_resamples=resamples, rng=seed
+    )
+    return Comparison(
+        float(change.mean()),
+        *t_interval(change, level),
+        p_value=float(test.pvalue),
+        n=len(change),
+        over="seeds",
+        level=level,
+    )
+
+
+def t_test(first: ArrayLike, second: ArrayLike) -> float:
+    """p value of the two-sided paired t test over seeds; NaN where no difference varies.
+
+    Unlike the sign flips of `compare_seeds`, which cannot go below 2/2ˢ, it can be small with few
+    seeds, at the price of assuming normal differences.
+
+    >>> round(t_test([0.50, 0.52, 0.51], [0.53, 0.54, 0.53]), 4)
+    0.0198
+    """
+    change = _paired_change(first, second)
+    return float(stats.ttest_1samp(change, 0).pvalue) if np.ptp(change) > 0 else math.nan
+
+
+def _rounded_mean(values: np.ndarray, axis: int) -> np.ndarray:
+    """The mean without rounding errors, so that sign patterns that tie with the data count."""
+    return np.round(values.mean(axis=axis), 12)
+
+
+def _paired_change(first: ArrayLike, second: ArrayLike) -> np.ndarray:
+    before, after = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    if before.shape != after.shape or before.ndim != 1 or len(before) < 2:
+        raise SobookError(
+            f"the metrics have shapes {before.shape} and {after.shape}: give two rows of equal "
+            "length, one number per seed, at least two seeds."
+        )
+    if not np.isfinite([before, after]).all():
+        raise SobookError("a metric is NaN or infinite: leave that seed out of both methods.")
+    return after - before
+
+
+def verdict(comparison: Comparison, *, p_holm: float | None = None) -> str:
+    """What a comparison shows of the second result: "higher", "lower" or "no difference shown".
+
+    Args:
+        comparison: by itself decided by whether its interval leaves out 0.
+        p_holm: its p value corrected for the family of comparisons it belongs to (`holm`); if
+            given, this decides, at the comparison's level.
+
+    >>> verdict(Comparison(0.02, 0.01, 0.03, 0.002, 58, "classes"))
+    'higher'
+    >>> verdict(Comparison(0.02, 0.01, 0.03, 0.002, 58, "classes"), p_holm=0.08)
+    'no difference shown'
+    """
+    if p_holm is None:
+        shown = comparison.low > 0 or comparison.high < 0
+    else:
+        shown = p_holm <= 1 - comparison.level
+    if not shown:
+        return "no difference shown"
+    return "higher" if comparison.difference > 0 else "lower"
+
+
+def t_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    """Two-sided t interval of the mean of a few independent values.
+
+    Returns:
+        Lower and upper end; NaN for fewer than two values.
+
+    >>> low, high = t_interval([0.0, 1.0, 2.0])
+    >>> round(low, 3), round(high, 3)
+    (-1.484, 3.484)
+    """
+    _check_level(level)
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return math.nan, math.nan
+    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values)
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+def class_interval(
+    successes: np.ndarray,
+    queries: np.ndarray,
+    level: float = 0.95,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of successes per query, drawing whole classes.
+
+    Args:
+        successes: (C,) successes of each class, or differences of them.
+        queries: (C,) queries of each class.
+        level: coverage, between 0 and 1.
+        resamples: bootstrap samples.
+        seed: of the draws.
+
+    Returns:
+        Lower and upper end.
+    """
+    _check_level(level)
+    if resamples < 1:
+        raise SobookError(f"resamples is {resamples}: give at least 1, usually 10,000.")
+    # Classes with equal counts are interchangeable, so unique profiles are drawn instead: the same
+    # bootstrap with fewer numbers (the 11,316 test classes of SOP have about 80 profiles).
+    profiles = np.stack([successes, queries], axis=1)
+    profiles, counts = np.unique(profiles, axis=0, return_counts=True)  # (U, 2), (U,)
+    rng, classes = np.random.default_rng(seed), len(queries)
+    sums = rng.multinomial(classes, counts / classes, resamples) @ profiles  # (resamples, 2)
+    return _percentiles(sums[:, 0] / sums[:, 1], level)
+
+
+def holm(p_values: ArrayLike) -> np.ndarray:
+    """Correct the p values of a family of comparisons by Holm's step-down method; NaN stays NaN.
+
+    Source: Holm, Scandinavian Journal of Statistics 1979.
+
+    >>> holm([0.01, 0.04, 0.03]).round(2).tolist()
+    [0.03, 0.06, 0.06]
+    """
+    p_values = np.asarray(p_values, dtype=float)
+    corrected = np.full(len(p_values), np.nan)
+    order = np.argsort(p_values)[: np.isfinite(p_values).sum()]  # NaN is sorted last
+    factors = np.arange(len(order), 0, -1)
+    corrected[order] = np.maximum.accumulate(np.minimum(1, factors * p_values[order]))
+    return corrected
+
+
+def rank_correlation(
+    a: ArrayLike,
+    b: ArrayLike,
+    level: float = 0.95,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    max_classes: int = 300,
+) -> tuple[float, float, float]:
+    """Spearman's ρ of two numbers known for every pair of classes, with an interval over classes.
+
+    The C(C−1)/2 pairs are not independent: each class is in C − 1 of them. So the bootstrap draws
+    classes, and a pair counts as often as its two classes were drawn together. Ranks stay those of
+    the whole set.
+
+    Args:
+        a, b: (C, C) symmetric; the diagonal does not matter.
+        level: coverage of the interval.
+        resamples: bootstrap samples.
+        seed: of the draws.
+        max_classes: the interval (not ρ) uses at most this many classes, chosen at random; it is
+            then wider than that of all classes.
+
+    Returns:
+        ρ and the two ends of the interval; NaN where one of the two does not vary.
+
+    >>> cosines = np.array([[1, 0.1, 0.2], [0.1, 1, 0.3], [0.2, 0.3, 1]])
+    >>> round(rank_correlation(cosines, 2 * cosines)[0], 6)
+    1.0
+    """
+    _check_level(level)
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if a.ndim != 2 or a.shape != b.shape or a.shape[0] != a.shape[1] or len(a) < 3:
+        raise SobookError(f"a {a.shape} and b {b.shape} must both be (C, C) with C of at least 3.")
+    rho = _weighted_correlation(_ranks(a), _ranks(b))
+    if math.isnan(rho):
+        return math.nan, math.nan, math.nan
+    rng = np.random.default_rng(seed)
+    if len(a) > max_classes:
+        some = np.sort(rng.permutation(len(a))[:max_classes])
+        a, b = a[np.ix_(some, some)], b[np.ix_(some, some)]
+    ranks = _ranks(a), _ranks(b)
+    first, second = np.triu_indices(len(a), k=1)
+    values = np.empty(resamples)
+    for i in range(resamples):
+        drawn = np.bincount(rng.integers(0, len(a), len(a)), minlength=len(a))
+        values[i] = _weighted_correlation(*ranks, drawn[first] * drawn[second])
+    return rho, *_percentiles(values[np.isfinite(values)], level)
+
+
+def _ranks(matrix: np.ndarray) -> np.ndarray:
+    pairs = matrix[~np.tri(len(matrix), dtype=bool)]  # above the diagonal, row by row
+    return stats.rankdata(np.round(pairs, 12))  # rounding errors must not break ties
+
+
+def _weighted_correlation(x: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None) -> float:
+    weight = np.ones(len(x)) if weight is None else weight
+    if not weight.any():
+        return math.nan
+    x, y = x - np.average(x, weights=weight), y - np.average(y, weights=weight)
+    size = math.sqrt(float((weight * x * x).sum() * (weight * y * y).sum()))
+    return float((weight * x * y).sum()) / size if size > 1e-12 else math.nan
+
+
+def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
+    if not len(values):
+        return math.nan, math.nan
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise SobookError(f"level is {level}: it must lie between 0 and 1, e.g. 0.95.")
