@@ -16,8 +16,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 
-from sobook.studies import figures as study_figures
-from sobook.studies import study
+from sobook.studies import figures as study_figures, report, study
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -76,7 +75,7 @@ def study_table(name: str) -> str:
         "| p, corrected |",
         "|---|---|---|---|---|---|",
     ]
-    result = study.summary(one, table)
+    result = report.summary(one, table)
     if "setting" in result:  # what is compared, side by side
         result = pd.concat(rows for _, rows in result.groupby("setting", sort=False))
     names = study_figures.labels_of(result, one.factors[:-1])

@@ -1,7 +1,7 @@
-"""Write data/results/common_mode.md and its figure from the committed tables of study 3.
+"""Write data/results/common_mode.md and its figure from the committed tables of two studies.
 
 sobook study common_mode_aviary common_mode_cub --out data/results
-python data/common_mode.py
+python data/studies/common_mode.py
 """
 
 # ruff: noqa: E501 (sentences)
@@ -11,122 +11,114 @@ from pathlib import Path
 import pandas as pd
 
 from sobook import files
-from sobook.retrieval import compare_seeds
-from sobook.studies import figures as study_figures
+from sobook.statistics import Comparison, compare_seeds, verdict
+from sobook.studies import figures
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 TABLES = {"aviary": "common_mode_aviary", "CUB-58/42": "common_mode_cub"}
-ARM = ["so_weight", "center", "margin"]
+FACTORS = ["so_weight", "center", "margin"]
 PLAIN = (0, False, 0.1)  # Proxy Anchor as it is
+CENTERED = (0, True, 0.1)
+STRONG = (100, False, 0.1)  # λ is the package's default
+COLUMNS = (
+    "trained by",
+    "RMS cosine",
+    "mean cosine",
+    "RMS, mean proxy subtracted",
+    "cosine of mean proxy and mean embedding",
+    "Recall@1",
+    "difference from PA",
+    "difference when the mean proxy's direction is removed from the embeddings",
+)
+WHY = "Our reading, not a proof. The images of one class pull a proxy, those of all other classes push it. What all images have in common, their mean embedding, is pushed by C − 1 classes and pulled by one, so every proxy turns away from it by about the same amount. That is what a cosine near −1 between mean proxy and mean embedding says. How strong this shared mean direction is depends on the margin δ, see the rows with other margins. For retrieval a direction shared by all says little: it adds nearly the same number to every cosine of a query."
 
 
-def arms(table: pd.DataFrame) -> dict[tuple, pd.DataFrame]:
-    """The ways of training: (λ, centered?, δ) → its runs, by seed."""
-    groups = table.groupby(ARM, sort=False)
-    return {key: group.set_index("seed").sort_index() for key, group in groups}
+def by_arm(table: pd.DataFrame) -> dict[tuple, pd.DataFrame]:
+    """The ways of training, (λ, centered?, δ), with their runs by seed."""
+    groups = table.groupby(FACTORS, sort=False)
+    return {key: runs.set_index("seed").sort_index() for key, runs in groups}
 
 
-def rows(table: pd.DataFrame) -> list[str]:
-    """Lines of the table: what each way of training does to proxies and to Recall@1."""
-    by_arm = arms(table)
-    plain = by_arm[PLAIN]
-    lines = []
-    for key, arm in by_arm.items():
-        seeds = plain.index.intersection(arm.index)
-        if len(seeds) < 2:
-            continue  # one pair has no interval
-        change = compare_seeds(plain.loc[seeds, "recall_at_1"], arm.loc[seeds, "recall_at_1"])
-        without = compare_seeds(arm["recall_at_1"], arm["recall_without_common"])
-        cells = [
-            study_figures.arm(*key),
-            f"{arm['rms_cosine'].mean():.3f}",
-            f"{arm['mean_cosine'].mean():+.3f}",
-            f"{arm['rms_cosine_centred'].mean():.3f}",
-            f"{arm['cosine_of_mean_proxy_and_mean_embedding'].mean():+.2f}",
-            f"{arm['recall_at_1'].mean():.3f}",
-            "–" if key == PLAIN else interval(change),
-            interval(without),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+def from_plain(arms: dict[tuple, pd.DataFrame], key: tuple) -> Comparison:
+    """Recall@1 of a way of training, compared with plain Proxy Anchor."""
+    return compare_seeds(arms[PLAIN]["recall_at_1"], arms[key]["recall_at_1"])
 
 
-def interval(found) -> str:
-    return f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+def without_common_mode(runs: pd.DataFrame) -> Comparison:
+    """Recall@1 when the mean proxy's direction is removed, compared with Recall@1 as it is."""
+    return compare_seeds(runs["recall_at_1"], runs["recall_without_common"])
 
 
-def verdict(found) -> str:
-    """In words, what a paired interval allows to say."""
-    if found.low > 0:
-        return f"raises Recall@1, {interval(found)}"
-    if found.high < 0:
-        return f"lowers Recall@1, {interval(found)}"
-    return f"leaves Recall@1 where it was as far as {found.pairs} seeds can tell, {interval(found)}"
+def interval(compared: Comparison) -> str:
+    return f"{compared.difference:+.3f} [{compared.low:+.3f}, {compared.high:+.3f}]"
 
 
-def answers(name: str, table: pd.DataFrame) -> list[str]:
-    """The three questions of the study, answered from one table."""
-    by_arm = arms(table)
-    plain = by_arm[PLAIN]
-
-    def against_plain(key: tuple) -> str:
-        seeds = plain.index.intersection(by_arm[key].index) if key in by_arm else []
-        if len(seeds) < 2:
-            return "has not been run yet"
-        measured = (part.loc[seeds, "recall_at_1"] for part in (plain, by_arm[key]))
-        return verdict(compare_seeds(*measured))
-
-    removed = compare_seeds(plain["recall_at_1"], plain["recall_without_common"])
-    strong = (100, False, 0.1)  # the λ that held-out classes chose in aviary_lambda_heads
-    left = by_arm[strong]["rms_cosine"].mean()
-    centered = plain["rms_cosine_centred"].mean()
-    more = "more" if left < centered else "no more"
-    return [
-        f"**{name}** ({int(plain['train_classes'].iloc[0])} classes, {len(plain)} seeds). "
-        f"PA's proxies have an RMS cosine of {plain['rms_cosine'].mean():.3f}; their mean cosine is "
-        f"{plain['mean_cosine'].mean():+.3f}. Subtracting the mean proxy removes "
-        f"{plain['common_share'].mean():.0%} of the mean squared cosine and leaves an RMS of "
-        f"{centered:.3f}. SO at λ = {strong[0]:g} leaves {left:.3f}, so it removes {more} than the "
-        f"common mode. Taking the mean proxy's direction out of the embeddings afterwards "
-        f"{verdict(removed)}; training with centered proxies {against_plain((0, True, 0.1))}"
-        f"; SO {against_plain(strong)} (not corrected for several looks). The mean proxy "
-        f"stands at a cosine of {plain['cosine_of_mean_proxy_and_mean_embedding'].mean():+.2f} to "
-        "the mean embedding.",
-        "",
+def table_row(arms: dict[tuple, pd.DataFrame], key: tuple) -> str:
+    """What a way of training does to proxies and to Recall@1."""
+    runs = arms[key]
+    mean = runs.mean(numeric_only=True)
+    cells = [
+        figures.arm(*key),
+        f"{mean['rms_cosine']:.3f}",
+        f"{mean['mean_cosine']:+.3f}",
+        f"{mean['rms_cosine_centred']:.3f}",
+        f"{mean['cosine_of_mean_proxy_and_mean_embedding']:+.2f}",
+        f"{mean['recall_at_1']:.3f}",
+        "–" if key == PLAIN else interval(from_plain(arms, key)),
+        interval(without_common_mode(runs)),
     ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def findings(name: str, arms: dict[tuple, pd.DataFrame]) -> str:
+    """The questions of the study, answered from one table."""
+    plain, strong = (arms[key].mean(numeric_only=True) for key in (PLAIN, STRONG))
+    more = "more" if strong["rms_cosine"] < plain["rms_cosine_centred"] else "no more"
+    removed, centered, with_so = (
+        f"{verdict(compared)}, {interval(compared)}"
+        for compared in (
+            without_common_mode(arms[PLAIN]),
+            from_plain(arms, CENTERED),
+            from_plain(arms, STRONG),
+        )
+    )
+    return (
+        f"**{name}** ({plain['train_classes']:.0f} classes, {len(arms[PLAIN])} seeds). "
+        f"PA's proxies have an RMS cosine of {plain['rms_cosine']:.3f}; their mean cosine is "
+        f"{plain['mean_cosine']:+.3f}. Subtracting the mean proxy removes "
+        f"{plain['common_share']:.0%} of the mean squared cosine and leaves an RMS of "
+        f"{plain['rms_cosine_centred']:.3f}. SO at λ = {STRONG[0]} leaves "
+        f"{strong['rms_cosine']:.3f}, so it removes {more} than the common mode. The mean proxy has "
+        f"a cosine of {plain['cosine_of_mean_proxy_and_mean_embedding']:+.2f} to the mean embedding. "
+        f"Recall@1 compared with PA, not corrected for several looks: with the mean proxy's "
+        f"direction removed from the embeddings afterwards, {removed}; trained with centered "
+        f"proxies, {centered}; trained with SO, {with_so}."
+    )
+
+
+def page(tables: dict[str, pd.DataFrame]) -> str:
+    """The page, in Markdown."""
+    arms = {name: by_arm(table) for name, table in tables.items()}
+    lines = [
+        "# The common mode of proxies",
+        "What is the correlation of proxies that soft orthogonality (SO) removes? Heads and proxies trained on frozen features (not fine-tuned); intervals are 95 % t intervals of differences paired by seed. Written by `python data/studies/common_mode.py` from the tables beside it.",
+        "![Common mode](common_mode.png)",
+        "## What was found",
+        *(findings(name, its_arms) for name, its_arms in arms.items()),
+        "## Why",
+        WHY,
+    ]
+    for name, its_arms in arms.items():
+        head = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
+        lines += [f"## {name}", "\n".join([head, *(table_row(its_arms, key) for key in its_arms)])]
+    return "\n\n".join(lines) + "\n"
 
 
 def main() -> None:
-    tables = {name: RESULTS / f"{file}.csv" for name, file in TABLES.items()}
-    tables = {name: pd.read_csv(file) for name, file in tables.items() if file.exists()}
-    lines = [
-        "# The common mode of proxies",
-        "",
-        "What is the correlation of proxies that soft orthogonality (SO) removes? Heads and proxies "
-        "trained on frozen features (not fine-tuned); intervals are 95 % t intervals of differences "
-        "paired by seed. Written by `python data/common_mode.py` from the tables beside it.",
-        "",
-        "![Common mode](common_mode.png)",
-        "",
-        "## What was found",
-        "",
-        *(line for name, table in tables.items() for line in answers(name, table)),
-        "## Why",
-        "",
-        "Our reading, not a proof. A proxy is pulled by the images of one class and pushed by those of all the others. What all images have in common, their mean embedding, is pushed by C − 1 classes and pulled by one, so every proxy leans away from it by about the same share of the same direction: that is what a cosine near −1 between mean proxy and mean embedding says. How strong the lean is depends on the margin δ, see the rows with other margins. For retrieval a direction shared by all says little: it is nearly the same number in every cosine of a query.",
-        "",
-    ]
-    head = (
-        "| trained by | RMS cosine | mean cosine | RMS, mean proxy subtracted | cosine of mean proxy "
-        "and mean embedding | Recall@1 | against PA | its direction taken out of the embeddings |"
-    )
-    for name, table in tables.items():
-        lines += [f"## {name}", "", head, "|---" * 8 + "|", *rows(table), ""]
-    with files.replacing(RESULTS / "common_mode.md") as partial:
-        partial.write_text("\n".join(lines))
-    figure = study_figures.common_mode(tables)
+    tables = {name: pd.read_csv(RESULTS / f"{study}.csv") for name, study in TABLES.items()}
+    files.write_text(RESULTS / "common_mode.md", page(tables))
     with files.replacing(RESULTS / "common_mode.png") as partial:
-        figure.savefig(partial, dpi=80, format="png")
+        figures.common_mode(tables).savefig(partial, dpi=80, format="png")
 
 
 if __name__ == "__main__":

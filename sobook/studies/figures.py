@@ -1,24 +1,24 @@
 """Figures of studies: differences with intervals, the common mode of proxies, the regimes."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 
 from sobook.figures.style import COLORS, Figure, finish, new_figure, use_style
-
-# The factors a setting is called by; the others of a case only say what its name stands for.
-_NAMES = ("method", "setting")
+from sobook.statistics import t_interval
+from sobook.studies.study import LABELS, Study
 
 
 @use_style()
-def differences(study, summary: pd.DataFrame) -> Figure:
-    """A row for each setting of a study: its mean, or its difference from the baseline.
+def differences(study: Study, summary: pd.DataFrame) -> Figure:
+    """One row per setting of a study: its mean, or its difference from the baseline.
 
     Args:
-        study: a `sobook.studies.study.Study`.
-        summary: what `sobook.studies.study.summary` made of it.
+        study: what was run.
+        summary: its `sobook.studies.report.summary`.
     """
     paired = "difference" in summary
     rows = summary.dropna(subset=["difference"]) if paired else summary
@@ -35,24 +35,24 @@ def differences(study, summary: pd.DataFrame) -> Figure:
     axis.errorbar(rows[middle], at, xerr=np.nan_to_num(ends), fmt="o", color=COLORS["PA+SO"])
     axis.set_yticks(at, labels)
     axis.set_ylim(-0.6, len(rows) - 0.4)
-    what = study.measure.replace("recall_at_", "Recall@")
-    axis.set_xlabel(f"{what}, difference from {_setting(study.baseline)}" if paired else what)
+    metric = study.metric.replace("recall_at_", "Recall@")
+    axis.set_xlabel(f"{metric}, difference from {_setting(study.baseline)}" if paired else metric)
     fewest, most = int(rows["seeds"].min()), int(rows["seeds"].max())
     seeds = f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
     axis.set_title(f"{study.title}\n95 % intervals over {seeds}", loc="left")
     return finish(
         figure,
-        f"{study.title}: {axis.get_xlabel()}, one row a setting, with 95 % intervals; "
+        f"{study.title}: {axis.get_xlabel()}, one row per setting, with 95 % intervals; "
         + "; ".join(f"{n} {v:+.3f}" for n, v in zip(labels, rows[middle], strict=True)),
     )
 
 
 @use_style()
 def common_mode(tables: dict[str, pd.DataFrame]) -> Figure:
-    """What the shared direction of the proxies is, what removes it, and what retrieval does.
+    """The common mode of the proxies: what changes it, and what retrieval makes of it.
 
     Args:
-        tables: name of a data set → its table of the study common_mode_*, one row a run.
+        tables: name of a data set → its table of the study common_mode_*, one row per run.
     """
     figure = new_figure(12, 1.4 + 3.6 * len(tables))
     axes = figure.subplots(len(tables), 3, squeeze=False, sharey="row")
@@ -81,15 +81,14 @@ def common_mode(tables: dict[str, pd.DataFrame]) -> Figure:
             axis.grid(axis="y", alpha=0.25)
     handles = [
         Line2D([], [], marker="o", linestyle="", color=COLORS["PA"], label="as trained"),
-        Line2D([], [], marker="D", linestyle="", color=COLORS["PA+SO"],
-               label="mean proxy taken out afterwards"),
-    ]  # fmt: skip
+        Line2D([], [], marker="D", linestyle="", color=COLORS["PA+SO"], label="mean proxy removed"),
+    ]
     figure.legend(handles=handles, loc="outside upper center", ncols=2)
     return finish(
         figure,
-        "Three panels a data set, one row a way of training: the RMS cosine of the proxies before "
-        "and after their mean is taken out, the cosine of the mean proxy and the mean embedding, "
-        "and Recall@1 with and without the direction of the mean proxy.",
+        "Three panels per data set, one row per way of training: RMS cosine of the proxies with "
+        "and without their mean, cosine of the mean proxy and the mean embedding, Recall@1 with "
+        "and without the direction of the mean proxy.",
     )
 
 
@@ -98,7 +97,7 @@ def regimes(table: pd.DataFrame, dim: int) -> Figure:
     """RMS proxy cosine against λ, for few, as many and many more classes than dimensions.
 
     Args:
-        table: of the study regimes_heads, one row a run.
+        table: of the study regimes_heads, one row per run.
         dim: D, the embedding dimension of all its runs.
     """
     settings = list(dict.fromkeys(table["setting"]))
@@ -131,30 +130,31 @@ def regimes(table: pd.DataFrame, dim: int) -> Figure:
 
 
 def labels_of(rows: pd.DataFrame, factors: Sequence[str]) -> list[str]:
-    """What each setting is called: the factors in which the settings differ."""
+    """A label for each setting, from the factors in which the settings differ.
+
+    Where cases have names, the other factors only say what a name stands for.
+    """
     varied = [name for name in factors if rows[name].nunique(dropna=False) > 1] or list(factors)
-    named = [name for name in _NAMES if name in varied]
-    if named:
-        varied = [name for name in varied if name in named or name == "so_weight"]
+    if any(name in LABELS for name in varied):
+        varied = [name for name in varied if name in (*LABELS, "so_weight")]
     return [
         _setting({name: row[name] for name in varied if not pd.isna(row[name])})
         for _, row in rows.iterrows()
     ]
 
 
-def _setting(values: dict) -> str:
-    said = []
+def _setting(values: dict[str, Any]) -> str:
+    """The values of factors in words, e.g. "PA, λ = 10"."""
+    parts = []
     for name, value in values.items():
-        if name in _NAMES:
-            said.append(str(value))
-        else:
-            shown = f"{value:g}" if isinstance(value, int | float) else str(value)
-            said.append(f"{'λ' if name == 'so_weight' else name.rpartition('.')[2]} = {shown}")
-    return ", ".join(said)
+        shown = f"{value:g}" if isinstance(value, int | float) else str(value)
+        symbol = "λ" if name == "so_weight" else name.rpartition(".")[2]
+        parts.append(shown if name in LABELS else f"{symbol} = {shown}")
+    return ", ".join(parts)
 
 
 def arm(so_weight: float, center: bool, margin: float) -> str:
-    """What a way of training is called in the study of the common mode.
+    """The name of a way of training in the study of the common mode.
 
     >>> arm(10, False, 0.1), arm(0, True, 0.1)
     ('PA+SO, λ = 10', 'PA, centered proxies')
@@ -165,10 +165,7 @@ def arm(so_weight: float, center: bool, margin: float) -> str:
     return method if margin == 0.1 else f"{method}, δ = {margin:g}"
 
 
-def _means(groups, column: str) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of each group, and half the width of its 95 % t interval."""
-    from scipy import stats
-
-    mean, count = groups[column].mean().to_numpy(), groups[column].count().to_numpy()
-    factor = stats.t.ppf(0.975, np.maximum(count - 1, 1))
-    return mean, np.nan_to_num(factor * groups[column].std().to_numpy() / np.sqrt(count))
+def _means(groups: Any, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of each group, and half the width of its 95 % t interval (0 for a single run)."""
+    widths = [np.ptp(t_interval(values)) for _, values in groups[column]]
+    return groups[column].mean().to_numpy(), np.nan_to_num(widths) / 2
