@@ -1,24 +1,23 @@
-"""Decoding, the pixel cache, and batches."""
+"""Decoding, and the cache of decoded pixels."""
 
 import os
+import pickle
 import shutil
 import subprocess
 import sys
 import textwrap
-import threading
+from concurrent.futures import ThreadPoolExecutor, TimeoutError as FutureTimeoutError
+from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from sobook.data import loader, pixels
-from sobook.data.image_sets import ImageSet
-
-
-def save(path, array, **options):
-    Image.fromarray(array).save(path, **options)
-    return path
+from sobook import files
+from sobook.data import pixels
+from sobook.data.image_sets import hold_out
+from sobook.errors import ImageError
+from tests.data.conftest import save
 
 
 @pytest.fixture
@@ -26,22 +25,6 @@ def colors(rng):
     """A smooth (40, 60, 3) picture, so that JPEG keeps it."""
     y, x = np.mgrid[0:40, 0:60]
     return np.stack([x * 4, y * 6, 255 - x * 2], axis=2).astype(np.uint8)
-
-
-@pytest.fixture
-def some_images(tmp_path, rng):
-    """Twelve small pictures of four classes, of different shapes."""
-    paths = []
-    for number in range(12):
-        height, width = 20 + number, 30 - number
-        array = rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
-        paths.append(save(tmp_path / f"{number}.png", array))
-    return ImageSet(tuple(paths), np.arange(12) % 4, tuple("abcd"), "folder", "train")
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("SOBOOK_DATA", str(tmp_path / "data"))
 
 
 class TestReadImage:
@@ -78,7 +61,7 @@ class TestReadImage:
         assert pixels.read_image(tmp_path / "two.gif").getpixel((3, 3)) == (255, 0, 0)
 
     def test_missing_file_is_named(self, tmp_path):
-        with pytest.raises(pixels.ImageError, match="gone.jpg is missing.*sobook prepare"):
+        with pytest.raises(ImageError, match="gone.jpg is missing.*sobook prepare"):
             pixels.read_image(tmp_path / "gone.jpg")
 
     @pytest.mark.parametrize("content", [b"", b"no picture", "truncated"])
@@ -86,7 +69,7 @@ class TestReadImage:
         file = tmp_path / "broken.jpg"
         Image.fromarray(colors).save(file, quality=95)
         file.write_bytes(file.read_bytes()[:400] if content == "truncated" else content)
-        with pytest.raises(pixels.ImageError, match="broken.jpg cannot be read.*replace it"):
+        with pytest.raises(ImageError, match="broken.jpg cannot be read.*replace it"):
             pixels.read_image(file)
 
     def test_truncated_tail_is_an_error_whatever_the_format(self, tmp_path, colors):
@@ -94,13 +77,13 @@ class TestReadImage:
             file = tmp_path / f"cut.{kind}"
             Image.fromarray(colors).save(file)
             file.write_bytes(file.read_bytes()[:-40])
-            with pytest.raises(pixels.ImageError, match=f"cut.{kind} cannot be read"):
+            with pytest.raises(ImageError, match=f"cut.{kind} cannot be read"):
                 pixels.read_image(file)
 
     def test_decompression_bomb_is_refused(self, tmp_path, monkeypatch):
         file = save(tmp_path / "bomb.png", np.zeros((300, 300), np.uint8))
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40_000)  # Pillow refuses twice as many
-        with pytest.raises(pixels.ImageError, match="bomb.png cannot be read.*bomb"):
+        with pytest.raises(ImageError, match="bomb.png cannot be read.*bomb"):
             pixels.read_image(file)
 
 
@@ -172,9 +155,10 @@ class TestPixels:
         source = pixels.decode(some_images, 64, enlarge=False, progress=False)
         assert source[3].shape == (23, 27, 3)
 
-    def test_a_set_over_budget_is_kept_as_jpeg(self, some_images):
+    def test_a_training_set_over_budget_is_kept_as_jpeg_and_said_to_be(self, some_images):
         raw = pixels.decode(some_images, 64, progress=False)
-        small = pixels.decode(some_images, 64, budget=1000, progress=False)
+        with pytest.warns(UserWarning, match="folder train is kept as JPEG for training"):
+            small = pixels.decode(some_images, 64, budget=1000, progress=False)
         assert small.as_jpeg and not raw.as_jpeg and small.folder != raw.folder
         for index in range(len(raw)):
             assert small[index].shape == raw[index].shape
@@ -188,7 +172,7 @@ class TestPixels:
         assert "2.5 GB" in capsys.readouterr().out
         usage = shutil.disk_usage(tmp_path)._replace(free=10**6)
         monkeypatch.setattr(pixels.shutil, "disk_usage", lambda _: usage)
-        with pytest.raises(pixels.ImageError, match="2.5 GB.*make room.*SOBOOK_DATA"):
+        with pytest.raises(ImageError, match="2.5 GB.*make room.*SOBOOK_DATA"):
             pixels.decode(some_images, 17, progress=False)
 
     def test_second_call_reads_the_cache_and_a_changed_file_makes_a_new_one(self, some_images):
@@ -198,8 +182,31 @@ class TestPixels:
         changed = pixels.decode(some_images, 16, progress=False)
         assert changed.folder != first.folder and changed[0].max() == 0
 
+    def test_evaluation_never_goes_through_jpeg(self, some_images, monkeypatch):
+        """Not even for Stanford Online Products, whose raw pixels take 12 GB."""
+        monkeypatch.setattr(pixels, "_raw_bytes", lambda *_: 2 * pixels.RAW_BUDGET)
+        source = pixels.decode(some_images, 64, progress=False)
+        assert not source.as_jpeg
+        expected = pixels.resize(pixels.read_image(some_images.paths[3]), 64)
+        np.testing.assert_array_equal(source[3], np.asarray(expected))
+
+    def test_whoever_waits_for_another_process_reads_what_that_one_made(
+        self, some_images, tmp_path, monkeypatch
+    ):
+        """The deterministic twin of the test with two processes below."""
+        folder = pixels.decode(some_images, 16, progress=False).folder
+        shutil.move(folder, tmp_path / "made")
+        monkeypatch.setattr(pixels.Image, "open", None)  # decoding again would fail
+        monkeypatch.setattr(pixels, "_raw_bytes", lambda *_: 0)
+        with ThreadPoolExecutor(1) as pool, files.lock(Path(f"{folder}.lock")):
+            second = pool.submit(pixels.decode, some_images, 16, progress=False)
+            with pytest.raises(FutureTimeoutError):
+                second.result(timeout=0.2)
+            shutil.move(tmp_path / "made", folder)
+        assert second.result(timeout=30).folder == folder
+
+    @pytest.mark.slow
     def test_processes_at_the_same_time_share_one_cache(self, some_images):
-        """Both start on an empty cache; whoever is second finds a copy as good."""
         command = [sys.executable, "-c", textwrap.dedent(SHARING), *map(str, some_images.paths)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         children = [subprocess.Popen(command, **pipes) for _ in range(2)]
@@ -221,6 +228,14 @@ class TestPixels:
         assert os.path.getsize(folder / "pixels.bin") == source.shapes.prod(axis=1).sum() * 3
         assert left_in(folder.parent) == [folder.name]
 
+    def test_images_are_views_of_the_file(self, some_images):
+        """So memory in use does not grow with their number."""
+        source = pixels.decode(some_images, 16, progress=False)
+        assert np.shares_memory(source[2], source._bytes)
+        assert isinstance(source._bytes.base, np.memmap) and "_bytes" in vars(source)
+        assert pickle.loads(pickle.dumps(source))._bytes is None  # nothing goes to other processes
+
+    @pytest.mark.slow
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
     def test_memory_in_use_does_not_grow_with_the_number_of_images(self, tmp_path):
         """From 15 to 118 MB of pixels the process's own memory grows by less than 20 MB."""
@@ -240,116 +255,71 @@ class TestPixels:
 
     def test_corrupt_image_leaves_nothing_behind(self, some_images, tmp_path):
         some_images.paths[5].write_bytes(b"nothing")
-        with pytest.raises(pixels.ImageError, match="5.png"):
+        with pytest.raises(ImageError, match="5.png"):
             pixels.decode(some_images, 16, progress=False)
         assert not left_in(tmp_path / "data" / "cache")
 
 
-class TestTrainingBatches:
-    def make(self, some_images, **options):
-        source = pixels.decode(some_images, 20, progress=False)
-        settings = {"image_size": 16, "batch_size": 4, **options}
-        return loader.TrainingBatches(source, some_images.labels, **settings)
+class TestSubsets:
+    """A subset reads the cache of the set that it was taken from."""
 
-    def test_shapes_types_and_whole_batches(self, some_images):
-        batches = self.make(some_images, batch_size=5)
-        batch, labels = batches[0]
-        assert len(batches) == 2
-        assert batch.shape == (5, 3, 16, 16) and batch.dtype == torch.uint8
-        assert labels.dtype == torch.int64
+    def test_every_seed_holds_out_from_one_cache(self, some_images, tmp_path):
+        for seed in range(3):
+            for part in hold_out(some_images, 0.5, seed):
+                source = pixels.decode(part, 16, progress=False)
+                for row in range(len(part)):
+                    image = pixels.resize(pixels.read_image(part.paths[row]), 16)
+                    np.testing.assert_array_equal(source[row], np.asarray(image))
+        assert len(left_in(tmp_path / "data" / "cache")) == 1
 
-    def test_an_epoch_visits_every_image_once(self, some_images):
-        assert sorted(self.make(some_images).plan.ravel()) == list(range(12))
+    def test_subset_of_a_subset_in_any_order(self, some_images):
+        part = some_images.subset([7, 3, 11, 5]).subset([2, 0])
+        source = pixels.decode(part, 16, progress=False)
+        whole = pixels.decode(some_images, 16, progress=False)
+        assert source.folder == whole.folder and source.shapes.tolist() == [
+            whole.shapes[11].tolist(),
+            whole.shapes[7].tolist(),
+        ]
+        np.testing.assert_array_equal(source[0], whole[11])
 
-    def test_batch_depends_on_seed_epoch_and_number_alone(self, some_images):
-        once, again = (
-            self.make(some_images, seed=3, epoch=2),
-            self.make(some_images, seed=3, epoch=2),
-        )
-        torch.manual_seed(99)
-        once[0], once[1]  # reading others first changes nothing
-        torch.testing.assert_close(once[2][0], again[2][0], rtol=0, atol=0)
-        for changed in ({"seed": 4, "epoch": 2}, {"seed": 3, "epoch": 3}):
-            assert not torch.equal(self.make(some_images, **changed)[2][0], again[2][0])
+    def test_a_few_images_of_a_large_set_are_decoded_alone(self, some_images):
+        one = some_images.subset([4])
+        alone = pixels.decode(one, 16, progress=False)
+        whole = pixels.decode(some_images, 16, progress=False)
+        assert alone.folder != whole.folder
+        assert pixels.decode(one, 16, progress=False).folder == whole.folder  # now it is there
 
-    def test_torch_generator_is_left_alone(self, some_images):
-        batches = self.make(some_images)
-        torch.manual_seed(5)
-        expected = torch.rand(3)
-        torch.manual_seed(5)
-        batches[1]
-        torch.testing.assert_close(torch.rand(3), expected, rtol=0, atol=0)
-
-    @pytest.mark.parametrize("as_jpeg", [False, True])
-    def test_equal_to_the_transforms_of_torchvision(self, some_images, as_jpeg):
-        from torchvision.transforms import InterpolationMode, v2
-
-        budget = 0 if as_jpeg else pixels.RAW_BUDGET
-        source = pixels.decode(some_images, 20, budget=budget, progress=False)
-        assert source.as_jpeg == as_jpeg
-        batches = loader.TrainingBatches(
-            source, some_images.labels, image_size=16, batch_size=12, seed=3, epoch=2
-        )
-        way = v2.Compose(
-            [
-                v2.RandomResizedCrop(16, (0.2, 1.0), interpolation=InterpolationMode.BICUBIC),
-                v2.RandomHorizontalFlip(),
-            ]
-        )
-        torch.manual_seed(loader.mix_seeds(3, 2, 0))
-        whole = [torch.from_numpy(source[row].copy()).permute(2, 0, 1) for row in batches.plan[0]]
-        expected = torch.stack([way(image) for image in whole])
-        torch.testing.assert_close(batches[0][0], expected, rtol=0, atol=0)
-
-    def test_a_reader_may_stop_early_and_nothing_stays_behind(self, some_images):
-        threads, usual = threading.active_count(), torch.get_num_threads()
-        reading = loader.training_loader(self.make(some_images, batch_size=2), workers=2)
-        next(reading)
-        reading.close()
-        assert threading.active_count() == threads and torch.get_num_threads() == usual
-
-    @pytest.mark.parametrize("workers", [0, 1, 2, 5])
-    def test_batches_do_not_depend_on_workers_or_start(self, some_images, workers):
-        batches = self.make(some_images)
-        loaded = list(loader.training_loader(batches, workers=workers, start=1))
-        assert len(loaded) == 2
-        for number, (batch, labels) in enumerate(loaded, start=1):
-            torch.testing.assert_close(batch, batches[number][0], rtol=0, atol=0)
-            torch.testing.assert_close(labels, batches[number][1])
-
-    def test_balanced_batches(self, some_images):
-        batches = self.make(some_images, images_per_class=2)
-        for row in batches.plan:
-            _, counts = np.unique(some_images.labels[row], return_counts=True)
-            assert list(counts) == [2, 2] and len(set(row)) == 4
-
-    def test_small_classes_are_named(self, some_images):
-        with pytest.warns(UserWarning, match="4 of 4 classes have fewer than 4 images"):
-            batches = self.make(some_images, images_per_class=4, batch_size=8)
-        assert batches.plan.shape == (1, 8)
-
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"batch_size": 13}, "batch_size is 13.*only 12 training images"),
-            ({"images_per_class": 3}, "multiple of 3"),
-            ({"images_per_class": 2, "batch_size": 10}, "5 classes out of 4"),
-        ],
-    )
-    def test_impossible_batches(self, some_images, options, message):
-        with pytest.raises(ValueError, match=message):
-            self.make(some_images, **options)
+    @pytest.mark.parametrize("damage", ["missing", "corrupt"])
+    def test_trouble_outside_of_the_subset_does_not_matter(self, some_images, damage):
+        some_images.paths[0].unlink()
+        if damage == "corrupt":
+            some_images.paths[0].write_bytes(b"nothing")
+        part = some_images.subset(range(1, 12))
+        assert len(pixels.decode(part, 16, progress=False)) == 11
 
 
-def test_evaluation_transform_equals_torchvision(tmp_path, rng):
-    """Short side 256 → center 224 in proportion, against torchvision's Resize and CenterCrop."""
-    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+class TestCache:
+    def test_entries_and_clearing(self, some_images, tmp_path):
+        cache = tmp_path / "data" / "cache"
+        assert pixels.cache_entries() == [] and pixels.clear_cache() == 0
+        kept = pixels.decode(some_images, 16, progress=False).folder
+        pixels.decode(some_images, 17, progress=False)
+        (cache / "embeddings-0123.npy").write_bytes(bytes(1000))
+        (cache / "pixels-folder-train-77.partial").mkdir()  # of a run that was killed
+        (cache / ".embeddings-0124.7-ab.npy").write_bytes(bytes(10))  # just being written
+        names = [entry.name for entry in pixels.cache_entries()]
+        assert len(names) == 5 and not any(name.endswith(".lock") for name in names)
+        sizes = [entry.bytes for entry in pixels.cache_entries()]
+        assert sizes == sorted(sizes, reverse=True) and sizes[0] > 10_000
+        with files.lock(Path(f"{kept}.lock")):
+            freed = pixels.clear_cache()
+        assert 10_000 < freed < sum(sizes)
+        left = {kept.name, f"{kept.name}.lock", ".embeddings-0124.7-ab.npy"}
+        assert {path.name for path in cache.iterdir()} == left
+        assert len(pixels.decode(some_images, 17, progress=False)) == 12  # made again
 
-    array = rng.integers(0, 255, (90, 131, 3), dtype=np.uint8)
-    path = save(tmp_path / "one.png", array)
-    one = ImageSet((path,), np.array([0]), ("a",), "folder", "test")
-    source = pixels.decode(one, loader.evaluation_short_side(64), progress=False)
-    (batch,) = loader.evaluation_batches(source, 64, 8)
-    torchvision_way = Compose([Resize(73, InterpolationMode.BICUBIC), CenterCrop(64)])
-    expected = np.asarray(torchvision_way(Image.fromarray(array)))
-    np.testing.assert_array_equal(batch[0].permute(1, 2, 0).numpy(), expected)
+    def test_the_time_of_the_last_use_is_known(self, some_images):
+        folder = pixels.decode(some_images, 16, progress=False).folder
+        os.utime(folder, (0, 0))
+        pixels.decode(some_images, 16, progress=False)
+        assert pixels.cache_entries()[0].modified > 1e9
