@@ -1,7 +1,9 @@
-"""The import contract: what may import what. `make lint` runs this file as well."""
+"""The import contract: what may import what, and what users import. `make lint` runs this file."""
 
 import ast
 import graphlib
+import importlib
+import operator
 import subprocess
 import sys
 from functools import cache
@@ -10,6 +12,8 @@ from typing import NamedTuple
 
 import pytest
 
+import sobook
+
 ROOT = Path(__file__).resolve().parent.parent
 FOUNDATION = ("errors", "files", "lazy")
 TAUGHT = ("losses", "geometry", "retrieval", "statistics", "encoder", "embedding")
@@ -17,7 +21,10 @@ TAUGHT += ("data", "training", "figures")  # "above the line"; all else serves t
 # What these import of sobook beside the foundation, so that each can be read alone.
 STANDS_ALONE = {"losses": (), "statistics": (), "retrieval": ("statistics",), "encoder": ()}
 # The drawn birds are one data set of many: found by name, imported when asked for.
-BY_NAME = {("sobook.data.image_sets", "sobook.aviary"), ("sobook.encoder", "sobook.aviary.micro")}
+BY_NAME = {
+    ("sobook.data.image_sets", "sobook.aviary.species"),
+    ("sobook.encoder", "sobook.aviary.micro"),
+}
 
 FILES = sorted((ROOT / "sobook").rglob("*.py"))
 MODULES = {
@@ -117,3 +124,31 @@ def test_heavy_packages_are_imported_only_where_used(module):
     script = f"import sys, {module}; print(*[m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout.split(), done.stderr) == ([], "")
+
+
+PUBLIC = """
+    ProxyAnchor SoftOrthogonalProxyAnchor soft_orthogonality describe evaluate nearest_neighbors
+    prepare load Encoder embed data.read_image data.ImageSet TrainConfig fit Run SobookError
+    course.setup course.exercises.check training.evaluate_run figures.proxy_heatmaps
+    statistics.compare_classes studies.study.load interactive.explorer.build export.to_onnx
+"""
+
+
+@pytest.mark.parametrize("name", PUBLIC.split())
+def test_public_names_are_reached_from_the_package(name):
+    assert callable(operator.attrgetter(name)(sobook))
+    assert name.split(".")[0] in dir(sobook)
+
+
+@pytest.mark.parametrize("package", [name for name in MODULES if name not in code_modules()])
+def test_what_packages_export_is_what_type_checkers_see(package):
+    checked = [node for node in tree(package).body if isinstance(node, ast.If)]
+    seen = {alias.name for node in checked for line in node.body for alias in line.names}
+    assert "*" in seen or set(importlib.import_module(package).__all__) == seen
+
+
+def test_a_wrong_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'sobook.data' has no attribute 'lode'"):
+        sobook.data.lode  # noqa: B018
+    with pytest.raises(ImportError, match="cannot import name 'lode' from 'sobook.data'"):
+        from sobook.data import lode  # noqa: F401
