@@ -28,7 +28,8 @@ from safetensors.torch import save_file
 
 from sobook.aviary import micro
 from sobook.data import image_sets, loader, pixels
-from sobook.encoder import Encoder, embed
+from sobook.embedding import embed
+from sobook.encoder import Encoder
 from sobook.retrieval import evaluate
 from sobook.training.trainer import learning_rate_factor
 

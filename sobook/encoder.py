@@ -1,28 +1,27 @@
 """The encoder: a timm backbone and a small head, from images to unit-length embeddings.
 
+Start with `Encoder.forward`. It knows tensors only; image sets are the business of `embedding`.
+
 Notation: B batch, F features of the backbone, D embedding dimension.
 """
 
 import hashlib
+import importlib
 import os
-import uuid
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from sobook import files
-from sobook.aviary import micro
-from sobook.data import loader, pixels
-from sobook.data.image_sets import ImageSet
-from sobook.errors import EncoderError, SobookError, suggest
+from sobook.errors import EncoderError, SobookError, check_choice, first_line, suggest
 
+MICRO = "deit_micro_patch8_64"  # sobook's own, see `sobook.aviary.micro`
 TOKENS = ("cls", "dist", "mean")
 
 
@@ -37,7 +36,12 @@ class Encoder(nn.Module):
         mean, std: (3,) statistics the backbone was trained with, for images in 0..1.
     """
 
-    def __init__(self, backbone: nn.Module, name: str, dim: int | None, image_size: int, token):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, backbone: Any, name: str, dim: int | None, image_size: int, token: str | None
+    ):
         super().__init__()
         self.backbone, self.name, self.image_size, self.token = backbone, name, image_size, token
         self.num_features = backbone.num_features
@@ -65,9 +69,9 @@ class Encoder(nn.Module):
             name: any timm model, or "deit_micro_patch8_64", sobook's own for laptops.
             dim: D, the embedding dimension of the head. None: no head, the embedding is the
                 backbone's feature, normalized.
-            weights: "pretrained" (timm's, downloaded once), "micro" (bundled, for the micro
+            weights: "pretrained" (timm's, downloaded once), "micro" (shipped, for the micro
                 encoder), a file (.safetensors or .pth, also nested as {"model": …}), or None for
-                random numbers.
+                random weights.
             image_size: side of the input in pixels; None is the backbone's own. Position
                 embeddings are resampled where it differs.
             token: what of a vision transformer becomes the feature: "cls", "dist" (distilled DeiT
@@ -76,8 +80,13 @@ class Encoder(nn.Module):
                 class token alone and evaluated the mean, by an old default of timm.)
 
         Raises:
-            EncoderError: unknown name or token, weights missing or of another architecture.
+            EncoderError: unknown name, weights missing or of another architecture.
+            SobookError: unknown token.
         """
+        if name.split(".")[0] == MICRO:
+            # Registers it with timm. Imported by name, so that the encoder can be read, and used,
+            # without the aviary.
+            importlib.import_module("sobook.aviary.micro")
         _check_name(name)
         if dim is not None and dim < 1:
             raise EncoderError(f"dim is {dim}: give at least 1, or None for no head.")
@@ -164,89 +173,6 @@ class Encoder(nn.Module):
         return digest.hexdigest()[:16]
 
 
-@torch.inference_mode()
-def embed(
-    encoder: Encoder,
-    image_set: ImageSet,
-    *,
-    batch_size: int = 64,
-    cache: bool = True,
-    progress: bool = True,
-    rows: slice = slice(None),
-) -> np.ndarray:
-    """Embed a whole image set with the evaluation transform (short side 256 → center 224).
-
-    For other sizes the transform is in proportion (64: short side 73 → center 64).
-
-    Args:
-        encoder: used in evaluation mode, on the device it is on.
-        image_set: N images.
-        batch_size: images at a time.
-        cache: keep the result under ``<data root>/cache`` and read it the next time, also for
-            subsets of these images.
-        progress: show a bar.
-        rows: embed only these images (without the cache), where several processes share the work.
-
-    Returns:
-        (N, D) float32, rows of unit length.
-    """
-    short_side = loader.evaluation_short_side(encoder.image_size)
-    cache = cache and rows == slice(None)
-    if cache and (known := _known(encoder, image_set, short_side)) is not None:
-        return known
-    source = pixels.decode(image_set, short_side, progress=progress)
-    device = next(encoder.parameters()).device
-    was_training, found = encoder.training, []
-    encoder.eval()
-    bar = tqdm(
-        total=len(range(len(source))[rows]),
-        desc="embedding",
-        unit="image",
-        disable=None if progress else True,
-    )
-    with bar:
-        for batch in loader.evaluation_batches(source, encoder.image_size, batch_size, rows):
-            found.append(encoder(batch.to(device)).float().cpu().numpy())
-            bar.update(len(batch))
-    encoder.train(was_training)
-    embeddings = np.concatenate([np.empty((0, encoder.dim), np.float32), *found])
-    if cache:
-        _save(_cache_file(encoder.fingerprint(), image_set, short_side), embeddings)
-    return embeddings
-
-
-def _cache_file(fingerprint: str, image_set: ImageSet, short_side: int) -> Path:
-    key = pixels.fingerprint(image_set, short_side) + fingerprint
-    return files.data_root() / "cache" / f"embeddings-{key}.npy"
-
-
-def _known(encoder: Encoder, image_set: ImageSet, short_side: int) -> np.ndarray | None:
-    """(N, D) embeddings from the cache: of these images, or of a set they were taken from."""
-    fingerprint = encoder.fingerprint()
-    file = _cache_file(fingerprint, image_set, short_side)
-    rows = slice(None)
-    while not file.exists():
-        if image_set.origin is None:
-            return None
-        image_set, taken = image_set.origin
-        rows = taken[rows]
-        try:
-            file = _cache_file(fingerprint, image_set, short_side)
-        except pixels.ImageError:  # an image outside of the subset is gone: no matter
-            return None
-    return np.load(file)[rows]
-
-
-def _save(file: Path, embeddings: np.ndarray) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.stem}.{uuid.uuid4().hex[:8]}.partial.npy")
-    try:
-        np.save(partial, embeddings)
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def make_head(features: int, dim: int | None) -> nn.Module:
     """LayerNorm without parameters, then Linear with orthogonal start: HIER's head for DeiT."""
     if dim is None:
@@ -259,25 +185,22 @@ def make_head(features: int, dim: int | None) -> nn.Module:
 
 def _check_name(name: str) -> None:
     if not timm.is_model(name.split(".")[0]):
-        near = suggest(name, timm.list_models())
+        near = suggest(name, [MICRO, *timm.list_models()])
         raise EncoderError(f"unknown encoder {name!r}: give the name of a timm model.{near}")
 
 
-def _check_token(token: str, backbone: nn.Module, name: str) -> None:
-    if token not in TOKENS:
-        raise EncoderError(
-            f"unknown token {token!r}: choose one of {TOKENS}.{suggest(token, TOKENS)}"
-        )
+def _check_token(token: str, backbone: Any, name: str) -> None:
+    check_choice("token", token, TOKENS)
     prefix = getattr(backbone, "num_prefix_tokens", 0)
     if prefix < (1 if token == "cls" else 2):
         raise EncoderError(f"{name} has no {token!r} token: leave token out (None).")
 
 
-def _make_backbone(name: str, weights, image_size: int | None) -> nn.Module:
-    sized = {} if image_size is None else {"img_size": image_size}
+def _make_backbone(name: str, weights: str | os.PathLike | None, image_size: int | None) -> Any:
+    sized: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     if image_size is not None and image_size < 1:
         raise EncoderError(f"image_size is {image_size}: give pixels, or None for the usual size.")
-    is_micro = name.split(".")[0] == micro.NAME
+    is_micro = name.split(".")[0] == MICRO
     if weights == "pretrained" and not is_micro:
         return _download(name, sized)
     try:
@@ -291,15 +214,15 @@ def _make_backbone(name: str, weights, image_size: int | None) -> nn.Module:
     if weights in ("micro", "pretrained"):
         if not is_micro:
             raise EncoderError(
-                f"weights='micro' belong to {micro.NAME!r}, not to {name!r}: change one of the two."
+                f"weights='micro' belong to {MICRO!r}, not to {name!r}: change one of the two."
             )
-        weights = files.shipped(micro.WEIGHTS)
+        weights = files.shipped(f"{MICRO}.safetensors")
     if weights is not None:
         _load(backbone, Path(weights), name)
     return backbone
 
 
-def _check_patches(backbone: nn.Module, name: str, image_size: int | None) -> None:
+def _check_patches(backbone: Any, name: str, image_size: int | None) -> None:
     """timm would silently cut off what does not fill a patch."""
     patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", None)
     if image_size is not None and patch is not None and image_size % patch[0]:
@@ -309,15 +232,14 @@ def _check_patches(backbone: nn.Module, name: str, image_size: int | None) -> No
         )
 
 
-def _download(name: str, sized: dict) -> nn.Module:
+def _download(name: str, sized: dict) -> Any:
     try:
         return timm.create_model(name, pretrained=True, num_classes=0, **sized)
     except Exception as error:  # whatever hub, cache or network raise, the remedy is the same
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
         raise EncoderError(
-            f"the weights of {name!r} could not be downloaded ({reason}): connect to the network "
-            "once, or give a local file (weights='deit.pth'), or use the bundled micro encoder "
-            f"(encoder={micro.NAME!r}, weights='micro')."
+            f"the weights of {name!r} could not be downloaded ({first_line(error)}): connect "
+            "to the network once, or give a local file (weights='deit.pth'), or use the bundled "
+            f"micro encoder (encoder={MICRO!r}, weights='micro')."
         ) from None
 
 
@@ -347,7 +269,7 @@ def _load(backbone: nn.Module, file: Path, name: str) -> None:
     backbone.load_state_dict({key: value.float() for key, value in state.items()})
 
 
-def _resample(position: Tensor, backbone: nn.Module) -> Tensor:
+def _resample(position: Tensor, backbone: Any) -> Tensor:
     prefix = backbone.num_prefix_tokens
     old_side = round((position.shape[1] - prefix) ** 0.5)
     if position.shape[2] != backbone.embed_dim or old_side**2 + prefix != position.shape[1]:
@@ -366,12 +288,13 @@ def _read(file: Path) -> dict[str, Tensor]:
         )
     try:
         if file.suffix == ".safetensors":
-            state = load_file(file)
+            state: Any = load_file(file)
         else:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors, zip and unpickling errors have no common parent
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-        raise EncoderError(f"the weights file {file} cannot be read ({reason}).") from None
+        raise EncoderError(
+            f"the weights file {file} cannot be read ({first_line(error)})."
+        ) from None
     for nested in ("model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(nested), dict):
             state = state[nested]

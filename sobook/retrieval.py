@@ -21,7 +21,8 @@ from sobook.errors import SobookError, check_choice
 
 UNMATCHED = ("exclude", "miss")
 _CHUNK = 4096  # queries searched at a time: bounds memory, and faiss is at full speed well below it
-# Cosines from which a search is worth copying the embeddings to a GPU.
+# Cosines from which a search goes to the GPU: below, faiss takes less than starting a GPU does (a
+# careful guess, not measured).
 _GPU_PAYS = 10**7
 
 

@@ -1,17 +1,16 @@
-"""The encoder: weights, tokens, attention, embeddings."""
+"""The encoder: weights, tokens, attention."""
 
-import dataclasses
+import subprocess
+import sys
 
-import numpy as np
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
 
 from sobook.aviary import micro
-from sobook.data import image_sets
-from sobook.encoder import Encoder, EncoderError, embed
-from sobook.retrieval import evaluate
+from sobook.encoder import Encoder
+from sobook.errors import EncoderError, SobookError
 
 MICRO = micro.NAME
 TINY = "test_vit.r160_in1k"  # timm's own toy ViT: 0.3 M parameters
@@ -106,6 +105,16 @@ class TestWeights:
 
         assert files.shipped(micro.WEIGHTS).stat().st_size <= 6_000_000
 
+    def test_the_aviary_is_imported_for_its_own_encoder_alone(self):
+        code = (
+            "import sys; from sobook.encoder import Encoder\n"
+            f"for name in ({TINY!r}, {MICRO!r}):\n"
+            "    Encoder.create(name, weights=None)\n"
+            f"    assert ('sobook.aviary.micro' in sys.modules) == (name == {MICRO!r})\n"
+            "assert 'sobook.data' not in sys.modules"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True)
+
     def test_pretrained_is_bundled_for_micro(self):
         first, second = (Encoder.create(MICRO, weights=w) for w in ("micro", "pretrained"))
         assert first.fingerprint() == second.fingerprint()
@@ -158,6 +167,7 @@ class TestWeights:
         ("arguments", "message"),
         [
             ({"name": "deit_smal_patch16_224"}, "unknown encoder.*deit_small_patch16_224"),
+            ({"name": "deit_micro_patch8_46"}, f"Did you mean '{MICRO}'"),
             ({"name": TINY, "weights": "micro"}, "weights='micro' belong to"),
             ({"name": MICRO, "weights": "/no/such.pth"}, "no weights file '/no/such.pth'"),
             ({"name": MICRO, "weights": "mikro"}, "Did you mean 'micro'"),
@@ -169,7 +179,7 @@ class TestWeights:
         ],
     )
     def test_bad_arguments(self, arguments, message):
-        with pytest.raises(EncoderError, match=message):
+        with pytest.raises(SobookError, match=message):
             Encoder.create(**arguments)
 
     @pytest.mark.parametrize("content", [b"no weights", None])
@@ -181,55 +191,3 @@ class TestWeights:
             file.write_bytes(content)
         with pytest.raises(EncoderError, match="w.pth (cannot be read|does not hold)"):
             Encoder.create(MICRO, weights=file)
-
-
-class TestEmbed:
-    @pytest.fixture
-    def birds(self, tiny_aviary, tiny_options):
-        return image_sets.load("aviary", "test", tiny_aviary, **tiny_options)
-
-    def test_shape_order_and_batch_size(self, encoder, birds):
-        one = embed(encoder, birds, cache=False, progress=False, batch_size=1)
-        many = embed(encoder, birds, cache=False, progress=False, batch_size=7)
-        assert many.shape == (24, 16) and many.dtype == np.float32
-        np.testing.assert_allclose(one, many, atol=1e-5)
-
-    def test_cache_is_keyed_by_weights(self, encoder, birds):
-        first = embed(encoder, birds, progress=False)
-        np.testing.assert_array_equal(embed(encoder, birds, progress=False), first)
-        other = Encoder.create(MICRO, dim=16, weights=None)
-        assert not np.allclose(embed(other, birds, progress=False), first)
-
-    def test_subsets_read_the_cache_of_the_whole(self, encoder, birds, monkeypatch):
-        whole = embed(encoder, birds, progress=False)
-        part = birds.subset([20, 3, 7, 4, 11])
-        half = part.subset(np.array([True, False, True, False, True]))  # 20, 7, 11
-        monkeypatch.setattr(Encoder, "forward", None)  # from here on nothing can be embedded
-        np.testing.assert_array_equal(
-            embed(encoder, part, progress=False), whole[[20, 3, 7, 4, 11]]
-        )
-        np.testing.assert_array_equal(embed(encoder, half, progress=False), whole[[20, 7, 11]])
-        with pytest.raises(TypeError):
-            embed(encoder, half, cache=False, progress=False)
-
-    def test_subset_is_embedded_where_the_whole_is_not(self, encoder, birds, tmp_path, monkeypatch):
-        monkeypatch.setenv("SOBOOK_DATA", str(tmp_path))
-        gone = birds.paths[0].with_name("gone.png")
-        birds = dataclasses.replace(birds, paths=(gone, *birds.paths[1:]))
-        found = embed(encoder, birds.subset([5, 2]), progress=False)
-        assert found.shape == (2, 16) and not np.allclose(found[0], found[1])
-
-    def test_mode_is_restored(self, birds):
-        encoder = Encoder.create(MICRO, dim=8, weights="micro").train()
-        embed(encoder, birds, cache=False, progress=False)
-        assert encoder.training
-
-    def test_micro_features_beat_random_ones(self, tmp_path):
-        """On species of four genera: enough for chance to be far away."""
-        options = {"species": 40, "images_per_species": 10, "size": 64}
-        birds = image_sets.load("aviary", "test", tmp_path, **options)
-        recall = {}
-        for weights in ("micro", None):
-            found = embed(Encoder.create(MICRO, weights=weights), birds, progress=False)
-            recall[weights] = evaluate(found, birds.labels, ks=(1,)).recall[1]
-        assert recall["micro"] > recall[None] + 0.1

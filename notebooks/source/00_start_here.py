@@ -57,7 +57,8 @@ import pandas as pd
 from sobook import figures, geometry
 from sobook.course import exercises
 from sobook.data import image_sets, pixels
-from sobook.encoder import Encoder, embed
+from sobook.embedding import embed
+from sobook.encoder import Encoder
 from sobook.losses import SO_WEIGHT
 from sobook.retrieval import evaluate, nearest_neighbors
 from sobook.statistics import compare_classes

@@ -58,7 +58,8 @@ from sobook import figures
 from sobook.aviary import species as aviary
 from sobook.course import exercises
 from sobook.data import image_sets, loader, pixels
-from sobook.encoder import Encoder, embed
+from sobook.embedding import embed
+from sobook.encoder import Encoder
 from sobook.retrieval import evaluate, nearest_neighbors
 from sobook.statistics import compare_classes
 

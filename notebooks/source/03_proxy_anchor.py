@@ -61,7 +61,8 @@ from torch import nn
 from sobook import figures, geometry
 from sobook.course import exercises
 from sobook.data import benchmarks, image_sets, pixels
-from sobook.encoder import Encoder, embed
+from sobook.embedding import embed
+from sobook.encoder import Encoder
 from sobook.losses import ProxyAnchor
 from sobook.retrieval import evaluate, nearest_neighbors
 from sobook.statistics import compare_classes

@@ -61,7 +61,8 @@ from torch import nn
 from sobook import figures, geometry
 from sobook.course import exercises
 from sobook.data import benchmarks, image_sets
-from sobook.encoder import Encoder, embed
+from sobook.embedding import embed
+from sobook.encoder import Encoder
 from sobook.losses import SO_WEIGHT, ProxyAnchor, SoftOrthogonalProxyAnchor, soft_orthogonality
 from sobook.retrieval import evaluate
 from sobook.statistics import compare_classes

@@ -60,7 +60,7 @@ from sobook.aviary import species as aviary
 from sobook.course import exercises
 from sobook.data import image_sets
 from sobook.interactive import explorer, playground
-from sobook.encoder import embed
+from sobook.embedding import embed
 from sobook.losses import SO_WEIGHT
 from sobook.training.loop import fit
 

@@ -61,7 +61,7 @@ from sobook import figures, geometry
 from sobook.course import exercises
 from sobook.data import image_sets, pixels
 from sobook.interactive import explorer
-from sobook.encoder import embed
+from sobook.embedding import embed
 from sobook.losses import SO_WEIGHT
 from sobook.retrieval import evaluate, nearest_neighbors
 

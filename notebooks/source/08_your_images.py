@@ -59,7 +59,8 @@ from sobook.aviary import species as aviary
 from sobook.course import exercises
 from sobook.data import image_sets, pixels
 from sobook.interactive import search
-from sobook.encoder import Encoder, embed
+from sobook.embedding import embed
+from sobook.encoder import Encoder
 from sobook.losses import SO_WEIGHT
 from sobook.retrieval import evaluate, nearest_neighbors
 from sobook.statistics import compare_classes

@@ -24,7 +24,8 @@ from PIL import ImageOps
 from sobook import files
 from sobook.data import benchmarks, loader, pixels
 from sobook.data.image_sets import DatasetError, ImageSet
-from sobook.encoder import Encoder, embed
+from sobook.embedding import embed
+from sobook.encoder import Encoder
 from sobook.errors import SobookError
 from sobook.retrieval import nearest_neighbors
 

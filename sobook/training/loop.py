@@ -17,7 +17,8 @@ from tqdm.auto import tqdm
 
 from sobook import geometry
 from sobook.data import image_sets, loader, pixels
-from sobook.encoder import Encoder, embed
+from sobook.embedding import embed
+from sobook.encoder import Encoder
 from sobook.retrieval import Retrieval, evaluate
 from sobook.training import distributed, run as runs
 from sobook.training.config import TrainConfig

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import default_loader
 
 from sobook.data import image_sets
-from sobook.encoder import Encoder, embed
+from sobook.embedding import embed
+from sobook.encoder import Encoder
 from sobook.losses import SoftOrthogonalProxyAnchor
 from sobook.retrieval import evaluate
 from sobook.training import distributed

@@ -11,7 +11,8 @@ from PIL import Image
 
 from sobook.cli import main
 from sobook.data import image_sets
-from sobook.encoder import Encoder, embed
+from sobook.embedding import embed
+from sobook.encoder import Encoder
 from sobook.interactive import search
 
 
