@@ -17,7 +17,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, astuple, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from itertools import repeat
 from multiprocessing import get_context
@@ -216,11 +216,6 @@ class Species:
     @property
     def attributes(self) -> dict[str, str | int]:
         return asdict(self.marks)
-
-    @property
-    def signature(self) -> tuple:
-        """All that is drawn of the species; no two species of any seeds should share it."""
-        return astuple(self.look) + astuple(self.marks)
 
 
 def _distance(a: Color, b: Color) -> int:

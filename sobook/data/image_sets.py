@@ -262,29 +262,19 @@ def hold_out(
     Raises:
         DatasetError: a fraction outside (0, 1), or too few classes.
     """
-    held = validation_classes(image_set.num_classes, fraction, seed, at_least=at_least)
+    classes = image_set.num_classes
+    if not 0 < fraction < 1:
+        raise DatasetError(f"the fraction to hold out must lie between 0 and 1, not {fraction}.")
+    if classes < 2 * at_least:
+        raise DatasetError(
+            f"{classes} training class(es) are too few to hold out {at_least} for validation: "
+            'add classes, or select nothing on them (selection="last", --selection last).'
+        )
+    count = min(max(round(fraction * classes), at_least), classes - at_least)
+    held = np.random.default_rng(seed).permutation(classes)[:count]
     mask = np.isin(image_set.labels, held)
     train, validation = image_set.subset(~mask), image_set.subset(mask)
     return replace(train, split="train"), replace(validation, split="validation")
-
-
-def validation_classes(
-    num_classes: int, fraction: float = 0.2, seed: int = 0, *, at_least: int = 1
-) -> np.ndarray:
-    """The classes that `hold_out` takes for validation, whole numbers below `num_classes`.
-
-    >>> [len(validation_classes(5, at_least=fewest)) for fewest in (1, 2)]
-    [1, 2]
-    """
-    if not 0 < fraction < 1:
-        raise DatasetError(f"the fraction to hold out must lie between 0 and 1, not {fraction}.")
-    if num_classes < 2 * at_least:
-        raise DatasetError(
-            f"{num_classes} training class(es) are too few to hold out {at_least} for validation: "
-            'add classes, or select nothing on them (selection="last", --selection last).'
-        )
-    count = min(max(round(fraction * num_classes), at_least), num_classes - at_least)
-    return np.random.default_rng(seed).permutation(num_classes)[:count]
 
 
 def _check_words(name: str, split: str, options: Mapping) -> None:
