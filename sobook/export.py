@@ -16,7 +16,7 @@ from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sobook.data.pixels import evaluation_short_side
+from sobook.data.loader import evaluation_short_side
 from sobook.encoder import Encoder
 from sobook.errors import ExportError
 from sobook.files import data_root, replacing, write_text
