@@ -117,14 +117,14 @@ def _study(file, data_root) -> None:
 
     torch.set_num_threads(1)
     os.environ["SOBOOK_DATA"] = str(data_root)
-    one_run = study._run_one
+    one_run = study.run_one
 
     def slowly(*args):
         key = one_run(*args)
         time.sleep(1)
         return key
 
-    study._run_one = slowly
+    study.run_one = slowly
     study.run(study.load(file), jobs=1, progress=False)
 
 
