@@ -66,7 +66,7 @@ class Source:
             options=self.options or config.options,
             allow_partial=self.allow_partial or config.allow_partial,
         )
-        return config, encoder.to(self.device or _default_device())
+        return config, encoder.to(sobook.training.distributed.choose_device(self.device))
 
 
 def prepare(
@@ -132,9 +132,7 @@ def evaluate(source: Annotated[Source, tyro.conf.arg(name="")]) -> None:
     """
     config, encoder = source.open()
     result = sobook.training.evaluate_run(config, encoder, progress=True)
-    notes = sobook.data.notes(
-        config.dataset, config.root, allow_partial=config.allow_partial, **config.options
-    )
+    notes = sobook.data.notes(config.dataset, **config.load_options)
     _print_result(source.run or f"{encoder.name}, frozen", {**result.summary(), "notes": notes})
 
 
@@ -191,9 +189,7 @@ def embed_images(
     import numpy as np
 
     config, encoder = source.open()
-    images = sobook.load(
-        config.dataset, split, config.root, allow_partial=config.allow_partial, **config.options
-    )
+    images = sobook.load(config.dataset, split, **config.load_options)
     embeddings = sobook.embed(encoder, images)
     with files.replacing(out) as partial:
         np.savez(
@@ -400,12 +396,6 @@ def cache(root: str | None = None, clean: bool = False) -> None:
     print(f"{sum(entry.bytes for entry in entries) / 1e6:10,.1f} MB  in all")
     if clean:
         print(f"{pixels.clear_cache(root) / 1e6:10,.1f} MB  deleted")
-
-
-def _default_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _process_number() -> int:

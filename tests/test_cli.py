@@ -1,11 +1,19 @@
 """The command line, as a user types it."""
 
+import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from sobook.cli import COMMANDS, main
+from sobook.errors import RunError, SobookError
+from sobook.training import loop
+from sobook.training.config import TrainConfig
 
 
 @pytest.fixture
@@ -104,8 +112,6 @@ def test_errors_are_one_sentence_and_status_1(arguments, message, capsys):
     assert main(arguments) == 1
     error = capsys.readouterr().err
     assert error.startswith("sobook: ") and "Traceback" not in error
-    import re
-
     assert re.search(message, error)
 
 
@@ -124,14 +130,68 @@ def test_help_has_examples(command, capsys):
     assert f"  sobook {command}" in capsys.readouterr().out
 
 
-def test_module_can_be_run():
-    import subprocess
-    import sys
+def test_module_can_be_run_and_names_every_command():
+    command = [sys.executable, "-m", "sobook", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert all(f"  {name} " in done.stdout for name in COMMANDS)
 
-    done = subprocess.run(
-        [sys.executable, "-m", "sobook", "--help"], capture_output=True, text=True
-    )
-    assert done.returncode == 0 and "compare" in done.stdout
+
+def test_debug_shows_the_traceback():
+    for arguments in (
+        ["--debug", "evaluate", "no-such-run"],
+        ["evaluate", "no-such-run", "--debug"],
+    ):
+        with pytest.raises(SobookError, match="not a run folder"):
+            main(arguments)
+
+
+def test_a_process_beside_the_first_fails_with_its_number(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "2")
+    assert main(["train", "--epochs", "0"]) == 1
+    assert capsys.readouterr().err.startswith("sobook (process 2): epochs is 0")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk gone"), RunError("no run")])
+def test_what_stops_a_run_is_one_sentence(error, monkeypatch, capsys):
+    def stop(config):
+        raise error
+
+    monkeypatch.setattr(loop, "fit", stop)
+    assert main(["train"]) == 1
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and ("resumes" in line or str(error) in line)
+
+
+def test_a_bug_is_not_hidden(monkeypatch):
+    monkeypatch.setattr(loop, "fit", lambda config: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["train"])
+
+
+def test_a_recipe_gives_defaults_and_none_can_be_given(monkeypatch):
+    fitted = []
+    run = SimpleNamespace(path=Path("run"), retrieval={})
+    monkeypatch.setattr(loop, "fit", lambda config: fitted.append(config) or run)
+    monkeypatch.setenv("RANK", "1")  # which prints no result
+    assert main(["train", "--recipe=cub200", "--dim", "None", "--seed", "3"]) == 0
+    assert main(["train", "--recipe", "cub200", "--weights", "None"]) == 0
+    start = TrainConfig.recipe("cub200")
+    assert fitted == [start.replace(dim=None, seed=3), start.replace(weights=None)]
+
+
+def test_cache_says_sizes_and_cleans(tmp_path, capsys):
+    entry = tmp_path / "cache" / "embeddings-0123.npy"
+    entry.parent.mkdir()
+    entry.write_bytes(bytes(2_000_000))
+    assert main(["cache", "--root", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "       2.0 MB  embeddings-0123.npy",
+        "       2.0 MB  in all",
+    ]
+    assert main(["cache", "--root", str(tmp_path), "--clean"]) == 0
+    assert "2.0 MB  deleted" in capsys.readouterr().out
+    assert not entry.exists()
 
 
 def test_explore_wants_html_and_one_or_two_runs(tmp_path, capsys):
