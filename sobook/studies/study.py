@@ -52,7 +52,7 @@ from tqdm.auto import tqdm
 from sobook import files
 from sobook.data import image_sets
 from sobook.errors import SobookError, StudyError, check_choice, check_fields
-from sobook.studies.frozen import HeadConfig, fit_head, geometry_columns
+from sobook.studies.frozen import HeadConfig, fit_head, frozen_recall, geometry_columns
 from sobook.training.config import TrainConfig, run_key
 from sobook.training.loop import fit
 
@@ -251,6 +251,7 @@ def _fine_tune(config: TrainConfig) -> dict[str, float]:
     measured |= {"map_at_r": retrieval["map_at_r"], "r_precision": retrieval["r_precision"]}
     if state["selection_recall_at_1"] is not None:
         measured["validation_recall_at_1"] = state["selection_recall_at_1"]
+    measured |= {"frozen_recall_at_1": frozen_recall(config)}
     measured |= {"selected_epoch": state["selected_epoch"]}
     measured |= {"train_classes": len(run.proxies()), **geometry_columns(run.proxies())}
     return {name: round(float(value), 6) for name, value in measured.items()}

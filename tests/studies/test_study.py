@@ -152,12 +152,16 @@ def test_committed_studies_and_their_tables_agree(file):
     assert facts["runs"] == len(table) == len(planned)
 
 
-def test_fine_tuning_in_a_study(tiny_study):
-    text = tiny_study.read_text().replace('"head"', '"finetune"')
-    tiny_study.write_text(text.replace("[0, 10, 100]", "[100]").replace("[0, 1, 2, 3]", "[0]"))
+def test_fine_tuning_in_a_study(tiny_study, tmp_path):
+    text = tiny_study.read_text().replace("[0, 10, 100]", "[100]").replace("[0, 1, 2, 3]", "[0]")
+    head_file = tmp_path / "head.toml"
+    head_file.write_text(text)
+    tiny_study.write_text(text.replace('"head"', '"finetune"'))
     table = study.run(study.load(tiny_study), progress=False)
     assert len(table) == 1 and 0 <= table["recall_at_1"][0] <= 1
     assert {"rms_cosine", "common_share", "validation_recall_at_1"} <= set(table)
+    heads = study.run(study.load(head_file), progress=False)
+    assert heads["frozen_recall_at_1"].tolist() == table["frozen_recall_at_1"].tolist()
 
 
 def test_a_list_in_a_case_is_a_case_for_each_value(tmp_path):
