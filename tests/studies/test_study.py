@@ -95,6 +95,19 @@ def test_mistakes_in_a_study_file_are_named(tiny_study, change, message):
     assert message in str(raised.value)
 
 
+def test_jobs_are_one_for_each_gpu_or_core(tiny_study, monkeypatch):
+    found = []
+    monkeypatch.setattr(study, "_run_all", lambda study, runs, jobs: found.append(jobs) or [])
+    monkeypatch.setattr(files, "available_cores", lambda: 6)
+    heads = study.load(tiny_study)
+    tiny_study.write_text(tiny_study.read_text().replace('"head"', '"finetune"'))
+    for gpus in (0, 4):
+        monkeypatch.setattr("torch.cuda.device_count", lambda gpus=gpus: gpus)
+        for one in (heads, study.load(tiny_study)):
+            study.run(one, progress=False)
+    assert found == [6, 1, 4, 4]
+
+
 def test_a_study_that_is_not_there(tmp_path):
     with pytest.raises(StudyError, match="there is no study file"):
         study.load(tmp_path / "nothing.toml")
