@@ -7,7 +7,6 @@ a GPU and the real benchmarks. ``SOBOOK_MODE`` chooses.
 import os
 import random
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -18,10 +17,9 @@ import torch
 
 import sobook
 from sobook import files
-from sobook.encoder import Encoder
 from sobook.errors import check_choice
-from sobook.losses import SoftOrthogonalProxyAnchor
 from sobook.training.config import TrainConfig
+from sobook.training.estimate import Estimate, estimate
 
 MODES = ("quick", "full")
 _MAX_THREADS = 8  # small images and small models gain nothing from more
@@ -29,25 +27,6 @@ _MAX_WORKERS = 8
 _DPI = 88  # keeps a notebook with all its figures below 1 MB
 
 Choice = TypeVar("Choice")
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a training run will need: measured on a few steps, not promised.
-
-    >>> print(Estimate(batch_size=90, minutes=42.4, peak_bytes=11.2e9))
-    batches of 90: about 42 minutes of training, 11.2 GB of GPU memory at the peak
-    """
-
-    batch_size: int
-    minutes: float
-    peak_bytes: float | None  # None where it is not counted, on the CPU
-
-    def __str__(self) -> str:
-        text = f"batches of {self.batch_size}: about {self.minutes:.0f} minutes of training"
-        if self.peak_bytes is not None:
-            text += f", {self.peak_bytes / 1e9:.1f} GB of GPU memory at the peak"
-        return text
 
 
 @dataclass(frozen=True)
@@ -104,18 +83,7 @@ class Session:
             images: how many there are to train on.
             steps: to be timed, after one to warm up.
         """
-        batch_size = config.batch_size
-        while True:
-            try:
-                seconds, peak = _trial(config.replace(batch_size=batch_size), self.device, steps)
-            except torch.cuda.OutOfMemoryError:
-                torch.cuda.empty_cache()
-                if batch_size < 2:
-                    raise
-                batch_size //= 2
-            else:
-                minutes = config.epochs * (images // batch_size) * seconds / 60
-                return Estimate(batch_size, minutes, peak)
+        return estimate(config, images, steps=steps)
 
     def __str__(self) -> str:
         if self.device == "cuda":
@@ -126,33 +94,6 @@ class Session:
             f"sobook {sobook.__version__} · torch {torch.__version__} · timm {timm.__version__}"
             f" · {self.mode} mode · {where} · seed {self.seed}"
         )
-
-
-def _trial(config: TrainConfig, device: str, steps: int) -> tuple[float, float | None]:
-    """Seconds of a training step on random pixels, and the most GPU memory it takes."""
-    encoder = Encoder.create(
-        config.encoder, dim=config.dim, weights=None, image_size=config.image_size
-    ).to(device)
-    loss = SoftOrthogonalProxyAnchor(100, encoder.dim, so_weight=config.so_weight).to(device)
-    optimizer = torch.optim.AdamW([*encoder.parameters(), *loss.parameters()], lr=1e-6)
-    shape = (config.batch_size, 3, encoder.image_size, encoder.image_size)
-    pixels = torch.randint(256, shape, dtype=torch.uint8, device=device)
-    labels = torch.arange(config.batch_size, device=device) % 100
-    half = getattr(torch, config.precision)
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    for step in range(steps + 1):
-        if step == 1:
-            begin = time.perf_counter()
-        with torch.autocast(device, half, enabled=half != torch.float32):
-            embeddings = encoder(pixels)
-        optimizer.zero_grad()
-        value = loss(embeddings, labels)
-        value.backward()
-        optimizer.step()
-        value.item()  # waits for a GPU
-    peak = float(torch.cuda.max_memory_allocated()) if device == "cuda" else None
-    return (time.perf_counter() - begin) / steps, peak
 
 
 def _drive_advice() -> str | None:

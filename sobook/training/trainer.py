@@ -77,7 +77,11 @@ class Trainer:
             factor = learning_rate_factor(step, self.steps, self.config.schedule)
             group["lr"] = group["initial_lr"] * factor
         # Dropout and the like depend on the step, not on what was drawn before it.
-        torch.manual_seed(mix_seeds(self.config.seed, step, self.processes.rank))
+        seed = mix_seeds(self.config.seed, step, self.processes.rank)
+        if self.device.type == "cpu":  # the other call seeds GPUs too: a tenth of a head's step
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
 
         inputs = inputs.to(self.device, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)

@@ -1,0 +1,84 @@
+"""What a training run will need, measured on a few of its steps before it starts."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from sobook.training import distributed
+from sobook.training.config import TrainConfig
+from sobook.training.distributed import Processes
+from sobook.training.trainer import Trainer, make_encoder, make_loss
+
+_CLASSES = 100  # their number hardly changes time or memory
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a training run will need: measured on a few steps, not promised.
+
+    >>> print(Estimate(batch_size=90, minutes=42.4, peak_bytes=11.2e9))
+    batches of 90: about 42 minutes of training, 11.2 GB of GPU memory at the peak
+    """
+
+    batch_size: int
+    minutes: float
+    peak_bytes: float | None  # None where it is not counted, on the CPU
+
+    def __str__(self) -> str:
+        text = f"batches of {self.batch_size}: about {self.minutes:.0f} minutes of training"
+        if self.peak_bytes is not None:
+            text += f", {self.peak_bytes / 1e9:.1f} GB of GPU memory at the peak"
+        return text
+
+
+def estimate(config: TrainConfig, images: int, *, steps: int = 3) -> Estimate:
+    """Take a few training steps on random pixels, and say what the whole run will need.
+
+    The batch is halved until it fits into memory: train with the `batch_size` that comes back.
+    Reading pictures and evaluating come on top of the time.
+
+    Args:
+        config: of the run to come.
+        images: how many there are to train on.
+        steps: to be timed, after one to warm up.
+    """
+    batch_size = config.batch_size
+    while True:
+        try:
+            seconds, peak = _measure(config.replace(batch_size=batch_size), steps)
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            if batch_size < 2:
+                raise
+            batch_size //= 2
+        else:
+            minutes = config.epochs * (images // batch_size) * seconds / 60
+            return Estimate(batch_size, minutes, peak)
+
+
+def _measure(config: TrainConfig, steps: int) -> tuple[float, float | None]:
+    """Seconds of a training step, and the most GPU memory it takes in bytes."""
+    device = distributed.choose_device(config.device)
+    encoder = make_encoder(config.replace(weights=None))
+    loss = make_loss(config, _CLASSES, encoder.dim)
+    trainer = Trainer(
+        encoder,
+        loss,
+        [(encoder, 1e-6), (loss, 1e-6)],  # random weights would not stand more
+        config,
+        steps=steps + 1,
+        processes=Processes(device),
+        precision=config.precision,
+    )
+    shape = (config.batch_size, 3, encoder.image_size, encoder.image_size)
+    pixels = torch.randint(256, shape, dtype=torch.uint8, device=device)
+    labels = torch.arange(config.batch_size, device=device) % _CLASSES
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    trainer.step(0, pixels, labels)
+    began = time.perf_counter()
+    for step in range(1, steps + 1):
+        trainer.step(step, pixels, labels)  # reads the loss, and so waits for a GPU
+    seconds = (time.perf_counter() - began) / steps
+    return seconds, float(torch.cuda.max_memory_allocated()) if device.type == "cuda" else None

@@ -1,0 +1,128 @@
+"""Heads on frozen features: the trainer of fine-tuning, with features in place of images."""
+
+import numpy as np
+import pytest
+import torch
+
+from sobook.errors import SobookError
+from sobook.studies import baselines, frozen
+from sobook.studies.frozen import HeadConfig, corrupt, fit_head
+from sobook.training.config import TrainConfig
+from sobook.training.trainer import Trainer
+
+
+@pytest.fixture
+def config(tiny_aviary, tiny_options):
+    """Four training species with 6 images each."""
+    return HeadConfig(
+        root=str(tiny_aviary),
+        options=tiny_options,
+        epochs=2,
+        batch_size=8,
+        dim=8,
+        validation_fraction=0.5,
+        device="cpu",
+    )
+
+
+@pytest.mark.parametrize("loss", ["proxy_anchor", *baselines.LOSSES])
+def test_every_loss_trains_a_head(loss, config):
+    if loss != "proxy_anchor":
+        pytest.importorskip("pytorch_metric_learning")
+    config = config.replace(loss=loss, images_per_class=4)
+    measured = fit_head(config)
+    assert measured == fit_head(config)  # nothing but the seed decides
+    assert 0 <= measured["recall_at_1"] <= measured["recall_at_8"] <= 1
+
+
+def test_the_seed_decides(config):
+    one, other = fit_head(config), fit_head(config.replace(seed=1))
+    assert one["rms_cosine"] != other["rms_cosine"]
+
+
+def test_a_regularizer_spreads_the_proxies(config):
+    config = config.replace(epochs=30)
+    plain = fit_head(config)
+    measured = fit_head(config.replace(regularizer="double_so", regularizer_weight=10))
+    assert measured["rms_cosine"] < plain["rms_cosine"]
+
+
+def test_soft_orthogonality_spreads_and_centering_removes_the_common_mode(config):
+    config = config.replace(epochs=30, dim=16, validation_fraction=0)
+    plain = fit_head(config)
+    orthogonal = fit_head(config.replace(so_weight=100))
+    centered = fit_head(config.replace(center=True))
+    assert orthogonal["rms_cosine"] < 0.5 * plain["rms_cosine"]
+    assert centered["mean_proxy_length"] < 0.5 * plain["mean_proxy_length"]
+    assert "validation_recall_at_1" not in plain
+
+
+def test_corrupted_training_images(config):
+    config = config.replace(label_noise=0.25, max_images_per_class=4)
+    images, features = frozen._features(frozen._source(config), "train")
+    labels = torch.from_numpy(images.labels)
+    kept, noisy = corrupt(features, labels, config)
+    rows = [int(np.flatnonzero((features == row).all(1))[0]) for row in kept]
+    assert len(set(rows)) == 16 and np.bincount(labels[rows]).tolist() == [4, 4, 4, 4]
+    assert int((noisy != labels[rows]).sum()) == 4  # a quarter, and never its own class
+
+
+def test_batches_are_those_of_images(config):
+    """The rows of every batch, and the hold-out, are what fine-tuning would draw."""
+    from sobook.training import distributed
+    from sobook.training.loop import FineTuning
+    from sobook.training.run import Run
+
+    shared = {name: getattr(config, name) for name in ("root", "options", "validation_fraction")}
+    fine = TrainConfig(**shared, batch_size=8, dim=8, device="cpu", run_dir="never written")
+    tuning = FineTuning(Run(fine.folder(), fine), distributed.join(fine))
+    labels = tuning.train_set.labels
+    drawn = [rows.tolist() for rows in frozen._batches(labels, config.replace(epochs=3))]
+    expected = [rows.tolist() for epoch in (1, 2, 3) for rows in tuning._batches(epoch).plan]
+    assert drawn == expected
+
+
+def test_a_head_takes_the_trainers_device(config, monkeypatch):
+    """It used to stay on the CPU where there was a GPU."""
+    asked, used = [], []
+    step = Trainer.step
+
+    def choose(name):
+        asked.append(name)
+        return torch.device(
+            "cpu:0"
+        )  # which is not equal to "cpu"
+
+    def watching(trainer, number, inputs, labels):
+        used.append(trainer.device)
+        return step(trainer, number, inputs, labels)
+
+    monkeypatch.setattr(frozen, "choose_device", choose)
+    monkeypatch.setattr(Trainer, "step", watching)
+    fit_head(config.replace(device=None))
+    assert set(asked) == {None} and set(used) == {torch.device("cpu:0")}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_head_on_a_gpu(config):
+    on_gpu = fit_head(config.replace(device=None))
+    assert torch.cuda.max_memory_allocated() > 0
+    assert on_gpu["rms_cosine"] == pytest.approx(fit_head(config)["rms_cosine"], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": "arcfac"}, "unknown loss 'arcfac'.*Did you mean 'arcface'"),
+        ({"regularizer": "coherenc"}, "Did you mean 'coherence'"),
+        ({"schedule": "cosin"}, "Did you mean 'cosine'"),
+        ({"label_noise": 1.0}, "label_noise is 1.0"),
+        ({"validation_fraction": -0.1}, "validation_fraction is -0.1"),
+        ({"batch_size": 1}, "batch_size is 1"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"noise": 0.1}, "unknown setting 'noise' of HeadConfig"),
+    ],
+)
+def test_bad_settings(changes, message):
+    with pytest.raises(SobookError, match=message):
+        HeadConfig().replace(**changes)
