@@ -23,7 +23,6 @@ from sobook.training.estimate import Estimate, estimate
 
 MODES = ("quick", "full")
 _MAX_THREADS = 8  # small images and small models gain nothing from more
-_MAX_WORKERS = 8
 _DPI = 88  # keeps a notebook with all its figures below 1 MB
 
 Choice = TypeVar("Choice")
@@ -62,7 +61,7 @@ class Session:
         here = {
             "seed": self.seed,
             "precision": self._precision(),
-            "workers": min(files.available_cores(), _MAX_WORKERS),
+            "workers": min(files.available_cores(), _MAX_THREADS),
         }
         return TrainConfig.recipe("cub200", **{**here, **changes})
 
@@ -73,16 +72,7 @@ class Session:
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
 
     def estimate(self, config: TrainConfig, images: int, *, steps: int = 3) -> Estimate:
-        """Try a few training steps on random pixels, and say what the whole run will need.
-
-        The batch is halved until it fits into memory: train with the `batch_size` that comes back.
-        Reading pictures and evaluating come on top of the time.
-
-        Args:
-            config: of the run to come.
-            images: how many there are to train on.
-            steps: to be timed, after one to warm up.
-        """
+        """What a run will need, from a few steps: see `sobook.training.estimate`."""
         return estimate(config, images, steps=steps)
 
     def __str__(self) -> str:
