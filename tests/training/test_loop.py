@@ -2,16 +2,21 @@
 
 import json
 import math
+import shutil
 
+import accelerate
+import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from sobook import files
 from sobook.data import image_sets
-from sobook.errors import RunError, TrainingError
+from sobook.embedding import embed
+from sobook.errors import RunError, SobookError, TrainingError
 from sobook.losses import SoftOrthogonalProxyAnchor
-from sobook.training import loop as training, run as runs
-from sobook.training.config import TrainConfig
+from sobook.training import config as configs, distributed, loop as training, run as runs
+from sobook.training.config import TrainConfig, identity, run_key
 from sobook.training.loop import fit
 from sobook.training.run import Run
 from sobook.training.trainer import Trainer
@@ -164,6 +169,68 @@ class TestFit:
         assert "peeking" in run.retrieval["notes"][0]
 
 
+class TestParameterGroups:
+    def test_each_part_has_its_own_rate(self, config):
+        start = training.FineTuning(Run(config.folder(), config), distributed.join(config))
+        groups = start.trainer.optimizer.param_groups
+        rates = {id(p): group["initial_lr"] for group in groups for p in group["params"]}
+        parts = [(start.encoder.backbone, config.lr), (start.encoder.head, config.head_lr)]
+        for module, rate in [*parts, (start.loss, config.proxy_lr)]:
+            assert {rates.pop(id(p)) for p in module.parameters()} == {rate}
+        assert not rates
+
+    def test_norms_and_biases_do_not_decay(self, config):
+        start = training.FineTuning(Run(config.folder(), config), distributed.join(config))
+        groups = start.trainer.optimizer.param_groups
+        decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+        named = [*start.encoder.named_parameters(), *start.loss.named_parameters()]
+        without = {name for name, p in named if decays[id(p)] == 0}
+        assert without == {name for name, p in named if name.endswith("bias") or "norm" in name}
+        assert decays[id(start.loss.proxies)] == config.weight_decay
+
+
+class TestSelection:
+    def test_the_epoch_is_chosen_in_the_precision_of_the_report(self, config, monkeypatch):
+        """Trained in bfloat16, it was chosen in bfloat16 and reported in float32."""
+        seen = []
+        original = training.evaluate
+
+        def watching(embeddings, *args, **kwargs):
+            seen.append(embeddings)
+            return original(embeddings, *args, **kwargs)
+
+        monkeypatch.setattr(training, "evaluate", watching)
+        config = config.replace(
+            precision="bfloat16", selection="validation", validation_fraction=0.5, batch_size=4
+        )
+        run = fit(config, progress=False)
+        birds = image_sets.load("aviary", "train", **config.load_options)
+        held_out = image_sets.hold_out(birds, 0.5, config.seed, at_least=2)[1]
+        expected = embed(run.encoder(), held_out, cache=False, progress=False)
+        np.testing.assert_array_equal(seen[run.state["selected_epoch"]], expected)
+
+
+class TestOneProcess:
+    def test_one_precision_after_another(self, config, tmp_path):
+        for precision in ("float32", "bfloat16", "float32"):
+            changed = config.replace(precision=precision, run_dir=tmp_path / "again", epochs=1)
+            assert fit(changed, progress=False).finished
+            shutil.rmtree(tmp_path / "again")
+
+    def test_the_callers_accelerator_is_left_alone(self, config):
+        accelerate.Accelerator(cpu=True, mixed_precision="bf16")
+        try:
+            fit(config.replace(epochs=1), progress=False)
+            assert accelerate.Accelerator().mixed_precision == "bf16"
+        finally:
+            AcceleratorState._reset_state(reset_partial_state=True)  # for the other tests
+
+    def test_a_device_that_is_not_there(self, config):
+        with pytest.raises(SobookError, match="device is 'xpu:7', but cannot be used here"):
+            fit(config.replace(device="xpu:7"), progress=False)
+        assert not config.folder().exists()
+
+
 class TestRunFolder:
     def test_other_settings_are_refused_with_the_differences(self, finished, config):
         with pytest.raises(RunError, match=r"other settings \(so_weight: 10.0 → 3.0\)"):
@@ -224,11 +291,58 @@ class TestRunFolder:
         assert [f.name for f in tmp_path.iterdir()] == ["precious.json"]
 
 
-class TestConfig:
-    def test_a_whole_number_names_the_same_run_as_the_float(self):
-        assert TrainConfig(so_weight=100) == TrainConfig(so_weight=100.0)
-        assert TrainConfig(so_weight=100).folder() == TrainConfig(so_weight=100.0).folder()
+class TestIdentity:
+    def test_it_depends_on_what_shapes_the_result_alone(self):
+        base = TrainConfig()
+        where = {"root": "/elsewhere", "device": "cpu", "workers": 2, "run_dir": "here"}
+        assert run_key(base) == run_key(base.replace(**where))
+        changed = [("lr", 1e-5), ("seed", 1), ("dim", 64), ("options", {"seed": 1})]
+        keys = {run_key(base.replace(**{name: value})) for name, value in changed}
+        assert len(keys | {run_key(base)}) == 5
 
+    def test_whole_numbers_and_floats_are_the_same(self):
+        one, other = TrainConfig(so_weight=100), TrainConfig(so_weight=100.0)
+        assert one == other and run_key(one) == run_key(other)
+        options = [TrainConfig(options={"species": value}) for value in (20, 20.0)]
+        assert run_key(options[0]) == run_key(options[1])
+
+    def test_a_default_that_changes_is_another_run(self, monkeypatch):
+        """Keys of studies held only what differed from the defaults: results outlived those."""
+        before = run_key(TrainConfig())
+        assert identity(TrainConfig())["margin"] == 0.1  # defaults are part of it
+        monkeypatch.setattr(configs, "SCHEMA", configs.SCHEMA + 1)
+        assert run_key(TrainConfig()) != before
+
+    def test_pictures_of_ones_own_are_known_by_content(self, tmp_path):
+        for name in ("here", "there"):
+            (tmp_path / name / "wren").mkdir(parents=True)
+            (tmp_path / name / "wren" / "1.png").write_bytes(b"picture")
+        here, there = (
+            TrainConfig(dataset="folder", root=tmp_path / name) for name in ("here", "there")
+        )
+        assert run_key(here) == run_key(there)
+        (tmp_path / "there" / "wren" / "2.png").write_bytes(b"another")
+        assert run_key(here) != run_key(there)
+
+    def test_a_run_on_pictures_that_changed_is_not_reopened(self, tmp_path):
+        (tmp_path / "mine").mkdir()
+        config = TrainConfig(dataset="folder", root=tmp_path / "mine", run_dir=tmp_path / "run")
+        runs.create(config)
+        (tmp_path / "mine" / "new.png").write_bytes(b"picture")
+        with pytest.raises(RunError, match="pictures that have changed since"):
+            runs.find(config)
+
+    def test_a_run_of_another_version_is_not_reopened(self, finished, config, monkeypatch):
+        monkeypatch.setattr(configs, "SCHEMA", configs.SCHEMA + 1)
+        with pytest.raises(RunError, match="another version of sobook"):
+            fit(config, progress=False)
+
+    def test_moved_data_train_nothing_anew(self, finished, config, monkeypatch):
+        monkeypatch.setattr(training, "FineTuning", None)
+        assert fit(config.replace(root="/moved"), progress=False).finished
+
+
+class TestConfig:
     def test_round_trip(self, config):
         assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
