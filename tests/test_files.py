@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sobook import errors, files
+from sobook.encoder import MICRO
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,6 +36,15 @@ def test_an_installed_package_carries_its_files(tmp_path):
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.split() == [str(package / "_data/recipes.toml"), str(tmp_path / "data")]
     assert list(tmp_path.iterdir()) == [package]  # asking makes no folder
+
+
+def test_a_wheel_carries_what_is_asked_for():
+    packaged = files.read_toml(ROOT / "pyproject.toml")["tool"]["hatch"]["build"]["targets"]
+    carried = packaged["wheel"]["force-include"]
+    assert all(target == f"sobook/_{source}" for source, target in carried.items())
+    assert all((ROOT / source).exists() for source in carried)
+    asked = {"benchmarks.toml", "recipes.toml", f"{MICRO}.safetensors", "studies", "results"}
+    assert {f"data/{name}" for name in asked} == set(carried)
 
 
 def test_a_missing_file_is_named_with_the_remedy():
