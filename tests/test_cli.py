@@ -51,7 +51,7 @@ def test_train_evaluate_compare_embed_explore(train, tmp_path, capsys):
     assert main(["explore", str(pa), str(so), "--out", str(page), "--images", "4"]) == 0
     text = page.read_text(encoding="utf-8")
     assert "4 of 4 classes with proxies and 4 test classes" in text
-    assert '"name": "PA"' in text and '"name": "PA+SO"' in text and "data:image/webp" in text
+    assert '"name":"PA"' in text and '"name":"PA+SO"' in text and "data:image/webp" in text
 
 
 def test_what_is_missing_is_said_in_every_report(tiny_aviary, tmp_path, capsys, monkeypatch):

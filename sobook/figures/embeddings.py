@@ -160,18 +160,20 @@ def place(points, others, plane, *, n_neighbors: int = 15) -> np.ndarray:
     return (weights[:, :, None] * np.asarray(plane)[indices]).sum(axis=1)
 
 
-def align(plane, onto) -> np.ndarray:
+def align(plane, onto, points=None) -> np.ndarray:
     """A map turned, mirrored, shifted and scaled to lie as near as it can on another of the same
     points; nothing within the map changes.
 
     Args:
         plane, onto: (N, 2) each.
+        points: (M, 2) of the first map, to be moved the same way instead of `plane`.
     """
     plane, onto = np.asarray(plane, float), np.asarray(onto, float)
+    points = plane if points is None else np.asarray(points, float)
     middle, target = plane.mean(axis=0), onto.mean(axis=0)
     left, size, right = np.linalg.svd((plane - middle).T @ (onto - target))
     scale = size.sum() / np.square(plane - middle).sum()
-    return scale * (plane - middle) @ left @ right + target
+    return scale * (points - middle) @ left @ right + target
 
 
 def embedding_map(embeddings, labels, *, proxies=None, title: str = "", **options) -> Figure:

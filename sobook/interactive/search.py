@@ -7,31 +7,29 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import io
-import json
 import os
 import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import ImageOps
 
 from sobook import files
 from sobook.data import benchmarks, loader, pixels
-from sobook.data.image_sets import DatasetError, ImageSet
+from sobook.data.image_sets import ImageSet
 from sobook.embedding import embed
 from sobook.encoder import Encoder
-from sobook.errors import SobookError
+from sobook.errors import DatasetError, ImageError, SobookError
+from sobook.interactive.page import Page, data_url, render, thumbnail
 from sobook.retrieval import nearest_neighbors
 
-_THUMB = 96  # pixels; about 3 kB a picture
-_MOST_ON_A_PAGE = 3000  # about 10 MB
-_PAGE = Path(__file__).parent / "assets" / "search.html"
+_SIDE = 96  # pixels; about 3 kB per thumbnail
+_MOST_ON_PAGE = 3000  # about 10 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,20 +57,10 @@ class Index:
         if file.suffix != ".npz":
             raise SobookError(f"{file}: the file of an index must end in .npz.")
         classes, labels = np.unique(self.names, return_inverse=True)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f".{file.stem}.{os.getpid()}.npz")
         paths = np.array([str(path) for path in self.paths])
-        try:
-            np.savez(
-                partial,
-                embeddings=self.embeddings,
-                labels=labels,
-                paths=paths,
-                class_names=classes,
-            )
-            os.replace(partial, file)
-        finally:
-            partial.unlink(missing_ok=True)
+        arrays: dict[str, Any] = {"labels": labels, "paths": paths, "class_names": classes}
+        with files.replacing(file) as partial:
+            np.savez(partial, embeddings=self.embeddings, **arrays)
         return file
 
     @classmethod
@@ -107,8 +95,9 @@ class Index:
             )
         if k < 1:
             raise SobookError(f"k is {k}: ask for one neighbor or more.")
-        similarities, found = nearest_neighbors(query, min(k, len(self)), gallery=self.embeddings)
-        return similarities[0], found[0]
+        count = min(k, len(self))
+        similarities, indices = nearest_neighbors(query, count, gallery=self.embeddings)
+        return similarities[0], indices[0]
 
 
 def index_folder(encoder: Encoder, folder: str | os.PathLike, *, progress: bool = True) -> Index:
@@ -133,9 +122,9 @@ def index_folder(encoder: Encoder, folder: str | os.PathLike, *, progress: bool 
         raise DatasetError(f"there is no picture in {folder} that can be read.")
     names = tuple(_name(path, folder) for path in good)
     classes, labels = np.unique(names, return_inverse=True)
-    found = ImageSet(good, labels, tuple(classes.tolist()), "folder", "search")
+    image_set = ImageSet(good, labels, tuple(classes.tolist()), "folder", "search")
     left_out = tuple(f"left out {path}: {reason}" for path, reason in bad.items())
-    return Index(embed(encoder, found, progress=progress), good, names, left_out)
+    return Index(embed(encoder, image_set, progress=progress), good, names, left_out)
 
 
 @torch.inference_mode()
@@ -159,31 +148,24 @@ def page(index: Index, out: str | os.PathLike, *, k: int = 12, title: str = "My 
     Raises:
         SobookError: more pictures than a browser page can hold.
     """
-    if len(index) > _MOST_ON_A_PAGE:
+    if len(index) > _MOST_ON_PAGE:
         raise SobookError(
-            f"{len(index):,} pictures are too many for one page (at most {_MOST_ON_A_PAGE:,}): "
+            f"{len(index):,} pictures are too many for one page (at most {_MOST_ON_PAGE:,}): "
             "index a part of the folder, or search with `sobook search --query`."
         )
     if len(index) < 2:
         raise SobookError("a search page needs at least two pictures.")
-    similarities, found = nearest_neighbors(index.embeddings, min(k, len(index) - 1))
+    similarities, neighbors = nearest_neighbors(index.embeddings, min(k, len(index) - 1))
     pictures = [
-        {"f": path.name, "n": name, "c": _crc(path.read_bytes()), "t": _thumbnail(path)}
+        {"file": path.name, "name": name, "crc": _crc(path.read_bytes()), "thumbnail": _small(path)}
         for path, name in zip(index.paths, index.names, strict=True)
     ]
     data = {
         "pictures": pictures,
-        "near": found.tolist(),
-        "cosine": np.round(similarities.astype(float), 3).tolist(),
+        "neighbors": neighbors.tolist(),
+        "cosines": similarities.astype(float).round(3).tolist(),
     }
-    text = _PAGE.read_text(encoding="utf-8").replace("{{title}}", html.escape(title))
-    packed = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
-    out = Path(out).expanduser()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
-    partial.write_text(text.replace("{{data}}", packed), encoding="utf-8")
-    os.replace(partial, out)
-    return out
+    return Page(render("search", title, data), title=title).save(out)
 
 
 def widget(index: Index, encoder: Encoder, k: int = 6):
@@ -217,23 +199,31 @@ def uploaded(value) -> list[tuple[str, bytes]]:
 def answer(index: Index, encoder: Encoder, name: str, content: bytes, k: int = 6) -> str:
     """HTML of a query picture and its neighbors; a sentence where it is not a picture."""
     try:
-        similarities, found = index.search(encoder, io.BytesIO(content), k)
-    except pixels.ImageError:
+        similarities, neighbors = index.search(encoder, io.BytesIO(content), k)
+    except ImageError:
         return f"<p>{html.escape(name)} is not a picture that can be read.</p>"
-    cells = [_figure(_thumbnail(io.BytesIO(content)), f"query: {name}")]
-    for similarity, i in zip(similarities, found, strict=True):
-        said = f"{index.names[i]} {similarity:.2f}".strip()
-        cells.append(_figure(_thumbnail(index.paths[i]), said))
+    cells = [_captioned(_small(io.BytesIO(content)), f"query: {name}")]
+    for similarity, i in zip(similarities, neighbors, strict=True):
+        caption = f"{index.names[i]} {similarity:.2f}".strip()
+        cells.append(_captioned(_small(index.paths[i]), caption))
     return f"<div style='display:flex;flex-wrap:wrap;gap:8px'>{''.join(cells)}</div>"
 
 
-def _figure(data: str, caption: str) -> str:
-    said = html.escape(caption, quote=True)
+def _captioned(address: str, caption: str) -> str:
+    text = html.escape(caption)
     return (
-        f"<figure style='margin:0;width:{_THUMB}px'><img alt='{said}' width='{_THUMB}' "
-        f"src='data:image/jpeg;base64,{data}'><figcaption style='font-size:80%'>{said}"
-        "</figcaption></figure>"
+        f"<figure style='margin:0;width:{_SIDE}px'><img alt='{text}' width='{_SIDE}' "
+        f"src='{address}'><figcaption style='font-size:80%'>{text}</figcaption></figure>"
     )
+
+
+def _small(picture) -> str:
+    """The address of a small JPEG of a picture, a path or an open file."""
+    return data_url(thumbnail(pixels.read_image(picture), _SIDE), "jpeg", quality=80)
+
+
+def _crc(content: bytes) -> int:
+    return zlib.crc32(content)
 
 
 def _name(path: Path, folder: Path) -> str:
@@ -241,14 +231,3 @@ def _name(path: Path, folder: Path) -> str:
     if parts and parts[0] in ("train", "test"):  # a split given as folders
         parts = parts[1:]
     return "/".join(parts)
-
-
-def _crc(content: bytes) -> int:
-    return zlib.crc32(content)
-
-
-def _thumbnail(picture) -> str:
-    """A small JPEG of a picture, a path or an open file, in base64."""
-    tile, data = ImageOps.fit(pixels.read_image(picture), (_THUMB, _THUMB)), io.BytesIO()
-    tile.save(data, "JPEG", quality=80)
-    return base64.b64encode(data.getvalue()).decode()

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 from datetime import datetime, timezone
 
 import numpy as np
@@ -109,14 +110,14 @@ def test_the_page_stands_alone_and_holds_the_true_neighbors(index, tmp_path):
     assert "A &lt;b&gt; &amp; c" in text and "{{" not in text
     cosines = index.embeddings @ index.embeddings.T
     np.fill_diagonal(cosines, -9)
-    for i, near in enumerate(data["near"]):
+    for i, near in enumerate(data["neighbors"]):
         assert len(near) == 3 and i not in near
         np.testing.assert_allclose(cosines[i, near], np.sort(cosines[i])[::-1][:3], atol=1e-5)
-    assert all(len(p["t"]) < 8000 for p in data["pictures"])
+    assert all(len(p["thumbnail"]) < 8000 for p in data["pictures"])
 
 
 def test_too_many_and_too_few_pictures_for_a_page(index, tmp_path, monkeypatch):
-    monkeypatch.setattr(search, "_MOST_ON_A_PAGE", 5)
+    monkeypatch.setattr(search, "_MOST_ON_PAGE", 5)
     with pytest.raises(ValueError, match="too many"):
         search.page(index, tmp_path / "p.html")
     one = search.Index(index.embeddings[:1], index.paths[:1], index.names[:1])
@@ -161,3 +162,89 @@ def test_the_command(pictures, tmp_path, capsys):
     assert capsys.readouterr().out.count("\n") == 3
     assert main(["search"]) == 1
     assert "needs --folder" in capsys.readouterr().err
+
+
+# ---- the page in a browser ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A page of twelve plain pictures in three classes, and its index."""
+    folder = tmp_path_factory.mktemp("page")
+    rng, paths = np.random.default_rng(0), []
+    for number in range(12):
+        paths.append(folder / f"{number:02d}.png")
+        Image.new("RGB", (120, 80), tuple(rng.integers(0, 256, 3).tolist())).save(paths[-1])
+    rows = rng.standard_normal((12, 4)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    names = tuple(f"class {number % 3}" for number in range(12))
+    index = search.Index(rows, tuple(paths), names)
+    return index, search.page(index, folder / "search.html", k=4)
+
+
+@pytest.fixture
+def tab(browser, site):
+    page = browser.new_page(viewport={"width": 400, "height": 800})
+    page.trouble = []
+    page.on("console", lambda m: page.trouble.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda error: page.trouble.append(str(error)))
+    page.goto(site[1].as_uri())
+    yield page
+    assert page.trouble == []
+    page.close()
+
+
+def found(tab) -> list[str]:
+    return tab.eval_on_selector_all("#found img", "all => all.map((i) => i.alt)")
+
+
+def expected(index, query: int, k: int = 4) -> list[str]:
+    cosines = index.embeddings @ index.embeddings[query]
+    cosines[query] = -9
+    order = [query, *np.argsort(-cosines)[:k]]
+    return [f"{index.names[i]} {index.paths[i].name}" for i in order]
+
+
+def test_a_click_shows_the_neighbors(tab, site):
+    assert tab.locator("#all img").count() == 12
+    tab.locator("#all button").nth(5).click()
+    assert found(tab) == expected(site[0], 5)
+    tab.locator("#found button").nth(1).click()  # a neighbor is a query, too
+    assert found(tab)[0] == expected(site[0], 5)[1]
+
+
+def test_a_file_that_is_indexed_is_recognized_whatever_its_name(tab, site, tmp_path):
+    copy = shutil.copy(site[0].paths[7], tmp_path / "other name.png")
+    tab.set_input_files("#file", copy)
+    tab.wait_for_selector("#found img")
+    assert found(tab) == expected(site[0], 7)
+
+
+def test_a_file_that_is_not_indexed_is_answered_in_words(tab, tmp_path):
+    Image.new("RGB", (9, 9)).save(tmp_path / "new.png")
+    tab.set_input_files("#file", tmp_path / "new.png")
+    tab.wait_for_function("document.getElementById('status').textContent.includes('not among')")
+    assert found(tab) == []
+
+
+def test_names_filter_and_a_narrow_screen_does_not_scroll_sideways(tab):
+    tab.fill("#filter", "class 1")
+    assert tab.locator("#all img").count() == 4
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+HOSTILE = ("<!--<script>", "</script><b>", "\"quoted\" & 'so'", "line\u2028end", "{{data}}")
+
+
+def test_names_cannot_break_out_of_the_page(browser, tmp_path):
+    paths = [tmp_path / f"{number}.png" for number in range(len(HOSTILE))]
+    for path in paths:
+        Image.new("RGB", (9, 9)).save(path)
+    index = search.Index(np.eye(len(HOSTILE), dtype=np.float32), tuple(paths), HOSTILE)
+    made = search.page(index, tmp_path / "hostile.html", k=2, title="{{data}} <b>")
+    tab = browser.new_page()
+    tab.goto(made.as_uri())
+    shown = tab.eval_on_selector_all("#all img", "all => all.map((i) => i.alt)")
+    assert shown == [f"{name} {path.name}" for name, path in zip(HOSTILE, paths, strict=True)]
+    assert tab.locator("h1").inner_text() == "{{data}} <b>"
+    tab.close()

@@ -1,0 +1,107 @@
+"""Pages for a browser: complete in one file, shown inside a notebook or saved.
+
+`render` fills a template of ``assets/`` with a style, a script and data; a page fetches nothing and
+needs no kernel. What a page shows is made by `explorer`, `playground` and `search`.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from sobook import files
+
+_ASSETS = Path(__file__).resolve().parent / "assets"
+
+
+def render(name: str, title: str, data: Any) -> str:
+    """The HTML of a page.
+
+    Args:
+        name: of its template, style and script: ``assets/NAME.html``, ``.css`` and ``.js``.
+        title: plain text.
+        data: what its script finds in `DATA`; whatever JSON can hold.
+    """
+    parts = {
+        "title": html.escape(title),
+        "style": _read("common.css") + _read(f"{name}.css"),
+        "data": _script_json(data),
+        "script": _read("common.js") + _read(f"{name}.js"),
+    }
+    # In one pass, so that what is filled in is never taken for a place to fill.
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], _read(f"{name}.html"))
+
+
+def thumbnail(image: Image.Image, side: int) -> Image.Image:
+    """The middle square of an image, `side` pixels wide."""
+    return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
+
+
+def data_url(image: Image.Image, format: str, **options: Any) -> str:
+    """An image as an address that holds it; `options` as for PIL's ``save``."""
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return f"data:image/{format};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+class Page:
+    """A page that shows itself inside a notebook, and can be saved.
+
+    Attributes:
+        source: the HTML, complete in itself.
+        title: what the frame holds, for readers who do not see it.
+        height: of the frame in a notebook, pixels.
+        fallback: a figure for places that show no frames, such as a printed page.
+    """
+
+    def __init__(self, source: str, *, title: str, height: int = 560, fallback: Any = None):
+        self.source, self.title, self.height = source, title, height
+        self.fallback = fallback
+
+    def beside(self, fallback: Any, *, height: int | None = None) -> Page:
+        """The same page with a figure to stand in for it, and perhaps another height."""
+        height = height or self.height
+        return Page(self.source, title=self.title, height=height, fallback=fallback)
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write the page to a file."""
+        path = Path(path).expanduser()
+        files.write_text(path, self.source)
+        return path
+
+    def _repr_html_(self) -> str:
+        return (
+            f'<iframe title="{html.escape(self.title)}" sandbox="allow-scripts" loading="lazy" '
+            f'style="width:100%;height:{self.height}px;border:0" '
+            f'srcdoc="{html.escape(self.source)}"></iframe>'
+        )
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        bundle = {"text/html": self._repr_html_(), "text/plain": repr(self)}
+        if self.fallback is None:
+            return bundle
+        png = io.BytesIO()
+        self.fallback.savefig(png, format="png", dpi=72)
+        bundle["image/png"] = base64.b64encode(png.getvalue()).decode()
+        return bundle, {"image/png": {"alt": self.fallback.get_label() or self.title}}
+
+    def __repr__(self) -> str:
+        return f"{self.title}: {len(self.source) / 1e6:.2f} MB of HTML; .save(path) writes it"
+
+
+def _read(name: str) -> str:
+    return (_ASSETS / name).read_text(encoding="utf-8")
+
+
+def _script_json(data: Any) -> str:
+    """JSON inside a script element: without "<", no string in it can end or open one."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")
