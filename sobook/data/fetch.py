@@ -181,9 +181,10 @@ class _Download:
             raise _NextMirror(_in_words(error)) from None
         with response:
             start, total = self._accept(response, have)
-            etag = response.headers.get("ETag", "W/")
-            if start == 0 and not etag.startswith("W/"):  # a weak one does not vouch for bytes
-                version["If-Range"] = etag
+            if start == 0:
+                etag = response.headers.get("ETag", "W/")  # a weak one does not vouch for bytes
+                version.clear()
+                version |= {} if etag.startswith("W/") else {"If-Range": etag}
             bar = _bar(self.dest.name, self.progress, total=total, initial=start, unit="B")
             with bar, self.part.open("ab" if start else "wb") as file:
                 for chunk in response.iter_content(_PIECE):

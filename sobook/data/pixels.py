@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from sobook import files
+from sobook.data.benchmarks import DECODING_ERRORS
 from sobook.data.image_sets import ImageSet
 from sobook.errors import ImageError, first_line
 
@@ -46,7 +47,7 @@ def read_image(path: str | os.PathLike) -> Image.Image:
             return _to_rgb(image)
     except FileNotFoundError:
         raise _missing(path) from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except DECODING_ERRORS as error:
         raise ImageError(
             f"image {path} cannot be read ({first_line(error)}): replace it or leave it out."
         ) from None
@@ -160,13 +161,14 @@ def decode(
         ImageError: a file is missing or corrupt, or the disk too full; nothing is left behind.
     """
     settings = (short_side, enlarge, budget)
+    own = _Cache.of(image_set, *settings)
     whole, rows = _whole(image_set)
-    if rows is not None:
+    if rows is not None and not own.folder.exists():
         with contextlib.suppress(ImageError):  # e.g. an image outside of the subset is gone
-            cache = _Cache.of(whole, *settings)
-            if cache.folder.exists() or len(image_set) >= _WORTH_SHARING * len(whole):
-                return Pixels(cache.ready(progress), rows)
-    return Pixels(_Cache.of(image_set, *settings).ready(progress))
+            shared = _Cache.of(whole, *settings)
+            if shared.folder.exists() or len(image_set) >= _WORTH_SHARING * len(whole):
+                return Pixels(shared.ready(progress), rows)
+    return Pixels(own.ready(progress))
 
 
 def _whole(image_set: ImageSet) -> tuple[ImageSet, np.ndarray | None]:
@@ -281,7 +283,7 @@ def _raw_bytes(image_set: ImageSet, short_side: int, enlarge: bool) -> int:
         try:
             with Image.open(image_set.paths[index]) as image:
                 width, height = _target(image.size, short_side, enlarge)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        except DECODING_ERRORS:
             continue  # reported with its path when it is decoded
         areas.append(width * height)
     return int(np.mean(areas) * 3 * len(image_set)) if areas else 0
