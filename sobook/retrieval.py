@@ -21,8 +21,7 @@ from sobook.errors import SobookError, check_choice
 
 UNMATCHED = ("exclude", "miss")
 _CHUNK = 4096  # queries searched at a time: bounds memory, and faiss is at full speed well below it
-# Cosines from which a search goes to the GPU: below, faiss takes less than starting a GPU does (a
-# careful guess, not measured).
+# Queries × gallery images from which a search is moved to a GPU: our guess of where it pays.
 _GPU_PAYS = 10**7
 
 
@@ -230,8 +229,8 @@ def _top_by_faiss(queries: Tensor, gallery: Tensor, most: int) -> _Chunks:
 
 
 def _top_by_torch(queries: Tensor, gallery: Tensor, most: int) -> _Chunks:
-    """On the device of the tensors; the cosines of a chunk take at most 512 MB."""
-    for rows in _chunks(len(queries), max(1, min(_CHUNK, 2**27 // len(gallery)))):
+    """On the device of the tensors; the cosines of a chunk take at most 256 MB."""
+    for rows in _chunks(len(queries), max(1, min(_CHUNK, 2**26 // len(gallery)))):
         nearest = (queries[rows] @ gallery.T).topk(most, dim=1)
         yield rows, nearest.values.cpu().numpy(), nearest.indices.cpu().numpy()
 

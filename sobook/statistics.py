@@ -239,11 +239,11 @@ def class_interval(
         raise SobookError(f"resamples is {resamples}: give at least 1, usually 10,000.")
     # Classes with equal counts are interchangeable, so unique profiles are drawn instead: the same
     # bootstrap with fewer numbers (the 11,316 test classes of SOP have about 80 profiles).
-    profiles = np.stack([successes, queries], axis=1)
+    profiles = np.stack([queries, successes], axis=1)
     profiles, counts = np.unique(profiles, axis=0, return_counts=True)  # (U, 2), (U,)
     rng, classes = np.random.default_rng(seed), len(queries)
     sums = rng.multinomial(classes, counts / classes, resamples) @ profiles  # (resamples, 2)
-    return _percentiles(sums[:, 0] / sums[:, 1], level)
+    return _percentiles(sums[:, 1] / sums[:, 0], level)
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:
