@@ -1,4 +1,4 @@
-"""DeiT-Small on a GPU: images a second, share of the chip's matrix peak, memory, loader.
+"""DeiT-Small on a GPU: images a second, fraction of the chip's matrix peak, memory, loader.
 
 Skips without one. Run it alone: ``pytest -o addopts= -s tests/benchmarks/test_speed_gpu.py``.
 """
@@ -8,11 +8,8 @@ import time
 import pytest
 import torch
 
-from sobook.training import distributed
-from sobook.training import loop as training
 from sobook.training.config import TrainConfig
-from sobook.training.run import Run, create
-from tests.benchmarks.test_speed_training import Bar
+from tests.benchmarks.test_speed_training import start
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 T4_MEMORY = 13e9  # bytes: what a 16 GB card has left for a run
@@ -40,29 +37,26 @@ def matrix_peak(dtype) -> float:
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_deit_small(precision, compiled, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SOBOOK_DATA", str(tmp_path))
-    monkeypatch.setattr(training._Trainer, "_finish_epoch", lambda *_: None)
     config = TrainConfig.recipe(
         "cub200", dataset="aviary", weights=None, precision=precision, compile=compiled,
         options={"species": 40, "images_per_species": 90, "size": 256}, images_per_class=0,
         warmup_epochs=0, selection="last", workers=8, checkpoint_minutes=1e6,
         run_dir=tmp_path / "run",
     )  # fmt: skip
-    trainer = training._Trainer(config, distributed.accelerator(config))
-    create(config)
-    trainer.run = Run(config.folder(), config)
-    trainer.epoch(1, 0, Bar())
+    tuning = start(config, monkeypatch)
+    tuning.epoch(1)
     torch.cuda.reset_peak_memory_stats()
-    images = trainer.steps_per_epoch * config.batch_size * 3
+    images = tuning.steps_per_epoch * config.batch_size * 3
 
     def epochs():
         torch.cuda.synchronize()
         start = time.perf_counter()
         for epoch in (2, 3, 4):
-            trainer.epoch(epoch, 0, Bar())
+            tuning.epoch(epoch)
         torch.cuda.synchronize()
         return images / (time.perf_counter() - start)
 
-    speed, without_loader = epochs(), ready_tensors(trainer)
+    speed, without_loader = epochs(), ready_tensors(tuning)
     share = speed * OPERATIONS / matrix_peak(getattr(torch, precision))
     memory = torch.cuda.max_memory_allocated()
     with capsys.disabled():
@@ -75,12 +69,12 @@ def test_deit_small(precision, compiled, tmp_path, monkeypatch, capsys):
     assert memory < T4_MEMORY
 
 
-def ready_tensors(trainer) -> float:
+def ready_tensors(tuning) -> float:
     """Images a second when the batch is on the GPU already."""
-    pictures, labels = (part.cuda() for part in trainer._batches(1)[0])
+    pictures, labels = (part.cuda() for part in tuning._batches(1)[0])
     torch.cuda.synchronize()
-    start, steps = time.perf_counter(), 40
+    began, steps = time.perf_counter(), 40
     for step in range(steps):
-        trainer._step(step % trainer.steps_per_epoch, pictures, labels)
+        tuning.trainer.step(step % tuning.steps_per_epoch, pictures, labels)
     torch.cuda.synchronize()
-    return steps * len(labels) / (time.perf_counter() - start)
+    return steps * len(labels) / (time.perf_counter() - began)

@@ -19,18 +19,12 @@ from sobook.embedding import embed
 from sobook.encoder import Encoder
 from sobook.losses import SoftOrthogonalProxyAnchor
 from sobook.retrieval import evaluate
-from sobook.training import distributed
-from sobook.training import loop as training
+from sobook.training import distributed, loop as training
 from sobook.training.config import TrainConfig
-from sobook.training.run import Run, create
+from sobook.training.run import create
 from tests.benchmarks.test_speed_loader import repeated
 
 SIDE, BATCH = 128, 32
-
-
-class Bar:
-    def set_postfix_str(self, *_, **__): ...
-    def update(self): ...
 
 
 @pytest.fixture(autouse=True)
@@ -41,12 +35,10 @@ def _two_threads():
     torch.set_num_threads(before)
 
 
-def make_trainer(config, monkeypatch):
-    monkeypatch.setattr(training._Trainer, "_finish_epoch", lambda *_: None)
-    trainer = training._Trainer(config, distributed.accelerator(config))
-    create(config)
-    trainer.run = Run(config.folder(), config)
-    return trainer
+def start(config, monkeypatch) -> training.FineTuning:
+    """A run that is ready to train its epochs, of which nothing but the steps is written down."""
+    monkeypatch.setattr(training.FineTuning, "_finish_epoch", lambda *_: None)
+    return training.FineTuning(create(config), distributed.join(config))
 
 
 def bare_loop(classes: int, steps: int):
@@ -84,11 +76,11 @@ def test_step_beside_a_bare_loop(tmp_path, monkeypatch, capsys):
         warmup_epochs=0, so_weight=100.0, selection="last", device="cpu",
         checkpoint_minutes=1e6, run_dir=tmp_path / "run",
     )  # fmt: skip
-    trainer = make_trainer(config, monkeypatch)
-    bare = bare_loop(trainer.train.num_classes, trainer.steps_per_epoch)
+    tuning = start(config, monkeypatch)
+    bare = bare_loop(tuning.train_set.num_classes, tuning.steps_per_epoch)
     ours, usual = [], []
     for epoch in (1, 2, 3, 4, 5):
-        ours.append(seconds(lambda epoch=epoch: trainer.epoch(epoch, 0, Bar())))
+        ours.append(seconds(lambda epoch=epoch: tuning.epoch(epoch)))
         usual.append(seconds(bare))
     ratio = min(usual) / min(ours)
     with capsys.disabled():
@@ -180,18 +172,18 @@ def test_speed_beside_the_usual_way(
     monkeypatch.setenv("SOBOOK_DATA", str(tmp_path / "data"))
     repeated(shared_data / "cub_photos", tmp_path / "photographs", wide, files=10 * BATCH)
     part = image_sets.load("folder", "train", one_split(tmp_path / "photographs"))
-    monkeypatch.setattr(training, "_load", lambda *_: part)
+    monkeypatch.setattr(image_sets, "load", lambda *_, **__: part)
     config = TrainConfig(
         dataset="folder", encoder="deit_tiny_patch16_224", image_size=SIDE, batch_size=BATCH,
         weights=shared_weights / "deit_tiny_patch16_224.pth", warmup_epochs=0, crop_scale=0.2,
         selection="last", device="cpu", checkpoint_minutes=1e6, run_dir=tmp_path / "run",
     )  # fmt: skip
-    trainer, usual = make_trainer(config, monkeypatch), UsualLoop(part, config)
-    trainer.epoch(1, 0, Bar())
+    tuning, usual = start(config, monkeypatch), UsualLoop(part, config)
+    tuning.epoch(1)
     usual.epoch()
     ours, theirs = [], []
     for epoch in (2, 3, 4):
-        ours.append(seconds(lambda epoch=epoch: trainer.epoch(epoch, 0, Bar())))
+        ours.append(seconds(lambda epoch=epoch: tuning.epoch(epoch)))
         theirs.append(seconds(usual.epoch))
     ratio = min(theirs) / min(ours)
     with capsys.disabled():
