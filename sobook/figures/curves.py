@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -36,10 +38,11 @@ def training_curves(runs: Mapping[str, Sequence], *, dim: int | None = None) -> 
         "cosine": ("RMS cosine of proxies", "rms_cosine"),
         "recall": ("Recall@1, held-out classes", "recall_at_1"),
     }
+    looks = style.line_looks(runs)
     for panel, (title, key) in panels.items():
         axis = axes[panel]
-        for (name, run), line_style in zip(runs.items(), style.line_styles(), strict=False):
-            _draw_curve(axis, *_by_epoch(run, key), method_color(name), line_style)
+        for name, run in runs.items():
+            _draw_curve(axis, *_by_epoch(run, key), looks[name])
         if not axis.lines:
             axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes)
         axis.set_title(title)
@@ -50,10 +53,7 @@ def training_curves(runs: Mapping[str, Sequence], *, dim: int | None = None) -> 
             axis.set_ylim(0, None)
     axes["recall"].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes["pa"].tick_params(labelbottom=False)
-    handles = [
-        Line2D([], [], color=method_color(name), ls=line_style)
-        for name, line_style in zip(runs, style.line_styles(), strict=False)
-    ]
+    handles = [Line2D([], [], **look) for look in looks.values()]
     labels = list(runs)
     if dim:
         handles.append(axes["cosine"].axhline(1 / math.sqrt(dim), **style.CHANCE_LINE))
@@ -84,15 +84,14 @@ def recall_curves(
     figure = new_figure(7.5, 5)
     axis = figure.subplots()
     shifts = np.linspace(-0.06, 0.06, len(recalls)) if len(recalls) > 1 else [0.0]
-    looks = zip(shifts, style.line_styles(), _MARKERS * len(recalls), strict=False)
-    for (name, values), (shift, line_style, marker) in zip(recalls.items(), looks, strict=False):
-        shade, known = method_color(name), sorted(values)
+    markers = itertools.cycle(_MARKERS)
+    for (name, look), shift in zip(style.line_looks(recalls).items(), shifts, strict=True):
+        known = sorted(recalls[name])
         places = np.array([ks.index(k) for k in known]) + shift
-        look = {"color": shade, "ls": line_style, "marker": marker, "ms": 8}
-        label = f"{name}: Recall@{ks[0]} {first[name]}"
-        axis.plot(places, [values[k] for k in known], label=label, **look)
+        look |= {"marker": next(markers), "ms": 8, "label": f"{name}: Recall@{ks[0]} {first[name]}"}
+        axis.plot(places, [recalls[name][k] for k in known], **look)
         for k, (low, high) in (intervals or {}).get(name, {}).items():
-            axis.vlines(ks.index(k) + shift, low, high, color=shade, lw=2)
+            axis.vlines(ks.index(k) + shift, low, high, color=look["color"], lw=2)
     axis.set_xticks(range(len(ks)), [str(k) for k in ks])
     axis.set(xlabel="K: nearest images looked at", ylabel="Recall@K")
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
@@ -178,14 +177,14 @@ def paired_differences(
     return finish(figure, f"{metric} of {first} and {second} over {len(a)} seeds: {numbers}.")
 
 
-def _draw_curve(axis: Axes, epochs: list[int], values: np.ndarray, shade: str, line_style) -> None:
+def _draw_curve(axis: Axes, epochs: list[int], values: np.ndarray, look: dict[str, Any]) -> None:
     """The mean of S seeds over epochs, (S, E), and the range between the lowest and highest."""
     if not epochs:
         return
-    axis.plot(epochs, values.mean(axis=0), color=shade, ls=line_style, marker="o", ms=4)
+    axis.plot(epochs, values.mean(axis=0), marker="o", ms=4, **look)
     if len(values) > 1:
         low, high = values.min(axis=0), values.max(axis=0)
-        axis.fill_between(epochs, low, high, color=shade, alpha=0.18, lw=0)
+        axis.fill_between(epochs, low, high, color=look["color"], alpha=0.18, lw=0)
 
 
 def _by_epoch(run: Sequence, key: str) -> tuple[list[int], np.ndarray]:

@@ -235,7 +235,9 @@ def split_chart(splits: Mapping[str, Mapping[str, Any]], *, show: int | None = N
         alt.append(f"{title}: {shared} lie in more than one part")
     axes[-1].set_xlabel("class")
     axes[-1].set_xlim(-0.6, len(classes) - 0.4)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
+    entries = [zip(*axis.get_legend_handles_labels(), strict=True) for axis in axes]
+    handles = {label: handle for entry in entries for handle, label in entry}
+    figure.legend(handles.values(), handles.keys(), loc="outside right upper")
     return finish(figure, f"Pictures of each class by part. {'; '.join(alt)}.")
 
 

@@ -135,10 +135,9 @@ def angle_histogram(proxies: Mapping[str, object]) -> Figure:
     axis.plot(
         theta, density, color=style.COLORS["chance"], lw=1.6, label=f"random directions, {dim}-D"
     )
-    for (name, values), line_style in zip(angles.items(), style.line_styles(), strict=False):
-        heights = np.histogram(values, bins, density=True)[0]
-        look = {"color": method_color(name), "lw": 2.6, "ls": line_style}
-        axis.stairs(heights, bins, label=numbers[name], **look)
+    for name, look in style.line_looks(angles).items():
+        heights = np.histogram(angles[name], bins, density=True)[0]
+        axis.stairs(heights, bins, label=numbers[name], lw=2.6, **look)
     axis.axvline(90, color="#222222", lw=1.2, label="90°: orthogonal")
     label = f"cosine ±1/√{dim} (90° ± {chance:.1f}°)"
     axis.axvline(90 - chance, color="#222222", lw=1.4, ls=":", label=label)
@@ -175,10 +174,9 @@ def spectra(proxies: Mapping[str, object]) -> Figure:
     axis.axhline(
         math.sqrt(classes / size), label=f"flat spectrum: rank {size}", **style.CHANCE_LINE
     )
-    for (name, p), line_style in zip(sets.items(), style.line_styles(), strict=False):
-        shape = geometry.describe(p)
+    for name, look in style.line_looks(sets).items():
+        shape = geometry.describe(sets[name])
         label = f"{name}: effective rank {shape.effective_rank:.1f}"
-        look = {"color": method_color(name), "ls": line_style}
         axis.plot(np.arange(1, size + 1), shape.spectrum, label=label, **look)
         ranks.append(f"{name} {shape.effective_rank:.1f}")
     axis.set(xlim=(1, size), ylim=(0, None))
@@ -210,16 +208,17 @@ def proxy_ribbons(
     figure = new_figure(9.5, 8)
     cosine, so, recall = figure.subplots(3, 1, sharex=True, height_ratios=(1.5, 1, 1))
     at_end = []
-    for (name, moved), line_style in zip(movements.items(), style.line_styles(), strict=False):
-        shade, epochs = method_color(name), np.arange(len(moved.cosine_band))
+    for name, look in style.line_looks(movements).items():
+        moved = movements[name]
         low, middle, high = moved.cosine_band.T
-        cosine.fill_between(epochs, low, high, color=shade, alpha=0.22, lw=0)
-        cosine.plot(epochs, middle, color=shade, ls=line_style, label=name)
+        epochs = np.arange(len(middle))
+        cosine.fill_between(epochs, low, high, color=look["color"], alpha=0.22, lw=0)
+        cosine.plot(epochs, middle, label=name, **look)
         squares = moved.series("rms_cosine") ** 2
-        so.plot(epochs, squares, color=shade, ls=line_style)
+        so.plot(epochs, squares, **look)
         known = [(e, r) for e, r in enumerate((recalls or {}).get(name, ())) if r is not None]
         if known:
-            recall.plot(*zip(*known, strict=True), color=shade, ls=line_style, marker="o", ms=4)
+            recall.plot(*zip(*known, strict=True), marker="o", ms=4, **look)
         band = f"middle 90 % of cosines {low[-1]:+.2f} to {high[-1]:+.2f}"
         at_end.append(f"{name}: {band}, SO {squares[-1]:.4f}")
     if dim:

@@ -10,7 +10,7 @@ import base64
 import contextlib
 import io
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import matplotlib as mpl
@@ -124,9 +124,13 @@ def alt_text(figure: _MatplotlibFigure) -> str:
     return str(figure.get_label())
 
 
-def line_styles() -> Iterator[Any]:
-    """Line styles beside the colors: the first solid, the second long dashes, and so on."""
-    return itertools.cycle(("-", (0, (5, 1.5)), "-.", (0, (1, 1))))
+def line_looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Color and line style of each method: the first solid, the second long dashes, and so on."""
+    line_styles = itertools.cycle(("-", (0, (5, 1.5)), "-.", (0, (1, 1))))
+    return {
+        name: {"color": method_color(name), "ls": line_style}
+        for name, line_style in zip(methods, line_styles, strict=False)
+    }
 
 
 def as_array(values) -> np.ndarray:

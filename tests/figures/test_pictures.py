@@ -102,5 +102,7 @@ def test_split_chart_shows_who_shares_classes():
     assert first.get_ylim() == second.get_ylim() and "class-disjoint" not in figures.alt_text(
         figure
     )
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["train", "test", "validation"]  # also a part that only one panel has
     few = figures.split_chart({"disjoint": disjoint}, show=3)
     assert len(few.axes[0].patches) == 3 * 3
