@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import socket
 import sys
+import time
 
 from sobook.errors import TrainingError
 from sobook.training.loop import fit
@@ -12,11 +13,20 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["sobook.training", "tests.processes"])
 
 
-def start(config, *, rank: int = 0, processes: int = 1, port: int = 0, at_step=None):
-    """Start `fit(config)` as process `rank` of `processes`; returns it with a queue for its end."""
+def start(
+    config, *, rank: int = 0, processes: int = 1, port: int = 0, at_step=None, late_report=False
+):
+    """Start `fit(config)` as process `rank` of `processes`; returns it with a queue for its end.
+
+    Args:
+        at_step: (rank, step, signal) that this process sends itself there.
+        late_report: the main process takes a second longer to write its report.
+    """
     queue = _CONTEXT.SimpleQueue()
     process = _CONTEXT.Process(
-        target=_train, args=(config, rank, processes, port, at_step, queue), daemon=False
+        target=_train,
+        args=(config, rank, processes, port, at_step, late_report, queue),
+        daemon=False,
     )
     process.start()
     return process, queue
@@ -60,11 +70,11 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
-def run_together(config, processes: int, at_step=None, timeout: float = 120):
+def run_together(config, processes: int, timeout: float = 120, **options):
     """`fit` over gloo on this machine; returns (exit code, message) of each process."""
     port = free_port()
     started = [
-        start(config, rank=rank, processes=processes, port=port, at_step=at_step)
+        start(config, rank=rank, processes=processes, port=port, **options)
         for rank in range(processes)
     ]
     ends = []
@@ -77,7 +87,7 @@ def run_together(config, processes: int, at_step=None, timeout: float = 120):
     return ends
 
 
-def _train(config, rank, processes, port, at_step, queue) -> None:
+def _train(config, rank, processes, port, at_step, late_report, queue) -> None:
     import torch
 
     torch.set_num_threads(1)
@@ -93,8 +103,11 @@ def _train(config, rank, processes, port, at_step, queue) -> None:
         }
     if at_step is not None:
         _do_at_step(rank, *at_step)
+    if late_report:
+        _write_late()
     try:
-        fit(config, progress=False)
+        run = fit(config, progress=False)
+        assert run.retrieval  # every process can read what the main one has written
     except (TrainingError, ValueError) as error:
         queue.put(f"{type(error).__name__}: {error}")
         sys.exit(1)
@@ -109,8 +122,6 @@ def _prepare(name, root, card, options) -> None:
 
 
 def _study(file, data_root) -> None:
-    import time
-
     import torch
 
     from sobook.studies import study
@@ -140,3 +151,15 @@ def _do_at_step(rank: int, at_rank: int, at_step: int, signal: int) -> None:
         return original(trainer, number, *batch)
 
     Trainer.step = step
+
+
+def _write_late() -> None:
+    from sobook.training import run as runs
+
+    original = runs.write_retrieval
+
+    def late(*args):
+        time.sleep(1)
+        original(*args)
+
+    runs.write_retrieval = late

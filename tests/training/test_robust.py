@@ -78,6 +78,7 @@ def test_a_folder_left_by_a_kill_while_it_was_made_is_no_obstacle(config):
 
 
 class TestKilled:
+    @pytest.mark.slow
     def test_at_random_moments(self, settings, tmp_path):
         """30 SIGKILLs in any phase; each time the run is done, its bits are compared.
 
@@ -109,7 +110,7 @@ class TestKilled:
             finished += 1
         assert kills >= KILLS
 
-    def test_within_an_epoch_it_goes_on_at_the_last_checkpoint(self, config, tmp_path):
+    def test_within_an_epoch_it_resumes_at_the_last_checkpoint(self, config, tmp_path):
         """Killed before step 4 with a checkpoint at each step: step 4 comes next, not step 3."""
         config = config.replace(checkpoint_minutes=0.0)
         process, _ = processes.start(config, at_step=(0, 4, signal.SIGKILL))
@@ -120,7 +121,9 @@ class TestKilled:
         for run in (config, never):  # bits are the same for the same number of threads only
             assert processes.run_alone(run) == 0
         assert [step for step, _ in losses(config.run_dir)] == list(range(9))
+        assert losses(config.run_dir) == losses(never.run_dir)
         assert_same_bits(config.run_dir, never.run_dir)
+        assert_same_proxies(config.run_dir, never.run_dir)
 
     def test_half_a_line_of_metrics_is_not_read(self, config):
         run = fit(config, progress=False)
@@ -171,10 +174,16 @@ class TestManyProcesses:
         fit(config, progress=False)  # in one process: it goes on all the same
         assert [step for step, _ in losses(config.run_dir)] == list(range(9))
 
+    def test_every_process_returns_a_finished_run(self, config):
+        """The main process writes late; the others used to return before it had written."""
+        ends = processes.run_together(config.replace(epochs=1), 2, late_report=True)
+        assert ends == [(0, None)] * 2
+
     def test_more_processes_than_images_in_a_batch(self, config):
         ends = processes.run_together(config.replace(batch_size=1), 2)
         assert all("batch_size is 1, but there are 2 processes" in message for _, message in ends)
 
+    @pytest.mark.slow
     def test_from_the_command_line(self, config):
         """Two processes by torchrun, as Accelerate's launcher starts them on GPUs; one speaks."""
         options = " ".join(f"{key} {value}" for key, value in config.options.items())
