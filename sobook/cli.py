@@ -159,14 +159,23 @@ def compare(runs: tyro.conf.Positional[tuple[str, ...]], /) -> None:
         sobook.training.evaluate_run(run.config, run.encoder(), progress=True) for run in opened
     ]
     width = max(len(run.path.name) for run in opened)
-    print(f"{'run':{width}}  so_weight  R@1    95 % interval   difference      RMS cos  coherence")
+    row = f"{{:{width}}}  {{:>9}}  {{:5}}  {{:13}}  {{:23}}  {{:7}}  {{}}".format
+    print(row("run", "so_weight", "R@1", "95 % interval", "difference", "RMS cos", "coherence"))
     for run, result in zip(opened, results, strict=True):
-        shape = sobook.describe(run.proxies())
         low, high = result.interval(1)
+        paired = sobook.statistics.compare_classes(results[0], result)
+        difference = f"{paired.difference:+.3f} [{paired.low:+.3f}, {paired.high:+.3f}]"
+        shape = sobook.describe(run.proxies())
         print(
-            f"{run.path.name:{width}}  {run.config.so_weight:<9g}  {result.recall[1]:.3f}  "
-            f"{low:.3f} – {high:.3f}   {_difference(results[0], result):14}  "
-            f"{shape.rms_cosine:.3f}    {shape.coherence:.3f}"
+            row(
+                run.path.name,
+                f"{run.config.so_weight:g}",
+                f"{result.recall[1]:.3f}",
+                f"{low:.3f} – {high:.3f}",
+                "–" if run is opened[0] else difference,
+                f"{shape.rms_cosine:.3f}",
+                f"{shape.coherence:.3f}",
+            )
         )
 
 
@@ -403,13 +412,6 @@ def _process_number() -> int:
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
 
 
-def _difference(first, other) -> str:
-    if first is other:
-        return "–"
-    paired = sobook.statistics.compare_classes(first, other)
-    return f"{paired.difference:+.3f} [{paired.low:+.3f}, {paired.high:+.3f}]"
-
-
 def _print_result(title: str, result: dict) -> None:
     low, high = result[next(key for key in result if key.endswith("_interval"))]
     recalls = "  ".join(f"R@{k} {value:.3f}" for k, value in result["recall"].items())
@@ -477,6 +479,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("command", choices=COMMANDS, metavar="command", help="see below")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the command")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--version", action="version", version=f"sobook {sobook.__version__}")
     return parser
 
 

@@ -11,8 +11,7 @@ import time
 import pytest
 import torch
 from PIL import Image
-from torchvision import datasets as torchvision_datasets
-from torchvision import transforms
+from torchvision import datasets as torchvision_datasets, transforms
 
 from sobook.data import image_sets, loader, pixels
 

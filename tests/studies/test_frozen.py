@@ -89,9 +89,7 @@ def test_a_head_takes_the_trainers_device(config, monkeypatch):
 
     def choose(name):
         asked.append(name)
-        return torch.device(
-            "cpu:0"
-        )  # which is not equal to "cpu"
+        return torch.device("cpu:0")  # which is not equal to "cpu"
 
     def watching(trainer, number, inputs, labels):
         used.append(trainer.device)
