@@ -195,8 +195,8 @@ class _Download:
     def _accept(self, response: requests.Response, have: int) -> tuple[int, int | None]:
         """Accept or refuse an answer; return where its bytes start and how long the file is."""
         code, headers = response.status_code, response.headers
-        start = have if headers.get("Content-Range", "").startswith(f"bytes {have}-") else 0
-        if code == 416 or (code == 206 and not start):
+        continued = headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        if code == 416 or (code == 206 and not continued):
             self.part.unlink(missing_ok=True)
             raise requests.RequestException("the part fetched before is of another file")
         if code not in (200, 206):
@@ -204,7 +204,7 @@ class _Download:
             raise _NextMirror(f"answered {code} {response.reason}{login}")
         if "html" in headers.get("Content-Type", "").lower():
             raise _NextMirror(_WEB_PAGE)
-        length = headers.get("Content-Length", "")
+        start, length = have if code == 206 else 0, headers.get("Content-Length", "")
         total = start + int(length) if length.isdigit() else None
         if None not in (total, self.size) and total != self.size:
             raise _NextMirror(f"has {total:,} bytes, not the {self.size:,} published")

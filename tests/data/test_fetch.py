@@ -263,6 +263,11 @@ def test_server_that_names_no_length(download):
     assert download("unsized", size=None) == ["unsized"]
 
 
+def test_server_that_calls_the_whole_file_a_part(download, server):
+    server.body = BODY
+    assert download("slow") == ["slow"]
+
+
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
