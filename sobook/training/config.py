@@ -201,10 +201,11 @@ class TrainConfig(BaseConfig):
         check_choice("recipe", name, recipes())
         return cls.from_dict({**recipes()[name], **changes})
 
-    def differences(self, other: "TrainConfig") -> dict[str, tuple]:
+    def differences(self, other: "TrainConfig") -> dict[str, tuple[Any, Any]]:
         """Fields that shape the result and differ: {name: (own value, other's value)}."""
-        mine, theirs = identity(self), identity(other)
-        return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
+        mine, theirs = self.to_dict(), other.to_dict()
+        names = [name for name in mine if name not in _NOT_IDENTITY]
+        return {name: (mine[name], theirs[name]) for name in names if mine[name] != theirs[name]}
 
     def folder(self) -> Path:
         """The run folder: `run_dir`, or a name made from the settings."""
@@ -248,9 +249,10 @@ def _listing_hash(root: str | None) -> str:
     base, lines = Path(root or ".").expanduser(), []
     for folder, _, names in os.walk(base):
         for name in names:
-            file = Path(folder, name)
-            if not name.startswith(".") and file.is_file():
-                lines.append(f"{file.relative_to(base).as_posix()}|{file.stat().st_size}")
+            file = Path(folder, name).relative_to(base)
+            hidden = any(part.startswith(".") for part in file.parts)
+            if not hidden and (base / file).is_file():
+                lines.append(f"{file.as_posix()}|{(base / file).stat().st_size}")
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:12]
 
 

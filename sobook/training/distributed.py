@@ -181,7 +181,7 @@ def plain_errors(folder: Path) -> Iterator[None]:
         yield
     except TrainingError as error:
         raise TrainingError(
-            f"{error}; the last good checkpoint is {folder / 'resume.safetensors'} "
+            f"{error} The last good checkpoint is {folder / 'resume.safetensors'} "
             f"({runs.where_resume_stands(folder)})."
         ) from None
     except torch.cuda.OutOfMemoryError as error:

@@ -139,7 +139,7 @@ def _check_finite(what: str, value: float, step: int) -> None:
     if not math.isfinite(value):
         raise TrainingError(
             f"{what} became {value} at step {step}: lower the learning rates (lr, head_lr, "
-            "proxy_lr), or look at the images of that batch"
+            "proxy_lr), or look at the images of that batch."
         )
 
 

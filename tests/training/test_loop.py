@@ -332,6 +332,14 @@ class TestIdentity:
         with pytest.raises(RunError, match="pictures that have changed since"):
             runs.find(config)
 
+    def test_pictures_that_moved_are_the_same_run(self, tmp_path):
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "1.png").write_bytes(b"picture")
+        config = TrainConfig(dataset="folder", root=tmp_path / "mine", run_dir=tmp_path / "run")
+        runs.create(config)
+        (tmp_path / "mine").rename(tmp_path / "moved")
+        assert runs.find(config.replace(root=tmp_path / "moved"))
+
     def test_a_run_of_another_version_is_not_reopened(self, finished, config, monkeypatch):
         monkeypatch.setattr(configs, "SCHEMA", configs.SCHEMA + 1)
         with pytest.raises(RunError, match="another version of sobook"):
