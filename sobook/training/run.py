@@ -227,7 +227,7 @@ def append_metrics(path: Path, lines: list[dict]) -> None:
 
 
 def forget_metrics(path: Path, *, epoch: int, step: int) -> None:
-    """Drop what a killed run wrote after the state it goes on from: that comes again."""
+    """Drop what a killed run wrote after the state it resumes from: that comes again."""
     lines = [(json.loads(line), line) for line in _metric_lines(path)]
     kept = [
         line
