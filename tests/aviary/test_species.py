@@ -23,18 +23,10 @@ PINNED_HASH = "d33a690ec1b4b93b79e58655230e95695206469df3aefb853e3a695f391088a5"
 PINNED = [(species, instance) for species in range(0, 100, 9) for instance in (0, 17)]
 
 
-def pixels(pairs, **options) -> str:
+def test_pixels_are_pinned_whatever_the_order_of_drawing():
     every = aviary.species(100)
-    digest = {pair: aviary.draw(every[pair[0]], pair[1], **options).tobytes() for pair in pairs}
-    return hashlib.sha256(b"".join(digest[pair] for pair in sorted(digest))).hexdigest()
-
-
-def test_pixels_are_pinned():
-    assert pixels(PINNED) == PINNED_HASH
-
-
-def test_order_of_drawing_does_not_matter():
-    assert pixels(PINNED[::-1]) == PINNED_HASH
+    drawn = {(s, i): aviary.draw(every[s], i).tobytes() for s, i in reversed(PINNED)}
+    assert hashlib.sha256(b"".join(drawn[pair] for pair in PINNED)).hexdigest() == PINNED_HASH
 
 
 def test_another_process_draws_the_same():
@@ -54,14 +46,14 @@ def test_seeds_and_instances_differ():
     assert len(set(images)) == 6
 
 
-@pytest.mark.parametrize("size", [32, 64, 96, 130])
+@pytest.mark.parametrize("size", [32, 130])
 def test_size_and_mode(size):
     image = aviary.draw(aviary.species(30)[22], 3, size=size)
     assert (image.size, image.mode) == ((size, size), "RGB")
     assert np.asarray(image).std() > 10
 
 
-@pytest.mark.parametrize("number", [2, 7, 8, 37, 100])
+@pytest.mark.parametrize("number", [2, 7, 37, 100])
 def test_any_number_of_species(number):
     every = aviary.species(number)
     assert [s.index for s in every] == list(range(number))
@@ -71,7 +63,6 @@ def test_any_number_of_species(number):
 def test_names_are_unique_also_in_thousands():
     every = aviary.species(5000)
     assert len({s.name for s in every}) == len({s.folder for s in every}) == 5000
-    assert [s.index for s in every] == list(range(5000))
     assert every[6].folder.startswith("007.") and " " not in every[6].folder
 
 
@@ -113,7 +104,7 @@ def test_attributes_table_matches_the_species():
     assert list(table["name"]) == [s.name for s in every]
     assert list(table["genus"]) == [s.genus for s in every]
     for row, one in zip(table.to_dict("records"), every, strict=True):
-        assert {key: row[key] for key in one.attributes} == one.attributes
+        assert {key: row[key] for key in aviary.CHOICES} == asdict(one.marks)
 
 
 def test_prepare_draws_all_once(tmp_path):
@@ -185,6 +176,7 @@ def test_drawing_killed_at_any_moment_the_next_call_finishes(tmp_path):
         ({"size": 16}, "size is 16"),
         ({"size": 1024}, "size is 1024"),
         ({"seed": "x"}, "seed is 'x'"),
+        ({"seed": -1}, "whole number from 0"),
     ],
 )
 def test_bad_options_are_refused_in_one_sentence(tmp_path, options, sentence):
