@@ -322,7 +322,7 @@ figures.proxy_ribbons(moved, {name: [line.get("recall_at_1") for line in run.epo
 
 # %%
 for name in runs:
-    values = moved[name].series("rms_cosine")
+    values = moved[name].rms_cosine
     steps = np.diff(values)
     print(f"{name:>6}: RMS cosine {values[0]:.3f} → {values[-1]:.3f}; largest change in epoch {np.abs(steps).argmax() + 1} "
           f"({steps[np.abs(steps).argmax()]:+.3f}); a proxy turned by {np.median(moved[name].from_start[-1]):.0f}° in all (median), "

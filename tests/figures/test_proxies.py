@@ -141,7 +141,7 @@ def test_ribbons_hold_the_quantiles_on_one_axis_of_time():
     assert (at_end[0], at_end[-1]) == pytest.approx(tuple(moved["PA"].cosine_band[-1, [0, 2]]))
     assert mpl.colors.to_hex(first.get_facecolor()).upper() == PA
     assert mpl.colors.to_hex(second.get_facecolor()).upper() == SO
-    np.testing.assert_allclose(so.lines[0].get_ydata(), moved["PA"].series("rms_cosine") ** 2)
+    np.testing.assert_allclose(so.lines[0].get_ydata(), moved["PA"].rms_cosine ** 2)
     assert list(recall.lines[0].get_xdata()) == [1, 2, 3, 4]
     assert len({axis.get_xlim() for axis in figure.axes}) == 1
     assert sorted(legend(figure)) == ["PA", "PA+SO", "random directions, 32-D"]
