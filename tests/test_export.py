@@ -63,10 +63,6 @@ class TestOnnx:
             export.to_onnx(run, tmp_path / "encoder.onnx")
         assert not list(tmp_path.iterdir())
 
-    def test_name(self, run, tmp_path):
-        with pytest.raises(ExportError, match="must end in .onnx"):
-            export.to_onnx(run, tmp_path / "encoder.pt")
-
 
 class TestHub:
     def test_round_trip(self, run, folder, tmp_path):
