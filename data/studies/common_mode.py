@@ -4,15 +4,15 @@ sobook study common_mode_aviary common_mode_cub --out data/results
 python data/studies/common_mode.py
 """
 
-# ruff: noqa: E501 (sentences)
-
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from matplotlib.lines import Line2D
 
 from sobook import files
-from sobook.statistics import Comparison, compare_seeds, verdict
-from sobook.studies import figures
+from sobook.figures.style import CHANCE_LINE, COLORS, Figure, new_figure, use_style
+from sobook.statistics import Comparison, compare_seeds, t_interval, verdict
 
 RESULTS = Path(__file__).parents[1] / "results"
 TABLES = {"aviary": "common_mode_aviary", "CUB-58/42": "common_mode_cub"}
@@ -30,7 +30,26 @@ COLUMNS = (
     "difference from PA",
     "difference when the mean proxy's direction is removed from the embeddings",
 )
-WHY = "Our reading, not a proof. The images of one class pull a proxy, those of all other classes push it. What all images have in common, their mean embedding, is pushed by C − 1 classes and pulled by one, so every proxy turns away from it by about the same amount. That is what a cosine near −1 between mean proxy and mean embedding says. How strong this shared mean direction is depends on the margin δ, see the rows with other margins. For retrieval a direction shared by all says little: it adds nearly the same number to every cosine of a query."
+PANELS = ("RMS proxy cosine", "cosine of mean proxy\nand mean embedding", "Recall@1")
+INTRODUCTION = """\
+What is the correlation of proxies that soft orthogonality (SO) removes? Heads and proxies trained \
+on frozen features (not fine-tuned); intervals are 95 % t intervals of differences paired by seed. \
+Written by `python data/studies/common_mode.py` from the tables beside it."""
+WHY = """\
+Our reading, not a proof. The images of one class pull a proxy, those of all other classes push \
+it. What all images have in common, their mean embedding, is pushed by C − 1 classes and pulled by \
+one, so every proxy turns away from it by about the same amount. That is what a cosine near −1 \
+between mean proxy and mean embedding says. How strong this shared mean direction is depends on \
+the margin δ, see the rows with other margins. For retrieval a direction shared by all says \
+little: it adds nearly the same number to every cosine of a query."""
+
+
+def arm(so_weight: float, center: bool, margin: float) -> str:
+    """The name of a way of training, e.g. "PA+SO, λ = 10"."""
+    if center:
+        return "PA, centered proxies"
+    method = "PA" if so_weight == 0 else f"PA+SO, λ = {so_weight:g}"
+    return method if margin == 0.1 else f"{method}, δ = {margin:g}"
 
 
 def by_arm(table: pd.DataFrame) -> dict[tuple, pd.DataFrame]:
@@ -58,7 +77,7 @@ def table_row(arms: dict[tuple, pd.DataFrame], key: tuple) -> str:
     runs = arms[key]
     mean = runs.mean(numeric_only=True)
     cells = [
-        figures.arm(*key),
+        arm(*key),
         f"{mean['rms_cosine']:.3f}",
         f"{mean['mean_cosine']:+.3f}",
         f"{mean['rms_cosine_centred']:.3f}",
@@ -88,8 +107,9 @@ def findings(name: str, arms: dict[tuple, pd.DataFrame]) -> str:
         f"{plain['mean_cosine']:+.3f}. Subtracting the mean proxy removes "
         f"{plain['common_share']:.0%} of the mean squared cosine and leaves an RMS of "
         f"{plain['rms_cosine_centred']:.3f}. SO at λ = {STRONG[0]} leaves "
-        f"{strong['rms_cosine']:.3f}, so it removes {more} than the common mode. The mean proxy has "
-        f"a cosine of {plain['cosine_of_mean_proxy_and_mean_embedding']:+.2f} to the mean embedding. "
+        f"{strong['rms_cosine']:.3f}, so it removes {more} than the common mode. The mean proxy "
+        f"has a cosine of {plain['cosine_of_mean_proxy_and_mean_embedding']:+.2f} to the mean "
+        "embedding. "
         f"Recall@1 compared with PA, not corrected for several looks: with the mean proxy's "
         f"direction removed from the embeddings afterwards, {removed}; trained with centered "
         f"proxies, {centered}; trained with SO, {with_so}."
@@ -101,7 +121,7 @@ def page(tables: dict[str, pd.DataFrame]) -> str:
     arms = {name: by_arm(table) for name, table in tables.items()}
     lines = [
         "# The common mode of proxies",
-        "What is the correlation of proxies that soft orthogonality (SO) removes? Heads and proxies trained on frozen features (not fine-tuned); intervals are 95 % t intervals of differences paired by seed. Written by `python data/studies/common_mode.py` from the tables beside it.",
+        INTRODUCTION,
         "![Common mode](common_mode.png)",
         "## What was found",
         *(findings(name, its_arms) for name, its_arms in arms.items()),
@@ -114,11 +134,46 @@ def page(tables: dict[str, pd.DataFrame]) -> str:
     return "\n\n".join(lines) + "\n"
 
 
+@use_style()
+def picture(tables: dict[str, pd.DataFrame]) -> Figure:
+    """One row of panels per data set: proxies, their mean, and Recall@1."""
+    figure = new_figure(12, 1.4 + 3.6 * len(tables))
+    axes = figure.subplots(len(tables), 3, squeeze=False, sharey="row")
+    for line, (name, table) in zip(axes, tables.items(), strict=True):
+        groups = table.groupby(FACTORS, sort=False)
+        at = np.arange(len(groups))[::-1]
+        marks = [
+            (line[0], "rms_cosine", COLORS["PA"], "o"),
+            (line[0], "rms_cosine_centred", COLORS["PA+SO"], "D"),
+            (line[1], "cosine_of_mean_proxy_and_mean_embedding", COLORS["chance"], "o"),
+            (line[2], "recall_at_1", COLORS["PA"], "o"),
+            (line[2], "recall_without_common", COLORS["PA+SO"], "D"),
+        ]
+        for axis, column, shade, mark in marks:
+            half = [np.ptp(t_interval(values)) / 2 for _, values in groups[column]]
+            shift = -0.12 if mark == "D" else 0.12
+            means = groups[column].mean()
+            axis.errorbar(means, at + shift, xerr=half, fmt=mark, color=shade, markersize=7)
+        line[0].set_yticks(at, [arm(*key) for key, _ in groups])
+        line[0].set_title(name, loc="left")
+        line[1].set_xlim(-1.05, 1.05)
+        line[1].axvline(0, zorder=0, **CHANCE_LINE)
+        for axis, text in zip(line, PANELS, strict=True):
+            axis.set_xlabel(text)
+            axis.grid(axis="y", alpha=0.25)
+    looks = {"as trained": ("o", "PA"), "mean proxy removed": ("D", "PA+SO")}
+    handles = [
+        Line2D([], [], marker=mark, linestyle="", color=COLORS[method], label=text)
+        for text, (mark, method) in looks.items()
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=2)
+    return figure
+
+
 def main() -> None:
     tables = {name: pd.read_csv(RESULTS / f"{study}.csv") for name, study in TABLES.items()}
     files.write_text(RESULTS / "common_mode.md", page(tables))
-    with files.replacing(RESULTS / "common_mode.png") as partial:
-        figures.common_mode(tables).savefig(partial, dpi=80, format="png")
+    picture(tables).savefig(RESULTS / "common_mode.png", dpi=80)
 
 
 if __name__ == "__main__":

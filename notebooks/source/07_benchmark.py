@@ -57,7 +57,7 @@ from scipy import stats
 import dataclasses
 import json
 
-from IPython.display import Markdown, display
+from IPython.display import Image, Markdown, display
 
 from sobook import figures, files
 from sobook.course import exercises
@@ -534,7 +534,8 @@ shown("aviary_lambda_heads")
 
 # %%
 if not (regimes := committed("regimes_heads")).empty:
-    display(study_figures.regimes(regimes, study.load("regimes_heads").fixed["dim"]))
+    alt = "RMS proxy cosine against λ in three panels: fewer classes than dimensions, as many, and five times as many, each with the lowest possible value."
+    display(Image(files.shipped("results/regimes.png"), alt=alt))  # drawn by data/studies/regimes.py
     cells = regimes.groupby(["setting", "so_weight"], sort=False)
     display(cells[["train_classes", "rms_cosine", "rms_floor", "coherence", "welch_bound", "recall_at_1"]].mean().round(3))
 shown("regimes_heads")
@@ -592,7 +593,8 @@ if not tuning.empty:
 # %%
 found_modes = {"aviary": modes, "CUB-58/42": committed("common_mode_cub")}
 found_modes = {name: table for name, table in found_modes.items() if not table.empty}
-study_figures.common_mode(found_modes) if found_modes else print("not run yet: sobook study common_mode_aviary")
+alt = "Three panels per data set, one row per way of training: RMS cosine of the proxies with and without their mean, cosine of the mean proxy and the mean embedding, Recall@1 with and without the direction of the mean proxy."
+Image(files.shipped("results/common_mode.png"), alt=alt)  # drawn by data/studies/common_mode.py
 
 # %%
 for name, table in found_modes.items():
@@ -603,7 +605,7 @@ for name, table in found_modes.items():
     for (weight, center, margin), arm in table.groupby(["so_weight", "center", "margin"], sort=False):
         arm = arm.set_index("seed").loc[plain.index.intersection(arm["seed"])]
         base = plain.loc[arm.index]
-        label = study_figures.arm(weight, center, margin)
+        label = f"λ = {weight:g}, δ = {margin:g}" + (", centered proxies" if center else "")
         removed = compare_seeds(arm["recall_at_1"], arm["recall_without_common"]) if len(arm) > 1 else None
         if not arm.equals(base) and len(arm) > 1:
             print(f"  {label}: RMS {arm['rms_cosine'].mean():.3f}; Recall@1 against PA: {said(compare_seeds(base['recall_at_1'], arm['recall_at_1']))}")

@@ -42,7 +42,12 @@ def summary(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     if "p" in result:
         result["p_holm"] = holm(result["p"])
     if study.select_by in result:
-        result["chosen"] = _chosen(study, result)
+        varied = [name for name in factors if name not in study.baseline]
+        grouping = list(varied if study.within is None else study.within)
+        best = result[study.select_by].max()
+        if grouping:
+            best = result.groupby(grouping, dropna=False)[study.select_by].transform("max")
+        result["chosen"] = result[study.select_by] == best
     return result
 
 
@@ -53,7 +58,7 @@ def _baseline(study: Study, setting: dict, by_setting: dict) -> pd.DataFrame | N
     are no such runs, as when methods have parameters of their own, it is the only setting that fits
     the baseline.
     """
-    same = by_setting.get(tuple(study.baseline.get(name, value) for name, value in setting.items()))
+    same = by_setting.get(tuple((setting | study.baseline).values()))
     if same is not None or not study.baseline:
         return same
     fitting = [
@@ -69,42 +74,28 @@ def _difference(baseline: pd.Series, values: pd.Series) -> dict[str, float]:
     seeds = values.index.intersection(baseline.index)
     if len(seeds) < 2:
         return {}
-    pair = baseline[seeds], values[seeds]
-    compared = compare_seeds(*pair)
+    compared = compare_seeds(baseline[seeds], values[seeds])
     return {
         "difference": compared.difference,
         "difference_low": compared.low,
         "difference_high": compared.high,
-        "p": t_test(*pair),
+        "p": t_test(baseline[seeds], values[seeds]),
         "p_permutation": compared.p_value,
     }
 
 
-def _chosen(study: Study, result: pd.DataFrame) -> pd.Series:
-    """In each group of settings, is it the one that is best by `select_by`?"""
-    not_in_baseline = [name for name in study.factors[:-1] if name not in study.baseline]
-    grouping = list(not_in_baseline if study.within is None else study.within)
-    values = result[study.select_by]
-    if not grouping:
-        return values == values.max()
-    best = result.groupby(grouping, dropna=False)[study.select_by].transform("max")
-    return values == best
-
-
 def write(study: Study, table: pd.DataFrame, folder: Path, command: str) -> list[Path]:
     """Write NAME.csv, NAME.md, NAME.json (where it came from) and NAME.png; returns the files."""
-    csv, report, origin, picture = (
-        folder / f"{study.name}.{suffix}" for suffix in ("csv", "md", "json", "png")
-    )
-    facts = provenance(study, command)
-    result = summary(study, table)
+    written = [folder / f"{study.name}.{suffix}" for suffix in ("csv", "md", "json", "png")]
+    csv, page, origin, picture = written
+    facts, result = provenance(study, command), summary(study, table)
     with files.replacing(csv) as partial:
         table.to_csv(partial, index=False)
-    files.write_text(report, markdown(study, result, facts))
+    files.write_text(page, markdown(study, result, facts))
     files.write_json(origin, facts)
     with files.replacing(picture) as partial:
-        figures.differences(study, result).savefig(partial, dpi=80, format="png")
-    return [csv, report, origin, picture]
+        figures.differences(study, result).savefig(partial, dpi=80)
+    return written
 
 
 def markdown(study: Study, result: pd.DataFrame, facts: dict[str, Any]) -> str:
@@ -134,7 +125,6 @@ Fixed: {fixed}. Everything else: the trainer's defaults.
 
 
 def _shown(value: Any) -> str:
-    """A value in a Markdown table."""
     if isinstance(value, bool | np.bool_):
         return "yes" if value else ""
     if pd.isna(value):

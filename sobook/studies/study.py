@@ -1,35 +1,10 @@
 """Studies: a grid of training runs from one TOML file, each resumable, gathered into one table.
 
-    name = "aviary_lambda"              the results are NAME.csv, NAME.md, NAME.png, NAME.json
-    title = "…"
-    trainer = "head"                    or "finetune": the fields of HeadConfig or TrainConfig
-    metric = "recall_at_1"              what is compared
-    baseline = { so_weight = 0 }        what every other setting is compared with, seed by seed
-    select_by = "validation_recall_at_1"  marks the setting that is best by this metric
-    within = ["method"]                 one for each value of these; else one for each baseline
-
-    [fixed]                             the same in every run
-    dataset = "aviary"
-    options = { species = 100 }
-
-    [grid]                              every combination is a run
-    so_weight = [0, 10, 100]
-    seed = [0, 1, 2, 3, 4]
-    "options.species" = [20, 100]       a single option of the data set
-
-    [[cases]]                           settings that go together; each is crossed with the grid
-    method = "ArcFace"                  a name for the tables, not a setting; so is `setting`
-    loss = "arcface"
-    "loss_options.scale" = [16, 64]     a list makes one case of each value
-
-A fine-tuning study may say ``recipe = "cub200"``: the settings of that recipe, with everything else
-that is given changed. A value such as "$CUB" is read from the environment, so that no study names a
-folder of one machine. The result of a run lies under ``<data root>/studies``, named by the identity
-of its settings (`sobook.training.config.run_key`): a finished run is never repeated, and studies
-that share a run share its result.
+The format of the file is described in ``data/studies/README.md``. Start with `run`.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -63,7 +38,7 @@ _PACKAGES = ("sobook", "torch", "timm", "faiss-cpu", "numpy", "pytorch-metric-le
 
 @dataclass(frozen=True)
 class Study:
-    """A study file, read. Made by `load`; attributes are those of the module's docstring."""
+    """A study file, read by `load`; attributes are its keys."""
 
     name: str
     title: str
@@ -83,10 +58,8 @@ class Study:
         return [*(name for name in names if name != "seed"), "seed"]
 
     def plan(self) -> list[tuple[str, dict[str, Any]]]:
-        """(key, varied settings) of every run; the key names its result on any machine.
-
-        Seeds vary slowest, so that whole repetitions finish one after the other.
-        """
+        """(key, varied settings) of every run; the key names its result on any machine."""
+        # Seeds vary slowest, so that whole repetitions finish one after the other.
         names = sorted(self.grid, key=lambda name: name != "seed")
         runs = []
         for values in itertools.product(*(self.grid[name] for name in names)):
@@ -127,10 +100,9 @@ def load(path: str | os.PathLike) -> Study:
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        try:
-            file = files.shipped(f"studies/{file.stem}.toml")
-        except SobookError:
-            raise StudyError(f"there is no study file {str(path)!r}: give a .toml file.") from None
+        file = files.shipped("studies") / f"{file.stem}.toml"
+    if not file.is_file():
+        raise StudyError(f"there is no study file {str(path)!r}: give a .toml file.")
     values = {"name": file.stem, "title": file.stem, "trainer": None, **files.read_toml(file)}
     check_fields(file.name, values, [item.name for item in dataclasses.fields(Study)])
     check_choice("trainer", values["trainer"], TRAINERS)
@@ -165,44 +137,40 @@ def run(study: Study, *, jobs: int | None = None, progress: bool = True) -> pd.D
         One row per run, see `gather`.
     """
     plan = study.plan()
-    unfinished = [(key, one) for key, one in plan if not _result_file(study, key).exists()]
+    unfinished = [(key, varied) for key, varied in plan if not _result_file(study, key).exists()]
     if jobs is None:
-        jobs = torch.cuda.device_count() or (
-            files.available_cores() if study.trainer == "head" else 1
-        )
-    with tqdm(
+        cores = files.available_cores() if study.trainer == "head" else 1
+        jobs = torch.cuda.device_count() or cores
+    bar = tqdm(
+        _run_all(study, unfinished, jobs),
+        desc=study.name,
         total=len(plan),
         initial=len(plan) - len(unfinished),
-        desc=study.name,
         unit="run",
         smoothing=0.1,
         disable=None if progress else True,
-    ) as bar:
-        for _ in _run_all(study, unfinished, jobs):
-            bar.update()
+    )
+    for _ in bar:
+        pass
     return gather(study)
 
 
-def _run_all(study: Study, unfinished: list, jobs: int) -> Iterator[None]:
+def _run_all(study: Study, unfinished: list[tuple[str, dict]], jobs: int) -> Iterator[None]:
     """Do the runs; yields after each. One at a time stays in this process."""
     if jobs == 1 or len(unfinished) <= 1:
-        for key, one in unfinished:
-            yield run_one(study, key, one)
+        for key, varied in unfinished:
+            yield run_one(study, key, varied)
         return
     # Not joblib: its workers outlive a killed parent, and go on writing results.
     context = multiprocessing.get_context("spawn")
     numbers = context.Queue()
     for number in range(jobs):
         numbers.put(number)
-    pool = concurrent.futures.ProcessPoolExecutor(
+    with concurrent.futures.ProcessPoolExecutor(
         jobs, mp_context=context, initializer=_start_worker, initargs=(numbers, jobs)
-    )
-    try:
-        futures = [pool.submit(run_one, study, key, one) for key, one in unfinished]
-        for finished in concurrent.futures.as_completed(futures):
-            yield finished.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    ) as pool:
+        keys, settings = zip(*unfinished, strict=True)
+        yield from pool.map(run_one, itertools.repeat(study), keys, settings)
 
 
 def _start_worker(numbers: Any, jobs: int) -> None:
@@ -217,12 +185,11 @@ def _start_worker(numbers: Any, jobs: int) -> None:
 def run_one(study: Study, key: str, varied: dict[str, Any]) -> None:
     """One run, start to finish; its result is written last and in one piece."""
     config, started = study.config(varied), time.perf_counter()
-    on_this_machine = dataclasses.replace(config, **_environment(config))
-    measured = fit_head(on_this_machine) if study.trainer == "head" else _fine_tune(on_this_machine)
+    here = _on_this_machine(config)
     result = {
         "settings": config.to_dict(),
-        "measured": measured,
-        "notes": image_sets.notes(config.dataset, **on_this_machine.load_options),
+        "measured": fit_head(here) if study.trainer == "head" else _fine_tune(here),
+        "notes": image_sets.notes(here.dataset, **here.load_options),
         "seconds": round(time.perf_counter() - started, 2),
         "date": date.today().isoformat(),
         "machine": _machine(),
@@ -231,48 +198,44 @@ def run_one(study: Study, key: str, varied: dict[str, Any]) -> None:
     files.write_json(_result_file(study, key), result)
 
 
-def _environment(config: HeadConfig | TrainConfig) -> dict[str, str]:
-    """The settings that name an environment variable, with its value."""
-    values = {k: v for k, v in config.to_dict().items() if isinstance(v, str) and "$" in v}
-    expanded = {name: os.path.expandvars(value) for name, value in values.items()}
-    for name, value in expanded.items():
-        if "$" in value:
-            raise StudyError(
-                f"{name} = {value!r}: set the environment variable to the path on this machine."
-            )
-    return expanded
+def _on_this_machine(config: HeadConfig | TrainConfig) -> HeadConfig | TrainConfig:
+    """The configuration with the values of the environment variables that it names."""
+    values = config.to_dict()
+    for name, value in values.items():
+        if isinstance(value, str):
+            values[name] = os.path.expandvars(value)
+            if "$" in values[name]:
+                raise StudyError(f"{name} = {value!r}: set the environment variable to a path.")
+    return type(config).from_dict(values)
 
 
 def _fine_tune(config: TrainConfig) -> dict[str, float]:
     """Train with `fit`, which resumes where it was stopped, and measure."""
     run = fit(config, progress=False)
-    state, retrieval = run.state, run.retrieval
+    state, retrieval, proxies = run.state, run.retrieval, run.proxies()
     measured = {f"recall_at_{k}": value for k, value in retrieval["recall"].items()}
     measured |= {"map_at_r": retrieval["map_at_r"], "r_precision": retrieval["r_precision"]}
     if state["selection_recall_at_1"] is not None:
         measured["validation_recall_at_1"] = state["selection_recall_at_1"]
-    measured |= {"frozen_recall_at_1": frozen_recall(config)}
-    measured |= {"selected_epoch": state["selected_epoch"]}
-    measured |= {"train_classes": len(run.proxies()), **geometry_columns(run.proxies())}
+    measured["frozen_recall_at_1"] = frozen_recall(config)
+    measured["selected_epoch"] = state["selected_epoch"]
+    measured |= {"train_classes": len(proxies), **geometry_columns(proxies)}
     return {name: round(float(value), 6) for name, value in measured.items()}
 
 
 def gather(study: Study) -> pd.DataFrame:
     """The finished runs, one row each: varied settings, measurements, trainer, key ("config")."""
     rows = []
-    for key, one in study.plan():
-        if (file := _result_file(study, key)).exists():
-            measured = json.loads(file.read_text())["measured"]
-            varied = {name: _cell(one.get(name)) for name in study.factors}
-            rows.append({**varied, **measured, "trainer": study.trainer, "config": key})
+    for key, varied, result in _finished(study):
+        factors = {name: _cell(varied.get(name)) for name in study.factors}
+        rows.append({**factors, **result["measured"], "trainer": study.trainer, "config": key})
     return pd.DataFrame(rows)
 
 
 def provenance(study: Study, command: str) -> dict[str, Any]:
     """Where a study's results came from."""
     keys = [key for key, _ in study.plan()]
-    found = [file for key in keys if (file := _result_file(study, key)).exists()]
-    results = [json.loads(file.read_text()) for file in found]
+    results = [result for _, _, result in _finished(study)]
     days = sorted({result["date"] for result in results})
     return {
         "command": command,
@@ -285,6 +248,12 @@ def provenance(study: Study, command: str) -> dict[str, Any]:
         "notes": sorted({note for result in results for note in result["notes"]}),
         "seconds_of_all_runs": round(sum(result["seconds"] for result in results)),
     }
+
+
+def _finished(study: Study) -> list[tuple[str, dict, dict]]:
+    """(key, varied settings, result) of every run that has a result."""
+    runs = [(key, varied, _result_file(study, key)) for key, varied in study.plan()]
+    return [(key, varied, json.loads(f.read_text())) for key, varied, f in runs if f.exists()]
 
 
 def _cell(value: Any) -> Any:
@@ -305,8 +274,6 @@ def _machine() -> str:
 def _versions() -> str:
     found = [f"python {platform.python_version()}"]
     for package in _PACKAGES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             found.append(f"{package} {metadata.version(package)}")
-        except metadata.PackageNotFoundError:
-            continue
     return ", ".join(found)

@@ -1,46 +1,45 @@
-"""Figures of studies: they draw, describe themselves, and show all their points."""
+"""The figure of a study, and the committed page and pictures of single studies."""
 
-import itertools
+import importlib.util
+from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from sobook.studies import figures, report, study
 
-
-def modes_table() -> pd.DataFrame:
-    rows = [
-        {"so_weight": w, "center": c, "margin": 0.1, "seed": s, "setting": name}
-        for (w, c), s, name in itertools.product(
-            [(0, False), (0, True), (10, False)], range(3), "ab"
-        )
-    ]
-    table, rng = pd.DataFrame(rows), np.random.default_rng(0)
-    measured = ("rms_cosine", "rms_cosine_centred", "recall_at_1", "recall_without_common")
-    for column in (*measured, "cosine_of_mean_proxy_and_mean_embedding", "rms_floor"):
-        table[column] = rng.uniform(size=len(table))
-    return table.assign(train_classes=10)
+DATA = Path(__file__).resolve().parents[2] / "data"
 
 
-def draw(kind: str):
-    table = modes_table()
-    if kind == "common_mode":
-        return figures.common_mode({"one": table, "two": table})
-    if kind == "regimes":
-        return figures.regimes(table, 64)
-    baseline = {"so_weight": 0} if kind == "differences" else {}
-    one = study.Study("s", "A study", "head", baseline=baseline, grid={"so_weight": [0, 10]})
-    one.grid.update(center=[False, True], seed=[0, 1, 2])
-    found = table[(table["setting"] == "a")]
-    return figures.differences(one, report.summary(one, found))
+def script(name: str):
+    """A module of data/studies, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, DATA / f"studies/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-@pytest.mark.parametrize("kind", ["common_mode", "regimes", "differences", "means"])
-def test_figures_draw_and_have_alternative_texts(kind):
-    figure = draw(kind)
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("baseline", [{"so_weight": 0}, {}])
+def test_every_setting_is_a_row(baseline, seeds, rng):
+    grid = {"so_weight": [0, 10], "center": [False, True], "seed": list(range(seeds))}
+    one = study.Study("s", "A study", "head", baseline=baseline, grid=grid)
+    table = pd.DataFrame([settings for _, settings in one.plan()])
+    table["recall_at_1"] = rng.uniform(size=len(table))
+    figure = figures.differences(one, report.summary(one, table))
     figure.canvas.draw()
-    assert len(figure.get_label()) > 40
+    rows = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert len(rows) == (2 if baseline and seeds > 1 else 4)
+    assert all(row in figure.get_label() for row in rows)
+
+
+def test_the_committed_page_is_the_one_of_the_committed_tables():
+    common_mode = script("common_mode")
+    tables = {
+        name: pd.read_csv(DATA / f"results/{file}.csv") for name, file in common_mode.TABLES.items()
+    }
+    assert common_mode.page(tables) == (DATA / "results/common_mode.md").read_text()
+    assert len(common_mode.picture(tables).axes) == 6
 
 
 def test_no_panel_of_the_regimes_cuts_its_points_off():
@@ -51,6 +50,6 @@ def test_no_panel_of_the_regimes_cuts_its_points_off():
             for weight, rms in [(0, high), (100, high / 4)]
         ]
     ).assign(seed=0, rms_floor=0.0)
-    axes = figures.regimes(table, 64).axes
+    axes = script("regimes").picture(table, 64).axes
     assert len({axis.get_ylim() for axis in axes}) == 1
     assert axes[0].get_ylim()[0] == 0 and axes[0].get_ylim()[1] > 0.31
