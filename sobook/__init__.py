@@ -1,9 +1,8 @@
 """sobook: deep metric learning with soft orthogonal proxies, as a course and a small package.
 
-What a user needs is here, imported when first used. The tree is the table of contents: `losses`,
-`geometry`, `retrieval`, `statistics`, `encoder`, `embedding`, `data`, `training` and `figures` are
-what the course teaches; `aviary`, `studies`, `course`, `interactive`, `export` and `cli` serve it;
-`errors`, `files` and `lazy` are the foundation of both.
+The tree is the table of contents: `losses`, `geometry`, `retrieval`, `statistics`, `encoder`,
+`embedding`, `data`, `training` and `figures` are what the course teaches; `aviary`, `studies`,
+`course`, `interactive`, `export` and `cli` serve it; `errors`, `files` and `lazy` carry both.
 """
 
 from typing import TYPE_CHECKING
@@ -22,24 +21,20 @@ if TYPE_CHECKING:
         soft_orthogonality as soft_orthogonality,
     )
     from sobook.retrieval import evaluate as evaluate, nearest_neighbors as nearest_neighbors
-    from sobook.training.config import TrainConfig as TrainConfig
-    from sobook.training.loop import fit as fit
-    from sobook.training.run import Run as Run
+    from sobook.training import Run as Run, TrainConfig as TrainConfig, fit as fit
 
 __version__ = "0.2.0"
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     {
-        "sobook.data.image_sets": ["load", "prepare"],
-        "sobook.embedding": ["embed"],
-        "sobook.encoder": ["Encoder"],
-        "sobook.errors": ["SobookError"],
-        "sobook.geometry": ["describe"],
-        "sobook.losses": ["ProxyAnchor", "SoftOrthogonalProxyAnchor", "soft_orthogonality"],
-        "sobook.retrieval": ["evaluate", "nearest_neighbors"],
-        "sobook.training.config": ["TrainConfig"],
-        "sobook.training.loop": ["fit"],
-        "sobook.training.run": ["Run"],
+        "sobook.data.image_sets": "load prepare",
+        "sobook.embedding": "embed",
+        "sobook.encoder": "Encoder",
+        "sobook.errors": "SobookError",
+        "sobook.geometry": "describe",
+        "sobook.losses": "ProxyAnchor SoftOrthogonalProxyAnchor soft_orthogonality",
+        "sobook.retrieval": "evaluate nearest_neighbors",
+        "sobook.training": "Run TrainConfig fit",
     },
 )

@@ -1,7 +1,6 @@
-"""The command `sobook`: one function per subcommand, in the words of the README.
+"""The command `sobook`: one function per subcommand; its docstring and signature are its help.
 
-`sobook` itself is imported lazily, so a command loads torch only once it needs it, and ``--help``
-never does.
+Names of `sobook` are imported when first used, so ``--help`` never loads torch.
 """
 
 import argparse
@@ -25,36 +24,26 @@ from sobook.training.config import TrainConfig
 class Source:
     """Which encoder, on which images: a finished run, or an encoder and a data set by name."""
 
+    # Run folder. Without one, the encoder named below is used as it comes (frozen).
     run: Annotated[str | None, tyro.conf.Positional] = None
-    """Run folder. Without one, the encoder named below is used as it comes (frozen)."""
+    # aviary, cub200, cars196, sop, inshop or folder; default: that of the run, else aviary.
     dataset: str | None = None
-    """aviary, cub200, cars196, sop, inshop or folder; default: that of the run, else aviary."""
-    root: str | None = None
-    """Folder that holds the data set's own folder; default: $SOBOOK_DATA, else data/."""
+    root: str | None = None  # Folder that holds the data sets; default: $SOBOOK_DATA, else data/.
+    # Options of the data set, e.g. species 40 seed 1.
     options: dict[str, int] = field(default_factory=dict)
-    """Options of the data set, e.g. species 40 seed 1."""
-    allow_partial: bool = False
-    """Accept a benchmark with images missing."""
-    encoder: str = TrainConfig.encoder
-    """Name of a timm model, or the bundled micro encoder."""
-    weights: str | None = "pretrained"
-    """pretrained, micro, or a .safetensors or .pth file."""
-    image_size: int | None = None
-    """Side of the input in pixels; default: the encoder's own."""
-    token: str | None = None
-    """Which token is the feature: cls, dist or mean."""
-    device: str | None = None
-    """cpu, cuda …; default: a GPU where there is one."""
+    allow_partial: bool = False  # Accept a benchmark with images missing.
+    encoder: str = TrainConfig.encoder  # Name of a timm model, or the bundled micro encoder.
+    weights: str | None = "pretrained"  # pretrained, micro, or a .safetensors or .pth file.
+    image_size: int | None = None  # Side of the input in pixels; default: the encoder's own.
+    token: str | None = None  # Which token is the feature: cls, dist or mean.
+    device: str | None = None  # cpu, cuda …; default: a GPU where there is one.
 
-    def open(self):
-        """The settings of the data, and the encoder on its device: (TrainConfig, Encoder)."""
+    def open(self) -> "tuple[TrainConfig, sobook.Encoder]":
+        """The settings of the data, and the encoder on its device."""
         if self.run is None:
             config = TrainConfig(dataset=self.dataset or "aviary", encoder=self.encoder, dim=None)
             encoder = sobook.Encoder.create(
-                self.encoder,
-                weights=self.weights,
-                image_size=self.image_size,
-                token=self.token,
+                self.encoder, weights=self.weights, image_size=self.image_size, token=self.token
             ).eval()
         else:
             run = sobook.Run.load(self.run)
@@ -69,6 +58,12 @@ class Source:
         return config, encoder.to(sobook.training.distributed.choose_device(self.device))
 
 
+# How a command takes its arguments: run folders by position, the fields of a dataclass as options.
+Runs = tyro.conf.Positional[tuple[str, ...]]
+SourceOptions = Annotated[Source, tyro.conf.arg(name="")]
+TrainOptions = Annotated[TrainConfig, tyro.conf.arg(name="")]
+
+
 def prepare(
     name: tyro.conf.Positional[str],
     /,
@@ -78,7 +73,6 @@ def prepare(
     """Bring a data set onto this machine: download, verify, unpack; or draw, for the aviary.
 
     For instance:
-      sobook prepare aviary
       sobook prepare aviary --options species 40 seed 1
       sobook prepare cub200 --root ~/datasets
 
@@ -90,13 +84,13 @@ def prepare(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of what is left out: listed in full below
         folder = sobook.prepare(name, root, **options)
-        notes = sobook.data.notes(name, root) if name == "folder" else ()
+        notes = sobook.data.notes(name, root)
     _print_notes(notes, indent="")
     print(folder)
 
 
 def train(
-    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = TrainConfig(),  # noqa: B008 (frozen)
+    config: TrainOptions = TrainConfig(),  # noqa: B008 (frozen)
     recipe: str | None = None,
 ) -> None:
     """Train an encoder, evaluate it on the test classes, and leave a run folder.
@@ -105,17 +99,14 @@ def train(
     its last checkpoint. On several devices: accelerate launch -m sobook train ...
 
     For instance:
-      sobook train
       sobook train --so-weight 100 --seed 1
       sobook train --recipe cub200 --root ~/data --so-weight 100
-      sobook train --recipe cub200-tiny --root ~/data --image-size 128 --precision float32
       sobook train --recipe photos --root my_pictures --so-weight 100
 
     Args:
         config: the settings; what is not named here is that of the recipe, or the default.
-        recipe: settings to start from: cub200, cars196, sop, inshop (DeiT-Small), one of these
-            with -tiny (DeiT-Tiny), or photos, for a folder of your own. They are in
-            data/recipes.toml.
+        recipe: settings of data/recipes.toml to start from: cub200, cars196, sop, inshop
+            (DeiT-Small), one of these with -tiny, or photos, for a folder of your own.
     """
     run = sobook.fit(config)
     if _process_number() == 0:  # of several processes started together, one reports
@@ -123,7 +114,7 @@ def train(
         print(run.path)
 
 
-def evaluate(source: Annotated[Source, tyro.conf.arg(name="")]) -> None:
+def evaluate(source: SourceOptions) -> None:
     """Recall@K, MAP@R and R-precision on the test classes.
 
     For instance:
@@ -136,7 +127,7 @@ def evaluate(source: Annotated[Source, tyro.conf.arg(name="")]) -> None:
     _print_result(source.run or f"{encoder.name}, frozen", {**result.summary(), "notes": notes})
 
 
-def compare(runs: tyro.conf.Positional[tuple[str, ...]], /) -> None:
+def compare(runs: Runs, /) -> None:
     """Set runs on the same data side by side; differences are to the first.
 
     Intervals are 95 % bootstrap intervals over classes, paired where two runs are compared.
@@ -152,36 +143,27 @@ def compare(runs: tyro.conf.Positional[tuple[str, ...]], /) -> None:
     opened = [sobook.Run.load(path) for path in runs]
     data = {(run.config.dataset, str(run.config.options)) for run in opened}
     if len(data) > 1:
-        raise SobookError(
-            f"the runs are on different data: {sorted(data)}; compare like with like."
-        )
+        raise SobookError(f"the runs are on different data: {sorted(data)}.")
     results = [
         sobook.training.evaluate_run(run.config, run.encoder(), progress=True) for run in opened
     ]
-    width = max(len(run.path.name) for run in opened)
-    row = f"{{:{width}}}  {{:>9}}  {{:5}}  {{:13}}  {{:23}}  {{:7}}  {{}}".format
-    print(row("run", "so_weight", "R@1", "95 % interval", "difference", "RMS cos", "coherence"))
+    import pandas as pd
+
+    rows = []
     for run, result in zip(opened, results, strict=True):
         low, high = result.interval(1)
         paired = sobook.statistics.compare_classes(results[0], result)
         difference = f"{paired.difference:+.3f} [{paired.low:+.3f}, {paired.high:+.3f}]"
         shape = sobook.describe(run.proxies())
-        print(
-            row(
-                run.path.name,
-                f"{run.config.so_weight:g}",
-                f"{result.recall[1]:.3f}",
-                f"{low:.3f} – {high:.3f}",
-                "–" if run is opened[0] else difference,
-                f"{shape.rms_cosine:.3f}",
-                f"{shape.coherence:.3f}",
-            )
-        )
+        row = {"run": run.path.name, "so_weight": f"{run.config.so_weight:g}"}
+        row |= {"R@1": f"{result.recall[1]:.3f}", "95 % interval": f"{low:.3f} – {high:.3f}"}
+        row |= {"difference": "–" if result is results[0] else difference}
+        row |= {"RMS cos": f"{shape.rms_cosine:.3f}", "coherence": f"{shape.coherence:.3f}"}
+        rows.append(row)
+    print(pd.DataFrame(rows).to_string(index=False))
 
 
-def embed_images(
-    source: Annotated[Source, tyro.conf.arg(name="")], out: Path, split: str = "test"
-) -> None:
+def embed_images(source: SourceOptions, out: Path, split: str = "test") -> None:
     """Write the embeddings of a split to an .npz file: embeddings, labels, paths, class_names.
 
     For instance:
@@ -205,8 +187,8 @@ def embed_images(
             partial,
             embeddings=embeddings,
             labels=images.labels,
-            paths=np.array([str(path) for path in images.paths]),
-            class_names=np.array(images.class_names),
+            paths=[str(path) for path in images.paths],
+            class_names=images.class_names,
             notes=np.array(images.notes, dtype=str),
         )
     print(f"{out}: {len(embeddings):,} embeddings of dimension {embeddings.shape[1]}")
@@ -237,12 +219,7 @@ def export_run(
 
 
 def explore(
-    runs: tyro.conf.Positional[tuple[str, ...]],
-    /,
-    out: Path = Path("explorer.html"),
-    classes: int = 100,
-    images: int = 20,
-    seed: int = 0,
+    runs: Runs, /, out: Path = Path("explorer.html"), classes: int = 100, images: int = 20
 ) -> None:
     """Write a page that links heatmap, map, angles and pictures of one run or two.
 
@@ -256,19 +233,18 @@ def explore(
         out: the file to write, ending in .html.
         classes: most classes shown.
         images: most images of each class.
-        seed: of the map.
     """
     if out.suffix not in (".html", ".htm"):
         raise SobookError(f"--out {out}: the file must end in .html.")
     opened = [sobook.Run.load(path) for path in runs]
-    page = sobook.interactive.explorer.from_runs(
-        opened, classes=classes, per_class=images, seed=seed
-    )
+    from sobook.interactive import explorer
+
+    page = explorer.from_runs(opened, classes=classes, per_class=images)
     page.save(out)
     print(f"{out}: {len(page.source.encode()) / 1e6:.1f} MB")
 
 
-def study(
+def run_studies(
     studies: tyro.conf.Positional[tuple[str, ...]],
     /,
     out: Path | None = None,
@@ -279,7 +255,6 @@ def study(
 
     Finished runs are not repeated: stop it when you like, and start it again. Results are
     NAME.csv (a row per run), NAME.md (means, intervals, where it came from), NAME.json, NAME.png.
-    The studies behind notebook 07 are known by their names.
 
     For instance:
       sobook study aviary_lambda_heads --out results
@@ -293,23 +268,22 @@ def study(
     """
     if not studies:
         raise SobookError("study needs a study file, or the name of one that comes with sobook.")
+    from sobook.studies import report, study
+
     out = files.data_root() / "study_results" if out is None else out.expanduser()
-    study_module = sobook.studies.study
     for name in studies:
-        one = study_module.load(name)
-        table = study_module.gather(one) if only_gather else study_module.run(one, jobs=jobs)
+        one = study.load(name)
+        table = study.gather(one) if only_gather else study.run(one, jobs=jobs)
         if table.empty:
             raise SobookError(f"study {one.name}: no run is finished yet, so there is no table.")
         where = out.name if out.is_absolute() else out.as_posix()
-        command = f"sobook study {one.name} --out {where}"
-        for written in sobook.studies.report.write(one, table, out, command):
+        for written in report.write(one, table, out, f"sobook study {one.name} --out {where}"):
             print(written)
-        left = len(one.plan()) - len(table)
-        print(f"{one.name}: {len(table)} runs" + (f", {left} not done yet" if left else ""))
+        print(f"{one.name}: {len(table)} of {len(one.plan())} runs")
 
 
 def search_pictures(
-    source: Annotated[Source, tyro.conf.arg(name="")],
+    source: SourceOptions,
     folder: Path | None = None,
     index: Path | None = None,
     query: tuple[str, ...] = (),
@@ -319,12 +293,11 @@ def search_pictures(
     """Search in a folder of pictures: the nearest of a query, or a page to search in a browser.
 
     For instance:
-      sobook search data/runs/my-run --folder ~/pictures --query bird.jpg
       sobook search data/runs/my-run --folder ~/pictures --index pictures.npz --page search.html
       sobook search data/runs/my-run --index pictures.npz --query bird.jpg other.jpg
 
     Args:
-        source: the encoder: a run, or one by name. (Its data set options are not used.)
+        source: the encoder; its data set is not used.
         folder: pictures to index, subfolders included.
         index: .npz to write the index to or, without --folder, to read it from.
         query: pictures whose nearest are printed, one line per neighbor: cosine, class, file.
@@ -333,8 +306,9 @@ def search_pictures(
     """
     if folder is None and index is None:
         raise SobookError("search needs --folder, the pictures to index, or --index, a saved one.")
-    search = sobook.interactive.search
     _, encoder = source.open()
+    from sobook.interactive import search
+
     if folder is None:
         pictures = search.Index.load(index)
     else:
@@ -364,9 +338,7 @@ def grade_notebooks(
     so grade on a machine or in a container where that does no harm.
 
     For instance:
-      sobook grade handed-in/*.ipynb --out grades.csv
-      sobook grade handed-in/03_ada.ipynb --out grades.csv --timeout 300
-      sobook grade handed-in/*.ipynb --out grades.csv --no-execute
+      sobook grade handed-in/*.ipynb --out grades.csv --timeout 300
 
     Args:
         notebooks: the files handed in; 03_….ipynb, or any name, since the exercises tell.
@@ -376,29 +348,30 @@ def grade_notebooks(
     """
     if not notebooks:
         raise SobookError("grade needs one notebook or more.")
-    rows = []
+    from sobook.course import grading
+
+    grades = []
     for path in notebooks:
-        grades = sobook.course.grading.grade(path, timeout=timeout, execute=execute)
-        passed = sum(grade.passed for grade in grades)
-        print(f"{path}: {passed} of {len(grades)} passed")
-        rows += grades
-    print(sobook.course.grading.write(rows, out))
+        found = grading.grade(path, timeout=timeout, execute=execute)
+        print(f"{path}: {sum(grade.passed for grade in found)} of {len(found)} passed")
+        grades += found
+    print(grading.write(grades, out))
 
 
 def cache(root: str | None = None, clean: bool = False) -> None:
     """Say how much room the caches take, decoded images and embeddings, or delete them.
 
-    All of it can be made again; it only takes time. Runs and data sets are not touched.
+    All of it can be made again; it only takes time.
 
     For instance:
-      sobook cache
       sobook cache --clean
 
     Args:
         root: folder that holds the data sets; default: $SOBOOK_DATA, else data/.
         clean: delete what no process is writing.
     """
-    pixels = sobook.data.pixels
+    from sobook.data import pixels
+
     entries = pixels.cache_entries(root)
     for entry in entries:
         print(f"{entry.bytes / 1e6:10,.1f} MB  {entry.name}")
@@ -416,14 +389,15 @@ def _print_result(title: str, result: dict) -> None:
     low, high = result[next(key for key in result if key.endswith("_interval"))]
     recalls = "  ".join(f"R@{k} {value:.3f}" for k, value in result["recall"].items())
     print(f"{title}: {recalls}")
-    print(f"  95 % interval of the first over classes {low:.3f} – {high:.3f}", end="; ")
-    print(f"MAP@R {result['map_at_r']:.3f}, R-precision {result['r_precision']:.3f}", end="; ")
-    print(f"{result['queries']:,} queries")
+    print(
+        f"  95 % interval of the first over classes {low:.3f} – {high:.3f}; MAP@R "
+        f"{result['map_at_r']:.3f}, R-precision {result['r_precision']:.3f}; "
+        f"{result['queries']:,} queries"
+    )
     _print_notes(result.get("notes", ()))
 
 
 def _print_notes(notes, indent: str = "  ") -> None:
-    """What a data set's report has to say: what is missing or left out."""
     for note in notes:
         print(f"{indent}note: {note}")
 
@@ -433,7 +407,7 @@ COMMANDS = {
     "train": train,
     "evaluate": evaluate,
     "compare": compare,
-    "study": study,
+    "study": run_studies,
     "explore": explore,
     "embed": embed_images,
     "search": search_pictures,
@@ -444,10 +418,7 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        arguments: the words after ``sobook``; default: those of this process.
+    """Run the command line; default: that of this process.
 
     Returns:
         The exit status: 0 well, 1 an error. (Wrong usage exits with 2.)
@@ -472,7 +443,6 @@ def _parser() -> argparse.ArgumentParser:
     lines = [f"  {name:10}{run.__doc__.splitlines()[0]}" for name, run in COMMANDS.items()]
     parser = argparse.ArgumentParser(
         prog="sobook",
-        description="Deep metric learning with soft orthogonal proxies.",
         epilog="\n".join(["commands:", *lines, "", "sobook COMMAND --help shows examples."]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -486,10 +456,9 @@ def _parser() -> argparse.ArgumentParser:
 def _run(name: str, arguments: list[str]) -> None:
     command = COMMANDS[name]
     if name == "train":  # a recipe replaces the defaults, so it has to be known first
-        early = argparse.ArgumentParser(prog="sobook train", add_help=False, allow_abbrev=False)
+        early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         early.add_argument("--recipe")
-        recipe = early.parse_known_args(arguments)[0].recipe
-        if recipe is not None:
+        if recipe := early.parse_known_args(arguments)[0].recipe:
             command = functools.partial(train, config=TrainConfig.recipe(recipe))
     options = (tyro.conf.FlagCreatePairsOff,)
     tyro.cli(command, prog=f"sobook {name}", args=arguments, config=options)
@@ -499,7 +468,3 @@ def _fail(message: str) -> int:
     number = _process_number()
     print(f"sobook{f' (process {number})' if number else ''}: {message}", file=sys.stderr)
     return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -26,11 +26,7 @@ _SHIPPED = _CHECKOUT / "data" if _CHECKOUT else _PACKAGE / "_data"
 
 
 def shipped(name: str) -> Path:
-    """Path of a file that ships with sobook, e.g. ``benchmarks.toml`` or the micro weights.
-
-    Raises:
-        SobookError: the installation lacks the file.
-    """
+    """Path of a file that ships with sobook, e.g. ``benchmarks.toml`` or the micro weights."""
     file = _SHIPPED / name
     if not file.exists():
         raise SobookError(f"sobook's own file {name!r} is missing: reinstall sobook.")
@@ -39,18 +35,12 @@ def shipped(name: str) -> Path:
 
 def data_root(root: str | os.PathLike | None = None) -> Path:
     """Folder for data sets and runs: the argument, else ``$SOBOOK_DATA``, else ``data/``."""
-    chosen = root if root is not None else os.environ.get("SOBOOK_DATA")
-    if chosen:
-        return Path(chosen).expanduser()
-    return (_CHECKOUT or Path.cwd()) / "data"
+    chosen = root or os.environ.get("SOBOOK_DATA") or (_CHECKOUT or Path.cwd()) / "data"
+    return Path(chosen).expanduser()
 
 
 def read_toml(file: Path) -> dict:
-    """The content of a TOML file.
-
-    Raises:
-        SobookError: the file is not valid TOML, or not UTF-8.
-    """
+    """The content of a TOML file; `SobookError` where it is not valid."""
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:  # of TOML and of UTF-8 alike
@@ -62,9 +52,7 @@ def replacing(file: str | os.PathLike) -> Iterator[Path]:
     """A temporary path beside `file` that becomes `file` once the block has ended without error.
 
     The temporary name keeps the suffix of `file`, and its folder is made where it is missing.
-
-    Raises:
-        SobookError: `file` cannot be written, e.g. on a full disk; what was there is untouched.
+    Where it cannot be written, e.g. on a full disk, a `SobookError` follows.
     """
     file = Path(file)
     partial = file.with_name(f".{file.stem}.{os.getpid()}-{uuid.uuid4().hex[:8]}{file.suffix}")
@@ -103,11 +91,7 @@ def unwritable(file: Path, error: Exception) -> SobookError:
 def lock(file: Path, *, waiting: str | None = None) -> Iterator[None]:
     """Hold a lock file; whoever else wants it waits, after printing `waiting` to stderr.
 
-    The lock falls with the process that holds it, however that one ends. On a file system without
-    locks nothing is held.
-
-    Raises:
-        SobookError: the lock file cannot be made.
+    The lock falls with the process that holds it, however that one ends.
     """
     held = FileLock(file)
     try:
@@ -117,7 +101,7 @@ def lock(file: Path, *, waiting: str | None = None) -> Iterator[None]:
             print(waiting, file=sys.stderr)
         held.acquire()
     except NotImplementedError:
-        pass
+        pass  # a file system without locks
     except OSError as error:
         raise unwritable(file, error) from None
     try:
@@ -134,16 +118,15 @@ def available_cores() -> int:
 
 
 def end_with_parent() -> None:
-    """Let this worker process end when the process that started it does, even if that is killed.
+    """Let this worker end with the process that started it, even if that is killed.
 
     Workers left behind would hold its locks, and wait for work for ever.
     """
     parent = multiprocessing.parent_process()
-    if parent is None:  # this is not a worker
-        return
 
     def wait() -> None:
-        parent.join()
-        os._exit(1)
+        if parent is not None:
+            parent.join()
+            os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -2,7 +2,3 @@
 
 Start with `species`, which decides what a bird looks like; `art` and `scene` draw it.
 """
-
-from sobook import lazy
-
-__getattr__, __dir__, __all__ = lazy.attach(__name__, {})

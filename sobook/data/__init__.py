@@ -4,24 +4,11 @@ Start with `image_sets`; `benchmarks` reads each publisher's format, `fetch` dow
 caches decoded images, `loader` makes batches of them.
 """
 
-from typing import TYPE_CHECKING
-
-from sobook import lazy
-
-if TYPE_CHECKING:
-    from sobook.data.image_sets import (
-        ImageSet as ImageSet,
-        hold_out as hold_out,
-        load as load,
-        notes as notes,
-        prepare as prepare,
-    )
-    from sobook.data.pixels import read_image as read_image
-
-__getattr__, __dir__, __all__ = lazy.attach(
-    __name__,
-    {
-        "sobook.data.image_sets": ["ImageSet", "hold_out", "load", "notes", "prepare"],
-        "sobook.data.pixels": ["read_image"],
-    },
+from sobook.data.image_sets import (
+    ImageSet as ImageSet,
+    hold_out as hold_out,
+    load as load,
+    notes as notes,
+    prepare as prepare,
 )
+from sobook.data.pixels import read_image as read_image

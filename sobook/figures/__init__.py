@@ -1,8 +1,7 @@
 """Static figures: what a run, its proxies, its embeddings and its retrievals look like.
 
 Every function takes plain arrays or tensors (or mappings from a method's name to them, PA first)
-and returns one `Figure`. It shows itself in a notebook, saves with ``figure.savefig(path)``, and
-carries one sentence of alternative text, computed from what it shows: ``alt_text(figure)``.
+and returns one `Figure`, which carries a sentence of alternative text: ``alt_text(figure)``.
 """
 
 from typing import TYPE_CHECKING
@@ -16,17 +15,17 @@ if TYPE_CHECKING:
     from sobook.figures.proxies import *  # noqa: F403
     from sobook.figures.style import *  # noqa: F403
 
-_EXPORTS = {
-    "curves": "training_curves recall_curves interval_plot paired_differences",
-    "embeddings": "project quality place align embedding_map embedding_maps map_panel "
-    "sphere spheres",
-    "pictures": "contact_sheet retrieval_wall retrieval_comparison pick_queries attention_maps "
-    "split_chart",
-    "proxies": "class_order proxy_heatmaps angle_histogram spectra proxy_ribbons "
-    "confusion_vs_cosine attribute_lens",
-    "style": "COLORS PALETTE Figure alt_text finish method_color new_figure use_style",
-}
-
 __getattr__, __dir__, __all__ = lazy.attach(
-    __name__, {f"{__name__}.{module}": names.split() for module, names in _EXPORTS.items()}
+    __name__,
+    {
+        "sobook.figures.curves": "training_curves recall_curves interval_plot paired_differences",
+        "sobook.figures.embeddings": "project quality place align embedding_map embedding_maps "
+        "map_panel sphere spheres",
+        "sobook.figures.pictures": "contact_sheet retrieval_wall retrieval_comparison pick_queries "
+        "attention_maps split_chart",
+        "sobook.figures.proxies": "class_order proxy_heatmaps angle_histogram spectra "
+        "proxy_ribbons confusion_vs_cosine attribute_lens",
+        "sobook.figures.style": "COLORS PALETTE Figure alt_text finish method_color new_figure "
+        "use_style",
+    },
 )

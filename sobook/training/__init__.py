@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     {
-        "sobook.training.config": ["TrainConfig"],
-        "sobook.training.loop": ["evaluate_run", "fit"],
-        "sobook.training.run": ["Run"],
+        "sobook.training.config": "TrainConfig",
+        "sobook.training.loop": "evaluate_run fit",
+        "sobook.training.run": "Run",
     },
 )
