@@ -58,10 +58,8 @@ class Source:
         return config, encoder.to(sobook.training.distributed.choose_device(self.device))
 
 
-# How a command takes its arguments: run folders by position, the fields of a dataclass as options.
-Runs = tyro.conf.Positional[tuple[str, ...]]
-SourceOptions = Annotated[Source, tyro.conf.arg(name="")]
-TrainOptions = Annotated[TrainConfig, tyro.conf.arg(name="")]
+SourceOptions = Annotated[Source, tyro.conf.arg(name="")]  # its fields, without a prefix
+Several = tyro.conf.Positional[tuple[str, ...]]
 
 
 def prepare(
@@ -85,12 +83,12 @@ def prepare(
         warnings.simplefilter("ignore", UserWarning)  # of what is left out: listed in full below
         folder = sobook.prepare(name, root, **options)
         notes = sobook.data.notes(name, root)
-    _print_notes(notes, indent="")
+    _print_notes(notes)
     print(folder)
 
 
 def train(
-    config: TrainOptions = TrainConfig(),  # noqa: B008 (frozen)
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = TrainConfig(),  # noqa: B008 (frozen)
     recipe: str | None = None,
 ) -> None:
     """Train an encoder, evaluate it on the test classes, and leave a run folder.
@@ -127,10 +125,10 @@ def evaluate(source: SourceOptions) -> None:
     _print_result(source.run or f"{encoder.name}, frozen", {**result.summary(), "notes": notes})
 
 
-def compare(runs: Runs, /) -> None:
+def compare(runs: Several, /) -> None:
     """Set runs on the same data side by side; differences are to the first.
 
-    Intervals are 95 % bootstrap intervals over classes, paired where two runs are compared.
+    Intervals are 95 % bootstrap intervals over classes; those of differences are paired.
 
     For instance:
       sobook compare data/runs/pa data/runs/so100
@@ -219,7 +217,7 @@ def export_run(
 
 
 def explore(
-    runs: Runs, /, out: Path = Path("explorer.html"), classes: int = 100, images: int = 20
+    runs: Several, /, out: Path = Path("explorer.html"), classes: int = 100, images: int = 20
 ) -> None:
     """Write a page that links heatmap, map, angles and pictures of one run or two.
 
@@ -245,7 +243,7 @@ def explore(
 
 
 def run_studies(
-    studies: tyro.conf.Positional[tuple[str, ...]],
+    studies: Several,
     /,
     out: Path | None = None,
     jobs: int | None = None,
@@ -313,7 +311,7 @@ def search_pictures(
         pictures = search.Index.load(index)
     else:
         pictures = search.index_folder(encoder, folder)
-        _print_notes(pictures.left_out, indent="")
+        _print_notes(pictures.left_out)
         if index is not None:
             print(f"{pictures.save(index)}: {len(pictures):,} pictures")
     for picture in query:
@@ -397,9 +395,9 @@ def _print_result(title: str, result: dict) -> None:
     _print_notes(result.get("notes", ()))
 
 
-def _print_notes(notes, indent: str = "  ") -> None:
+def _print_notes(notes) -> None:
     for note in notes:
-        print(f"{indent}note: {note}")
+        print(f"  note: {note}")
 
 
 COMMANDS = {
