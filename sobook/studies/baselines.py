@@ -26,9 +26,6 @@ def make(name: str, num_classes: int, dim: int, **options: Any) -> nn.Module:
         dim: D, for the same.
         **options: of the loss in pytorch-metric-learning, e.g. ``scale=16`` for ArcFace.
 
-    Returns:
-        The loss, a module whose parameters have to be trained.
-
     Raises:
         SobookError: an unknown name, or pytorch-metric-learning is not installed.
 
@@ -41,20 +38,20 @@ def make(name: str, num_classes: int, dim: int, **options: Any) -> nn.Module:
         from pytorch_metric_learning import losses, miners
     except ImportError:
         raise SobookError(
-            f"the loss {name!r} comes from pytorch-metric-learning, which is not installed: "
-            "pip install pytorch-metric-learning"
+            f"the loss {name!r} needs pytorch-metric-learning: pip install pytorch-metric-learning"
         ) from None
-    if name == "proxy_nca":
-        return losses.ProxyNCALoss(num_classes, dim, **options)
-    if name == "soft_triple":
-        return losses.SoftTripleLoss(num_classes, dim, **options)
-    if name == "arcface":
-        return losses.ArcFaceLoss(num_classes, dim, **options)
     if name == "multi_similarity":
         return MinedLoss(losses.MultiSimilarityLoss(**options), miners.MultiSimilarityMiner())
-    margin = options.get("margin", 0.05)
-    miner = miners.TripletMarginMiner(margin=margin, type_of_triplets="semihard")
-    return MinedLoss(losses.TripletMarginLoss(**options), miner)
+    if name == "triplet":
+        loss = losses.TripletMarginLoss(**options)
+        miner = miners.TripletMarginMiner(margin=loss.margin, type_of_triplets="semihard")
+        return MinedLoss(loss, miner)
+    classes = {
+        "proxy_nca": losses.ProxyNCALoss,
+        "soft_triple": losses.SoftTripleLoss,
+        "arcface": losses.ArcFaceLoss,
+    }
+    return classes[name](num_classes, dim, **options)
 
 
 class MinedLoss(nn.Module):
@@ -69,37 +66,25 @@ class MinedLoss(nn.Module):
 
 
 class RegularizedProxyAnchor(nn.Module):
-    """Proxy Anchor plus `weight` times one of `REGULARIZERS` on its proxies.
-
-    Args:
-        loss: Proxy Anchor, with `proxies` (C, D).
-        regularizer: one of `REGULARIZERS`.
-        weight: of the regularizer.
-    """
+    """Proxy Anchor plus `weight` times one of `REGULARIZERS` on its proxies (C, D)."""
 
     def __init__(self, loss: nn.Module, regularizer: str, weight: float):
         super().__init__()
-        check_choice("regularizer", regularizer, REGULARIZERS)
-        self.loss, self.regularizer, self.weight = loss, regularizer, weight
+        self.loss, self.regularizer, self.weight = loss, REGULARIZERS[regularizer], weight
 
     @property
     def proxies(self) -> Tensor:
-        """(C, D) proxies of Proxy Anchor."""
         return self.loss.proxies
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        penalty = REGULARIZERS[self.regularizer](self.proxies)
-        return self.loss(embeddings, labels) + self.weight * penalty
+        return self.loss(embeddings, labels) + self.weight * self.regularizer(self.proxies)
 
 
 def class_vectors(loss: nn.Module) -> Tensor | None:
     """(C, D) proxies of a loss; None where it has none, or several per class."""
     if hasattr(loss, "proxies"):
         return loss.proxies.detach()
-    weights = getattr(loss, "W", None)  # ArcFace: (D, C)
-    if weights is None or hasattr(loss, "centers_per_class"):
-        return None
-    return weights.detach().T
+    return loss.W.detach().T if hasattr(loss, "W") else None  # ArcFace: (D, C)
 
 
 def double_soft_orthogonality(proxies: Tensor) -> Tensor:
@@ -124,12 +109,11 @@ def regular_face(proxies: Tensor) -> Tensor:
     return _cosines(proxies, diagonal=-2.0).max(dim=1).values.mean()
 
 
-def uniformity(proxies: Tensor, t: float = 2.0) -> Tensor:
-    """log mean exp(−t‖p̂ᵢ − p̂ⱼ‖²) over pairs i < j. Source: Wang and Isola, ICML 2020."""
-    count = len(proxies)
-    upper = torch.triu_indices(count, count, 1, device=proxies.device)
-    cosines = _cosines(proxies, diagonal=0.0)[upper[0], upper[1]]
-    return (-2 * t * (1 - cosines)).exp().mean().log()
+def uniformity(proxies: Tensor) -> Tensor:
+    """log mean exp(−2‖p̂ᵢ − p̂ⱼ‖²) over pairs i < j. Source: Wang and Isola, ICML 2020."""
+    cosines = _cosines(proxies, diagonal=0.0)
+    pairs = torch.ones_like(cosines, dtype=torch.bool).triu(1)
+    return (-4 * (1 - cosines[pairs])).exp().mean().log()
 
 
 REGULARIZERS = {
@@ -143,5 +127,4 @@ REGULARIZERS = {
 def _cosines(proxies: Tensor, *, diagonal: float) -> Tensor:
     """(C, C) cosines, with the given value on the diagonal."""
     unit = F.normalize(proxies, dim=1)
-    mask = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
-    return (unit @ unit.T).masked_fill(mask, diagonal)
+    return (unit @ unit.T).fill_diagonal_(diagonal)

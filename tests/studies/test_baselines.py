@@ -10,6 +10,7 @@ import torch
 from sobook.errors import SobookError
 from sobook.losses import ProxyAnchor, soft_orthogonality
 from sobook.studies import baselines
+from sobook.studies.frozen import HeadConfig
 
 
 def test_regularizers_against_their_definitions(rng):
@@ -63,7 +64,7 @@ def test_unknown_names_have_a_near_match():
     with pytest.raises(SobookError, match="Did you mean 'arcface'"):
         baselines.make("arc_face", 3, 4)
     with pytest.raises(SobookError, match="Did you mean 'coherence'"):
-        baselines.RegularizedProxyAnchor(ProxyAnchor(3, 4), "coherance", 1.0)
+        HeadConfig(regularizer="coherance")
 
 
 def test_a_baseline_without_its_package_is_a_sentence(monkeypatch):
