@@ -21,20 +21,14 @@ from sobook.aviary.scene import (
     Points,
     Sheet,
     bezier,
-    draw_front,
-    draw_support,
     ellipse,
-    lay_on,
     limb,
     mix,
-    paint_scene,
     photograph,
     smooth,
     swing,
     turn,
 )
-
-Places = tuple[tuple[float, float], ...]
 
 PAINTS: dict[str, Color] = {
     "black": (34, 32, 38),
@@ -94,6 +88,47 @@ class Marks:
     leg_color: str
 
 
+def places(polygon: str) -> list[tuple[float, float]]:
+    """Return the points of a polygon written as in SVG: "x,y x,y …"."""
+    return [tuple(map(float, point.split(","))) for point in polygon.split()]
+
+
+# On the body:
+BODY = places(".5,.02 .4,-.32 .1,-.46 -.26,-.34 -.52,-.14 -.52,.06 -.28,.36 .06,.5 .36,.36")
+BELLY = places(".3,-.3 .62,-.55 .8,.2 .5,.8 -.2,.8 -.56,.3 -.42,.12 -.1,.16 .16,.06")
+FLECKS = places(
+    ".34,.05 .26,.22 .12,.2 .18,.38 .03,.36 -.1,.26 -.22,.34"
+    " -.14,.42 .39,.2 .08,.46 -.33,.2 .24,.08 .31,.36"
+)
+# On the head:
+CAP = places("1.2,-.22 .4,-.34 -.5,-.28 -1.25,.15 -1.4,-1.4 1.2,-1.4")
+CHEEK = places("1.3,.02 .5,.1 -.15,.22 -.62,.62 -.35,1.3 .5,1.5 1.3,1.1")
+THROAT = places("1.2,.22 .55,.3 0,.55 -.15,1.1 .3,1.5 1.2,1.3")
+CRESTS = {
+    "none": [],
+    "peak": [".55,-.7 -.1,-1.2 -.95,-1.95 -1,-.2"],
+    "shag": [".3,-.8 -.35,-1.6 -.5,-.4", "0,-.8 -1,-1.4 -.6,0", "-.4,-.7 -1.45,-.9 -.7,.2"],
+    "ears": ["-.96,-.55 -.8,-1.55 -.2,-.8", ".96,-.55 .8,-1.55 .2,-.8"],
+    "plume": [
+        "-.2,-.75 -1.3,-.95 -2.4,-.35 -1.2,-.62 -.3,-.35",
+        "-.4,-.45 -1.2,-.55 -2,.15 -1.1,-.25 -.4,0",
+    ],
+    "topknot": [".1,-.8 .1,-1.5 .5,-2.1 1.1,-1.95 .65,-1.6 .35,-.8"],
+    "fan": [],  # feathers with dark tips, see draw_crest
+}
+BILLS = {  # upper and lower half: along its length, across
+    "thin": ("0,-.22 .6,-.06 1,.1 0,.12", "0,.06 .95,.1 0,.32"),
+    "cone": ("0,-.45 .55,-.25 1,.12 0,.14", "0,.1 .95,.13 .5,.36 0,.52"),
+    "dagger": ("0,-.32 1,.08 0,.1", "0,.08 1,.08 .5,.26 0,.38"),
+    "needle": ("0,-.17 .5,-.1 1,.22 .5,.08 0,.12", "0,.05 .5,.05 .96,.22 .5,.15 0,.22"),
+    "hook": ("0,-.5 .6,-.42 1,.05 .95,.62 .6,.2 0,.2", "0,.15 .6,.2 .5,.52 0,.55"),
+    "spatula": ("0,-.38 .5,-.06 .9,-.1 1.06,.1 0,.22", "0,.18 1,.12 .9,.28 0,.42"),
+    "banana": ("0,-.62 .5,-.62 .85,-.3 1,.3 .6,.1 0,.12", "0,.1 .6,.1 .9,.26 .5,.46 0,.5"),
+}
+# On the wing, from the shoulder to the tip; y > 0 towards the trailing edge:
+WING = places("-.08,0 .08,-.42 .45,-.42 .8,-.22 1.06,.04 .78,.3 .42,.58 .1,.44")
+
+
 class Pose:
     """Where the parts of one bird are, before it is placed in the picture (it looks right)."""
 
@@ -141,19 +176,7 @@ class Pose:
 
     def outline(self) -> Points:
         """Return the silhouette of the body without head, neck and limbs."""
-        return smooth(
-            self.body_line(
-                (0.50, 0.02),
-                (0.40, -0.32),
-                (0.10, -0.46),
-                (-0.26, -0.34),
-                (-0.52, -0.14),
-                (-0.52, 0.06),
-                (-0.28, 0.36),
-                (0.06, 0.50),
-                (0.36, 0.36),
-            )
-        )
+        return smooth(self.body_line(*BODY))
 
 
 # --- behind the body: tail, legs, crest, bill ---------------------------------------------------
@@ -193,30 +216,9 @@ def draw_legs(sheet: Sheet, pose: Pose, look: Look, marks: Marks) -> None:
             sheet.shape(limb([foot - 1j, foot + toe], [thick, 1.6]), color)
 
 
-CRESTS: dict[str, tuple[Places, ...]] = {  # polygons on the head, painted like the crown
-    "none": (),
-    "peak": (((0.55, -0.7), (-0.1, -1.2), (-0.95, -1.95), (-1.0, -0.2)),),
-    "shag": (
-        ((0.3, -0.8), (-0.35, -1.6), (-0.5, -0.4)),
-        ((0.0, -0.8), (-1.0, -1.4), (-0.6, 0.0)),
-        ((-0.4, -0.7), (-1.45, -0.9), (-0.7, 0.2)),
-    ),
-    "ears": (
-        ((-0.96, -0.55), (-0.8, -1.55), (-0.2, -0.8)),
-        ((0.96, -0.55), (0.8, -1.55), (0.2, -0.8)),
-    ),
-    "plume": (
-        ((-0.2, -0.75), (-1.3, -0.95), (-2.4, -0.35), (-1.2, -0.62), (-0.3, -0.35)),
-        ((-0.4, -0.45), (-1.2, -0.55), (-2.0, 0.15), (-1.1, -0.25), (-0.4, 0.0)),
-    ),
-    "topknot": (((0.1, -0.8), (0.1, -1.5), (0.5, -2.1), (1.1, -1.95), (0.65, -1.6), (0.35, -0.8)),),
-    "fan": (),  # feathers with dark tips, see draw_crest
-}
-
-
 def draw_crest(sheet: Sheet, pose: Pose, look: Look, color: Color) -> None:
     for polygon in CRESTS[look.crest]:
-        sheet.shape(pose.head_line(*polygon), color)
+        sheet.shape(pose.head_line(*places(polygon)), color)
     if look.crest == "fan":
         for x, y in ((0.55, -1.9), (-0.05, -2.1), (-0.7, -2.0), (-1.25, -1.65)):
             path = pose.head_line((0, -0.4), (0.7 * x, 0.72 * y), (x, y))
@@ -224,42 +226,14 @@ def draw_crest(sheet: Sheet, pose: Pose, look: Look, color: Color) -> None:
             sheet.shape(ellipse(path[-1], 4.5, 4.5), mix(color, BLACK, 0.55))
 
 
-BILLS: dict[str, tuple[Places, Places]] = {  # upper and lower half: along its length, across
-    "thin": (((0, -0.22), (0.6, -0.06), (1, 0.10), (0, 0.12)), ((0, 0.06), (0.95, 0.1), (0, 0.32))),
-    "cone": (
-        ((0, -0.45), (0.55, -0.25), (1, 0.12), (0, 0.14)),
-        ((0, 0.1), (0.95, 0.13), (0.5, 0.36), (0, 0.52)),
-    ),
-    "dagger": (((0, -0.32), (1, 0.08), (0, 0.1)), ((0, 0.08), (1, 0.08), (0.5, 0.26), (0, 0.38))),
-    "needle": (
-        ((0, -0.17), (0.5, -0.1), (1, 0.22), (0.5, 0.08), (0, 0.12)),
-        ((0, 0.05), (0.5, 0.05), (0.96, 0.22), (0.5, 0.15), (0, 0.22)),
-    ),
-    "hook": (
-        ((0, -0.5), (0.6, -0.42), (1, 0.05), (0.95, 0.62), (0.6, 0.2), (0, 0.2)),
-        ((0, 0.15), (0.6, 0.2), (0.5, 0.52), (0, 0.55)),
-    ),
-    "spatula": (
-        ((0, -0.38), (0.5, -0.06), (0.9, -0.1), (1.06, 0.1), (0, 0.22)),
-        ((0, 0.18), (1, 0.12), (0.9, 0.28), (0, 0.42)),
-    ),
-    "banana": (
-        ((0, -0.62), (0.5, -0.62), (0.85, -0.3), (1, 0.3), (0.6, 0.1), (0, 0.12)),
-        ((0, 0.1), (0.6, 0.1), (0.9, 0.26), (0.5, 0.46), (0, 0.5)),
-    ),
-}
-
-
 def draw_bill(sheet: Sheet, pose: Pose, look: Look, marks: Marks) -> None:
     if look.bill == "owl":  # in the middle of its face
         return
     length = look.bill_length * (0.66, 1.0, 1.45)[marks.bill_length] * pose.turned / look.head
     paint = PAINTS[marks.bill_color]
-    upper, lower = (
-        [pose.on_head(0.8 + (0.2 + length) * x, y) for x, y in half] for half in BILLS[look.bill]
-    )
-    sheet.shape(lower, mix(paint, BLACK, 0.22))
-    sheet.shape(upper, paint)
+    upper, lower = BILLS[look.bill]
+    for half, color in ((lower, mix(paint, BLACK, 0.22)), (upper, paint)):
+        sheet.shape([pose.on_head(0.8 + (0.2 + length) * x, y) for x, y in places(half)], color)
 
 
 # --- body and head ------------------------------------------------------------------------------
@@ -278,63 +252,22 @@ def draw_plumage(sheet: Sheet, pose: Pose, look: Look, marks: Marks) -> None:
     _paint_underside(coat, pose, look, marks)
     coat.mark(ellipse(pose.head, 1.06 * look.head, 1.03 * look.head), look.crown)
     if not look.hood:
-        cheek = (
-            (1.3, 0.02),
-            (0.5, 0.10),
-            (-0.15, 0.22),
-            (-0.62, 0.62),
-            (-0.35, 1.3),
-            (0.5, 1.5),
-            (1.3, 1.1),
-        )
-        coat.mark(smooth(pose.head_line(*cheek)), look.under)
+        coat.mark(smooth(pose.head_line(*CHEEK)), look.under)
     _paint_head(coat, pose, look, marks)
     sheet.add(coat)
-
-
-_FLECKS = (
-    (0.34, 0.05),
-    (0.26, 0.22),
-    (0.12, 0.20),
-    (0.18, 0.38),
-    (0.03, 0.36),
-    (-0.10, 0.26),
-    (-0.22, 0.34),
-    (-0.14, 0.42),
-    (0.39, 0.20),
-    (0.08, 0.46),
-    (-0.33, 0.2),
-    (0.24, 0.08),
-    (0.31, 0.36),
-)
 
 
 def _paint_underside(coat: Sheet, pose: Pose, look: Look, marks: Marks) -> None:
     belly = look.under
     if marks.belly != "plain":
         belly = mix(belly, PAINTS[marks.belly], 0.82)
-    coat.mark(
-        smooth(
-            pose.body_line(
-                (0.30, -0.30),
-                (0.62, -0.55),
-                (0.80, 0.2),
-                (0.5, 0.8),
-                (-0.2, 0.8),
-                (-0.56, 0.3),
-                (-0.42, 0.12),
-                (-0.1, 0.16),
-                (0.16, 0.06),
-            )
-        ),
-        belly,
-    )
+    coat.mark(smooth(pose.body_line(*BELLY)), belly)
     ink = mix(belly, BLACK, 0.75)
     if marks.belly_pattern == "bars":
         for x in (0.30, 0.16, 0.02, -0.12, -0.26):
             bar = pose.body_line((x, 0.0), (x + 0.03, 0.25), (x, 0.6))
             coat.mark(limb(bar, [2.6, 2.6, 2.6]), ink)
-    for x, y in _FLECKS:
+    for x, y in FLECKS:
         if marks.belly_pattern == "spots":
             coat.mark(ellipse(pose.at(x, y), 3.7, 3.7), ink)
         elif marks.belly_pattern == "streaks":
@@ -348,11 +281,9 @@ def _paint_underside(coat: Sheet, pose: Pose, look: Look, marks: Marks) -> None:
 def _paint_head(coat: Sheet, pose: Pose, look: Look, marks: Marks) -> None:
     r = look.head
     if marks.throat != "none":
-        patch = ((1.2, 0.22), (0.55, 0.30), (0.0, 0.55), (-0.15, 1.1), (0.3, 1.5), (1.2, 1.3))
-        coat.mark(smooth(pose.head_line(*patch)), PAINTS[marks.throat])
+        coat.mark(smooth(pose.head_line(*THROAT)), PAINTS[marks.throat])
     if marks.cap != "none":
-        cap = ((1.2, -0.22), (0.4, -0.34), (-0.5, -0.28), (-1.25, 0.15), (-1.4, -1.4), (1.2, -1.4))
-        coat.mark(pose.head_line(*cap), PAINTS[marks.cap])
+        coat.mark(pose.head_line(*CAP), PAINTS[marks.cap])
     if look.bill == "owl":
         _paint_owl(coat, pose, look, marks)
         return
@@ -367,10 +298,9 @@ def _paint_head(coat: Sheet, pose: Pose, look: Look, marks: Marks) -> None:
 
 
 def _paint_eye(coat: Sheet, eye: complex, size: float, ring: str) -> None:
-    if ring != "none":
-        coat.mark(ellipse(eye, size + 3.2, size + 3.2), PAINTS[ring])
-    else:  # a hint of a rim, lest a dark eye drown in a dark face
-        coat.mark(ellipse(eye, size + 1.2, size + 1.2), (86, 80, 84))
+    # Without a ring a hint of a rim, lest a dark eye drown in a dark face.
+    rim, color = (1.2, (86, 80, 84)) if ring == "none" else (3.2, PAINTS[ring])
+    coat.mark(ellipse(eye, size + rim, size + rim), color)
     coat.mark(ellipse(eye, size, size), BLACK)
     coat.mark(ellipse(eye + size * complex(0.3, -0.36), 0.36 * size, 0.36 * size), WHITE)
 
@@ -397,7 +327,6 @@ def _paint_owl(coat: Sheet, pose: Pose, look: Look, marks: Marks) -> None:
 
 
 def draw_wing(sheet: Sheet, pose: Pose, look: Look, marks: Marks, *, far: bool = False) -> None:
-    """Wing coordinates: x from the shoulder to the tip, y > 0 towards the trailing edge."""
     wing = sheet.layer()
     root, axis = pose.at(0.20, -0.22 if pose.raised else -0.16), pose.wing
     if far:
@@ -408,21 +337,7 @@ def draw_wing(sheet: Sheet, pose: Pose, look: Look, marks: Marks, *, far: bool =
     def line(*places: tuple[float, float]) -> Points:
         return [root + complex(x * length, -y * depth) * axis for x, y in places]
 
-    wing.shape(
-        smooth(
-            line(
-                (-0.08, 0.0),
-                (0.08, -0.42),
-                (0.45, -0.42),
-                (0.80, -0.22),
-                (1.06, 0.04),
-                (0.78, 0.30),
-                (0.42, 0.58),
-                (0.10, 0.44),
-            )
-        ),
-        base,
-    )
+    wing.shape(smooth(line(*WING)), base)
     tip = mix(base, BLACK, 0.22) if marks.wing_tip == "none" else PAINTS[marks.wing_tip]
     wing.mark(line((0.62, -0.8), (1.3, -0.8), (1.3, 0.9), (0.50, 0.9)), tip)
     wing.mark(line((-0.3, -0.9), (0.34, -0.9), (0.26, 0.9), (-0.3, 0.9)), mix(base, WHITE, 0.13))
@@ -468,7 +383,8 @@ def _blank_sheet(pose: Pose, look: Look, rng: Random, side: int) -> Sheet:
     offset = complex(side, side) / 2 + shift - away[0]
     head = offset + away[1]  # with most of the marks on it, it must be well inside
     inside = [min(max(v, 0.2 * side), 0.8 * side) for v in (head.real, head.imag)]
-    return Sheet(side, factor, offset + complex(*inside) - head, flip)
+    canvas = Image.new("RGB", (side, side))
+    return Sheet(canvas, factor, offset + complex(*inside) - head, flip)
 
 
 def paint(look: Look, marks: Marks, rng: Random, size: int) -> Image.Image:
@@ -483,8 +399,4 @@ def paint(look: Look, marks: Marks, rng: Random, size: int) -> Image.Image:
     draw_bill(sheet, pose, look, marks)
     draw_plumage(sheet, pose, look, marks)
     draw_wing(sheet, pose, look, marks)
-    scene = paint_scene(rng, sheet.side)
-    draw_support(scene, sheet, look.stance, pose.ground, rng)
-    lay_on(scene, sheet)
-    draw_front(scene, sheet, look.stance, pose.at(0, 0.26).imag, rng)
-    return photograph(scene, size, rng)
+    return photograph(sheet, look.stance, pose.ground, pose.at(0, 0.26).imag, size, rng)

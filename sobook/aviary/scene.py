@@ -1,9 +1,8 @@
 """What surrounds the birds of the aviary: the drawing sheet, the background and the camera.
 
-Pixels must not depend on the machine. So all chance comes from `random.Random.random` and
-`randbytes`, whose streams Python's documentation fixes; every coordinate is rounded to a whole
-pixel of the enlarged canvas before Pillow sees it; and only Pillow's integer operations follow
-(filled polygons are the same since Pillow 11.2; before, their edges differ by a pixel).
+Pixels must not depend on the machine: all chance comes from `Random.random` and `randbytes`, whose
+streams Python fixes; coordinates are rounded to whole pixels of the enlarged canvas before Pillow
+sees them; and only its integer operations follow (filled polygons are the same since Pillow 11.2).
 Points are complex numbers, x to the right and y downwards: to rotate is to multiply.
 """
 
@@ -113,40 +112,38 @@ def limb(path: Points, widths: list[float]) -> Points:
 class Sheet:
     """An enlarged layer with its mask, and the way from bird to canvas coordinates."""
 
-    def __init__(self, side: int, factor: complex, offset: complex, flip: bool) -> None:
-        self.side, self.factor, self.offset, self.flip = side, factor, offset, flip
-        self.image = Image.new("RGB", (side, side))
-        self.mask = Image.new("L", (side, side))
+    def __init__(self, image: Image.Image, factor: complex, offset: complex, flip: bool) -> None:
+        self.image, self.side, self.mask = image, image.width, Image.new("L", image.size)
+        self.factor, self.offset, self.flip = factor, offset, flip
         self._brush, self._stencil = ImageDraw.Draw(self.image), ImageDraw.Draw(self.mask)
+
+    def layer(self, image: Image.Image | None = None) -> Sheet:
+        """Return another sheet with the same coordinates, empty unless an image is given."""
+        image = image or Image.new("RGB", self.image.size)
+        return Sheet(image, self.factor, self.offset, self.flip)
 
     def place(self, points: Points) -> list[tuple[int, int]]:
         """Return whole canvas coordinates."""
-        factor, x, y = self.factor, self.offset.real, self.offset.imag
-        across = -1 if self.flip else 1
-        turned = [z * factor for z in points]
+        x, y, across = self.offset.real, self.offset.imag, -1 if self.flip else 1
+        turned = [z * self.factor for z in points]
         return [(round(x + across * z.real), round(y + z.imag)) for z in turned]
 
     def shape(self, points: Points, color: Color) -> None:
         """Paint a polygon that belongs to the silhouette."""
         placed = self.place(points)
-        self._stencil.polygon(placed, fill=255)
         self._brush.polygon(placed, fill=color)
+        self._stencil.polygon(placed, fill=255)
 
     def mark(self, points: Points, color: Color) -> None:
         """Paint a polygon that shows only inside the silhouette."""
         self._brush.polygon(self.place(points), fill=color)
 
-    def layer(self) -> Sheet:
-        """Return an empty sheet with the same coordinates."""
-        return Sheet(self.side, self.factor, self.offset, self.flip)
-
     def add(self, other: Sheet) -> None:
         """Lay another sheet, cut out along its silhouette, on this one."""
-        box = other.mask.getbbox()
-        if box:
-            cut = other.mask.crop(box)
-            self.image.paste(other.image.crop(box), box, cut)
-            self.mask.paste(255, box, cut)
+        box = other.mask.getbbox()  # None, for all of it, where nothing was painted
+        cut = other.mask.crop(box)
+        self.image.paste(other.image.crop(box), box, cut)
+        self.mask.paste(255, box, cut)
 
 
 # --- before and behind the bird -----------------------------------------------------------------
@@ -164,8 +161,8 @@ TINTS = ((240, 212, 190), (190, 210, 240), (208, 226, 180), (226, 202, 226), (24
 _FINE = 48  # side of the small canvas that becomes the background
 
 
-def paint_scene(rng: Random, side: int) -> Image.Image:
-    """Return a soft background: a few shapes on a small canvas, blurred and enlarged."""
+def _background(rng: Random, side: int) -> Image.Image:
+    """Soft: a few shapes on a small canvas, blurred and enlarged."""
     name, tint = pick(rng, tuple(SCENES)), pick(rng, TINTS)
     first, second, third = (
         mix(mix(color, tint, 0.35 * rng.random()), BLACK, 0.14 * rng.random())
@@ -188,63 +185,55 @@ def paint_scene(rng: Random, side: int) -> Image.Image:
     return scene.resize((side, side), Image.Resampling.BILINEAR)
 
 
-def draw_support(scene: Image.Image, sheet: Sheet, stance: str, ground: float, rng: Random) -> None:
-    """Draw what the bird stands on: a branch or a grassy mound whose top is at `ground`."""
-    brush = ImageDraw.Draw(scene)
+def _draw_support(scene: Sheet, stance: str, ground: float, rng: Random) -> None:
+    """What the bird stands on: a branch or a grassy mound whose top is at `ground`."""
     if stance == "perch":
         bend, width = swing(rng, 30), 4 + 5 * rng.random()
         bark = mix((116, 86, 60), (156, 146, 130), rng.random())
         ends = complex(-260, ground + bend), complex(260, ground - bend)
         path = bezier(ends[0], complex(-80, ground + 2), complex(80, ground + 2), ends[1])
         shadow, light = ([z + 1j * k * width for z in path] for k in (0.6, 0.25))
-        brush.polygon(sheet.place(limb(shadow, [width] * 9)), fill=mix(bark, BLACK, 0.3))
-        brush.polygon(sheet.place(limb(light, [0.62 * width] * 9)), fill=bark)
+        scene.mark(limb(shadow, [width] * 9), mix(bark, BLACK, 0.3))
+        scene.mark(limb(light, [0.62 * width] * 9), bark)
         for _ in range(int(4 * rng.random())):
-            _leaf(brush, sheet, complex(swing(rng, 130), ground), 24, rng)
+            _draw_leaf(scene, complex(swing(rng, 130), ground), 24, rng)
     elif stance == "ground":
         soil = mix((128, 146, 84), (192, 172, 130), rng.random())
-        brush.polygon(sheet.place(ellipse(complex(0, ground + 150), 300, 148)), fill=soil)
+        scene.mark(ellipse(complex(0, ground + 150), 300, 148), soil)
         for _ in range(12):
             foot = complex(swing(rng, 170), ground + 4 + 20 * rng.random())
             tip = foot + complex(swing(rng, 10), -14 - 14 * rng.random())
-            brush.polygon(sheet.place([foot - 2, tip, foot + 2]), fill=mix(soil, (60, 96, 48), 0.6))
+            scene.mark([foot - 2, tip, foot + 2], mix(soil, (60, 96, 48), 0.6))
 
 
-def draw_front(scene: Image.Image, sheet: Sheet, stance: str, water: float, rng: Random) -> None:
-    """Draw water around a swimmer and, now and then, a twig or leaves in front of the bird."""
-    brush = ImageDraw.Draw(scene)
+def _draw_front(scene: Sheet, stance: str, water: float, rng: Random) -> None:
+    """Water around a swimmer and, now and then, a twig or leaves in front of the bird."""
     if stance == "swim":
         blue = mix((88, 144, 170), (126, 174, 166), rng.random())
-        brush.polygon(sheet.place(ellipse(complex(0, water + 300), 900, 300)), fill=blue)
+        scene.mark(ellipse(complex(0, water + 300), 900, 300), blue)
         for i in range(6):
             middle = complex(swing(rng, 110), water + 4 + 11 * i)
-            ripple = ellipse(middle, 34 + 20 * rng.random(), 2.2)
-            brush.polygon(sheet.place(ripple), fill=mix(blue, WHITE, 0.35))
+            scene.mark(ellipse(middle, 34 + 20 * rng.random(), 2.2), mix(blue, WHITE, 0.35))
     if rng.random() >= NUISANCE.occluded:
         return
     if rng.random() < 0.5:
         x, lean = swing(rng, 60), swing(rng, 80)
-        path = bezier(
-            complex(x - lean, -260),
-            complex(x + lean, -60),
-            complex(x - lean, 80),
-            complex(x + lean, 260),
-        )
-        twig = limb(path, [2.6 + 0.3 * i for i in range(9)])
-        brush.polygon(sheet.place(twig), fill=(104, 82, 60))
-        _leaf(brush, sheet, path[4], 34, rng)
+        a, b = complex(x - lean, -260), complex(x + lean, -60)
+        path = bezier(a, b, complex(x - lean, 80), complex(x + lean, 260))
+        scene.mark(limb(path, [2.6 + 0.3 * i for i in range(9)]), (104, 82, 60))
+        _draw_leaf(scene, path[4], 34, rng)
     else:
         for _ in range(2):
-            _leaf(brush, sheet, complex(swing(rng, 90), swing(rng, 80)), 42, rng)
+            _draw_leaf(scene, complex(swing(rng, 90), swing(rng, 80)), 42, rng)
 
 
-def _leaf(brush, sheet: Sheet, stem: complex, size: float, rng: Random):
+def _draw_leaf(scene: Sheet, stem: complex, size: float, rng: Random) -> None:
     axis = turn(360 * rng.random()) * size
     green = mix((74, 128, 60), (182, 182, 72), rng.random())
     sides = (0, complex(0.45, 0.28), 1, complex(0.45, -0.28))
-    brush.polygon(sheet.place(smooth([stem + axis * z for z in sides])), fill=green)
+    scene.mark(smooth([stem + axis * z for z in sides]), green)
     vein = limb([stem, stem + 0.85 * axis], [1.2, 0.6])
-    brush.polygon(sheet.place(vein), fill=mix(green, (255, 255, 220), 0.35))
+    scene.mark(vein, mix(green, (255, 255, 220), 0.35))
 
 
 # --- from layers to a photograph ----------------------------------------------------------------
@@ -253,16 +242,13 @@ _RIM = [min(255, 2 * v) * 5 // 8 for v in range(256)]
 _SHADE = [(255 - v) * 100 // 255 for v in range(256)]
 
 
-def lay_on(scene: Image.Image, sheet: Sheet) -> None:
+def _lay_on(scene: Image.Image, sheet: Sheet) -> None:
     """Lay the bird on the scene, with a soft dark rim and a shade that makes it round."""
     side, margin = sheet.side, sheet.side // 60 + 4
-    left, top, right, bottom = sheet.mask.getbbox() or (0, 0, side, side)
-    box = (
-        max(0, left - margin),
-        max(0, top - margin),
-        min(side, right + margin),
-        min(side, bottom + margin),
-    )
+    bounds = sheet.mask.getbbox()
+    left, top = (max(0, v - margin) for v in bounds[:2])
+    right, bottom = (min(side, v + margin) for v in bounds[2:])
+    box = (left, top, right, bottom)
     bird, mask = sheet.image.crop(box), sheet.mask.crop(box)
     scene.paste((42, 36, 38), box, mask.filter(ImageFilter.BoxBlur(side / 130)).point(_RIM))
     inside = mask.reduce(4)
@@ -273,9 +259,18 @@ def lay_on(scene: Image.Image, sheet: Sheet) -> None:
     scene.paste(bird, box, mask)
 
 
-def photograph(scene: Image.Image, size: int, rng: Random) -> Image.Image:
-    """Reduce the scene to `size`, with the light, blur and noise of a small camera."""
-    picture = scene.reduce(ENLARGEMENT)
+def photograph(
+    bird: Sheet, stance: str, ground: float, water: float, size: int, rng: Random
+) -> Image.Image:
+    """Return the bird in a scene, (size, size) RGB, with light, blur and noise of a small camera.
+
+    `ground` and `water` are the heights in bird coordinates on which it stands or swims.
+    """
+    scene = bird.layer(_background(rng, bird.side))
+    _draw_support(scene, stance, ground, rng)
+    _lay_on(scene.image, bird)
+    _draw_front(scene, stance, water, rng)
+    picture = scene.image.reduce(ENLARGEMENT)
     radius = NUISANCE.blur * rng.random() * size / 96
     if radius > 0.25:
         picture = picture.filter(ImageFilter.BoxBlur(radius))
