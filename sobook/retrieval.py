@@ -1,12 +1,10 @@
-"""Retrieval: nearest neighbors by cosine, and the metrics of the field.
-
-Start with `evaluate`. The search is exact: by torch on a GPU where there is one and the search is
-large, else by faiss. How sure the numbers are is the business of `statistics`.
+"""Retrieval: nearest neighbors by cosine, and the metrics of the field; start with `evaluate`.
 
 Notation: N queries, M gallery images, D embedding dimension, K neighbors looked at, R the number
 of relevant images of a query: those of its class in the gallery, itself left out.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,10 +17,8 @@ from torch import Tensor
 from sobook import statistics
 from sobook.errors import SobookError, check_choice
 
-UNMATCHED = ("exclude", "miss")
-_CHUNK = 4096  # queries searched at a time: bounds memory, and faiss is at full speed well below it
-# Queries × gallery images from which a search is moved to a GPU: our guess of where it pays.
-_GPU_PAYS = 10**7
+_CHUNK = 4096  # queries that faiss searches at a time, which bounds memory
+_GPU_PAYS = 10**7  # queries × gallery images from which a search is moved to a GPU, our guess
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,7 @@ class Retrieval:
     @property
     def counted(self) -> np.ndarray:
         """(N,) bool: the queries that the means are taken over."""
-        return self.matched if self.unmatched == "exclude" else np.ones(len(self.labels), bool)
+        return self.matched | (self.unmatched == "miss")
 
     def by_class(self, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Counted queries, and those with a hit among the first k, of every class: (C,) each."""
@@ -122,9 +118,6 @@ def evaluate(
             pytorch-metric-learning does), "miss" counts them as failures (as Proxy Anchor's code).
         seed: of the k-means.
 
-    Returns:
-        A `Retrieval`.
-
     Raises:
         SobookError: shapes that do not fit, NaN or zero vectors, K larger than the gallery, one
             class only, no query with a match.
@@ -139,7 +132,7 @@ def evaluate(
     """
     if (gallery is None) != (gallery_labels is None):
         raise SobookError("give gallery and gallery_labels together, or neither.")
-    check_choice("unmatched", unmatched, UNMATCHED)
+    check_choice("unmatched", unmatched, ("exclude", "miss"))
     own = gallery is None
     queries, gallery = _unit_pair(embeddings, gallery)
     labels = _checked_labels(labels, queries)
@@ -147,7 +140,8 @@ def evaluate(
     ks = _checked_ks(ks, len(gallery) - own)
     if len(np.unique(np.concatenate([labels, gallery_labels]))) < 2:
         raise SobookError("all labels are the same: with one class only, every image is relevant.")
-    num_relevant = _count_relevant(labels, gallery_labels, own)  # (N,) R of each query
+    count = Counter(gallery_labels.tolist())
+    num_relevant = np.array([count[label] for label in labels.tolist()]) - own  # (N,): R
     matched = num_relevant > 0
     if not matched.any():
         raise SobookError("no query has an image of its class in the gallery: check the labels.")
@@ -161,7 +155,7 @@ def evaluate(
         average_precision[rows], r_precision[rows] = _at_r(relevant, num_relevant[rows])
 
     hits = first_hit[:, None] < np.array(ks)  # (N, len(ks))
-    counted = matched if unmatched == "exclude" else np.ones(len(queries), bool)
+    counted = matched | (unmatched == "miss")
     return Retrieval(
         recall={k: float(hits[counted, i].mean()) for i, k in enumerate(ks)},
         map_at_r=float(average_precision[counted].mean()),
@@ -188,8 +182,7 @@ def nearest_neighbors(
 
     Returns:
         similarities (N, k) float32 and indices (N, k) int64 into the gallery. Similarities that
-        are equal as computed come in the order of their index, also where the last of them are
-        cut off.
+        are equal as computed come in the order of their index.
 
     Raises:
         SobookError: shapes that do not fit, NaN or zero vectors, k larger than the gallery.
@@ -197,116 +190,73 @@ def nearest_neighbors(
     own = gallery is None
     queries, gallery = _unit_pair(embeddings, gallery)
     (k,) = _checked_ks((k,), len(gallery) - own)
-    chunks = list(_search(queries, gallery, k, own))
-    return np.concatenate([chunk[1] for chunk in chunks]), np.concatenate([c[2] for c in chunks])
+    _, similarities, indices = zip(*_search(queries, gallery, k, own), strict=True)
+    return np.concatenate(similarities), np.concatenate(indices)
 
 
-# Yields for a chunk of queries: which they are, similarities and indices of their neighbors.
-_Chunks = Iterator[tuple[slice, np.ndarray, np.ndarray]]
-
-
-def _search(queries: Tensor, gallery: Tensor, k: int, own: bool) -> _Chunks:
-    """Exact top k of unit rows, a chunk of queries at a time.
+def _search(
+    queries: Tensor, gallery: Tensor, k: int, own: bool
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Exact top k of unit rows, ties in the order of their index, a chunk of queries at a time.
 
     With `own`, queries and gallery are the same images and each leaves out itself.
+
+    Yields:
+        Which queries, and the similarities and indices of their neighbors.
     """
-    most = min(k + own + 1, len(gallery))  # one more, to see a tie at the cut
-    top = _top_by_faiss if queries.device.type == "cpu" else _top_by_torch
-    for rows, similarities, indices in top(queries, gallery, most):
-        own_index = np.arange(rows.start, rows.stop) if own else None
+    listed = min(k + own + 1, len(gallery))  # one more, to see a tie at the cut
+    if gallery.device.type == "cpu":
+        top, size = _top_by_faiss(gallery), _CHUNK
+    else:
+        top, size = _top_by_torch(gallery), 1 + 2**26 // len(gallery)  # cosines of 256 MB
+    for start in range(0, len(queries), size):
+        rows = slice(start, min(start + size, len(queries)))
+        similarities, indices = top(queries[rows], listed)
+        if own:
+            similarities, indices = _without_own(similarities, indices, rows)
+        tied = similarities[:, 1:] == similarities[:, :-1]
+        for i in np.flatnonzero(tied[:, k - 1 :].any(1)):  # the k-th and the next: look at all
+            cosines = (gallery @ queries[start + i]).cpu().numpy()
+            if own:
+                cosines[start + i] = -np.inf
+            indices[i, :k] = np.argsort(-cosines, kind="stable")[:k]
+            similarities[i, :k] = cosines[indices[i, :k]]
+        similarities, indices = similarities[:, :k], indices[:, :k]
+        some = np.flatnonzero(tied.any(1))
+        order = np.lexsort((indices[some], -similarities[some]), axis=1)
+        similarities[some] = np.take_along_axis(similarities[some], order, 1)
+        indices[some] = np.take_along_axis(indices[some], order, 1)
+        yield rows, similarities, indices
 
-        def cosines_of(i: int, rows: slice = rows) -> np.ndarray:  # of query i of the chunk
-            return (gallery @ queries[rows.start + i]).cpu().numpy()
 
-        yield rows, *_settle(similarities, indices, cosines_of, k, own_index)
+# Gives, for queries (n, D), similarities and indices (n, count) of their nearest.
+_Top = Callable[[Tensor, int], tuple[np.ndarray, np.ndarray]]
 
 
-def _top_by_faiss(queries: Tensor, gallery: Tensor, most: int) -> _Chunks:
+def _top_by_faiss(gallery: Tensor) -> _Top:
     index = faiss.IndexFlatIP(gallery.shape[1])
     index.add(gallery.numpy())
-    for rows in _chunks(len(queries), _CHUNK):
-        yield rows, *index.search(queries[rows].numpy(), most)
+    return lambda queries, count: index.search(queries.numpy(), count)
 
 
-def _top_by_torch(queries: Tensor, gallery: Tensor, most: int) -> _Chunks:
-    """On the device of the tensors; the cosines of a chunk take at most 256 MB."""
-    for rows in _chunks(len(queries), max(1, min(_CHUNK, 2**26 // len(gallery)))):
-        nearest = (queries[rows] @ gallery.T).topk(most, dim=1)
-        yield rows, nearest.values.cpu().numpy(), nearest.indices.cpu().numpy()
+def _top_by_torch(gallery: Tensor) -> _Top:
+    def top(queries: Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
+        nearest = (queries @ gallery.T).topk(count, dim=1)
+        return nearest.values.cpu().numpy(), nearest.indices.cpu().numpy()
+
+    return top
 
 
-def _chunks(count: int, size: int) -> Iterator[slice]:
-    for start in range(0, count, size):
-        yield slice(start, min(start + size, count))
-
-
-def _settle(
-    similarities: np.ndarray,
-    indices: np.ndarray,
-    cosines_of: Callable[[int], np.ndarray],
-    k: int,
-    own_index: np.ndarray | None,
+def _without_own(
+    similarities: np.ndarray, indices: np.ndarray, rows: slice
 ) -> tuple[np.ndarray, np.ndarray]:
-    """From the k + 1 or k + 2 nearest to the k nearest others, ties in the order of their index.
-
-    Args:
-        similarities, indices: (n, ≤ k + 2), nearest first.
-        cosines_of: gives all cosines of query i of the chunk, for ties at the cut.
-        own_index: (n,) of each query in the gallery, to be left out; None where it is not there.
-    """
-    if own_index is not None:
-        similarities, indices = _drop(similarities, indices, own_index)
-    tied = similarities[:, 1:] == similarities[:, :-1]
-    if not tied.any():
-        return similarities[:, :k], indices[:, :k]
-    similarities, indices = similarities.copy(), indices.copy()
-    _settle_cut(similarities, indices, cosines_of, k, own_index)
-    similarities, indices = similarities[:, :k], indices[:, :k]
-    unordered = np.flatnonzero(tied.any(1))
-    order = np.lexsort((indices[unordered], -similarities[unordered]), axis=1)
-    for part in (similarities, indices):
-        part[unordered] = np.take_along_axis(part[unordered], order, 1)
-    return similarities, indices
-
-
-def _drop(
-    similarities: np.ndarray, indices: np.ndarray, own_index: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Leave each query's own index out of its k + 1 neighbors."""
-    drop = indices == own_index[:, None]
-    if drop[:, 0].all():  # no duplicates: everyone is nearest to itself
+    """Leave each query's own index out of its neighbors."""
+    keep = indices != np.arange(rows.start, rows.stop)[:, None]
+    if not keep[:, 0].any():  # no duplicates: everyone is nearest to itself
         return similarities[:, 1:], indices[:, 1:]
     # Among more than k exact duplicates the query itself may not be listed: then drop the last.
-    drop[~drop.any(1), -1] = True
-    shape = (len(indices), indices.shape[1] - 1)
-    return similarities[~drop].reshape(shape), indices[~drop].reshape(shape)
-
-
-def _settle_cut(
-    similarities: np.ndarray,
-    indices: np.ndarray,
-    cosines_of: Callable[[int], np.ndarray],
-    k: int,
-    own_index: np.ndarray | None,
-) -> None:
-    """Where the k-th and the next neighbor are equally near, keep those of lowest index."""
-    if similarities.shape[1] <= k:
-        return  # the whole gallery is listed
-    for i in np.flatnonzero(similarities[:, k - 1] == similarities[:, k]):
-        cosines = cosines_of(int(i))
-        if own_index is not None:
-            cosines[own_index[i]] = -np.inf
-        last = -np.partition(-cosines, k - 1)[k - 1]
-        nearer = np.flatnonzero(cosines > last)
-        indices[i, :k] = np.r_[nearer, np.flatnonzero(cosines == last)[: k - len(nearer)]]
-        similarities[i, :k] = cosines[indices[i, :k]]
-
-
-def _count_relevant(labels: np.ndarray, gallery_labels: np.ndarray, own: bool) -> np.ndarray:
-    """(N,) R: gallery images of each query's class, not counting the query itself."""
-    classes, counts = np.unique(gallery_labels, return_counts=True)
-    position = np.searchsorted(classes, labels).clip(max=len(classes) - 1)
-    return np.where(classes[position] == labels, counts[position], 0) - own
+    keep[keep.all(1), -1] = False
+    return tuple(part[keep].reshape(len(part), -1) for part in (similarities, indices))
 
 
 def _at_r(relevant: np.ndarray, num_relevant: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -335,18 +285,17 @@ def _unit_pair(embeddings: Any, gallery: Any) -> tuple[Tensor, Tensor]:
     searched = queries if gallery is None else _unit_rows(gallery, "gallery")
     if queries.shape[1] != searched.shape[1]:
         raise SobookError(
-            f"the gallery has dimension {searched.shape[1]}, the queries {queries.shape[1]}: embed "
-            "both with the same encoder."
+            f"the gallery has dimension {searched.shape[1]}, the queries {queries.shape[1]}."
         )
     device = queries.device
-    if device.type == "cpu" and len(queries) * len(searched) >= _GPU_PAYS:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if torch.cuda.is_available() and len(queries) * len(searched) >= _GPU_PAYS:
+        device = torch.device("cuda")
     queries = queries.to(device)
     return queries, queries if gallery is None else searched.to(device)
 
 
 def _unit_rows(rows: Any, name: str) -> Tensor:
-    """(N, D) float32 rows of unit length, on the device they are on; the caller's are untouched."""
+    """(N, D) float32 rows of unit length, on the device they are on."""
     rows = rows if torch.is_tensor(rows) else torch.tensor(np.asarray(rows, dtype=np.float32))
     rows = rows.detach().float()
     if rows.ndim != 2 or rows.numel() == 0:
@@ -354,22 +303,19 @@ def _unit_rows(rows: Any, name: str) -> Tensor:
     lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     bad = (~(lengths.isfinite() & (lengths > 0))).flatten().nonzero()
     if len(bad):
-        kind = "zero length" if lengths[bad[0]] == 0 else "NaN or infinite values"
         raise SobookError(
-            f"row {int(bad[0])} of the {name} has {kind} ({len(bad)} such rows): it has no "
-            "direction, so it has no neighbors; find out what made it, or leave it out."
+            f"row {int(bad[0])} of the {name} is zero, NaN or infinite ({len(bad)} such rows): "
+            "leave it out, or find out what made it."
         )
     return rows / lengths
 
 
 def _checked_labels(labels: Any, rows: Tensor) -> np.ndarray:
-    if hasattr(labels, "detach"):
-        labels = labels.detach().cpu().numpy()
-    labels = np.asarray(labels)
-    if labels.shape != (len(rows),):
-        raise SobookError(f"labels have shape {labels.shape}, expected ({len(rows)},).")
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise SobookError(f"labels are {labels.dtype}: give whole numbers.")
+    labels = np.asarray(labels.cpu() if torch.is_tensor(labels) else labels)
+    if labels.shape != (len(rows),) or not np.issubdtype(labels.dtype, np.integer):
+        raise SobookError(
+            f"labels are {labels.dtype} {labels.shape}, expected whole numbers ({len(rows)},)."
+        )
     return labels.astype(np.int64)
 
 
@@ -379,7 +325,6 @@ def _checked_ks(ks: Iterable[int], available: int) -> tuple[int, ...]:
         raise SobookError(f"ks are {list(ks)}: give whole numbers from 1 upwards.")
     if ks[-1] > available:
         raise SobookError(
-            f"K = {ks[-1]} is larger than the gallery: a query can find {available} images; "
-            "ask for fewer neighbors or give more images."
+            f"K = {ks[-1]} is larger than the gallery: a query can find {available} images."
         )
     return ks
