@@ -16,7 +16,6 @@ default_cfgs = generate_default_cfgs(
         f"{NAME}.aviary": {
             "num_classes": 0,
             "input_size": (3, 64, 64),
-            "pool_size": None,
             "crop_pct": 0.875,
             "interpolation": "bicubic",
             "fixed_input_size": True,
