@@ -1,9 +1,8 @@
 """How sure a number or a difference is: intervals, paired tests, corrections, verdicts.
 
 Start with `Comparison`. Two questions are kept apart: would other test classes say the same
-(`compare_classes`), and would another training run (`compare_seeds`)?
-
-Notation: C classes, S seeds, U unique profiles (classes with the same counts).
+(`compare_classes`), and would another training run (`compare_seeds`)? Comparisons have 95 %
+intervals. Notation: C classes, S seeds, U unique profiles (classes with the same counts).
 """
 
 import math
@@ -16,7 +15,8 @@ from scipy import stats
 
 from sobook.errors import SobookError
 
-RESAMPLES = 10_000
+RESAMPLES = 10_000  # of a bootstrap or a permutation test
+LEVEL = 0.95  # coverage of the interval of a comparison
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,11 @@ class Comparison:
 
     Attributes:
         difference: the mean difference.
-        low, high: ends of its interval.
+        low, high: ends of its 95 % interval.
         p_value: of a two-sided permutation test: how often a difference at least as large comes
             about when, in each pair, chance decides which of the two is called first.
         n: how many classes or seeds.
-        over: "classes" (would other test classes say the same?) or "seeds" (would another training
-            run?).
-        level: coverage of the interval.
+        over: "classes" or "seeds".
     """
 
     difference: float
@@ -40,7 +38,6 @@ class Comparison:
     p_value: float
     n: int
     over: str
-    level: float = 0.95
 
     def __str__(self) -> str:
         return (
@@ -60,15 +57,7 @@ class _Retrieval(Protocol):
     def by_class(self, k: int) -> tuple[np.ndarray, np.ndarray]: ...
 
 
-def compare_classes(
-    first: _Retrieval,
-    second: _Retrieval,
-    k: int = 1,
-    level: float = 0.95,
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Comparison:
+def compare_classes(first: _Retrieval, second: _Retrieval, k: int = 1) -> Comparison:
     """Recall@K of two results on the same queries, paired by class.
 
     Queries of one class succeed and fail together, so classes are what the bootstrap interval draws
@@ -78,9 +67,6 @@ def compare_classes(
     Args:
         first, second: results of `sobook.retrieval.evaluate`.
         k: one of their Ks.
-        level: coverage of the interval.
-        resamples: bootstrap samples, and permutations.
-        seed: of both.
 
     Raises:
         SobookError: the two are not on the same queries.
@@ -92,37 +78,26 @@ def compare_classes(
         raise SobookError("the two results are not on the same queries: evaluate both alike.")
     queries, before = first.by_class(k)
     change = second.by_class(k)[1] - before
-    low, high = class_interval(change, queries, level, resamples=resamples, seed=seed)
+    low, high = class_interval(change, queries, LEVEL)
     sizes, counts = np.unique(np.abs(change), return_counts=True)
     # Of n classes whose change has the same size, Binomial(n, ½) keep their sign.
-    kept = np.random.default_rng(seed).binomial(counts, 0.5, (resamples, len(counts)))
+    kept = np.random.default_rng(0).binomial(counts, 0.5, (RESAMPLES, len(counts)))
     extreme = np.abs((2 * kept - counts) @ sizes) >= abs(change.sum()) - 1e-9
     return Comparison(
         difference=float(change.sum() / queries.sum()),
         low=low,
         high=high,
-        p_value=float((extreme.sum() + 1) / (resamples + 1)),
+        p_value=float((extreme.sum() + 1) / (RESAMPLES + 1)),
         n=len(queries),
         over="classes",
-        level=level,
     )
 
 
-def compare_seeds(
-    first: ArrayLike,
-    second: ArrayLike,
-    level: float = 0.95,
-    *,
-    resamples: int = 2**14,
-    seed: int = 0,
-) -> Comparison:
+def compare_seeds(first: ArrayLike, second: ArrayLike) -> Comparison:
     """A metric of two methods over the same seeds: t interval and sign-flip permutation test.
 
     Args:
         first, second: (S,) numbers, the metric at each seed, S ≥ 2, in the same order.
-        level: coverage of the interval.
-        resamples: sign patterns tried; with up to 14 seeds, all there are.
-        seed: of the draws where there are more.
 
     Raises:
         SobookError: not two rows of the same length, or values that are not finite.
@@ -132,16 +107,14 @@ def compare_seeds(
     """
     change = _paired_change(first, second)
     test = stats.permutation_test(
-        (change,), _rounded_mean, permutation_type="samples", n_resamples=resamples, rng=seed
+        (change,),
+        lambda values, axis: np.round(values.mean(axis=axis), 12),  # rounded: ties stay ties
+        permutation_type="samples",
+        n_resamples=2**14,  # with up to 14 seeds, all sign patterns
+        rng=0,
     )
-    return Comparison(
-        float(change.mean()),
-        *t_interval(change, level),
-        p_value=float(test.pvalue),
-        n=len(change),
-        over="seeds",
-        level=level,
-    )
+    low, high = t_interval(change, LEVEL)
+    return Comparison(float(change.mean()), low, high, float(test.pvalue), len(change), "seeds")
 
 
 def t_test(first: ArrayLike, second: ArrayLike) -> float:
@@ -155,11 +128,6 @@ def t_test(first: ArrayLike, second: ArrayLike) -> float:
     """
     change = _paired_change(first, second)
     return float(stats.ttest_1samp(change, 0).pvalue) if np.ptp(change) > 0 else math.nan
-
-
-def _rounded_mean(values: np.ndarray, axis: int) -> np.ndarray:
-    """The mean without rounding errors, so that sign patterns that tie with the data count."""
-    return np.round(values.mean(axis=axis), 12)
 
 
 def _paired_change(first: ArrayLike, second: ArrayLike) -> np.ndarray:
@@ -180,17 +148,16 @@ def verdict(comparison: Comparison, *, p_holm: float | None = None) -> str:
     Args:
         comparison: by itself decided by whether its interval leaves out 0.
         p_holm: its p value corrected for the family of comparisons it belongs to (`holm`); if
-            given, this decides, at the comparison's level.
+            given, this decides.
 
     >>> verdict(Comparison(0.02, 0.01, 0.03, 0.002, 58, "classes"))
     'higher'
     >>> verdict(Comparison(0.02, 0.01, 0.03, 0.002, 58, "classes"), p_holm=0.08)
     'no difference shown'
     """
-    if p_holm is None:
-        shown = comparison.low > 0 or comparison.high < 0
-    else:
-        shown = p_holm <= 1 - comparison.level
+    shown = comparison.low > 0 or comparison.high < 0
+    if p_holm is not None:
+        shown = p_holm <= 1 - LEVEL
     if not shown:
         return "no difference shown"
     return "higher" if comparison.difference > 0 else "lower"
@@ -230,13 +197,8 @@ def class_interval(
         level: coverage, between 0 and 1.
         resamples: bootstrap samples.
         seed: of the draws.
-
-    Returns:
-        Lower and upper end.
     """
     _check_level(level)
-    if resamples < 1:
-        raise SobookError(f"resamples is {resamples}: give at least 1, usually 10,000.")
     # Classes with equal counts are interchangeable, so unique profiles are drawn instead: the same
     # bootstrap with fewer numbers (the 11,316 test classes of SOP have about 80 profiles).
     profiles = np.stack([queries, successes], axis=1)
@@ -263,53 +225,40 @@ def holm(p_values: ArrayLike) -> np.ndarray:
 
 
 def rank_correlation(
-    a: ArrayLike,
-    b: ArrayLike,
-    level: float = 0.95,
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-    max_classes: int = 300,
+    a: ArrayLike, b: ArrayLike, *, resamples: int = 1000
 ) -> tuple[float, float, float]:
     """Spearman's ρ of two numbers known for every pair of classes, with an interval over classes.
 
     The C(C−1)/2 pairs are not independent: each class is in C − 1 of them. So the bootstrap draws
     classes, and a pair counts as often as its two classes were drawn together. Ranks stay those of
-    the whole set.
+    the whole set. With more than 300 classes the interval (not ρ) uses 300 of them, chosen at
+    random; it is then wider than that of all classes.
 
     Args:
         a, b: (C, C) symmetric; the diagonal does not matter.
-        level: coverage of the interval.
         resamples: bootstrap samples.
-        seed: of the draws.
-        max_classes: the interval (not ρ) uses at most this many classes, chosen at random; it is
-            then wider than that of all classes.
 
     Returns:
-        ρ and the two ends of the interval; NaN where one of the two does not vary.
-
-    >>> cosines = np.array([[1, 0.1, 0.2], [0.1, 1, 0.3], [0.2, 0.3, 1]])
-    >>> round(rank_correlation(cosines, 2 * cosines)[0], 6)
-    1.0
+        ρ and the two ends of its 95 % interval; NaN where one of the two does not vary.
     """
-    _check_level(level)
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if a.ndim != 2 or a.shape != b.shape or a.shape[0] != a.shape[1] or len(a) < 3:
         raise SobookError(f"a {a.shape} and b {b.shape} must both be (C, C) with C of at least 3.")
-    rho = _weighted_correlation(_ranks(a), _ranks(b))
+    ranks = _ranks(a), _ranks(b)
+    rho = _correlation(*ranks, np.ones(len(ranks[0])))
     if math.isnan(rho):
         return math.nan, math.nan, math.nan
-    rng = np.random.default_rng(seed)
-    if len(a) > max_classes:
-        some = np.sort(rng.permutation(len(a))[:max_classes])
+    rng = np.random.default_rng(0)
+    if len(a) > 300:
+        some = np.sort(rng.permutation(len(a))[:300])
         a, b = a[np.ix_(some, some)], b[np.ix_(some, some)]
-    ranks = _ranks(a), _ranks(b)
+        ranks = _ranks(a), _ranks(b)
     first, second = np.triu_indices(len(a), k=1)
     values = np.empty(resamples)
     for i in range(resamples):
         drawn = np.bincount(rng.integers(0, len(a), len(a)), minlength=len(a))
-        values[i] = _weighted_correlation(*ranks, drawn[first] * drawn[second])
-    return rho, *_percentiles(values[np.isfinite(values)], level)
+        values[i] = _correlation(*ranks, drawn[first] * drawn[second])
+    return rho, *_percentiles(values[np.isfinite(values)], LEVEL)
 
 
 def _ranks(matrix: np.ndarray) -> np.ndarray:
@@ -317,13 +266,11 @@ def _ranks(matrix: np.ndarray) -> np.ndarray:
     return stats.rankdata(np.round(pairs, 12))  # rounding errors must not break ties
 
 
-def _weighted_correlation(x: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None) -> float:
-    weight = np.ones(len(x)) if weight is None else weight
-    if not weight.any():
+def _correlation(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> float:
+    if not weight.any():  # all draws of classes gave the same one
         return math.nan
-    x, y = x - np.average(x, weights=weight), y - np.average(y, weights=weight)
-    size = math.sqrt(float((weight * x * x).sum() * (weight * y * y).sum()))
-    return float((weight * x * y).sum()) / size if size > 1e-12 else math.nan
+    (xx, xy), (_, yy) = np.cov(x, y, aweights=weight, ddof=0)
+    return float(xy / math.sqrt(xx * yy)) if xx * yy > 1e-12 else math.nan
 
 
 def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
