@@ -6,13 +6,11 @@
   tagged ``solution`` appear only in its twin in ``notebooks/solutions/``;
 * ``execute`` runs notebooks, in place or, with ``--out``, into another folder;
 * ``pages`` turns executed notebooks into HTML that needs no network, with an index;
-* ``check`` fails when notebooks do not fit their sources, are too large or name this machine;
-* ``setup`` copies the setup cell below into every source script.
+* ``check`` fails when notebooks do not fit their sources, are too large or name this machine.
 """
 
 import argparse
 import copy
-import difflib
 import hashlib
 import html
 import os
@@ -20,14 +18,17 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jupytext
 import nbformat
-from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
-from traitlets import default
+from traitlets.config import Config
+
+from sobook.errors import SobookError, check_choice
+from sobook.files import write_text
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -38,10 +39,11 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+NO_ALT = "A figure, described in the text around it."
 
-# The first code cell of every notebook. The address of the repository is set here and nowhere
-# else: after a change, run `build.py setup` and `build.py generate`.
-SETUP = """\
+# Comes before the source's own lines in the cell tagged `setup`, the first of every notebook. The
+# address of the repository is set here and nowhere else.
+INSTALL = """\
 # On Colab this installs sobook; on your machine `make` has installed it already.
 import importlib.util
 import subprocess
@@ -58,33 +60,19 @@ if importlib.util.find_spec("sobook") is None:
     if subprocess.run([*pip, f"sobook @ git+{REPOSITORY}"]).returncode:
         raise RuntimeError(f"sobook could not be installed from {REPOSITORY}: set REPOSITORY.")
 
-from sobook.course import setup
-
-session = setup()"""
-
-
-class BuildError(Exception):
-    """Something in the notebooks or their sources needs mending; the message says what."""
+"""
 
 
 # --- sources and the notebooks made from them ----------------------------------------------------
 
 
-def sources(names: list[str] | tuple[str, ...] = ()) -> list[Path]:
+def sources(names: Sequence[str] = ()) -> list[Path]:
     """Source scripts in course order: all of them, or those named (``03`` is enough)."""
     scripts = sorted(SOURCE.glob("[0-9][0-9]_*.py"))
-    if not names:
-        return scripts
-    chosen = []
-    for name in names:
-        wanted = Path(name).stem
-        found = [s for s in scripts if wanted in (s.stem, s.stem[:2])]
-        if not found:
-            near = difflib.get_close_matches(wanted, [s.stem for s in scripts], n=1, cutoff=0.4)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise BuildError(f"there is no notebook {name!r} in notebooks/source.{hint}")
-        chosen += found
-    return chosen
+    wanted = {Path(name).stem for name in names}
+    for name in wanted:
+        check_choice("notebook", name, [s.stem for s in scripts] + [s.stem[:2] for s in scripts])
+    return [s for s in scripts if not wanted or wanted & {s.stem, s.stem[:2]}]
 
 
 def tags(cell) -> list[str]:
@@ -99,6 +87,8 @@ def build(script: Path, *, solved: bool) -> nbformat.NotebookNode:
         cell.id = hashlib.sha256(f"{script.stem}:{position}".encode()).hexdigest()[:8]
         for key in [k for k in cell.metadata if k.startswith("lines_to_")]:  # jupytext's own notes
             del cell.metadata[key]
+        if "setup" in tags(cell):
+            cell.source = INSTALL + cell.source
     notebook = nbformat.v4.new_notebook(cells=cells, metadata=copy.deepcopy(METADATA))
     notebook.nbformat_minor = 5
     return notebook
@@ -113,42 +103,20 @@ def targets(script: Path) -> list[tuple[Path, nbformat.NotebookNode]]:
     return made
 
 
-def title(notebook: nbformat.NotebookNode, fallback: str) -> str:
-    """The first heading of a notebook."""
-    for cell in notebook.cells:
-        found = re.search(r"^# +(.+)$", cell.source, re.MULTILINE)
-        if cell.cell_type == "markdown" and found:
-            return found.group(1).strip()
-    return fallback
-
-
 def read(path: Path) -> nbformat.NotebookNode:
     return nbformat.read(path, as_version=4)
 
 
-def write(path: Path, text: str) -> None:
-    """Write by way of a temporary name, so that an interruption leaves no half file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def write_notebook(path: Path, notebook: nbformat.NotebookNode) -> None:
-    write(path, nbformat.writes(notebook, version=nbformat.NO_CONVERT) + "\n")
-
-
-def code_of(notebook: nbformat.NotebookNode) -> list[str]:
-    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    write_text(path, nbformat.writes(notebook, version=nbformat.NO_CONVERT) + "\n")
 
 
 def keep_outputs(old: nbformat.NotebookNode, new: nbformat.NotebookNode) -> None:
     """Carry outputs over where only prose changed: they still belong to the code."""
-    if code_of(old) != code_of(new):
-        return
-    cells = [[c for c in book.cells if c.cell_type == "code"] for book in (old, new)]
-    for before, after in zip(*cells, strict=True):
-        after.outputs, after.execution_count = before.outputs, before.execution_count
+    before, after = ([c for c in book.cells if c.cell_type == "code"] for book in (old, new))
+    if [cell.source for cell in before] == [cell.source for cell in after]:
+        for was, cell in zip(before, after, strict=True):
+            cell.outputs, cell.execution_count = was.outputs, was.execution_count
 
 
 def generate(names: list[str]) -> None:
@@ -160,87 +128,41 @@ def generate(names: list[str]) -> None:
             print(f"wrote {path.relative_to(ROOT)}")
 
 
-def setup(names: list[str]) -> None:
-    """Put the setup cell's one text into the source scripts."""
-    for script in sources(names):
-        before = script.read_text(encoding="utf-8")
-        cell = re.compile(r'(^# %% tags=\["setup"\]\n).*?(?=\n+# %%|\Z)', re.DOTALL | re.MULTILINE)
-        after = cell.sub(lambda found: found.group(1) + SETUP, before)
-        if after != before:
-            write(script, after)
-            print(f"updated {script.relative_to(ROOT)}")
-
-
 # --- running them --------------------------------------------------------------------------------
-
-
-class LocalKernel(AsyncKernelManager):
-    """A kernel reached through files, not TCP: it works where there is no network at all."""
-
-    @default("transport")
-    def _through_files(self) -> str:
-        return "tcp" if os.name == "nt" else "ipc"
-
-    @default("ip")
-    def _folder_of_files(self) -> str:
-        if self.transport == "tcp":
-            return "127.0.0.1"
-        self._folder = tempfile.TemporaryDirectory(prefix="sobook-")  # goes when the kernel goes
-        return f"{self._folder.name}/kernel"
 
 
 def run(notebook: nbformat.NotebookNode) -> Exception | None:
     """Execute in place, as from the notebooks folder; returns what went wrong, if anything."""
     environment = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}  # else no figures
     environment.setdefault("SOBOOK_MODE", "quick")
-    client = NotebookClient(
-        notebook,
-        timeout=CELL_TIMEOUT,
-        kernel_name="python3",
-        kernel_manager_class=LocalKernel,
-        record_timing=False,  # time stamps would change the file at every run
-        coalesce_streams=True,  # one output for a progress bar, not one for each of its steps
-        resources={"metadata": {"path": str(HERE)}},
-    )
-    try:
-        client.execute(env=environment)
-    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
-        return error
-    finally:
-        widgets = notebook.metadata.get("widgets")
-        notebook.metadata = nbformat.from_dict(copy.deepcopy(METADATA))
-        if widgets:
-            notebook.metadata["widgets"] = widgets
+    with tempfile.TemporaryDirectory() as folder:
+        # Through files, not TCP, which needs no network and about which the kernel would warn.
+        local = {"transport": "ipc", "ip": f"{folder}/kernel"}
+        client = NotebookClient(
+            notebook,
+            timeout=CELL_TIMEOUT,
+            kernel_name="python3",
+            config=Config(ConnectionFileMixin=local),
+            record_timing=False,  # time stamps would change the file at every run
+            coalesce_streams=True,  # one output for a progress bar, not one for each of its steps
+            resources={"metadata": {"path": str(HERE)}},
+        )
+        try:
+            client.execute(env=environment)
+        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+            return error
+        finally:
+            drop_progress_bars(notebook)
+            notebook.metadata = nbformat.from_dict(copy.deepcopy(METADATA))
     return None
-
-
-def failing_cell(notebook: nbformat.NotebookNode) -> str:
-    """Which cell stopped a notebook: the last that was started, and its first line."""
-    number, cell = 0, notebook.cells[0]
-    for position, candidate in enumerate(notebook.cells, 1):
-        if candidate.get("execution_count") or candidate.get("outputs"):
-            number, cell = position, candidate
-    first = next(iter(cell.source.strip().splitlines()), "")
-    return f"cell {number} of {len(notebook.cells)} ({first})"
-
-
-def report(name: str, notebook: nbformat.NotebookNode, error: Exception) -> None:
-    """Say on stderr where a notebook stopped, with the last lines of the error."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
-    lines = "\n    ".join(plain.splitlines()[-6:])
-    print(f"  {name}, {failing_cell(notebook)}:\n    {lines}", file=sys.stderr)
 
 
 def drop_progress_bars(notebook: nbformat.NotebookNode) -> None:
     """Live widgets mean nothing in a file: what would be left of a bar is its first state, 0 %."""
+    widget = "application/vnd.jupyter.widget-view+json"
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [
-                output
-                for output in cell.outputs
-                if "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
-            ]
-    notebook.metadata.pop("widgets", None)
+            cell.outputs = [o for o in cell.outputs if widget not in o.get("data", {})]
 
 
 def execute(names: list[str], out: Path | None, solutions: bool) -> None:
@@ -250,22 +172,20 @@ def execute(names: list[str], out: Path | None, solutions: bool) -> None:
         for path, notebook in targets(script):
             if (path.parent != HERE) != solutions:
                 continue
-            target = out / path.name if out else path
             print(f"{script.stem} ...", end=" ", flush=True)
             start = time.perf_counter()
             error = run(notebook)
-            drop_progress_bars(notebook)
             seconds = time.perf_counter() - start
             print(f"{'FAILED after ' if error else ''}{seconds:.0f} s", flush=True)
             if out or not error:  # a failed run does not replace a committed notebook
-                write_notebook(target, notebook)
+                write_notebook(out / path.name if out else path, notebook)
             if error:
                 failed.append(script.stem)
-                report(script.stem, notebook, error)
+                print(f"{script.stem}: {error}", file=sys.stderr)
     minutes, seconds = divmod(round(time.perf_counter() - begin), 60)
     print(f"all notebooks: {minutes} min {seconds} s")
     if failed:
-        raise BuildError(f"these notebooks did not run to their end: {', '.join(failed)}.")
+        raise SobookError(f"these notebooks did not run to their end: {', '.join(failed)}.")
 
 
 # --- pages ---------------------------------------------------------------------------------------
@@ -293,13 +213,13 @@ body {{ font: 1.1rem/1.6 system-ui, sans-serif; max-width: 44rem; margin: 3rem a
 """
 
 
-def mathml(tex: str, **options) -> str:
+def mathml(tex: str, display: str = "inline") -> str:
     """A formula as HTML understands it; what the converter does not know stays as it was typed."""
     from latex2mathml.converter import convert
 
     tex = re.sub(r"\\(begin|end)\{aligned\}", r"\\\1{split}", tex.strip())  # one it does not know
     try:
-        return convert(tex, **options).replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")
+        return convert(tex, display=display)
     except Exception:  # of many kinds; a page is worth more than a formula
         return f"<code>{html.escape(tex)}</code>"
 
@@ -312,13 +232,13 @@ def page_exporter():
 
     class Renderer(IPythonRenderer):
         def block_math(self, body):
-            return mathml(body, display="block")
+            return mathml(body, "block")
 
         def inline_math(self, body):
             return mathml(body)
 
         def latex_environment(self, name, body):
-            return mathml(f"\\begin{{{name}}}{body}\\end{{{name}}}", display="block")
+            return mathml(f"\\begin{{{name}}}{body}\\end{{{name}}}", "block")
 
     def to_html(source):
         return MarkdownWithMath(renderer=Renderer(escape=False)).render(source)
@@ -330,21 +250,13 @@ def page_exporter():
     return exporter
 
 
-NO_ALT = 'alt="No description has been provided for this image"'  # what nbconvert writes
-
-
-def describe_pictures(page: str, notebook: nbformat.NotebookNode) -> str:
-    """Put the alt texts that figures carry in their metadata, which nbconvert passes over, in."""
-    alts = []
-    for output in (o for cell in notebook.cells for o in cell.get("outputs", [])):
-        kinds = [kind for kind in output.get("data", {}) if kind in ("image/png", "image/jpeg")]
-        alts += [output.metadata.get(kind, {}).get("alt") for kind in kinds[:1]]
-    if page.count(NO_ALT) != len(alts):
-        return page  # a picture nbconvert described itself: better no text than the wrong one
-    for alt in alts:
-        text = html.escape(alt or "A figure, described in the text around it.", quote=True)
-        page = page.replace(NO_ALT, f'alt="{text}"', 1)
-    return page
+def describe_pictures(outputs: list) -> None:
+    """Make pictures HTML with the alternative text of their metadata, which nbconvert ignores."""
+    for output in outputs:
+        data = output.get("data", {})
+        for kind in {"image/png", "image/jpeg"} & data.keys():
+            alt = html.escape(output.metadata.get(kind, {}).get("alt", NO_ALT))
+            data["text/html"] = f'<img alt="{alt}" src="data:{kind};base64,{data[kind]}">'
 
 
 def pages(out: Path) -> None:
@@ -352,17 +264,18 @@ def pages(out: Path) -> None:
     exporter, items = page_exporter(), []
     for path in sorted(out.glob("[0-9][0-9]_*.ipynb")):
         notebook = read(path)
-        heading = title(notebook, path.stem)
-        notebook.metadata["title"] = f"{heading} · sobook"
-        for cell in notebook.cells:  # a link to another notebook leads to its page
-            if cell.cell_type == "markdown":
+        title = re.search("^# (.+)$", notebook.cells[0].source, re.MULTILINE)[1]
+        notebook.metadata["title"] = f"{title} · sobook"
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown":  # a link to another notebook leads to its page
                 cell.source = re.sub(r"\]\((\d\d_\w+)\.ipynb", r"](\1.html", cell.source)
+            describe_pictures(cell.get("outputs", []))
         body, _ = exporter.from_notebook_node(notebook)
-        write(path.with_suffix(".html"), describe_pictures(body, notebook))
-        items.append(f'<li><a href="{path.stem}.html">{html.escape(heading)}</a></li>')
+        write_text(path.with_suffix(".html"), body)
+        items.append(f'<li><a href="{path.stem}.html">{html.escape(title)}</a></li>')
     if not items:
-        raise BuildError(f"there are no notebooks in {out}: run `build.py execute --out {out}`.")
-    write(out / "index.html", INDEX.format(items="\n".join(items)))
+        raise SobookError(f"there are no notebooks in {out}: run `build.py execute --out {out}`.")
+    write_text(out / "index.html", INDEX.format(items="\n".join(items)))
     print(f"executed notebooks: {out}/*.ipynb\npages to read in a browser: {out}/index.html")
 
 
@@ -374,16 +287,6 @@ def shape(notebook: nbformat.NotebookNode) -> list[tuple]:
     return [(c.id, c.cell_type, c.source, c.metadata) for c in notebook.cells]
 
 
-def setup_problem(script: Path) -> str | None:
-    cells = [c for c in build(script, solved=True).cells if "setup" in tags(c)]
-    if len(cells) == 1 and cells[0].source == SETUP:
-        return None
-    return (
-        f"notebooks/source/{script.name}: its setup cell is not the common one; put a cell "
-        '`# %% tags=["setup"]` first and run `python notebooks/build.py setup`.'
-    )
-
-
 def output_problems(path: Path, notebook: nbformat.NotebookNode) -> list[str]:
     """What is wrong with the outputs of a committed notebook."""
     problems, name = [], path.relative_to(ROOT)
@@ -393,12 +296,10 @@ def output_problems(path: Path, notebook: nbformat.NotebookNode) -> list[str]:
         if cell.cell_type != "code" or not cell.source.strip():
             continue
         if cell.execution_count is None:
-            problems.append(f"{name}: cell {number} was not executed; run `make notebooks`.")
-            break
+            return [f"{name}: cell {number} was not executed; run `make notebooks`."]
         if any(output.output_type == "error" for output in cell.outputs):
             problems.append(f"{name}: cell {number} ended in an error.")
-        text = str(cell.outputs)
-        if any(place in text for place in machine):
+        if any(place in str(cell.outputs) for place in machine):
             problems.append(f"{name}: the output of cell {number} names a path of this machine.")
     return problems
 
@@ -407,7 +308,6 @@ def problems() -> list[str]:
     """All that is wrong with the committed notebooks, one sentence each."""
     found, expected = [], set()
     for script in sources():
-        found += [p] if (p := setup_problem(script)) else []
         for path, notebook in targets(script):
             expected.add(path)
             name = path.relative_to(ROOT)
@@ -427,34 +327,29 @@ def problems() -> list[str]:
 
 
 def check() -> None:
-    found = problems()
-    if found:
-        raise BuildError("the notebooks need attention:\n  " + "\n  ".join(found))
+    if found := problems():
+        raise SobookError("the notebooks need attention:\n  " + "\n  ".join(found))
     print(f"{len(sources())} notebooks fit their sources.")
 
 
-def command_line() -> argparse.ArgumentParser:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="build.py", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
-    for command in (generate, setup, execute, pages, check):
+    for command in (generate, execute, pages, check):
         sub = commands.add_parser(command.__name__)
         sub.set_defaults(command=command)
-        if command in (generate, setup, execute):
+        if command in (generate, execute):
             sub.add_argument("names", nargs="*", help="such as 03 or 03_proxy_anchor; default all")
         if command is execute:
             sub.add_argument("--out", type=Path, help="write here, not over the notebooks")
             sub.add_argument("--solutions", action="store_true", help="the solved notebooks")
         if command is pages:
             sub.add_argument("--out", type=Path, default=Path("build/tutorial"))
-    return parser
-
-
-def main(arguments: list[str] | None = None) -> int:
-    options = vars(command_line().parse_args(arguments))
+    options = vars(parser.parse_args(arguments))
     command = options.pop("command")
     try:
         command(**options)
-    except BuildError as error:
+    except SobookError as error:
         print(f"build.py {command.__name__}: {error}", file=sys.stderr)
         return 1
     return 0

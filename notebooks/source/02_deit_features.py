@@ -28,22 +28,6 @@
 # **Versions last run** and the machine: printed by the first cell. Every section asks before it shows: write your prediction down, then run.
 
 # %% tags=["setup"]
-# On Colab this installs sobook; on your machine `make` has installed it already.
-import importlib.util
-import subprocess
-import sys
-from importlib.metadata import distributions
-from pathlib import Path
-
-REPOSITORY = "https://github.com/sobook/sobook"  # a fork, or not published yet? your address here
-if importlib.util.find_spec("sobook") is None:
-    stay = ("numpy", "pandas", "torch", "torchvision")  # as they are, so nothing needs a restart
-    kept = [f"{d.name}=={d.version}" for d in distributions() if d.name in stay]
-    Path("stay.txt").write_text("\n".join(kept))
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", "stay.txt"]
-    if subprocess.run([*pip, f"sobook @ git+{REPOSITORY}"]).returncode:
-        raise RuntimeError(f"sobook could not be installed from {REPOSITORY}: set REPOSITORY.")
-
 from sobook.course import setup
 
 session = setup()
@@ -167,7 +151,7 @@ exercises.check("02.1", patchify)
 # %%
 with torch.inference_mode():
     tokens = model.forward_features(encoder.normalize(batch.to(session.device)))  # (B, T, F)
-prefix = encoder.num_prefix_tokens
+prefix = model.num_prefix_tokens
 print(f"tokens: {tuple(tokens.shape)} = (B, {prefix} + {grid**2}, F)")
 
 cls, dist, patches = tokens[:, 0], tokens[:, 1], tokens[:, prefix:]

@@ -28,22 +28,6 @@
 # **Versions last run** and the machine: printed by the first cell. Every section asks before it shows: write your prediction down, then run.
 
 # %% tags=["setup"]
-# On Colab this installs sobook; on your machine `make` has installed it already.
-import importlib.util
-import subprocess
-import sys
-from importlib.metadata import distributions
-from pathlib import Path
-
-REPOSITORY = "https://github.com/sobook/sobook"  # a fork, or not published yet? your address here
-if importlib.util.find_spec("sobook") is None:
-    stay = ("numpy", "pandas", "torch", "torchvision")  # as they are, so nothing needs a restart
-    kept = [f"{d.name}=={d.version}" for d in distributions() if d.name in stay]
-    Path("stay.txt").write_text("\n".join(kept))
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", "stay.txt"]
-    if subprocess.run([*pip, f"sobook @ git+{REPOSITORY}"]).returncode:
-        raise RuntimeError(f"sobook could not be installed from {REPOSITORY}: set REPOSITORY.")
-
 from sobook.course import setup
 
 session = setup()
@@ -586,7 +570,7 @@ pd.Series(describe_toy(four)).round(3).to_frame("four classes")
 
 # %%
 seven = train_toy(classes=7)
-figures.sphere(seven["after"][0], seven["labels"], seven["after"][1], title="after training")
+figures.spheres({"after training": seven["after"]}, seven["labels"])
 
 # %%
 pd.DataFrame({"four classes": describe_toy(four), "seven classes": describe_toy(seven)}).round(3)
