@@ -5,10 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -20,16 +18,13 @@ _MARKERS = "osD^v"
 
 
 @use_style()
-def training_curves(runs: Mapping[str, Sequence], *, dim: int | None = None) -> Figure:
+def training_curves(runs: Mapping[str, Sequence[Mapping]], *, dim: int | None = None) -> Figure:
     """Loss parts, proxy correlation and held-out Recall@1 on one axis of epochs.
 
     Args:
-        runs: name → the lines of a run's ``metrics.jsonl``, or a list of those (several seeds:
-            their mean is drawn, with the range from the lowest to the highest).
+        runs: name → the lines of a run's ``metrics.jsonl``.
         dim: draws the chance level 1/√dim among the cosines.
     """
-    if not runs:
-        raise SobookError("training_curves got no runs; pass {name: run.metrics}")
     figure = new_figure(12, 4.4)
     axes = figure.subplot_mosaic([["pa", "cosine", "recall"], ["so", "cosine", "recall"]])
     panels = {
@@ -39,12 +34,18 @@ def training_curves(runs: Mapping[str, Sequence], *, dim: int | None = None) -> 
         "recall": ("Recall@1, held-out classes", "recall_at_1"),
     }
     looks = style.line_looks(runs)
+    at_end = []
     for panel, (title, key) in panels.items():
-        axis = axes[panel]
-        for name, run in runs.items():
-            _draw_curve(axis, *_by_epoch(run, key), looks[name])
-        if not axis.lines:
+        axis, ends = axes[panel], []
+        for name, metrics in runs.items():
+            by_epoch = {line["epoch"]: line.get(key) for line in metrics if line["kind"] == "epoch"}
+            known = [(epoch, value) for epoch, value in by_epoch.items() if value is not None]
+            if known:
+                axis.plot(*zip(*known, strict=True), marker="o", ms=4, **looks[name])
+                ends.append(f"{name} {known[-1][1]:.3f}")
+        if not ends:
             axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes)
+        at_end.append(f"{title}: {', '.join(ends) or 'not measured'}")
         axis.set_title(title)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         axis.sharex(axes["recall"])
@@ -53,19 +54,13 @@ def training_curves(runs: Mapping[str, Sequence], *, dim: int | None = None) -> 
             axis.set_ylim(0, None)
     axes["recall"].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes["pa"].tick_params(labelbottom=False)
-    handles = [Line2D([], [], **look) for look in looks.values()]
-    labels = list(runs)
+    handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
     if dim:
-        handles.append(axes["cosine"].axhline(1 / math.sqrt(dim), **style.CHANCE_LINE))
-        labels.append(f"random directions, 1/√{dim}")
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-    at_end = "; ".join(
-        f"{name}: Recall@1 {_last(run, 'recall_at_1')}, RMS cosine {_last(run, 'rms_cosine')}"
-        for name, run in runs.items()
-    )
-    return finish(
-        figure, f"Loss parts, proxy cosine and Recall@1 over epochs; at the end {at_end}."
-    )
+        chance = axes["cosine"].axhline(1 / math.sqrt(dim), **style.CHANCE_LINE)
+        chance.set_label(f"random directions, 1/√{dim}")
+        handles.append(chance)
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    return finish(figure, f"Training over epochs; at the end {'; '.join(at_end)}.")
 
 
 @use_style()
@@ -76,20 +71,18 @@ def recall_curves(
     """Recall@K over K, with intervals where given.
 
     Args:
-        recalls: name → {K: recall in 0..1}.
+        recalls: name → {K: recall in 0..1}, the same K in each.
         intervals: name → {K: (low, high)}.
     """
-    ks = sorted({k for values in recalls.values() for k in values})
-    first = {name: f"{values.get(ks[0], math.nan):.1%}" for name, values in recalls.items()}
+    ks = list(next(iter(recalls.values())))
     figure = new_figure(7.5, 5)
     axis = figure.subplots()
-    shifts = np.linspace(-0.06, 0.06, len(recalls)) if len(recalls) > 1 else [0.0]
-    markers = itertools.cycle(_MARKERS)
-    for (name, look), shift in zip(style.line_looks(recalls).items(), shifts, strict=True):
-        known = sorted(recalls[name])
-        places = np.array([ks.index(k) for k in known]) + shift
-        look |= {"marker": next(markers), "ms": 8, "label": f"{name}: Recall@{ks[0]} {first[name]}"}
-        axis.plot(places, [recalls[name][k] for k in known], **look)
+    markers, numbers = itertools.cycle(_MARKERS), []
+    for index, (name, look) in enumerate(style.line_looks(recalls).items()):
+        shift = 0.06 * (2 * index - len(recalls) + 1)  # intervals side by side
+        numbers.append(f"{name}: Recall@{ks[0]} {recalls[name][ks[0]]:.1%}")
+        look |= {"marker": next(markers), "ms": 8, "label": numbers[-1]}
+        axis.plot(np.arange(len(ks)) + shift, [recalls[name][k] for k in ks], **look)
         for k, (low, high) in (intervals or {}).get(name, {}).items():
             axis.vlines(ks.index(k) + shift, low, high, color=look["color"], lw=2)
     axis.set_xticks(range(len(ks)), [str(k) for k in ks])
@@ -97,8 +90,7 @@ def recall_curves(
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     axis.grid(axis="y", color="#E4E4E4", lw=0.8)
     axis.legend(loc="lower right")
-    numbers = "; ".join(f"{name} {value}" for name, value in first.items())
-    return finish(figure, f"Recall at K = {', '.join(map(str, ks))}; at {ks[0]}: {numbers}.")
+    return finish(figure, f"Recall@K over K up to {ks[-1]}; {'; '.join(numbers)}.")
 
 
 @use_style()
@@ -113,8 +105,6 @@ def interval_plot(
         reference: a value to compare with, drawn as a line.
         decimals: of the numbers written beside the intervals.
     """
-    if not rows:
-        raise SobookError("interval_plot got no rows; pass (label, value, low, high, group)")
     figure = new_figure(9, 0.55 * len(rows) + 1.5)
     axis = figure.subplots()
     groups = list(dict.fromkeys(row[4] for row in rows))
@@ -126,7 +116,7 @@ def interval_plot(
         text = f"{value:.{decimals}f}  [{low:.{decimals}f}, {high:.{decimals}f}]"
         place = axis.get_yaxis_transform()  # x in fractions of the axes
         axis.text(1.02, y, text, va="center", fontsize=11, transform=place)
-        numbers.append(f"{label} {text.replace('  ', ' ')}")
+        numbers.append(f"{label} {text}")
     if reference is not None:
         axis.axvline(reference, **style.CHANCE_LINE)
     axis.set_yticks(range(len(rows)), [row[0] for row in rows])
@@ -152,7 +142,7 @@ def paired_differences(
     """
     if len(values) != 2:
         raise SobookError(f"paired_differences compares two methods, not {len(values)}")
-    (first, a), (second, b) = ((name, as_array(v).ravel()) for name, v in values.items())
+    (first, a), (second, b) = ((name, as_array(v)) for name, v in values.items())
     if len(a) != len(b):
         raise SobookError(f"{first} has {len(a)} seeds and {second} has {len(b)}; pair them")
     change = b - a
@@ -175,33 +165,3 @@ def paired_differences(
     right.set(xlim=(-0.3, 0.85), title=f"{second} − {first}")
     numbers = text.replace("\n", ", ")
     return finish(figure, f"{metric} of {first} and {second} over {len(a)} seeds: {numbers}.")
-
-
-def _draw_curve(axis: Axes, epochs: list[int], values: np.ndarray, look: dict[str, Any]) -> None:
-    """The mean of S seeds over epochs, (S, E), and the range between the lowest and highest."""
-    if not epochs:
-        return
-    axis.plot(epochs, values.mean(axis=0), marker="o", ms=4, **look)
-    if len(values) > 1:
-        low, high = values.min(axis=0), values.max(axis=0)
-        axis.fill_between(epochs, low, high, color=look["color"], alpha=0.18, lw=0)
-
-
-def _by_epoch(run: Sequence, key: str) -> tuple[list[int], np.ndarray]:
-    """Epochs (E,) and values (S, E) of one metric, S seeds; epochs that every seed has."""
-    seeds = [run] if len(run) and isinstance(run[0], Mapping) else run
-    tables = [
-        {
-            line["epoch"]: line[key]
-            for line in lines
-            if line.get("kind") == "epoch" and line.get(key) is not None
-        }
-        for lines in seeds
-    ]
-    epochs = sorted(set.intersection(*map(set, tables))) if tables else []
-    return epochs, np.array([[table[epoch] for epoch in epochs] for table in tables])
-
-
-def _last(run: Sequence, key: str) -> str:
-    values = _by_epoch(run, key)[1]
-    return f"{values[:, -1].mean():.3f}" if values.size else "unknown"

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
 
 from sobook import geometry
-from sobook.errors import SobookError
+from sobook.errors import SobookError, check_choice
 from sobook.figures import style
 from sobook.figures.proxies import cosine_summary
 from sobook.figures.style import Figure, as_array, finish, method_color, new_figure, use_style
@@ -26,7 +27,9 @@ from sobook.retrieval import nearest_neighbors
 # first principal components, and half the usual rounds (more of them hardly improve the map).
 _EXACT_UP_TO = 10_000  # points
 _ROUNDS = 100
+_QUALITY_SAMPLE = 2000  # points
 _INK = "#222222"
+_VIEW = (22.0, 38.0)  # of spheres: elevation and azimuth in degrees
 
 
 @dataclass(frozen=True)
@@ -39,13 +42,11 @@ class MapQuality:
         overlap: mean fraction of a point's nearest neighbors in the space that are among its
             nearest neighbors on the map. Strict.
         n_neighbors: neighbors looked at.
-        points: points looked at.
     """
 
     trustworthiness: float
     overlap: float
     n_neighbors: int
-    points: int
 
     def __str__(self) -> str:
         return (
@@ -55,7 +56,7 @@ class MapQuality:
 
 
 def project(
-    embeddings, *, method: str = "umap", seed: int | None = 0, n_neighbors: int = 15
+    embeddings, *, method: str = "umap", seed: int = 0, n_neighbors: int = 15
 ) -> np.ndarray:
     """Lay embeddings out in the plane, by cosine neighborhood ("umap") or linearly ("pca").
 
@@ -63,43 +64,32 @@ def project(
     fit on the union is the only way to give them one map.
 
     Args:
-        embeddings: (N, D), N ≥ 4.
+        embeddings: (N, D).
         method: "umap" or "pca".
-        seed: of UMAP; the same seed gives the same map. None: another map each time, faster where
-            there are many cores.
+        seed: of UMAP.
         n_neighbors: a point's neighbors in UMAP, itself counted.
 
     Returns:
         (N, 2)
-
-    Raises:
-        SobookError: another method, or too few embeddings.
     """
+    check_choice("method", method, ("umap", "pca"))
     points = geometry.unit_rows(embeddings, "embeddings")
-    if method not in ("umap", "pca"):
-        raise SobookError(f'method must be "umap" or "pca", not {method!r}')
-    if len(points) < 4:
-        raise SobookError(f"a map needs at least 4 embeddings, not {len(points)}")
     if method == "pca":
         from sklearn.decomposition import PCA
 
         return PCA(2, svd_solver="full").fit_transform(points)
-    return _umap(points.astype(np.float32), seed, min(n_neighbors, len(points) - 1))
-
-
-def _umap(points: np.ndarray, seed: int | None, n_neighbors: int) -> np.ndarray:
     import umap  # here, not above: its import takes seconds
 
+    points, n_neighbors = points.astype(np.float32), min(n_neighbors, len(points) - 1)
     if len(points) > _EXACT_UP_TO:
         options: dict[str, Any] = {"init": "pca", "n_epochs": _ROUNDS}
     else:  # small sets ignore given neighbors unless told to approximate
         options = {"force_approximation_algorithm": True}
         options["precomputed_knn"] = _exact_neighbors(points, n_neighbors)
     options |= {"n_neighbors": n_neighbors, "metric": "cosine"}
-    layout = umap.UMAP(random_state=seed, n_jobs=1 if seed is not None else -1, **options)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "precomputed_knn", UserWarning)  # nothing is added later
-        return layout.fit_transform(points)
+        return umap.UMAP(random_state=seed, n_jobs=1, **options).fit_transform(points)
 
 
 def _exact_neighbors(points: np.ndarray, n_neighbors: int) -> tuple[np.ndarray, np.ndarray]:
@@ -109,17 +99,14 @@ def _exact_neighbors(points: np.ndarray, n_neighbors: int) -> tuple[np.ndarray, 
     return indices, np.pad(np.clip(1 - similarities, 0, 2), ((0, 0), (1, 0)))
 
 
-def quality(
-    embeddings, plane, *, n_neighbors: int = 15, max_points: int = 2000, seed: int = 0
-) -> MapQuality:
+def quality(embeddings, plane, *, n_neighbors: int = 15, seed: int = 0) -> MapQuality:
     """Trustworthiness and neighborhood overlap of a map.
 
     Args:
         embeddings: (N, D).
         plane: (N, 2).
         n_neighbors: neighbors to look at.
-        max_points: of more points than this, a random sample is looked at.
-        seed: of the sample.
+        seed: of the random sample that is looked at where there are more than 2,000 points.
     """
     from sklearn.manifold import trustworthiness
     from sklearn.neighbors import NearestNeighbors
@@ -127,33 +114,31 @@ def quality(
     plane = np.asarray(plane)
     if len(plane) != len(embeddings):
         raise SobookError(f"{len(embeddings)} embeddings but {len(plane)} places on the map")
-    chosen = np.random.default_rng(seed).permutation(len(plane))[:max_points]
+    chosen = np.random.default_rng(seed).permutation(len(plane))[:_QUALITY_SAMPLE]
     unit, plane = geometry.unit_rows(embeddings, "embeddings")[chosen], plane[chosen]
     k = max(1, min(n_neighbors, (len(chosen) - 1) // 2))
     in_space = nearest_neighbors(unit, k)[1]
     on_map = NearestNeighbors(n_neighbors=k).fit(plane).kneighbors(return_distance=False)
     kept = [np.isin(a, b) for a, b in zip(in_space, on_map, strict=True)]
     trust = trustworthiness(unit, plane, n_neighbors=k, metric="cosine")
-    return MapQuality(float(trust), float(np.mean(kept)), k, len(chosen))
+    return MapQuality(float(trust), float(np.mean(kept)), k)
 
 
-def place(points, others, plane, *, n_neighbors: int = 15) -> np.ndarray:
+def place(points, others, plane) -> np.ndarray:
     """Where new points would lie on a map: the weighted mean of the places of their neighbors.
 
     Weights fall off as e^((s − s₁)/τ) with the cosine s, s₁ that of the nearest and τ the mean
-    distance of the cosines from it: a rough form of UMAP's own transform, enough to follow a proxy
-    over epochs.
+    distance of the cosines from it: a rough form of UMAP's own transform.
 
     Args:
         points: (M, D) to be placed.
         others: (N, D) on the map.
         plane: (N, 2) their places.
-        n_neighbors: neighbors that take part.
 
     Returns:
         (M, 2)
     """
-    similarities, indices = nearest_neighbors(points, min(n_neighbors, len(others)), gallery=others)
+    similarities, indices = nearest_neighbors(points, min(15, len(others)), gallery=others)
     tau = similarities[:, :1] - similarities.mean(axis=1, keepdims=True)
     weights = np.exp((similarities - similarities[:, :1]) / np.maximum(tau, 1e-6))
     weights /= weights.sum(axis=1, keepdims=True)
@@ -176,20 +161,6 @@ def align(plane, onto, points=None) -> np.ndarray:
     return scale * (points - middle) @ left @ right + target
 
 
-def embedding_map(embeddings, labels, *, proxies=None, title: str = "", **options) -> Figure:
-    """One map of embeddings, colored by class, proxies as stars; fitted on both together.
-
-    Args:
-        embeddings: (N, D).
-        labels: (N,) classes.
-        proxies: (C, D), drawn as stars.
-        title: above the map; the name of a method gives it a color.
-        options: as in `embedding_maps`.
-    """
-    stars = None if proxies is None else {title: proxies}
-    return embedding_maps({title: embeddings}, labels, proxies=stars, **options)
-
-
 @use_style()
 def embedding_maps(
     embeddings: Mapping[str, object],
@@ -201,55 +172,54 @@ def embedding_maps(
     method: str = "umap",
     seed: int = 0,
     n_neighbors: int = 15,
-    highlight: Sequence[int] | None = None,
 ) -> Figure:
     """Maps of the same images under several models, side by side, each fitted on its own.
 
-    Images and proxies of one model share one fit. Two models have two spaces, so a point's place
-    in one map says nothing about its place in the other. How far to trust each map is printed
-    below it, see `quality`. With `proxy_labels`, images of other classes are drawn hollow: they
-    have no proxy.
+    Images and proxies of one model share one fit. How far to trust each map is printed below it,
+    see `quality`. With `proxy_labels`, images of other classes are drawn hollow.
 
     Args:
         embeddings: name → (N, D).
         labels: (N,) classes.
         proxies: name → (C, D), drawn as stars.
-        proxy_labels: (C,) their classes; 0..C−1 by default. Proxies of other classes than those
-            shown (training proxies among test images) need it: a class not shown is gray.
+        proxy_labels: (C,) their classes; 0..C−1 by default.
         class_names: class → name.
         method, seed, n_neighbors: as in `project`.
-        highlight: at most 20 classes to color; by default all, or 12 spread evenly.
     """
-    labels, proxies = as_array(labels).astype(int), dict(proxies or {})
+    labels, proxies = as_array(labels).astype(int), proxies or {}
     if set(proxies) - set(embeddings):
         raise SobookError(
             f"proxies of {sorted(proxies)}, embeddings of {sorted(embeddings)}: use the same names"
         )
-    styles, total = class_styles(labels, highlight), len(np.unique(labels))
+    styles, total = class_styles(labels), len(np.unique(labels))
+    hollow = np.zeros(len(labels), bool)
+    if proxy_labels is not None:
+        proxy_labels = as_array(proxy_labels)
+        hollow = ~np.isin(labels, proxy_labels)
     figure = new_figure(6.2 * len(embeddings) + 2.4, 6.2)
     axes = figure.subplots(1, len(embeddings), squeeze=False)[0]
     note = f"UMAP, {n_neighbors} neighbors, seed {seed}" if method == "umap" else method.upper()
     alt = []
     for axis, (name, points) in zip(axes, embeddings.items(), strict=True):
-        points = _checked(points, labels, name)
-        stars = style.as_matrix(proxies.get(name, points[:0]), f"the proxies of {name}")
+        points = _checked(points, labels)
+        stars = as_array(proxies[name]) if name in proxies else points[:0]
         union = np.concatenate([points, stars])
         plane = project(union, method=method, seed=seed, n_neighbors=n_neighbors)
         places, star_places = np.split(plane, [len(points)])
-        classes = np.arange(len(stars)) if proxy_labels is None else as_array(proxy_labels)
-        seen = None if proxy_labels is None or not len(stars) else classes
-        _draw_points(axis, places, labels, styles, seen)
-        _draw_stars(axis, star_places, classes, styles)
+        classes = np.arange(len(stars)) if proxy_labels is None else proxy_labels
+        _draw_points(axis, places, labels, styles, hollow)
+        if len(stars):
+            _draw_stars(axis, star_places, classes, styles)
         trust = quality(points, places, n_neighbors=n_neighbors)
         axis.set_title(name, color=style.COLORS.get(name, _INK), weight="bold")
         axis.set_xlabel(f"{note}\n{trust}", fontsize=12)
-        alt.append(f"{name or 'the map'}: {trust}")
-    hollow = proxy_labels is not None and bool(set(labels) - set(as_array(proxy_labels)))
-    _draw_legend(figure, styles, class_names, total, stars=bool(proxies), hollow=hollow)
+        alt.append(f"{name}: {trust}")
+    drawn = {"stars": bool(proxies), "hollow": bool(hollow.any())}
+    _draw_legend(figure, styles, class_names, total, **drawn)
     if len(embeddings) > 1:
         figure.supxlabel("each map is fitted on its own: compare shapes, not places", fontsize=12)
-    what = f"{method.upper()} of {len(labels)} embeddings of {total} classes"
-    return finish(figure, f"{what}; {'; '.join(alt)}.")
+    alt_start = f"{method.upper()} of {len(labels)} embeddings of {total} classes"
+    return finish(figure, f"{alt_start}; {'; '.join(alt)}.")
 
 
 @use_style()
@@ -273,7 +243,7 @@ def map_panel(
         class_names: class → name.
     """
     labels = as_array(labels).astype(int)
-    points = _checked(embeddings, labels)
+    points, hollow = _checked(embeddings, labels), np.zeros(len(labels), bool)
     styles, total = class_styles(labels), len(np.unique(labels))
     figure = new_figure(4.0 * (len(seeds) + 1) + 2.4, 4.1 * len(n_neighbors))
     axes = figure.subplots(len(n_neighbors), len(seeds) + 1, squeeze=False)
@@ -287,7 +257,7 @@ def map_panel(
     alt = []
     for axis, title, plane in panels:
         trust = quality(points, plane)
-        _draw_points(axis, plane, labels, styles)
+        _draw_points(axis, plane, labels, styles, hollow)
         axis.set_title(title)
         axis.set_xlabel(str(trust).replace(", ", "\n"), fontsize=11)
         alt.append(f"{title}: {trust}")
@@ -295,153 +265,111 @@ def map_panel(
     return finish(figure, f"{len(labels)} embeddings on several maps; {'; '.join(alt)}.")
 
 
-def sphere(embeddings, labels, proxies, *, title: str = "", **options) -> Figure:
-    """Three-dimensional embeddings on the unit sphere; proxies are arrows that end in stars.
-
-    Args:
-        embeddings: (N, 3).
-        labels: (N,) classes 0..C−1.
-        proxies: (C, 3).
-        title: above the sphere.
-        options: as in `spheres`.
-    """
-    return spheres({title: (embeddings, proxies)}, labels, **options)
-
-
 @use_style()
-def spheres(
-    models: Mapping[str, tuple],
-    labels,
-    *,
-    class_names: Sequence[str] | None = None,
-    view: tuple[float, float] = (22.0, 38.0),
-) -> Figure:
-    """Spheres side by side, seen from the same place; what lies behind is paler.
+def spheres(models: Mapping[str, tuple], labels) -> Figure:
+    """Embeddings in three dimensions on unit spheres, side by side; what lies behind is paler.
 
     Args:
-        models: name → (embeddings (N, 3), proxies (C, 3)).
+        models: name → (embeddings (N, 3), proxies (C, 3)); proxies are arrows that end in stars.
         labels: (N,) classes 0..C−1.
-        class_names: class → name.
-        view: elevation and azimuth in degrees.
     """
     labels = as_array(labels).astype(int)
-    styles = class_styles(labels)
+    styles, alt = class_styles(labels), []
     figure = new_figure(5.4 * len(models) + 1.6, 5.4)
     for column, (name, (embeddings, proxies)) in enumerate(models.items()):
         points = geometry.unit_rows(embeddings, "embeddings")
         stars = geometry.unit_rows(proxies, "proxies")
         if points.shape[1] != 3 or stars.shape[1] != 3:
-            raise SobookError(
-                "a sphere shows 3-dimensional embeddings and proxies; these have "
-                f"{points.shape[1]} and {stars.shape[1]} dimensions"
-            )
+            raise SobookError(f"a sphere shows 3 dimensions, not {points.shape[1]}")
         axis = figure.add_subplot(1, len(models), column + 1, projection="3d")
-        axis.view_init(*view)
         _draw_globe(axis)
-        _draw_on_globe(axis, points, labels, stars, styles, view)
-        if name:
-            title = f"{name}: {cosine_summary(geometry.describe(stars))}"
-            axis.set_title(title, color=method_color(name), fontsize=13)
-    _draw_legend(figure, styles, class_names, len(styles), stars=True)
-    names = ": " + " | ".join(models) if any(models) else ""
-    return finish(
-        figure,
-        f"{len(labels)} embeddings of {len(styles)} classes and their proxies "
-        f"on the unit sphere{names}.",
-    )
+        _draw_on_globe(axis, points, labels, stars, styles)
+        alt.append(f"{name}: {cosine_summary(geometry.describe(stars))}")
+        axis.set_title(alt[-1], color=method_color(name), fontsize=13)
+    _draw_legend(figure, styles, None, len(styles), stars=True)
+    alt_start = f"{len(labels)} embeddings of {len(styles)} classes and their proxies on the sphere"
+    return finish(figure, f"{alt_start}; {'; '.join(alt)}.")
 
 
-def class_styles(labels: np.ndarray, highlight=None) -> dict[int, tuple[str, str]]:
-    """Color and marker of up to 20 classes: ten colors, then the same with another marker."""
+def class_styles(labels: np.ndarray) -> dict[int, tuple[str, str]]:
+    """Color and marker: of up to 20 classes; of 12, spread evenly, where there are more."""
     classes = np.unique(labels)
-    if highlight is None:
-        evenly = np.linspace(0, len(classes) - 1, 12).round().astype(int)
-        highlight = classes if len(classes) <= 20 else classes[evenly]
-    missing = [int(c) for c in highlight if c not in classes]
-    if missing:
-        raise SobookError(f"highlight names classes without any image here: {missing}")
-    if len(highlight) > 20:
-        raise SobookError(f"highlight takes at most 20 classes, not {len(highlight)}")
-    return {int(c): (style.PALETTE[i % 10], "o^"[i // 10]) for i, c in enumerate(highlight)}
+    if len(classes) > 20:
+        classes = classes[np.linspace(0, len(classes) - 1, 12).round().astype(int)]
+    return {int(c): (style.PALETTE[i % 10], "o^"[i // 10]) for i, c in enumerate(classes)}
 
 
-def _checked(embeddings, labels: np.ndarray, name: str = "") -> np.ndarray:
-    points = style.as_matrix(embeddings, f"the embeddings of {name}" if name else "the embeddings")
+def _checked(embeddings, labels: np.ndarray) -> np.ndarray:
+    points = as_array(embeddings)
     if len(points) != len(labels):
-        where = f"{name}: " if name else ""
-        raise SobookError(f"{where}{len(points)} embeddings but {len(labels)} labels")
+        raise SobookError(f"{len(points)} embeddings but {len(labels)} labels")
     return points
 
 
-def _draw_points(axis: Axes, plane: np.ndarray, labels: np.ndarray, styles, seen=None) -> None:
-    """Points by class; hollow where `seen`, the classes with a proxy, does not name theirs."""
+def _draw_points(axis: Axes, plane: np.ndarray, labels: np.ndarray, styles, hollow) -> None:
+    """Points by class, gray where it has no style; rings where `hollow`, (N,) bool, says so."""
     axis.set(xticks=[], yticks=[])  # a map's coordinates mean nothing
     axis.spines[:].set(visible=True, color=style.QUIET)
     size = float(np.clip(20_000 / len(plane), 4, 34))
-    filled = np.ones(len(labels), bool) if seen is None else np.isin(labels, seen)
-    hollow: dict[str, Any] = {"facecolors": "none", "lw": 0.9, "alpha": 0.8}
-    rest = ~np.isin(labels, list(styles))
-    if seen is not None:
-        _scatter(axis, plane[rest & ~filled], s=size * 0.6, edgecolors=style.QUIET, **hollow)
-    _scatter(axis, plane[rest & filled], s=size * 0.6, color=style.QUIET, lw=0, alpha=0.7)
+
+    def draw(mine: np.ndarray, shade: str, marker: str, size: float) -> None:
+        x, y = plane[mine].T
+        edge = to_rgba(shade, 0.8)
+        face = np.where(hollow[mine, None], to_rgba("none"), edge)
+        width: Any = np.where(hollow[mine], 0.9, 0.0)
+        axis.scatter(x, y, s=size, marker=marker, fc=face, ec=edge, lw=width)
+
+    draw(~np.isin(labels, list(styles)), style.QUIET, "o", 0.6 * size)
     for label, (shade, marker) in styles.items():
-        mine = labels == label
-        full = {"color": shade, "lw": 0, "alpha": 0.8}
-        look = full if filled[mine].all() else {"edgecolors": shade, **hollow}
-        _scatter(axis, plane[mine], s=size, marker=marker, **look)
-
-
-def _scatter(axis: Axes, plane: np.ndarray, **look: Any) -> None:
-    axis.scatter(plane[:, 0], plane[:, 1], **look)
+        draw(labels == label, shade, marker, size)
 
 
 def _draw_stars(axis: Axes, plane: np.ndarray, classes: np.ndarray, styles) -> None:
     if len(plane) != len(classes):
         raise SobookError(f"{len(plane)} proxies but {len(classes)} proxy labels")
-    if not len(plane):
-        return
-    rest = ~np.isin(classes, list(styles))
-    _scatter(axis, plane[rest], s=70, color=style.QUIET, marker="*", zorder=4, ec=_INK, lw=0.5)
-    for label, (shade, _) in styles.items():
-        mine = plane[classes == label]
-        _scatter(axis, mine, s=260, color=shade, marker="*", zorder=5, ec=_INK, lw=1.0)
+    x, y = plane.T
+    styled = np.isin(classes, list(styles))
+    shades = [styles.get(c, (style.QUIET,))[0] for c in classes.tolist()]
+    look: dict[str, Any] = {"facecolors": shades, "linewidths": np.where(styled, 1.0, 0.5)}
+    size = np.where(styled, 260, 70)
+    axis.scatter(x, y, s=size, marker="*", zorder=5, edgecolors=_INK, **look)
 
 
 def _draw_legend(
     figure: Figure, styles, names, total: int, *, stars: bool = False, hollow: bool = False
 ) -> None:
     """Names of the colored classes, and of what else is drawn, at the right."""
-    entries: list[tuple[str, str, str, dict[str, Any]]] = [
-        (str(names[c]) if names is not None else f"class {c}", shade, marker, {"ms": 8})
+
+    def mark(label: str, shade: str, marker: str, **look: Any) -> Line2D:
+        return Line2D([], [], label=label, color=shade, marker=marker, ls="", **look)
+
+    handles = [
+        mark(f"class {c}" if names is None else str(names[c]), shade, marker, ms=8)
         for c, (shade, marker) in styles.items()
     ]
     if total > len(styles):
-        entries.append((f"{total - len(styles)} other classes", style.QUIET, "o", {"ms": 6}))
+        handles.append(mark(f"{total - len(styles)} other classes", style.QUIET, "o", ms=6))
     if stars:
-        entries.append(("proxy", "white", "*", {"ms": 15, "mec": _INK}))
+        handles.append(mark("proxy", "white", "*", ms=15, mec=_INK))
     if hollow:
-        entries.append(("test class: no proxy", "#555555", "o", {"ms": 7, "mfc": "none"}))
-    handles = [
-        Line2D([], [], color=shade, marker=marker, ls="", **look)
-        for _, shade, marker, look in entries
-    ]
-    labels = [label for label, *_ in entries]
-    figure.legend(handles, labels, loc="outside right center", fontsize=11, handletextpad=0.3)
+        handles.append(mark("test class: no proxy", "#555555", "o", ms=7, mfc="none"))
+    look: dict[str, Any] = {"fontsize": 11, "handletextpad": 0.3}
+    figure.legend(handles=handles, loc="outside right center", **look)
 
 
 def _draw_globe(axis) -> None:
-    theta, phi = np.linspace(0, np.pi, 13), np.linspace(0, 2 * np.pi, 25)
-    across = np.outer(np.sin(theta), np.cos(phi)), np.outer(np.sin(theta), np.sin(phi))
-    up = np.outer(np.cos(theta), np.ones_like(phi))
-    axis.plot_wireframe(*across, up, color=style.QUIET, lw=0.5, alpha=0.6)
+    axis.view_init(*_VIEW)
+    theta, phi = np.linspace(0, np.pi, 13)[:, None], np.linspace(0, 2 * np.pi, 25)
+    x, y, z = np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi), np.cos(theta) + 0 * phi
+    axis.plot_wireframe(x, y, z, color=style.QUIET, lw=0.5, alpha=0.6)
     axis.set_box_aspect((1, 1, 1), zoom=1.5)
     axis.set(xlim=(-1, 1), ylim=(-1, 1), zlim=(-1, 1))
     axis.set_axis_off()
 
 
-def _draw_on_globe(axis, points, labels, stars, styles, view: tuple[float, float]) -> None:
+def _draw_on_globe(axis, points, labels, stars, styles) -> None:
     """Points and proxies on the sphere; those that face away from the reader are paler."""
-    elevation, azimuth = np.radians(view)
+    elevation, azimuth = np.radians(_VIEW)
     flat = np.cos(elevation)
     eye = np.array([flat * np.cos(azimuth), flat * np.sin(azimuth), np.sin(elevation)])
     for label, (shade, marker) in styles.items():

@@ -15,25 +15,24 @@ from sobook.errors import SobookError, check_choice
 from sobook.figures import style
 from sobook.figures.style import Figure, as_array, finish, method_color, new_figure, use_style
 
-_PARTS = {  # color and hatch
-    "train": ("#0072B2", ""),
-    "validation": ("#56B4E9", ".."),
-    "test": ("#E69F00", "//"),
+_PARTS: dict[str, dict[str, Any]] = {
+    "train": {"color": "#0072B2"},
+    "validation": {"color": "#56B4E9", "hatch": ".."},
+    "test": {"color": "#E69F00", "hatch": "//"},
 }
+# A caption takes two lines of about 15 letters, 0.3 of an image's side.
 _CAPTION = textwrap.TextWrapper(17, break_on_hyphens=False, break_long_words=False)
 
 
 @use_style()
 def contact_sheet(images, titles: Sequence[str] | None = None, columns: int = 10) -> Figure:
-    """Images in rows, as a photographer would lay them out.
+    """Images in rows.
 
     Args:
         images: N images, (H, W, 3) uint8.
         titles: N captions.
         columns: images per row, at most.
     """
-    if len(images) == 0:
-        raise SobookError("contact_sheet got no images")
     columns = min(columns, len(images))
     rows, pitch = -(-len(images) // columns), 1.04 if titles is None else 1.36
     figure, axis = _tiles(columns * 1.04, rows * pitch, top=0.0)
@@ -78,7 +77,7 @@ def retrieval_comparison(
         similarities: name → (Q, k), written under the images.
         titles: Q names of the queries.
     """
-    hits = {name: style.as_matrix(r, "relevant").astype(bool) for name, r in relevant.items()}
+    hits = {name: as_array(r).astype(bool) for name, r in relevant.items()}
     rows, k = next(iter(hits.values())).shape
     if len(query_images) != rows:
         raise SobookError(f"{len(query_images)} query images but {rows} rows in relevant")
@@ -98,20 +97,14 @@ def retrieval_comparison(
                     caption = f"{similarities[name][row][rank]:.2f}"
                 x = start + rank * 1.06
                 _tile(axis, image, x, y, relevant=hits[name][row, rank], caption=caption)
-    _headings(axis, {0: "query", start: "nearest images, nearest first"})
-    numbers = "; ".join(
-        f"{name} {hit.sum()} of {hit.size} relevant".strip() for name, hit in hits.items()
-    )
-    return finish(figure, f"{rows} queries with their {k} nearest images: {numbers}.")
+    _heading(axis, 0, "query")
+    _heading(axis, start, "nearest images, nearest first")
+    numbers = [f"{name} {hit.sum()} of {hit.size} relevant".strip() for name, hit in hits.items()]
+    return finish(figure, f"{rows} queries with their {k} nearest images: {'; '.join(numbers)}.")
 
 
 def pick_queries(
-    which: str,
-    relevant: Mapping[str, object],
-    number: int = 4,
-    *,
-    gallery_labels=None,
-    labels=None,
+    which: str, relevant: Mapping[str, object], number: int = 4, *, gallery_labels=None, labels=None
 ) -> np.ndarray:
     """Queries worth looking at, for `retrieval_comparison`.
 
@@ -128,14 +121,14 @@ def pick_queries(
         (≤ number,) indices of queries.
     """
     check_choice("kind of query", which, ("fixed", "broken", "hardest", "confused"))
-    hits = [style.as_matrix(r, "relevant").astype(bool) for r in relevant.values()]
+    hits = [as_array(r).astype(bool) for r in relevant.values()]
     first, last = hits[0], hits[-1]
     if which == "hardest":
         return np.argsort(first.sum(axis=1) + last.sum(axis=1), kind="stable")[:number]
     if which == "confused":
         if gallery_labels is None or labels is None:
-            raise SobookError('"confused" needs gallery_labels and labels: classes of both sides')
-        chosen = _most_confused(style.as_matrix(gallery_labels, "gallery_labels"), as_array(labels))
+            raise SobookError('"confused" needs gallery_labels and labels')
+        chosen = _most_confused(as_array(gallery_labels), as_array(labels))
     elif which == "fixed":
         chosen = np.flatnonzero(~first[:, 0] & last[:, 0])
     else:
@@ -168,16 +161,12 @@ def attention_maps(images, attention, names: Sequence[str] | None = None) -> Fig
         names: B titles.
     """
     attention = as_array(attention)
-    if attention.ndim != 3:
-        raise SobookError(f"attention must be (B, heads, patches), not {attention.shape}")
-    heads, patches = attention.shape[1:]
+    number, heads, patches = attention.shape
     side = math.isqrt(patches)
     if side * side != patches:
-        raise SobookError(
-            f"{patches} patches are no square grid; leave out the class and distillation tokens"
-        )
+        raise SobookError(f"{patches} patches are no square grid; leave out the prefix tokens")
     maps = attention / attention.mean(axis=2, keepdims=True)
-    maps = maps.reshape(len(maps), heads, side, side)
+    maps = maps.reshape(number, heads, side, side)
     limit = max(2.0, float(np.ceil(np.quantile(maps, 0.995))))
     pitch = 1.06 if names is None else 1.36
     figure, axis = _tiles((heads + 2) * 1.05, len(images) * pitch, extra=1.0)
@@ -189,23 +178,19 @@ def attention_maps(images, attention, names: Sequence[str] | None = None) -> Fig
         _tile(axis, mean, 1.05, y, alpha=np.clip(mean / limit + 0.25, 0, 0.8), **scale)
         for head in range(heads):
             mesh = _tile(axis, grid[head], (head + 2) * 1.05, y, **scale)
-    titles = ["image", "mean head", *(f"head {h + 1}" for h in range(heads))]
-    _headings(axis, {i * 1.05: title for i, title in enumerate(titles)})
+    for column, title in enumerate(
+        ["image", "mean head", *(f"head {h + 1}" for h in range(heads))]
+    ):
+        _heading(axis, column * 1.05, title)
     bar = figure.colorbar(mesh, ax=axis, shrink=0.8, pad=0.02, extend="max")
     bar.set_label("attention (1 = uniform)")
-    return finish(
-        figure,
-        f"Attention of the class token in {len(images)} images, {heads} heads; "
-        f"the scale runs from 0 to {limit:g} times uniform.",
-    )
+    alt = f"Attention of the class token in {number} images, {heads} heads, up to"
+    return finish(figure, f"{alt} {limit:g} times uniform.")
 
 
 @use_style()
 def split_chart(splits: Mapping[str, Mapping[str, Any]], *, show: int | None = None) -> Figure:
     """How images are divided among train, validation and test: one stacked column per class.
-
-    A class-disjoint split gives every column one color; a classifier's split gives all columns
-    every color.
 
     Args:
         splits: title of a panel → {"train": classes, "validation": …, "test": …}, where classes
@@ -224,20 +209,15 @@ def split_chart(splits: Mapping[str, Mapping[str, Any]], *, show: int | None = N
         for part, labels in parts.items():
             labels = as_array(labels)[np.isin(labels, classes)]
             counts = np.bincount(np.searchsorted(classes, labels), minlength=len(classes))
-            shade, hatch = _PARTS[part]
-            look = {"color": shade, "hatch": hatch, "edgecolor": "white", "linewidth": 0}
-            axis.bar(places, counts, 0.9, height, label=part, **look)
+            axis.bar(places, counts, 0.9, height, label=part, ec="white", lw=0, **_PARTS[part])
             height += counts
             memberships += counts > 0
-        shared = f"{(memberships > 1).sum()} of {len(classes)} classes"
-        axis.set_title(f"{title}: {shared} in more than one part")
-        axis.set_ylabel("pictures")
-        alt.append(f"{title}: {shared} lie in more than one part")
-    axes[-1].set_xlabel("class")
-    axes[-1].set_xlim(-0.6, len(classes) - 0.4)
-    entries = [zip(*axis.get_legend_handles_labels(), strict=True) for axis in axes]
-    handles = {label: handle for entry in entries for handle, label in entry}
-    figure.legend(handles.values(), handles.keys(), loc="outside right upper")
+        shared = f"{(memberships > 1).sum()} of {len(classes)} classes in more than one part"
+        axis.set(title=f"{title}: {shared}", ylabel="pictures")
+        alt.append(f"{title}: {shared}")
+    axes[-1].set(xlabel="class", xlim=(-0.6, len(classes) - 0.4))
+    used = {bars.get_label(): bars for axis in axes for bars in axis.containers}
+    figure.legend(handles=used.values(), loc="outside right upper")
     return finish(figure, f"Pictures of each class by part. {'; '.join(alt)}.")
 
 
@@ -257,10 +237,7 @@ def _tiles(
 
 
 def _tile(axis: Axes, image, x: float, y: float, *, relevant=None, caption=None, **options):
-    """An image inside the unit square at (x, y), framed and marked where `relevant` is given.
-
-    A caption takes two lines of about 15 letters at most, 0.3 of the side.
-    """
+    """An image inside the unit square at (x, y), framed and marked where `relevant` is given."""
     image = as_array(image)
     height, width = image.shape[:2] / np.max(image.shape[:2])
     left, top = x + (1 - width) / 2, y + (1 - height) / 2
@@ -279,6 +256,5 @@ def _tile(axis: Axes, image, x: float, y: float, *, relevant=None, caption=None,
     return shown
 
 
-def _headings(axis: Axes, titles: Mapping[float, str]) -> None:
-    for x, title in titles.items():
-        axis.text(x, -0.08, title, ha="left", va="bottom", fontsize=12)
+def _heading(axis: Axes, x: float, title: str) -> None:
+    axis.text(x, -0.08, title, ha="left", va="bottom", fontsize=12)

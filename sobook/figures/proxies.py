@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.cluster.hierarchy import leaves_list, linkage
-from scipy.spatial.distance import squareform
 from scipy.special import gammaln
 
 from sobook import geometry, statistics
@@ -21,30 +20,12 @@ from sobook.figures.style import Figure, as_array, finish, method_color, new_fig
 
 
 def class_order(proxies) -> np.ndarray:
-    """An order of the classes in which similar proxies stand together.
+    """An order of the classes, (C,), in which similar proxies (C, D) stand together.
 
-    Average linkage on the cosine distance; beyond 4,000 classes, where that takes too long, groups
-    of classes are ordered so, and each group is kept together.
-
-    Args:
-        proxies: (C, D).
-
-    Returns:
-        (C,) a permutation of 0..C−1.
+    Average linkage on the cosine distance.
     """
     unit = geometry.unit_rows(proxies, "proxies")
-    if len(unit) < 3:
-        return np.arange(len(unit))
-    if len(unit) > 4000:
-        from sklearn.cluster import MiniBatchKMeans
-
-        groups = MiniBatchKMeans(256, random_state=0, n_init=1).fit(unit)
-        rank = np.argsort(class_order(groups.cluster_centers_))[groups.labels_]
-        return np.argsort(rank, kind="stable")
-    distance = np.clip(1 - unit @ unit.T, 0, 2)
-    np.fill_diagonal(distance, 0)
-    pairs = squareform(distance, checks=False)
-    return leaves_list(linkage(pairs, "average", optimal_ordering=len(unit) <= 500))
+    return leaves_list(linkage(unit, "average", "cosine", optimal_ordering=len(unit) <= 500))
 
 
 @use_style()
@@ -53,7 +34,6 @@ def proxy_heatmaps(
     *,
     order=None,
     groups: Sequence | None = None,
-    class_names: Sequence[str] | None = None,
     difference: bool = False,
 ) -> Figure:
     """Cosines between all proxies, side by side: one class order, one scale centered on zero.
@@ -62,28 +42,20 @@ def proxy_heatmaps(
         proxies: name → (C, D), the same classes in each.
         order: (C,) class order; by default similar proxies of the first set stand together.
         groups: (C,) a genus (or other group) per class, drawn as a bar at the side.
-        class_names: (C,) written at the side for at most 40 classes.
-        difference: adds a panel second − first, on the same scale.
+        difference: adds a panel second − first of two sets, on the same scale.
     """
     sets = _proxy_sets(proxies, same_classes=True)
-    names, classes = list(sets), len(next(iter(sets.values())))
-    if difference and len(names) != 2:
-        raise SobookError(f"difference=True needs exactly two sets of proxies, not {len(names)}")
+    first, classes = next(iter(sets)), len(next(iter(sets.values())))
     caption = f"{classes} classes"
     if order is None:
-        order, caption = class_order(sets[names[0]]), f"{caption}, clustered by {names[0]}"
-    order = as_array(order).astype(int)
-    if not np.array_equal(np.sort(order), np.arange(classes)):
-        raise SobookError(f"order must name each of the {classes} classes once")
+        order, caption = class_order(sets[first]), f"{caption}, clustered by {first}"
     panels = {name: _cosine_cells(p[order]) for name, p in sets.items()}
     numbers = {name: cosine_summary(geometry.describe(p)) for name, p in sets.items()}
     if difference:
-        panels[f"{names[1]} − {names[0]}"] = panels[names[1]] - panels[names[0]]
-    named = class_names if classes <= 40 else None
+        first, second = sets
+        panels[f"{second} − {first}"] = panels[second] - panels[first]
 
-    figure = new_figure(
-        4.2 * len(panels) + 1.2 + 1.9 * (named is not None), 4.7 + 0.3 * (groups is not None)
-    )
+    figure = new_figure(4.2 * len(panels) + 1.2, 4.7 + 0.3 * (groups is not None))
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     _draw_cells(figure, axes, panels)
     for axis, name in zip(axes, panels, strict=True):
@@ -91,16 +63,12 @@ def proxy_heatmaps(
         axis.set_title(numbers.get(name, ""), loc="right", fontsize=11)
     if groups is not None:
         _draw_groups(figure, axes, groups, order)
-    if named is not None:
-        labels = [named[c] for c in order]
-        axes[0].set_yticks(range(classes), labels, fontsize=11 if classes <= 25 else 8)
-        axes[0].tick_params(axis="y", length=0)
-    block = classes / len(panels[names[0]])
+    block = classes / len(panels[first])
     if block > 1:
         caption += f"; each cell is the mean of about {block**2:.0f} cosines"
     figure.supxlabel(caption, fontsize=12)
     alt = "; ".join(f"{name}: {text}" for name, text in numbers.items())
-    return finish(figure, f"Heatmaps of proxy cosines for {classes} classes; {alt}.")
+    return finish(figure, f"Heatmaps of the cosines of {classes} proxies; {alt}.")
 
 
 @use_style()
@@ -125,23 +93,24 @@ def angle_histogram(proxies: Mapping[str, object]) -> Figure:
         for name, values in angles.items()
     }
     chance = math.degrees(math.asin(1 / math.sqrt(dim)))
-    bins = _angle_bins(np.concatenate(list(angles.values())), chance)
+    low = min(90 - 3.5 * chance, *(values.min() for values in angles.values()))
+    high = max(90 + 3.5 * chance, *(values.max() for values in angles.values()))
+    bins = np.linspace(max(low, 0), min(high, 180), 51)
     theta = np.linspace(bins[0], bins[-1], 800)
     density = random_angle_density(theta, dim)
 
     figure = new_figure(9.5, 5.6)
     axis = figure.subplots()
     axis.fill_between(theta, density, color=style.QUIET, alpha=0.45, lw=0)
-    axis.plot(
-        theta, density, color=style.COLORS["chance"], lw=1.6, label=f"random directions, {dim}-D"
-    )
+    label = f"random directions, {dim}-D"
+    axis.plot(theta, density, color=style.COLORS["chance"], lw=1.6, label=label)
     for name, look in style.line_looks(angles).items():
         heights = np.histogram(angles[name], bins, density=True)[0]
         axis.stairs(heights, bins, label=numbers[name], lw=2.6, **look)
     axis.axvline(90, color="#222222", lw=1.2, label="90°: orthogonal")
     label = f"cosine ±1/√{dim} (90° ± {chance:.1f}°)"
-    axis.axvline(90 - chance, color="#222222", lw=1.4, ls=":", label=label)
-    axis.axvline(90 + chance, color="#222222", lw=1.4, ls=":")
+    for angle, text in ((90 - chance, label), (90 + chance, None)):
+        axis.axvline(angle, color="#222222", lw=1.4, ls=":", label=text)
     if classes > dim:
         bound = math.degrees(math.acos(geometry.welch_bound(classes, dim)))
         label = f"Welch bound {bound:.1f}°"
@@ -150,11 +119,8 @@ def angle_histogram(proxies: Mapping[str, object]) -> Figure:
     axis.set(xlabel="angle between two proxies (degrees)", ylabel="share of pairs per degree")
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
     figure.legend(loc="outside upper center", ncols=2)
-    return finish(
-        figure,
-        f"Histogram of the angles between {classes} proxies in {dim} dimensions "
-        f"against random directions; {'; '.join(numbers.values())}.",
-    )
+    alt = f"Histogram of the angles between {classes} proxies in {dim} dimensions"
+    return finish(figure, f"{alt}; {'; '.join(numbers.values())}.")
 
 
 @use_style()
@@ -171,9 +137,8 @@ def spectra(proxies: Mapping[str, object]) -> Figure:
     size, ranks = min(classes, dim), []
     figure = new_figure(8, 4.8)
     axis = figure.subplots()
-    axis.axhline(
-        math.sqrt(classes / size), label=f"flat spectrum: rank {size}", **style.CHANCE_LINE
-    )
+    label = f"flat spectrum: rank {size}"
+    axis.axhline(math.sqrt(classes / size), label=label, **style.CHANCE_LINE)
     for name, look in style.line_looks(sets).items():
         shape = geometry.describe(sets[name])
         label = f"{name}: effective rank {shape.effective_rank:.1f}"
@@ -183,8 +148,8 @@ def spectra(proxies: Mapping[str, object]) -> Figure:
     axis.set(xlabel="direction, strongest first", ylabel="singular value")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend()
-    alt = f"Singular values of the proxies; effective rank of {size}: {'; '.join(ranks)}."
-    return finish(figure, alt)
+    alt = "Singular values of the proxies; effective rank of"
+    return finish(figure, f"{alt} {size}: {'; '.join(ranks)}.")
 
 
 @use_style()
@@ -203,8 +168,6 @@ def proxy_ribbons(
         recalls: name → (E,) Recall@1 on held-out classes; None where it was not measured.
         dim: draws what random directions have: RMS cosine ±1/√dim, SO 1/dim.
     """
-    if not movements:
-        raise SobookError("proxy_ribbons got no runs; pass {name: geometry.movement(...)}")
     figure = new_figure(9.5, 8)
     cosine, so, recall = figure.subplots(3, 1, sharex=True, height_ratios=(1.5, 1, 1))
     at_end = []
@@ -214,13 +177,12 @@ def proxy_ribbons(
         epochs = np.arange(len(middle))
         cosine.fill_between(epochs, low, high, color=look["color"], alpha=0.22, lw=0)
         cosine.plot(epochs, middle, label=name, **look)
-        squares = moved.series("rms_cosine") ** 2
+        squares = moved.rms_cosine**2
         so.plot(epochs, squares, **look)
         known = [(e, r) for e, r in enumerate((recalls or {}).get(name, ())) if r is not None]
         if known:
             recall.plot(*zip(*known, strict=True), marker="o", ms=4, **look)
-        band = f"middle 90 % of cosines {low[-1]:+.2f} to {high[-1]:+.2f}"
-        at_end.append(f"{name}: {band}, SO {squares[-1]:.4f}")
+        at_end.append(f"{name}: {low[-1]:+.2f} to {high[-1]:+.2f}, SO {squares[-1]:.4f}")
     if dim:
         chance = 1 / math.sqrt(dim)
         cosine.axhline(chance, label=f"random directions, {dim}-D", **style.CHANCE_LINE)
@@ -234,11 +196,8 @@ def proxy_ribbons(
     recall.xaxis.set_major_locator(MaxNLocator(integer=True))
     recall.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     figure.legend(*cosine.get_legend_handles_labels(), loc="outside upper center", ncols=4)
-    return finish(
-        figure,
-        "Proxy cosines, soft orthogonality and Recall@1 over epochs; "
-        f"at the end {'; '.join(at_end)}.",
-    )
+    alt = "Middle 90 % of the proxy cosines, SO and Recall@1 over epochs; at the end"
+    return finish(figure, f"{alt} {'; '.join(at_end)}.")
 
 
 @use_style()
@@ -250,33 +209,22 @@ def confusion_vs_cosine(cosines, confusions, *, name: str = "PA") -> Figure:
         confusions: (C, C) how often a query of the row's class retrieves the column's class.
         name: the method, for the color.
     """
-    cosines = style.as_matrix(cosines, "cosines")
-    confusions = style.as_matrix(confusions, "confusions")
-    if cosines.shape != confusions.shape or len(set(cosines.shape)) != 1:
-        raise SobookError(
-            f"cosines {cosines.shape} and confusions {confusions.shape} must both be (C, C)"
-        )
-    pairs = np.triu_indices(len(cosines), 1)
-    mean_confusions = (confusions + confusions.T) / 2
-    x, y = cosines[pairs], mean_confusions[pairs]
-    rho, low, high = statistics.rank_correlation(cosines, mean_confusions)
+    cosines, confusions = as_array(cosines), as_array(confusions)
+    confusions = (confusions + confusions.T) / 2
+    rho, low, high = statistics.rank_correlation(cosines, confusions)
+    x, y = geometry.off_diagonal(cosines), geometry.off_diagonal(confusions)
     figure = new_figure(8, 5)
     axis = figure.subplots()
     size, shade = float(np.clip(20_000 / len(x), 5, 40)), method_color(name)
     axis.scatter(x, y, s=size, color=shade, alpha=0.35, lw=0, label="a pair of classes")
-    parts = np.array_split(np.argsort(x), min(10, len(x)))
-    means = [x[part].mean() for part in parts], [y[part].mean() for part in parts]
-    label = f"mean of each {'tenth' if len(parts) == 10 else 'part'}"
-    axis.plot(*means, "o-", color="#222222", ms=7, label=label)
+    tenths = np.array_split(np.argsort(x), 10)
+    means = [x[tenth].mean() for tenth in tenths], [y[tenth].mean() for tenth in tenths]
+    axis.plot(*means, "o-", color="#222222", ms=7, label="mean of each tenth")
     axis.set(xlabel="cosine of the two proxies", ylabel="confusion (mean of both ways)")
-    interval = f"[{low:+.2f}, {high:+.2f}]"
-    axis.set_title(f"{name}: Spearman ρ = {rho:+.2f} {interval} over {len(x):,} pairs", loc="left")
+    title = f"{name}: Spearman ρ = {rho:+.2f} [{low:+.2f}, {high:+.2f}] over {len(x):,} pairs"
+    axis.set_title(title, loc="left")
     axis.legend(loc="upper left", markerscale=1.5)
-    return finish(
-        figure,
-        f"Confusion of two classes against the cosine of their proxies, {name}: Spearman "
-        f"correlation {rho:+.2f}, 95 % interval over classes {interval}, {len(x)} pairs.",
-    )
+    return finish(figure, f"Confusion of two classes against the cosine of their proxies; {title}.")
 
 
 @use_style()
@@ -294,10 +242,7 @@ def attribute_lens(
         shared: (C, C) how many attributes two classes share.
         what: the name of the horizontal axis.
     """
-    sets, shared = _proxy_sets(proxies, same_classes=True), style.as_matrix(shared, "shared")
-    classes = len(next(iter(sets.values())))
-    if shared.shape != (classes, classes):
-        raise SobookError(f"shared is {shared.shape}, but there are {classes} classes")
+    sets, shared = _proxy_sets(proxies, same_classes=True), as_array(shared)
     number = geometry.off_diagonal(shared)
     levels = [level for level in np.unique(number) if (number == level).sum() >= 5]
     figure = new_figure(5.2 * len(sets) + 0.8, 4.8)
@@ -309,14 +254,14 @@ def attribute_lens(
         rho, low, high = statistics.rank_correlation(matrix, shared)
         axis.scatter(number + jitter, cosines, s=9, color=style.QUIET, lw=0, alpha=0.6)
         groups = [cosines[number == level] for level in levels]
-        band = np.array([np.quantile(group, [0.05, 0.95]) for group in groups]).reshape(-1, 2)
-        axis.fill_between(levels, *band.T, color=shade, alpha=0.2, lw=0)
+        band = np.transpose([np.quantile(group, [0.05, 0.95]) for group in groups])
+        axis.fill_between(levels, *band, color=shade, alpha=0.2, lw=0)
         axis.plot(levels, [group.mean() for group in groups], "o-", color=shade, ms=6)
         axis.axhline(0, **style.CHANCE_LINE)
-        axis.set_title(f"{name}: ρ = {rho:+.2f} [{low:+.2f}, {high:+.2f}]", color=shade)
+        alt.append(f"{name}: ρ = {rho:+.2f} [{low:+.2f}, {high:+.2f}]")
+        axis.set_title(alt[-1], color=shade)
         axis.set_xlabel(what)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        alt.append(f"{name} ρ {rho:+.2f}, 95 % interval [{low:+.2f}, {high:+.2f}]")
     axes[0].set_ylabel("cosine of the two proxies")
     return finish(figure, f"Proxy cosine against {what} of two classes; {'; '.join(alt)}.")
 
@@ -336,9 +281,10 @@ def cosine_summary(shape: geometry.ProxyGeometry) -> str:
 def _proxy_sets(
     proxies: Mapping[str, object], *, same_classes: bool = False
 ) -> dict[str, np.ndarray]:
+    """Unit rows of each set; all must have the same dimension, and the same classes if asked."""
     if not isinstance(proxies, Mapping) or not proxies:
-        raise SobookError('pass proxies by name, as in {"PA": run.proxies(-1)}')
-    sets = {name: style.as_matrix(p, f"the proxies of {name}") for name, p in proxies.items()}
+        raise SobookError('pass proxies by name, as in {"PA": run.proxies()}')
+    sets = {name: geometry.unit_rows(p, f"proxies of {name}") for name, p in proxies.items()}
     first = next(iter(sets.values())).shape
     for name, p in sets.items():
         if p.shape[1] != first[1] or (same_classes and p.shape != first):
@@ -346,9 +292,8 @@ def _proxy_sets(
     return sets
 
 
-def _cosine_cells(proxies: np.ndarray, most: int = 400) -> np.ndarray:
+def _cosine_cells(unit: np.ndarray, most: int = 400) -> np.ndarray:
     """Cosines without the diagonal; for more than `most` classes, means over blocks of classes."""
-    unit = geometry.unit_rows(proxies, "proxies")
     cells = most // 2 if len(unit) > most else len(unit)
     starts = np.linspace(0, len(unit), cells, endpoint=False).astype(int)
     sizes = np.diff(np.append(starts, len(unit)))
@@ -389,11 +334,3 @@ def _draw_groups(figure: Figure, axes: Sequence[Axes], groups: Sequence, order) 
         handles = [Rectangle((0, 0), 1, 1, color=shade) for shade in style.PALETTE[: len(names)]]
         look = {"fontsize": 11, "ncols": min(len(names), 6), "handlelength": 1}
         figure.legend(handles, [str(n) for n in names], loc="outside upper center", **look)
-
-
-def _angle_bins(angles: np.ndarray, chance: float) -> np.ndarray:
-    """Bins that hold all angles and the curve of chance: at most 70, of a round width."""
-    low = max(min(90 - 3.5 * chance, angles.min()), 0.0)
-    high = min(max(90 + 3.5 * chance, angles.max()), 180.0)
-    step = next((s for s in (0.25, 0.5, 1, 2) if (high - low) / s <= 70), 3)
-    return np.arange(math.floor(low / step), math.ceil(high / step) + 1) * step

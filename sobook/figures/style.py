@@ -18,8 +18,6 @@ import numpy as np
 from matplotlib.figure import Figure as _MatplotlibFigure
 from PIL import Image, ImageChops
 
-from sobook.errors import SobookError
-
 # Okabe and Ito's colors, and two of Paul Tol's: told apart under all common color blindness.
 COLORS = {
     "PA": "#D55E00",
@@ -139,11 +137,3 @@ def as_array(values) -> np.ndarray:
         values = values.detach().cpu()
         values = values.float() if values.is_floating_point() else values
     return np.asarray(values)
-
-
-def as_matrix(values, name: str) -> np.ndarray:
-    """The same, refusing what has not two dimensions; `name` is what the error calls it."""
-    matrix = as_array(values)
-    if matrix.ndim != 2:
-        raise SobookError(f"{name} must have two dimensions, not shape {matrix.shape}")
-    return matrix

@@ -44,14 +44,14 @@ def test_maps_print_trustworthiness_and_draw_proxies_as_stars(clusters):
     assert "fitted on its own" in texts(figure)
 
 
-def test_many_classes_are_gray_but_for_those_spoken_of(rng):
+def test_many_classes_are_gray_but_for_twelve(rng):
     labels = np.repeat(np.arange(30), 3)
     points = rng.normal(size=(90, 8))
-    figure = figures.embedding_map(points, labels, method="pca", highlight=[3, 7], title="PA")
-    assert legend(figure) == ["class 3", "class 7", "28 other classes"]
-    sizes = [len(c.get_offsets()) for c in figure.axes[0].collections]
-    assert sizes == [84, 3, 3]
-    assert mpl.colors.to_hex(figure.axes[0].collections[0].get_facecolor()) == style.QUIET.lower()
+    figure = figures.embedding_maps({"PA": points}, labels, method="pca")
+    assert legend(figure)[::12] == ["class 0", "18 other classes"]
+    rest, *shown = figure.axes[0].collections
+    assert [len(c.get_offsets()) for c in (rest, *shown)] == [54] + 12 * [3]
+    assert mpl.colors.to_hex(rest.get_facecolor()[0]) == style.QUIET.lower()
 
 
 def test_twenty_classes_can_be_told_apart():
@@ -62,9 +62,7 @@ def test_twenty_classes_can_be_told_apart():
 def test_maps_check_their_input(clusters):
     points, labels, centers = clusters
     with pytest.raises(ValueError, match="48 embeddings but 3 labels"):
-        figures.embedding_map(points, labels[:3], method="pca")
-    with pytest.raises(ValueError, match=r"without any image here: \[9\]"):
-        figures.embedding_map(points, labels, method="pca", highlight=[9])
+        figures.embedding_maps({"PA": points}, labels[:3], method="pca")
     with pytest.raises(ValueError, match="same names"):
         figures.embedding_maps({"PA": points}, labels, method="pca", proxies={"SO": centers})
 
@@ -79,8 +77,8 @@ def test_images_of_classes_without_a_proxy_are_hollow(clusters):
         proxies={"PA": centers[:2]},
         proxy_labels=[0, 1],
     )
-    hollow = [c for c in figure.axes[0].collections if len(c.get_facecolor()) == 0]
-    assert sorted(len(c.get_offsets()) for c in hollow if len(c.get_offsets())) == [12, 12]
+    hollow = [c for c in figure.axes[0].collections if (c.get_facecolor()[:, 3] == 0).any()]
+    assert [len(c.get_offsets()) for c in hollow] == [12, 12]
     assert "test class: no proxy" in legend(figure)
     assert "neighbors kept" in figure.axes[0].get_xlabel()
 
@@ -98,8 +96,6 @@ def test_panel_of_maps_has_a_row_a_setting_a_column_a_seed_and_pca(clusters):
     ]
     shown = [axis.get_xlabel() for axis in figure.axes if axis.get_title()]
     assert all("trustworthiness" in text and "kept" in text for text in shown)
-    with pytest.raises(ValueError, match="48 embeddings but 2 labels"):
-        figures.map_panel(points, labels[:2])
 
 
 def test_spheres_share_their_view_and_show_all_points(rng):
@@ -114,16 +110,15 @@ def test_spheres_share_their_view_and_show_all_points(rng):
     )
     assert len(drawn) == 30
     np.testing.assert_allclose(np.linalg.norm(drawn, axis=1), 1)
-    with pytest.raises(ValueError, match="3-dimensional"):
-        figures.sphere(rng.normal(size=(30, 5)), labels, proxies)
+    with pytest.raises(ValueError, match="3 dimensions, not 5"):
+        figures.spheres({"PA": (rng.normal(size=(30, 5)), proxies)}, labels)
 
 
 def clouds(seed=0, classes=5, each=30, dim=12):
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(classes), each)
-    return rng.normal(size=(classes, dim))[labels] + 0.3 * rng.normal(
-        size=(len(labels), dim)
-    ), labels
+    centers = rng.normal(size=(classes, dim))
+    return centers[labels] + 0.3 * rng.normal(size=(len(labels), dim)), labels
 
 
 def test_quality_equals_slow_loops_and_scikit_learn():
@@ -206,7 +201,5 @@ def test_align_undoes_a_turn_a_mirror_a_shift_and_a_scale():
 def test_input_is_checked():
     with pytest.raises(ValueError, match="5 embeddings but 4 places"):
         embeddings.quality(np.eye(5), np.zeros((4, 2)))
-    with pytest.raises(ValueError, match='"umap" or "pca"'):
+    with pytest.raises(ValueError, match="choose umap or pca"):
         embeddings.project(np.eye(5), method="tsne")
-    with pytest.raises(ValueError, match="at least 4"):
-        embeddings.project(np.eye(3))

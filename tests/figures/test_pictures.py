@@ -56,8 +56,6 @@ def test_contact_sheet_keeps_proportions_and_wraps(images):
     assert (right - left) / (bottom - top) == pytest.approx(2)
     assert left == 0 and top > 1  # the third image begins the second row
     assert {"a", "b", "c"} <= set(texts(figure).split(" | "))
-    with pytest.raises(ValueError, match="no images"):
-        figures.contact_sheet([])
 
 
 def test_attention_maps_share_one_scale_in_multiples_of_uniform(images, rng):
@@ -99,9 +97,7 @@ def test_split_chart_shows_who_shares_classes():
         for bar in axis.patches:
             tops[round(bar.get_x() + 0.45)] += bar.get_height()
         assert tops.tolist() == [4] * 6
-    assert first.get_ylim() == second.get_ylim() and "class-disjoint" not in figures.alt_text(
-        figure
-    )
+    assert first.get_ylim() == second.get_ylim()
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names == ["train", "test", "validation"]  # also a part that only one panel has
     few = figures.split_chart({"disjoint": disjoint}, show=3)
