@@ -39,6 +39,7 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+MATHML = "http://www.w3.org/1998/Math/MathML"
 NO_ALT = "A figure, described in the text around it."
 
 # Comes before the source's own lines in the cell tagged `setup`, the first of every notebook. The
@@ -218,8 +219,8 @@ def mathml(tex: str, display: str = "inline") -> str:
     from latex2mathml.converter import convert
 
     tex = re.sub(r"\\(begin|end)\{aligned\}", r"\\\1{split}", tex.strip())  # one it does not know
-    try:
-        return convert(tex, display=display)
+    try:  # nbconvert would make a prefix of the namespace, which HTML does not know
+        return convert(tex, display=display).replace(f' xmlns="{MATHML}"', "")
     except Exception:  # of many kinds; a page is worth more than a formula
         return f"<code>{html.escape(tex)}</code>"
 

@@ -1,6 +1,7 @@
 """What README, Makefile, pyproject and notebooks promise each other."""
 
 import ast
+import html
 import importlib
 import importlib.util
 import re
@@ -107,13 +108,15 @@ def test_versions_are_bounded_from_below_only():
 
 
 def test_the_repository_has_one_address(build):
-    address = re.search(r'REPOSITORY = "https://github.com/([^"]+)"', build.SETUP).group(1)
+    address = re.search(r'REPOSITORY = "https://github.com/([^"]+)"', build.INSTALL).group(1)
     badges = re.findall(r"colab\.research\.google\.com/github/([\w-]+/[\w-]+)/", README)
     assert set(badges) == {address}
 
 
-def test_setup_cell_is_the_same_in_every_source(build):
-    assert [p for script in build.sources() if (p := build.setup_problem(script))] == []
+def test_every_notebook_begins_with_the_setup_cell(build):
+    for script in build.sources():
+        code = [c for c in build.build(script, solved=True).cells if c.cell_type == "code"]
+        assert [cell.source.startswith(build.INSTALL) for cell in code[:2]] == [True, False]
 
 
 def test_notebooks_fit_their_sources_and_are_small(build):
@@ -150,10 +153,12 @@ class TestBuild:
 # # A title with $x_1$
 
 # %% tags=["setup"]
-old
+session = 0
 
 # %%
 answer = 41
+png = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+display({"image/png": png}, raw=True, metadata={"image/png": {"alt": "a < b"}})
 
 # %% tags=["solution"]
 answer = 42
@@ -177,15 +182,7 @@ answer = 42
         assert b"answer = 42" not in first
         assert b"answer = 42" in (here / "solutions/00_one.ipynb").read_bytes()
 
-    def test_setup_cell_is_copied_into_the_source(self, build, here):
-        script = build.SOURCE / "00_one.py"
-        assert "setup cell" in build.setup_problem(script)
-        build.setup([])
-        assert build.setup_problem(script) is None
-        assert "answer = 41" in script.read_text()
-
     def test_drift_size_and_missing_runs_are_named(self, build, here, monkeypatch):
-        build.setup([])
         assert "is missing" in "".join(build.problems())
         build.generate([])
         assert "not executed" in "".join(build.problems())
@@ -211,13 +208,21 @@ answer = 42
         build.generate([])
         assert build.read(path).cells[2].execution_count is None
 
-    def test_pages_need_no_network(self, build, here, tmp_path):
-        build.generate([])
-        build.pages(here)
-        page = (here / "00_one.html").read_text()
-        assert "<math" in page
+    def test_executed_pages_need_no_network(self, build, here, tmp_path):
+        build.execute([], tmp_path / "out", solutions=False)
+        build.pages(tmp_path / "out")
+        page = (tmp_path / "out/00_one.html").read_text()
+        assert "<math" in page and 'alt="a < b"' in html.unescape(page)
         assert not re.search(r"<(?:script|link)[^>]+(?:src|href)=\"http", page)
-        assert "A title" in (here / "index.html").read_text()
+        assert "A title" in (tmp_path / "out/index.html").read_text()
+
+    def test_a_notebook_that_fails_is_named_and_not_kept(self, build, here, capsys):
+        script = build.SOURCE / "00_one.py"
+        script.write_text(script.read_text().replace("41", "1 / 0"))
+        assert build.main(["execute"]) == 1
+        shown = capsys.readouterr().err
+        assert "ZeroDivisionError" in shown and "did not run to their end: 00_one" in shown
+        assert not (here / "00_one.ipynb").exists()
 
     def test_unknown_notebook_gets_the_near_match(self, build, here, capsys):
         assert build.main(["execute", "00_ome"]) == 1
