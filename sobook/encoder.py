@@ -1,28 +1,27 @@
 """The encoder: a timm backbone and a small head, from images to unit-length embeddings.
 
 Start with `Encoder.forward`. It knows tensors only; image sets are the business of `embedding`.
-
-Notation: B batch, F features of the backbone, D embedding dimension.
+Notation: B batch, T tokens, F features of the backbone, D embedding dimension.
 """
 
 import hashlib
 import importlib
 import os
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from sobook import files
-from sobook.errors import EncoderError, SobookError, check_choice, first_line, suggest
+from sobook.errors import EncoderError, SobookError, check_choice, suggest
 
 MICRO = "deit_micro_patch8_64"  # sobook's own, see `sobook.aviary.micro`
-TOKENS = ("cls", "dist", "mean")
+# The tokens whose mean is the feature.
+_TOKENS = {"cls": slice(0, 1), "dist": slice(1, 2), "mean": slice(0, 2)}
 
 
 class Encoder(nn.Module):
@@ -87,12 +86,13 @@ class Encoder(nn.Module):
             # Registers it with timm. Imported by name, so that the encoder can be read, and used,
             # without the aviary.
             importlib.import_module("sobook.aviary.micro")
-        _check_name(name)
         if dim is not None and dim < 1:
             raise EncoderError(f"dim is {dim}: give at least 1, or None for no head.")
         backbone = _make_backbone(name, weights, image_size)
         if token is not None:
-            _check_token(token, backbone, name)
+            check_choice("token", token, _TOKENS)
+            if getattr(backbone, "num_prefix_tokens", 0) < _TOKENS[token].stop:
+                raise EncoderError(f"{name} has no {token!r} token: leave token out (None).")
         side = image_size or timm.data.resolve_model_data_config(backbone)["input_size"][-1]
         return cls(backbone, name, dim, side, token)
 
@@ -114,14 +114,13 @@ class Encoder(nn.Module):
         if self.token is None:
             return self.backbone(images)
         tokens = self.backbone.forward_features(images)  # (B, T, F)
-        prefix = {"cls": slice(0, 1), "dist": slice(1, 2), "mean": slice(0, 2)}[self.token]
-        return tokens[:, prefix].mean(1)
+        return tokens[:, _TOKENS[self.token]].mean(1)
 
     def attention(self, images: Tensor) -> Tensor:
         """What the class token looks at in the last block: (B, heads, T), summing to 1 over T.
 
-        The first `num_prefix_tokens` of the T tokens are not patches (class, distillation); the
-        others are the patches, row by row.
+        The first `backbone.num_prefix_tokens` of the T tokens are not patches (class,
+        distillation); the others are the patches, row by row.
 
         Raises:
             EncoderError: the backbone has no transformer blocks.
@@ -141,11 +140,6 @@ class Encoder(nn.Module):
         query, key = layer.q_norm(query), layer.k_norm(key)
         scores = query[:, :, :1] @ key.transpose(-2, -1) * layer.scale  # (B, heads, 1, T)
         return scores.softmax(-1)[:, :, 0]
-
-    @property
-    def num_prefix_tokens(self) -> int:
-        """Tokens before the patches: 1 for DeiT, 2 for distilled DeiT."""
-        return self.backbone.num_prefix_tokens
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 to floating point with the backbone's mean and std; floats pass unchanged."""
@@ -183,121 +177,45 @@ def make_head(features: int, dim: int | None) -> nn.Module:
     return nn.Sequential(nn.LayerNorm(features, elementwise_affine=False), linear)
 
 
-def _check_name(name: str) -> None:
+def _make_backbone(name: str, weights: str | os.PathLike | None, image_size: int | None) -> Any:
     if not timm.is_model(name.split(".")[0]):
         near = suggest(name, [MICRO, *timm.list_models()])
         raise EncoderError(f"unknown encoder {name!r}: give the name of a timm model.{near}")
-
-
-def _check_token(token: str, backbone: Any, name: str) -> None:
-    check_choice("token", token, TOKENS)
-    prefix = getattr(backbone, "num_prefix_tokens", 0)
-    if prefix < (1 if token == "cls" else 2):
-        raise EncoderError(f"{name} has no {token!r} token: leave token out (None).")
-
-
-def _make_backbone(name: str, weights: str | os.PathLike | None, image_size: int | None) -> Any:
-    sized: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
-    if image_size is not None and image_size < 1:
-        raise EncoderError(f"image_size is {image_size}: give pixels, or None for the usual size.")
     is_micro = name.split(".")[0] == MICRO
-    if weights == "pretrained" and not is_micro:
-        return _download(name, sized)
-    try:
-        backbone = timm.create_model(name, num_classes=0, **sized)
-    except (TypeError, AssertionError) as error:
-        raise EncoderError(
-            f"{name} cannot be made for images of {image_size} pixels ({error}): leave image_size "
-            "out."
-        ) from None
-    _check_patches(backbone, name, image_size)
-    if weights in ("micro", "pretrained"):
-        if not is_micro:
-            raise EncoderError(
-                f"weights='micro' belong to {MICRO!r}, not to {name!r}: change one of the two."
-            )
+    if weights == "micro" and not is_micro:
+        raise EncoderError(f"weights='micro' belong to {MICRO!r}, not to {name!r}.")
+    if is_micro and weights in ("micro", "pretrained"):
         weights = files.shipped(f"{MICRO}.safetensors")
-    if weights is not None:
-        _load(backbone, Path(weights), name)
-    return backbone
-
-
-def _check_patches(backbone: Any, name: str, image_size: int | None) -> None:
-    """timm would silently cut off what does not fill a patch."""
+    options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
+    if weights not in (None, "pretrained"):
+        options["pretrained_cfg_overlay"] = {"file": _existing(weights)}
+    try:
+        backbone = timm.create_model(name, weights is not None, num_classes=0, **options)
+    except Exception as error:  # of timm, hub, network, pickle: they have no common parent
+        remedy = "use another image_size, or name the encoder that the weights belong to"
+        if weights == "pretrained":
+            remedy = (
+                "connect to the network once, or give a local file (weights='deit.pth'), or use "
+                f"the bundled micro encoder (encoder={MICRO!r}, weights='micro')"
+            )
+        raise EncoderError(
+            f"{name} cannot be made with weights {str(weights)!r} and image_size {image_size} "
+            f"({textwrap.shorten(str(error), 240)}): {remedy}."
+        ) from None
     patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", None)
     if image_size is not None and patch is not None and image_size % patch[0]:
+        # timm would silently cut off what does not fill a patch
         raise EncoderError(
             f"{name} cannot be made for images of {image_size} pixels: choose a multiple of its "
             f"patch size, {patch[0]}."
         )
+    return backbone
 
 
-def _download(name: str, sized: dict) -> Any:
-    try:
-        return timm.create_model(name, pretrained=True, num_classes=0, **sized)
-    except Exception as error:  # whatever hub, cache or network raise, the remedy is the same
-        raise EncoderError(
-            f"the weights of {name!r} could not be downloaded ({first_line(error)}): connect "
-            "to the network once, or give a local file (weights='deit.pth'), or use the bundled "
-            f"micro encoder (encoder={MICRO!r}, weights='micro')."
-        ) from None
-
-
-def _load(backbone: nn.Module, file: Path, name: str) -> None:
-    """Load a state dict strictly, after dropping classifiers and resampling positions."""
-    state = {key: value for key, value in _read(file).items() if not key.startswith("head")}
-    wanted = backbone.state_dict()
-    position = "pos_embed"
-    if position in state and position in wanted and state[position].shape != wanted[position].shape:
-        state[position] = _resample(state[position], backbone)
-    missing, extra = sorted(wanted.keys() - state), sorted(state.keys() - wanted)
-    other = [key for key in wanted.keys() & state.keys() if wanted[key].shape != state[key].shape]
-    if missing or extra or other:
-        differences = [
-            f"{len(keys)} {what} (e.g. {keys[0]})"
-            for keys, what in (
-                (missing, "missing"),
-                (extra, "not known"),
-                (sorted(other), "of another shape"),
-            )
-            if keys
-        ]
-        raise EncoderError(
-            f"the weights in {file} are not those of {name!r}: tensors differ, "
-            f"{', '.join(differences)}; name the encoder they belong to."
-        )
-    backbone.load_state_dict({key: value.float() for key, value in state.items()})
-
-
-def _resample(position: Tensor, backbone: Any) -> Tensor:
-    prefix = backbone.num_prefix_tokens
-    old_side = round((position.shape[1] - prefix) ** 0.5)
-    if position.shape[2] != backbone.embed_dim or old_side**2 + prefix != position.shape[1]:
-        return position  # another width or another kind of token: reported by the caller
-    return resample_abs_pos_embed(
-        position.float(), list(backbone.patch_embed.grid_size), num_prefix_tokens=prefix
-    )
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    if not file.is_file():
+def _existing(file: str | os.PathLike) -> str:
+    if not Path(file).is_file():
         raise EncoderError(
             f"there is no weights file {str(file)!r}: give the path of a .safetensors or .pth "
-            "file, or one of 'pretrained', 'micro', None."
-            f"{suggest(str(file), ['pretrained', 'micro'])}"
+            f"file, 'pretrained', 'micro' or None.{suggest(str(file), ['pretrained', 'micro'])}"
         )
-    try:
-        if file.suffix == ".safetensors":
-            state: Any = load_file(file)
-        else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # safetensors, zip and unpickling errors have no common parent
-        raise EncoderError(
-            f"the weights file {file} cannot be read ({first_line(error)})."
-        ) from None
-    for nested in ("model", "state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(nested), dict):
-            state = state[nested]
-    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
-        raise EncoderError(f"the weights file {file} does not hold a state dict of tensors.")
-    return state
+    return str(file)

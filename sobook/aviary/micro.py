@@ -7,6 +7,7 @@ weights were made, and on what, is told in ``data/deit_micro_patch8_64.md``.
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import checkpoint_filter_fn
 
 NAME = "deit_micro_patch8_64"
 WEIGHTS = f"{NAME}.safetensors"
@@ -28,8 +29,19 @@ default_cfgs = generate_default_cfgs(
 )
 
 
+def _widened(state: dict, model: VisionTransformerDistilled) -> dict:
+    """timm's filter, which resamples positions, on float32: the weights are shipped in float16."""
+    return checkpoint_filter_fn({name: part.float() for name, part in state.items()}, model)
+
+
 @register_model
 def deit_micro_patch8_64(pretrained: bool = False, **kwargs) -> VisionTransformerDistilled:
     """DeiT micro: 128 features, 6 blocks, 4 heads, 1.2 M parameters."""
     shape = {"img_size": 64, "patch_size": 8, "embed_dim": 128, "depth": 6, "num_heads": 4}
-    return build_model_with_cfg(VisionTransformerDistilled, NAME, pretrained, **{**shape, **kwargs})
+    return build_model_with_cfg(
+        VisionTransformerDistilled,
+        NAME,
+        pretrained,
+        pretrained_filter_fn=_widened,
+        **{**shape, **kwargs},
+    )
