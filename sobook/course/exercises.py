@@ -1,9 +1,7 @@
 """The exercises of the course: `check` says whether an answer is right and, if not, what is off.
 
 An exercise is known by notebook and number, ``"03.2"``. Its answer is usually the function that
-the notebook asks for; `check` calls it on small inputs of its own and compares the result with the
-truth and with typical mistakes, so that it can name them. How each exercise is judged is in
-`checks`, and how answers are compared in `compare`.
+the notebook asks for. How each exercise is judged is in `checks`.
 """
 
 from dataclasses import asdict, dataclass
@@ -13,22 +11,14 @@ from sobook.course.compare import Wrong, describe_error
 from sobook.course.session import notebook_shell
 from sobook.errors import suggest
 
-__all__ = ["Verdict", "check", "judge", "known"]
-
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of checking an answer.
-
-    Attributes:
-        exercise: such as ``"03.2"``.
-        passed: is the answer right?
-        message: one or two sentences for the student.
-    """
+    """What came of checking an answer."""
 
     exercise: str
     passed: bool
-    message: str
+    message: str  # one or two sentences for the student
 
     def __str__(self) -> str:
         return f"{'✓' if self.passed else '✗'} {self.exercise}: {self.message}"
@@ -55,7 +45,12 @@ def check(exercise: str, answer: object = None) -> Verdict:
     ✗ 00.2: that is the change of Recall@1 itself: divide by the errors, 1 − before.
     """
     verdict = judge(exercise, answer)
-    _show(verdict)
+    if notebook_shell() is None:
+        print(verdict)
+    else:  # `sobook grade` reads the metadata
+        from IPython.display import display
+
+        display({"text/plain": str(verdict)}, raw=True, metadata={"sobook": asdict(verdict)})
     return verdict
 
 
@@ -80,13 +75,3 @@ def known(notebook: str = "") -> tuple[str, ...]:
     ('03.1', '03.2', '03.3')
     """
     return tuple(sorted(name for name in CHECKS if name.startswith(notebook)))
-
-
-def _show(verdict: Verdict) -> None:
-    """Print; in a notebook, display, with the verdict as metadata for `sobook grade`."""
-    if notebook_shell() is None:
-        print(verdict)
-        return
-    from IPython.display import display
-
-    display({"text/plain": str(verdict)}, raw=True, metadata={"sobook": asdict(verdict)})

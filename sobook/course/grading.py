@@ -11,11 +11,12 @@ import re
 import tempfile
 import threading
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from sobook import files
 from sobook.course import exercises
+from sobook.course.compare import describe_error
 
 _NO_VERDICT = "not checked: the cell with exercises.check was removed, or never reached."
 # Of the environment, students' code sees nothing else.
@@ -25,19 +26,12 @@ _KEPT_VARIABLES += ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 
 @dataclass(frozen=True)
 class Grade:
-    """One exercise of one notebook.
+    """One exercise of one notebook."""
 
-    Attributes:
-        notebook: the file's name.
-        exercise: such as ``"03.2"``; ``""`` where nothing of the notebook could be judged.
-        passed: did the last check pass?
-        reason: "right.", or what was wrong.
-    """
-
-    notebook: str
-    exercise: str
+    notebook: str  # the file's name
+    exercise: str  # such as "03.2"; "" where nothing of the notebook could be judged
     passed: bool
-    reason: str
+    reason: str  # "right.", or what was wrong
 
 
 def grade(path: str | os.PathLike, *, timeout: float = 900, execute: bool = True) -> list[Grade]:
@@ -49,14 +43,17 @@ def grade(path: str | os.PathLike, *, timeout: float = 900, execute: bool = True
         execute: run it; otherwise the verdicts saved in the file are read.
 
     Returns:
-        One `Grade` for each exercise of the notebook, in order. Never raises on what the notebook
-        is or does.
+        One `Grade` for each exercise of the notebook, in order.
     """
+    try:
+        import nbformat
+    except ImportError:
+        raise ImportError("grading needs the extra: pip install 'sobook[notebooks]'") from None
     path, stopped = Path(path), None
     try:
-        notebook = _read(path)
+        notebook = nbformat.read(path, as_version=4)
     except Exception as error:  # of many kinds: missing, no JSON, not a notebook
-        return [Grade(path.name, "", False, f"the file cannot be read: {_in_words(error)}.")]
+        return [Grade(path.name, "", False, f"the file cannot be read: {describe_error(error)}.")]
     if execute:
         for cell in notebook.cells:
             if cell.cell_type == "code":
@@ -64,7 +61,7 @@ def grade(path: str | os.PathLike, *, timeout: float = 900, execute: bool = True
         try:
             stopped = _run(notebook, timeout)
         except Exception as error:  # a kernel that does not start, or dies
-            stopped = f"the notebook stopped: {_in_words(error)}."
+            stopped = f"the notebook stopped: {describe_error(error)}."
     verdicts, wanted = _verdicts(notebook), _wanted(path, notebook)
     if not wanted:
         reason = stopped or "no exercise was found in it: is it a notebook of the course?"
@@ -76,15 +73,12 @@ def grade(path: str | os.PathLike, *, timeout: float = 900, execute: bool = True
 def write(grades: Iterable[Grade], out: str | os.PathLike) -> Path:
     """Write grades as CSV (UTF-8), with a header."""
     out = Path(out).expanduser()
-    with (
-        files.replacing(out) as partial,
-        open(partial, "w", newline="", encoding="utf-8") as file,
-    ):
-        table = csv.writer(file)
-        table.writerow([field.name for field in fields(Grade)])
-        for grade in grades:
-            notebook, exercise, passed, reason = astuple(grade)
-            table.writerow([_inert(notebook), exercise, "yes" if passed else "no", _inert(reason)])
+    rows = [
+        (_inert(one.notebook), one.exercise, "yes" if one.passed else "no", _inert(one.reason))
+        for one in grades
+    ]
+    with files.replacing(out) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("notebook", "exercise", "passed", "reason"), *rows])
     return out
 
 
@@ -92,14 +86,6 @@ def _inert(text: str) -> str:
     """One line that no spreadsheet takes for a formula."""
     text = " ".join(text.split())
     return f"'{text}" if text[:1] in "=+-@" else text
-
-
-def _read(path: Path):
-    try:
-        import nbformat
-    except ImportError:
-        raise ImportError("grading needs the extra: pip install 'sobook[notebooks]'") from None
-    return nbformat.read(path, as_version=4)
 
 
 def _run(notebook, timeout: float) -> str | None:
@@ -143,14 +129,13 @@ def _run(notebook, timeout: float) -> str | None:
 
 def _verdicts(notebook) -> dict[str, tuple[bool, str]]:
     """The last verdict of each exercise: (passed, message)."""
-    verdicts = {}
-    for cell in notebook.cells:
-        for output in cell.get("outputs", ()):
-            record = output.get("metadata", {}).get("sobook")
-            if isinstance(record, dict) and isinstance(record.get("exercise"), str):
-                passed, message = record.get("passed") is True, str(record.get("message", ""))
-                verdicts[record["exercise"]] = (passed, message)
-    return verdicts
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    records = [output.get("metadata", {}).get("sobook") for output in outputs]
+    return {
+        str(record["exercise"]): (record["passed"] is True, str(record["message"]))
+        for record in records
+        if isinstance(record, dict) and set(record) == {"exercise", "passed", "message"}
+    }
 
 
 def _wanted(path: Path, notebook) -> tuple[str, ...]:
@@ -163,8 +148,3 @@ def _wanted(path: Path, notebook) -> tuple[str, ...]:
     if not numbers and (in_name := re.match(r"(\d\d)_", path.name)):
         numbers = {in_name.group(1)}
     return tuple(name for number in sorted(numbers) for name in exercises.known(number))
-
-
-def _in_words(error: BaseException) -> str:
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
-    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__

@@ -9,7 +9,7 @@ import random
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import timm
@@ -21,11 +21,8 @@ from sobook.errors import check_choice
 from sobook.training.config import TrainConfig
 from sobook.training.estimate import Estimate, estimate
 
-MODES = ("quick", "full")
 _MAX_THREADS = 8  # small images and small models gain nothing from more
 _DPI = 88  # keeps a notebook with all its figures below 1 MB
-
-Choice = TypeVar("Choice")
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class Session:
     def quick(self) -> bool:
         return self.mode == "quick"
 
-    def pick(self, quick: Choice, full: Choice) -> Choice:
+    def pick(self, quick: Any, full: Any) -> Any:
         """The first value in quick mode, the second in full mode."""
         return quick if self.quick else full
 
@@ -58,55 +55,26 @@ class Session:
         """
         if self.quick:
             return TrainConfig(**{"seed": self.seed, **changes})
-        here = {
-            "seed": self.seed,
-            "precision": self._precision(),
-            "workers": min(files.available_cores(), _MAX_THREADS),
-        }
+        precision = "float32"
+        if self.device == "cuda":  # a T4 only emulates bfloat16
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+            precision = "bfloat16" if fast else "float16"
+        workers = min(files.available_cores(), _MAX_THREADS)
+        here = {"seed": self.seed, "precision": precision, "workers": workers}
         return TrainConfig.recipe("cub200", **{**here, **changes})
-
-    def _precision(self) -> str:
-        """bfloat16 where the GPU computes in it; a T4 does not, and takes float16."""
-        if self.device != "cuda":
-            return "float32"
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
 
     def estimate(self, config: TrainConfig, images: int, *, steps: int = 3) -> Estimate:
         """What a run will need, from a few steps: see `sobook.training.estimate`."""
         return estimate(config, images, steps=steps)
 
     def __str__(self) -> str:
+        where = f"CPU, {torch.get_num_threads()} threads"
         if self.device == "cuda":
             where = torch.cuda.get_device_name()
-        else:
-            where = f"CPU, {torch.get_num_threads()} threads"
         return (
             f"sobook {sobook.__version__} · torch {torch.__version__} · timm {timm.__version__}"
             f" · {self.mode} mode · {where} · seed {self.seed}"
         )
-
-
-def _drive_advice() -> str | None:
-    """On Colab, where data and runs vanish with the machine: how to keep them on Drive."""
-    if "google.colab" not in sys.modules or os.environ.get("SOBOOK_DATA"):
-        return None
-    return (
-        "On Colab, data and runs vanish with this machine. To keep them, and to resume after "
-        "a disconnection, run this first and then this cell again:\n"
-        "    from google.colab import drive; drive.mount('/content/drive')\n"
-        "    %env SOBOOK_DATA=/content/drive/MyDrive/sobook"
-    )
-
-
-def mode() -> str:
-    """``"quick"`` or ``"full"``, from the setting ``SOBOOK_MODE``; quick if it is not set.
-
-    Raises:
-        SobookError: the setting holds another word.
-    """
-    word = os.environ.get("SOBOOK_MODE") or "quick"
-    check_choice("SOBOOK_MODE", word, MODES)
-    return word
 
 
 def setup(seed: int = 0) -> Session:
@@ -114,13 +82,14 @@ def setup(seed: int = 0) -> Session:
 
     Args:
         seed: for Python's, NumPy's and torch's global generators.
+
+    Raises:
+        SobookError: ``SOBOOK_MODE`` is neither quick nor full.
     """
-    session = Session(
-        mode=mode(),
-        device="cuda" if torch.cuda.is_available() else "cpu",
-        data_root=files.data_root(),
-        seed=seed,
-    )
+    mode = os.environ.get("SOBOOK_MODE") or "quick"
+    check_choice("SOBOOK_MODE", mode, ("quick", "full"))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    session = Session(mode, device, files.data_root(), seed)
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)  # seeds the GPUs as well
@@ -128,9 +97,14 @@ def setup(seed: int = 0) -> Session:
         torch.set_num_threads(min(files.available_cores(), _MAX_THREADS))
     _prepare_figures()
     print(session)
-    if advice := _drive_advice():
-        print(advice)
-    if not session.quick and session.device == "cpu":
+    if "google.colab" in sys.modules and not os.environ.get("SOBOOK_DATA"):
+        print(
+            "On Colab, data and runs vanish with this machine. To keep them, and to resume after "
+            "a disconnection, run this first and then this cell again:\n"
+            "    from google.colab import drive; drive.mount('/content/drive')\n"
+            "    %env SOBOOK_DATA=/content/drive/MyDrive/sobook"
+        )
+    if not session.quick and device == "cpu":
         print("Full mode is made for a GPU, and there is none here: expect hours, not minutes.")
     return session
 

@@ -152,7 +152,7 @@ MISTAKES = {
     "03.3": [
         (lambda w: 1 / w.square().sum(0), "need not sum to 1"),
         (lambda w: w.sum(1).square() / w.square().sum(1), "shape"),
-        (lambda w: w.square().sum(0) / w.sum(0).square(), "upside down"),
+        (lambda w: w.square().sum(0) / w.sum(0).square(), "reciprocal"),
     ],
     "04.1": [
         (lambda sigma, C: (sigma**2).sum() - C, "squares them"),
@@ -333,7 +333,7 @@ def test_unknown_exercises_get_the_near_match():
 )
 def test_how_a_wrong_number_relates_to_the_right_one(got, expected, says):
     with pytest.raises(compare.Wrong, match=says):
-        compare.number(got, expected)
+        compare.compare(got, expected)
 
 
 @pytest.mark.parametrize(
@@ -351,4 +351,4 @@ def test_how_a_wrong_number_relates_to_the_right_one(got, expected, says):
 def test_how_a_wrong_array_relates_to_the_right_one(change, says):
     expected = np.array([[1.0, 2.0], [3.0, 5.0], [-8.0, 11.0]])
     with pytest.raises(compare.Wrong, match=says):
-        compare.array(change(expected), expected)
+        compare.compare(change(expected), expected)
