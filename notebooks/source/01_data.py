@@ -75,10 +75,10 @@ train.subset([0, 1, len(train) - 1]).labels  # a subset is numbered anew: 0..C'�
 # %% [markdown]
 # ## 2 · Birds in families
 #
-# The birds of the course are drawn by `sobook/aviary.py`. A *genus* fixes the silhouette and the base colors; its ten *species* differ in field marks: cap, throat, wing bars and so on. Because we drew them, we can ask things that no photograph answers. Here is one genus, a row a species, with the marks in which its species differ. In the last column, which half of the data set a species belongs to:
+# The birds of the course are drawn by `sobook/aviary.py`. A *genus* fixes the silhouette and the base colors; its ten *species* differ in field marks: cap, throat, wing bars and so on. Because we drew them, we can ask things that no photograph answers. Here is one genus, one row per species, with the marks in which its species differ. In the last column, which half of the data set a species belongs to:
 
 # %%
-marks = aviary.attributes(100)  # one row a species, for all 100
+marks = aviary.attributes(100)  # one row per species, for all 100
 field_marks = list(marks.columns[4:])  # after index, name, genus and form
 family = marks[marks.genus == marks.genus[20]]
 varying = [mark for mark in field_marks if family[mark].nunique() > 1]
@@ -330,14 +330,14 @@ for key, card in benchmarks.cards().items():
         "title": card["title"],
         "training": f"{splits['train']['images']:,} of {splits['train']['classes']:,} classes",
         "test": "; ".join(f"{split} {splits[split]['images']:,} of {splits[split]['classes']:,} classes" for split in tested),
-        "images a class": round(card["images"] / card["classes"], 1),
+        "images per class": round(card["images"] / card["classes"], 1),
         "Recall@K at": ", ".join(map(str, card["recall_at"])),
         "license": card["license"],
     }
 pd.DataFrame(rows).T.style.set_properties(**{"text-align": "left", "vertical-align": "top"})
 
 # %% [markdown]
-# Read the column *images a class* before any Recall@K. Where a query has dozens of right answers, one of them is easily first; where it has four, Recall@1 is another task altogether. And read *classes*: from CUB to SOP the number of proxies grows a hundredfold, which will decide whether proxies *can* be orthogonal at all ([04](04_soft_orthogonality.ipynb)).
+# Read the column *images per class* before any Recall@K. Where a query has dozens of relevant images, one of them is easily first; where it has four, Recall@1 is another task altogether. And read *classes*: from CUB to SOP the number of proxies grows a hundredfold, which will decide whether proxies *can* be orthogonal at all ([04](04_soft_orthogonality.ipynb)).
 #
 # To get one, in a terminal:
 #
@@ -345,7 +345,7 @@ pd.DataFrame(rows).T.style.set_properties(**{"text-align": "left", "vertical-ali
 # sobook prepare cub200 --root ~/datasets
 # ```
 #
-# An interrupted download goes on where it stopped, the archive is verified, and the counts are compared with the table. What may not or cannot be fetched by a program says how a person gets it:
+# An interrupted download resumes where it stopped, the archive is verified, and the counts are compared with the table. What may not or cannot be fetched by a program says how a person gets it:
 
 # %%
 for key, card in benchmarks.cards().items():
@@ -381,7 +381,7 @@ exercises.check("01.2", chance_recall_at_1)
 def chance_recall_at_1(labels):
     counts = np.bincount(labels)  # n_c
     total = counts.sum()  # N
-    # A query of class c (probability n_c / N) has n_c − 1 right answers among N − 1 others.
+    # A query of class c (probability n_c / N) has n_c − 1 relevant images among N − 1 others.
     return float((counts * (counts - 1)).sum() / (total * (total - 1)))
 
 
@@ -554,7 +554,7 @@ exercises.check("01.3", labels_from_zero)
 # - A data set is paths and labels; the pictures of the course are drawn, with known marks, and identical everywhere.
 # - Relatives differ in few marks, so the nearest wrong answers are relatives.
 # - Train and test share no class. A gain on known classes is not a gain on new ones, so only the disjoint test counts; and what is chosen is chosen on held-out *training* classes.
-# - Benchmarks differ in images a class and in number of classes by orders of magnitude: their Recall@K values are not to be compared with each other.
+# - Benchmarks differ in images per class and in number of classes by orders of magnitude: their Recall@K values are not to be compared with each other.
 # - Training crops at random, but from the seed alone; evaluation resizes and takes the center.
 #
 # ## Questions
@@ -574,7 +574,7 @@ exercises.check("01.3", labels_from_zero)
 # 3. Why would you expect Recall@1 on SOP to fall if you kept only two pictures of every class?
 #
 # <details><summary>Answer</summary>
-# Every query would have a single right answer, and it would have to be nearer than all other products. With more right answers, any of them will do.
+# Every query would have a single relevant image, and it would have to be nearer than all other products. With more relevant images, any of them will do.
 # </details>
 #
 # ## Further reading

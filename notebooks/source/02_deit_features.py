@@ -276,7 +276,7 @@ looks = (looks / looks.sum(-1, keepdim=True)).mean((0, 1)).numpy()  # (patches,)
 print(f"{len(looks[rim.ravel()])} of {grid**2} patches lie at the rim, {rim.mean():.0%}; they get {looks[rim.ravel()].sum():.0%} of the attention (mean of {len(sample)} pictures)")
 
 # %% [markdown]
-# If the rim gets less than its share, attention leans towards the middle, where the birds are. That is all the number says: not that it finds the marks.
+# If the rim gets less than its share, attention favors the middle, where the birds are. That is all the number says: not that it finds the marks.
 
 # %% [markdown]
 # ## 5 · Frozen retrieval
@@ -323,7 +323,7 @@ for which in ("class token", "distillation token"):
     print(f"mean − {which}: Recall@1 {change:+.4f} [{low:+.4f}, {high:+.4f}]: {says}")
 
 # %% [markdown]
-# Random weights are not the same as chance: even an untrained network keeps some of what is in the pixels, such as color and rough layout. The distance from there to the other three curves is what training on *other* birds brought. MAP@R looks at all right answers, not only the first, and is much stricter: the first neighbor is often right where the whole neighborhood is not.
+# Random weights are not the same as chance: even an untrained network keeps some of what is in the pixels, such as color and rough layout. The distance from there to the other three curves is what training on *other* birds brought. MAP@R looks at all relevant images, not only the first, and is much stricter: the first neighbor is often right where the whole neighborhood is not.
 
 # %% [markdown]
 # ## 6 · What it confuses
@@ -360,8 +360,8 @@ related = genera[nearest] == genera
 share = related[wrong].mean()
 strangers = test.labels[:, None] != test.labels[None]
 expected = ((genera[:, None] == genera[None]) & strangers)[wrong].sum() / strangers[wrong].sum()
-print(f"{wrong.sum():,} of {len(test):,} nearest neighbors are of the wrong species, {wrong.mean():.0%}")
-print(f"of these, {share:.0%} are of the right genus; a wrong picture drawn at random would be in {expected:.0%}")
+print(f"{wrong.sum():,} of {len(test):,} nearest neighbors are of another species, {wrong.mean():.0%}")
+print(f"of these, {share:.0%} are of the right genus; an irrelevant image drawn at random would be in {expected:.0%}")
 
 # %% [markdown]
 # So the errors are far from random. The frozen feature has the genus and loses the species, as one would expect of a network that learned shapes and colors on other birds. Which marks does it overlook? For the birds that we drew, we can compare the marks of query and wrong relative. In every row, how often the mark differs among such confusions, beside how often it differs between relatives in general; a ratio above 1 says that the feature is blind to it.

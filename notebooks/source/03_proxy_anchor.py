@@ -53,7 +53,7 @@ from sobook.statistics import compare_classes
 from sobook.training.loop import fit
 
 # %% [markdown]
-# Letters, throughout: $B$ images in a batch, $C$ classes, $D$ dimensions, $N$ training images. A hat means unit length. The function below compares what we compute with what it should be; it is all the testing this notebook needs.
+# Notation, throughout: $B$ images in a batch, $C$ classes, $D$ dimensions, $N$ training images. A hat means unit length. The function below compares what we compute with what it should be; it is all the testing this notebook needs.
 
 # %%
 def cmp(what, ours, reference):
@@ -73,7 +73,7 @@ def cmp(what, ours, reference):
 # %%
 def counts(N, C, B):
     """How many comparisons there are; classes are taken as equally large."""
-    size = N / C  # images a class
+    size = N / C  # images per class
     pairs = N * (N - 1) / 2
     return {
         "images N": N,
@@ -93,7 +93,7 @@ form = {"pairs / image–proxy": "{:.1f}", "pairs met in an epoch": "{:.1%}", "s
 table.apply(lambda row: row.map(form.get(row.name, "{:,.0f}").format), axis=1)
 
 # %% [markdown]
-# **What we see.** Against triplets the saving is huge. Against pairs it is half the number of images a class: a lot where classes are large (CUB), hardly anything where they are small (SOP). So the count alone is not the point. The last two rows are:
+# **What we see.** Against triplets the saving is huge. Against pairs it is half the number of images per class: a lot where classes are large (CUB), hardly anything where they are small (SOP). So the count alone is not the point. The last two rows are:
 #
 # - In one epoch of random batches an image meets only a small share of the other images, but it meets *every* proxy.
 # - Where there are many small classes, a random batch contains next to no pair of the same class. A pair loss then has nothing to pull together, unless batches are composed on purpose. With proxies every image has one positive and $C-1$ negatives, in every batch.
@@ -644,12 +644,12 @@ print(f"backbone {config.lr:g}, head {config.head_lr:g}, proxies {config.proxy_l
 # %% [markdown]
 # ## 6 · The real thing
 #
-# Now birds. Backbone, head and proxies are trained together, after a warm-up in which the backbone stands still while head and proxies find each other. The epoch that is kept is the one with the best Recall@1 on *held-out training classes*; the test species have no say.
+# Now birds. Backbone, head and proxies are trained together, after a warm-up in which the backbone is frozen while head and proxies find each other. The epoch that is kept is the one with the best Recall@1 on *held-out training classes*; the test species have no say.
 
 # %%
 image_sets.prepare(config.dataset, config.root, progress=not session.quick)  # drawn or fetched once
 run = fit(config)
-print(f"{config.epochs} epochs (the backbone stands still in the first {config.warmup_epochs}), epoch {run.state['selected_epoch']} kept; {run.state['train_images']:,} images of {len(run.state['class_names'])} classes")
+print(f"{config.epochs} epochs (the backbone is frozen in the first {config.warmup_epochs}), epoch {run.state['selected_epoch']} kept; {run.state['train_images']:,} images of {len(run.state['class_names'])} classes")
 
 # %%
 figures.training_curves({"PA": run.metrics}, dim=config.dim)
@@ -702,16 +702,16 @@ hardest = math.ceil(0.01 * len(weight))
 print(f"the hardest 1 % of a proxy's negatives get {weight[:hardest].sum() / weight.sum():.0%} of its push")
 
 # %% [markdown]
-# Look at where the two humps stand. Retrieval only needs them *apart*: every image closer to its own proxy than to the others. They need not lie symmetrically about zero, and here they do not. One proxy has a whole batch of negatives and a handful of positives, so "away from everything" is the demand it hears most. It can be met for all proxies at once by a *lean*: images to one side, proxies to the other. Is that what happened?
+# Look at where the two humps stand. Retrieval only needs them *apart*: every image closer to its own proxy than to the others. They need not lie symmetrically about zero, and here they do not. One proxy has a whole batch of negatives and a handful of positives, so "away from everything" is the demand it hears most. It can be met for all proxies at once by a *common mode*: images on one side, proxies on the other. Is that what happened?
 
 # %%
 mean_image, mean_proxy = trained_on.mean(0), F.normalize(run.proxies(), dim=1).mean(0)  # (D,) each
 start = F.normalize(run.proxies(0), dim=1).mean(0)
-print(f"length of the mean proxy: {start.norm():.2f} before training, {mean_proxy.norm():.2f} after (1: all the same, 0: no lean)")
+print(f"length of the mean proxy: {start.norm():.2f} before training, {mean_proxy.norm():.2f} after (1: all the same, 0: no common mode)")
 print(f"cosine of the mean image and the mean proxy: {F.cosine_similarity(mean_image, mean_proxy, dim=0):+.2f}")
 
 # %% [markdown]
-# A lean makes *all* proxies more alike without telling any two classes apart. It is part of what the middle panel of the training curves shows; notebook 05 measures how much of it.
+# A common mode makes *all* proxies more alike without telling any two classes apart. It is part of what the middle panel of the training curves shows; notebook 05 measures how much of it.
 #
 # ### Does it retrieve new species?
 #
@@ -771,7 +771,7 @@ figures.retrieval_wall(
 # - Proxies save comparisons where classes are large; everywhere they give each image one positive and all negatives in every batch.
 # - Proxy Anchor is two log-sum-exps down the columns of the matrix of cosines. Compute it as softplus of log-sum-exp, in float32.
 # - Its gradient weights are a softmax down the column with one extra entry: hard examples get more, done ones nothing, and $\alpha$ sets how few share the push.
-# - It asks for *obtuse* angles to all foreign proxies and has no term between proxies: in few dimensions some of them merge, and in many, images and proxies can lean to opposite sides.
+# - It asks for *obtuse* angles to all foreign proxies and has no term between proxies: in few dimensions some of them merge, and in many, images and proxies can move to opposite sides.
 # - Proxies left out of the optimizer raise no error; check that they move, and give them a rate far above the backbone's.
 #
 # ## Questions

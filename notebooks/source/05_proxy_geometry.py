@@ -88,8 +88,6 @@ print(page.save(session.data_root / "explorer.html").name, "written:", page)
 # ### By hand
 #
 # What pulls at a proxy? Drag the discs. Orange arrows are where Proxy Anchor would move them, blue ones where λ·SO would; a step of descent follows their sum. **Try this:** three classes on the circle, λ as high as it goes, *Run*. SO stops falling at its floor, 0.25: in a plane, three directions cannot be orthogonal. Change to the sphere, and they can. Then take 8 classes, and find the floor of the sphere.
-#
-# (In a running notebook, `playground.playground()` is the same as a widget, whose `numbers` Python can read.)
 
 # %%
 turns = np.radians([90, 210, 330])
@@ -119,7 +117,7 @@ print(f"three proxies at 120°: SO {three.rms_cosine**2:.4f}, floor {three.ortho
 # | number | meaning | random directions | least possible |
 # |---|---|---|---|
 # | RMS cosine $\sqrt{\tfrac{1}{C(C-1)}\sum_{i\ne j} c_{ij}^2}$ | typical correlation; its square is SO | $1/\sqrt D$ | $\sqrt{\max(0, C/D-1)/(C-1)}$ |
-# | mean cosine | is there a common lean? | $0$ | $-1/(C-1)$ |
+# | mean cosine | is there a common mode? | $0$ | $-1/(C-1)$ |
 # | coherence $\max_{i\ne j}\lvert c_{ij}\rvert$ | the worst pair | grows with $C$ | Welch bound |
 # | mean angle | the same in degrees | $90°$ | – |
 # | effective rank | how many directions are really used | a little below $\min(C, D)$ | $\min(C, D)$ is the most |
@@ -212,7 +210,7 @@ genus = np.array([name.split("_")[-1] for name in class_names])  # (C,)
 figures.proxy_heatmaps(proxies, groups=genus, difference=True)
 
 # %% [markdown]
-# The third panel is the difference, on the same scale: blue where SO took cosine away. Is it blue everywhere alike (a lean that all share was removed), or in blocks (relatives were driven apart)? Section 7 puts a number on this.
+# The third panel is the difference, on the same scale: blue where SO took cosine away. Is it blue everywhere alike (a direction that all share was removed), or in blocks (relatives were driven apart)? Section 7 puts a number on this.
 #
 # Look at the strip first: where its color stays the same over neighboring rows, the clustering, which knows nothing of genera, has put a genus together. Then compare a block of the left panel with the same place at the right.
 #
@@ -313,16 +311,16 @@ for name in runs:
           f"by {np.median(moved[name].step[-1]):.1f}° in the last epoch")
 
 # %% [markdown]
-# The first epoch is the warm-up: the backbone stands still, and only head and proxies learn. What the curves do there is therefore about proxies finding their classes; what they do later is about encoder and proxies moving together.
+# The first epoch is the warm-up: the backbone is frozen, and only head and proxies learn. What the curves do there is therefore about proxies finding their classes; what they do later is about encoder and proxies moving together.
 
 # %% [markdown]
 # ## 7 · The common mode: how much of it is one shared direction?
 #
-# Correlation can come in two kinds. Either particular pairs are close (two similar species), or *all* proxies lean the same way, as umbrellas do in wind. The second kind is called a common mode. It is boring: one vector describes it. And it is cheap to measure, since the mean cosine depends on the mean proxy $\bar p = \frac1C\sum_i \hat p_i$ alone:
+# Correlation can come in two kinds. Either particular pairs are close (two similar species), or *all* proxies share one direction, as umbrellas do in wind. The second kind is called a common mode. It is boring: one vector describes it. And it is cheap to measure, since the mean cosine depends on the mean proxy $\bar p = \frac1C\sum_i \hat p_i$ alone:
 #
 # $$\frac{1}{C(C-1)}\sum_{i \ne j} c_{ij} = \frac{C\lVert\bar p\rVert^2 - 1}{C - 1}.$$
 #
-# The RMS splits into mean and spread, $\text{rms}^2 = \text{mean}^2 + \text{variance}$, so $\text{mean}^2/\text{rms}^2$ is the share of SO which a uniform lean accounts for. A second, rougher way to ask: subtract $\bar p$ from every proxy, normalize, and describe again.
+# The RMS splits into mean and spread, $\text{rms}^2 = \text{mean}^2 + \text{variance}$, so $\text{mean}^2/\text{rms}^2$ is the fraction of SO that a common mode accounts for. A second, rougher way to ask: subtract $\bar p$ from every proxy, normalize, and describe again.
 #
 # **Predict.** What share will it be for PA: nearly nothing, about half, nearly all?
 
@@ -349,7 +347,7 @@ for name, p in proxies.items():
     top = np.linalg.svd(unit, full_matrices=False)[2][0]  # (D,) strongest shared direction
     share = rows[name]["share of SO due to the mean"]
     left = rows[name]["… mean proxy subtracted"] / rows[name]["RMS cosine"]
-    print(f"{name:>6}: a common lean accounts for {share:.0%} of SO; with the mean proxy subtracted {left:.0%} of the "
+    print(f"{name:>6}: the common mode accounts for {share:.0%} of SO; with the mean proxy subtracted {left:.0%} of the "
           f"RMS cosine is left; |cos(strongest direction, mean proxy)| = {abs(top @ mean) / np.linalg.norm(mean):.2f}")
 
 # %% [markdown]
@@ -357,7 +355,7 @@ for name, p in proxies.items():
 #
 # The last number guards against a wrong shortcut: "the strongest direction" and "the mean direction" are the same only where it is near 1.
 #
-# **But why should all proxies lean the same way?** Nothing in the loss asks for it. Here is a hypothesis. The second term of Proxy Anchor pushes each proxy away from the images of *all other* classes, which is to say from nearly all images. If the images have a common direction, every proxy is pushed against that same direction. **Predict** the sign of the cosine between the mean proxy and the mean image, then run.
+# **But why should all proxies share a direction?** Nothing in the loss asks for it. Here is a hypothesis. The second term of Proxy Anchor pushes each proxy away from the images of *all other* classes, which is to say from nearly all images. If the images have a common direction, every proxy is pushed against that same direction. **Predict** the sign of the cosine between the mean proxy and the mean image, then run.
 
 # %%
 def training_images(run):
@@ -376,7 +374,7 @@ for name in proxies:
           f"{(embeddings[name] @ embeddings[name].T)[images.labels[:, None] != images.labels].mean():+.2f} on average")
 
 # %% [markdown]
-# A clearly negative cosine is what the hypothesis says: the proxies lean away from the crowd of images. That makes the common mode a property of the *pair* of images and proxies, and no sign that classes are mixed up: a direction which all images share does not change who is nearest to whom by much.
+# A clearly negative cosine is what the hypothesis says: the proxies point away from the images as a whole. That makes the common mode a property of the *pair* of images and proxies, and no sign that classes are mixed up: a direction which all images share does not change who is nearest to whom by much.
 #
 # ### How far are class means from their proxies?
 #
@@ -427,7 +425,7 @@ print(f"yours {mean_cosine(geometry.unit_rows(proxies['PA'])):.6f}, expected {sh
 exercises.check("05.2", mean_cosine)
 
 # %% [markdown]
-# ### Exercise 3 · Take the lean away
+# ### Exercise 3 · Remove the common mode
 #
 # Write the centering yourself: subtract the mean proxy from unit proxies, then scale the rows to unit length again. What becomes of the RMS cosine of PA's proxies, and what of PA+SO's? Open end: subtract the first *two* principal directions instead. When is there nothing left to explain?
 #
@@ -445,7 +443,7 @@ def without_lean(unit):
 
 for name, p in proxies.items():
     left = geometry.describe(without_lean(geometry.unit_rows(p)))
-    print(f"{name:>6}: RMS cosine {shapes[name].rms_cosine:.3f}, without the lean {left.rms_cosine:.3f}; chance {left.chance_cosine:.3f}")
+    print(f"{name:>6}: RMS cosine {shapes[name].rms_cosine:.3f}, without the common mode {left.rms_cosine:.3f}; chance {left.chance_cosine:.3f}")
 exercises.check("05.3", without_lean)
 
 # %% tags=["solution"]
@@ -456,7 +454,7 @@ def without_lean(unit):
 
 for name, p in proxies.items():
     left = geometry.describe(without_lean(geometry.unit_rows(p)))
-    print(f"{name:>6}: RMS cosine {shapes[name].rms_cosine:.3f}, without the lean {left.rms_cosine:.3f}; chance {left.chance_cosine:.3f}")
+    print(f"{name:>6}: RMS cosine {shapes[name].rms_cosine:.3f}, without the common mode {left.rms_cosine:.3f}; chance {left.chance_cosine:.3f}")
 exercises.check("05.3", without_lean)
 
 # %% [markdown]
@@ -552,7 +550,7 @@ shown
 #
 # $$\text{confusion}_{ij} = \text{share of the } R \text{ nearest images of class } i\text{'s images that belong to class } j,$$
 #
-# with $R$ the number of right answers there are (images per class less the query itself).
+# with $R$ the number of relevant images there are (images per class less the query itself).
 #
 # A caveat that no reader should have to find alone: *test classes have no proxies*. They were never trained on; that is the whole point of the benchmark. So this test uses training classes and training images, where confusion is smaller than in earnest.
 #
@@ -626,7 +624,7 @@ else:
 #
 # - Hold every geometric number against two others: what random directions give ($1/\sqrt D$ for the RMS cosine) and what no set can beat (the floor, the Welch bound).
 # - Heatmap, histogram and spectrum show the same matrix: *which* pairs, *how many* pairs, *how many directions*. Fix order and scale before comparing two of them.
-# - $\text{rms}^2 = \text{mean}^2 + \text{variance}$ separates a common lean of all proxies from closeness of particular pairs; the mean proxy alone gives the first.
+# - $\text{rms}^2 = \text{mean}^2 + \text{variance}$ separates the common mode of all proxies from closeness of particular pairs; the mean proxy alone gives the first.
 # - Proxies know about likeness only through images. Pairs of classes are not independent: shuffle classes to see what chance gives.
 # - What SO changed: the proxies. What it need not have changed: the class means, and who is nearest to whom. The tables of section 7 and the arrow of section 9 say what it was this time.
 # - Close proxies and confused images can go together without one making the other; what SO changed, compared pair by pair, is a better test than the correlation itself.

@@ -150,7 +150,7 @@ exercises.check("06.1", directions_for)
 #
 # **Predict.** Will the PA+SO map look more orderly than the PA map? Decide before you look, and decide what "more orderly" would mean.
 #
-# (UMAP's numerical code is compiled once, by `make install` or else before the first map, which then takes half a minute longer. The neighbors are exact ones from faiss, handed to UMAP ready-made; by itself, it would search them approximately.)
+# (UMAP's numerical code is compiled once, by `make install` or else before the first map, which then takes some ten seconds longer. The neighbors are exact ones, handed to UMAP ready-made; by itself, it would search them approximately.)
 
 # %%
 figures.embedding_maps(spaces, test.labels, class_names=names)
@@ -429,7 +429,7 @@ wall("fixed") if len(fixed) else print("none was fixed")
 wall("broken") if len(broken) else print("none was broken")
 
 # %% [markdown]
-# `wall("hardest")` and `wall("confused")` show the queries with the fewest right answers, and those of the pair of species that is mixed up most.
+# `wall("hardest")` and `wall("confused")` show the queries with the fewest relevant images, and those of the pair of species that is mixed up most.
 #
 # ## 8 · What a map cannot show
 #

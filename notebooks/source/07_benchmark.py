@@ -55,7 +55,7 @@ from sobook.training.loop import evaluate_run, fit
 
 
 def committed(name):
-    """The table of a study in data/results, one row a run; empty if it has not been run."""
+    """The table of a study in data/results, one row per run; empty if it has not been run."""
     try:
         return pd.read_csv(files.shipped(f"results/{name}.csv"), dtype={"config": str})
     except SobookError:
@@ -190,7 +190,7 @@ for name, row in rows.items():
 
 # %%
 def paired(measure, table=results):
-    """Two columns, PA and PA+SO, one row a seed that both have."""
+    """Two columns, PA and PA+SO, one row per seed that both have."""
     return table.pivot(index="seed", columns="method", values=measure)[["PA", "PA+SO"]].dropna()
 
 
@@ -471,7 +471,7 @@ else:
 #
 # ## 9 · Studies: searching widely
 #
-# Fine-tuning takes minutes a run; training only the head and the proxies on frozen features takes seconds. That is not the same experiment, but it lets us ask many more questions: each of the following tables is a *study*, a file in `data/studies/` with a grid of settings, run by `sobook study NAME`. Each says below it what it is. Runs that are finished are kept, so a study can be stopped at any moment and taken up again.
+# Fine-tuning takes minutes per run; training only the head and the proxies on frozen features takes seconds. That is not the same experiment, but it lets us ask many more questions: each of the following tables is a *study*, a file in `data/studies/` with a grid of settings, run by `sobook study NAME`. Each says below it what it is. Runs that are finished are kept, so a study can be stopped at any moment and taken up again.
 #
 # First a part of one study, live. The runs below are **recomputed** on this machine and set beside the **committed** rows with the same settings.
 
@@ -527,7 +527,7 @@ shown("regimes_heads")
 # %% [markdown]
 # ### Is there a setting where it helps?
 #
-# One thing at a time is changed: the dimension, the number of images a class, the share of wrong labels, the number of classes. This is a search, so only the corrected p values count. The second table puts the λ that held-out classes chose to the test again, the third the best setting of the search: both on ten seeds that no search has seen. The fourth raises an objection: all of this was done at Proxy Anchor's usual scale α = 32, but with heads on frozen features another α is far better (next section), and SO may only have made up for a scale that was not tuned. So the best setting once more, at α = 4. **Predict**: how much of the gain is left?
+# One thing at a time is changed: the dimension, the number of images per class, the share of wrong labels, the number of classes. This is a search, so only the corrected p values count. The second table puts the λ that held-out classes chose to the test again, the third the best setting of the search: both on ten seeds that no search has seen. The fourth raises an objection: all of this was done at Proxy Anchor's usual scale α = 32, but with heads on frozen features another α is far better (next section), and SO may only have made up for a scale that was not tuned. So the best setting once more, at α = 4. **Predict**: how much of the gain is left?
 
 # %%
 shown("search_heads")
@@ -547,7 +547,7 @@ shown("dim512_finetune")
 # %% [markdown]
 # ### Other losses, other ways to spread
 #
-# Baselines of pytorch-metric-learning, and other terms that spread proxies, in the same frame: the same features, head, batches and number of steps. Each was tuned alike, with seven values of the parameter of its own that matters most, on held-out training classes over five seeds; the chosen ones ran again on fresh seeds. The terms that spread PA's proxies are added to PA at the scale chosen for PA alone. (With proxies of unit length, *double* SO, $\|PP^\top - I\|^2 + \|P^\top P - I\|^2$, is SO with twice the weight and a constant, which a test of the package confirms; it is run here with lengths free.)
+# Baselines of pytorch-metric-learning, and other proxy regularizers, in the same frame: the same features, head, batches and number of steps. Each was tuned alike, with seven values of the parameter of its own that matters most, on held-out training classes over five seeds; the chosen ones ran again on fresh seeds. The terms that spread PA's proxies are added to PA at the scale chosen for PA alone. (With proxies of unit length, *double* SO, $\|PP^\top - I\|^2 + \|P^\top P - I\|^2$, is SO with twice the weight and a constant, which a test of the package confirms; it is run here with lengths free.)
 
 # %%
 shown("baselines_heads")
@@ -597,7 +597,7 @@ for name, table in found_modes.items():
             print(f"  {label}: taking the mean proxy out of the embeddings: {said(removed)}")
 
 # %% [markdown]
-# Why the mean proxy turns away from the embeddings is our reading, not a proof: a proxy is pulled by the images of one class and pushed by those of all others. What the images of *all* classes have in common is therefore pushed at by many and pulled at by few, and every proxy learns to lean away from it, by the same share of the same direction. For retrieval that direction says nothing: it shifts all of a query's cosines alike. A one-page summary is in `data/results/common_mode.md`.
+# Why the mean proxy turns away from the embeddings is our reading, not a proof: a proxy is pulled by the images of one class and pushed by those of all others. What the images of *all* classes have in common is therefore pushed at by many and pulled at by few, and every proxy learns to point away from it, all in the same direction. A one-page summary is in `data/results/common_mode.md`.
 #
 # ## 11 · The published peers
 #
@@ -658,7 +658,7 @@ else:
     print("Quick mode: nothing of this was run here, and the repository holds no result of it.")
 
 # %% [markdown]
-# A study goes on where it was stopped, and uses every GPU it finds. Some notes before you start.
+# A study resumes where it was stopped, and uses every GPU it finds. Some notes before you start.
 #
 # - `prepare` downloads CUB and SOP, and tells you what to fetch by hand for Cars and In-Shop. Sizes and licenses are in `data/README.md`.
 # - The recipes start from HIER's published settings for DeiT; learning rates, epochs and schedule are our choice, and **have not been run by us on a GPU**. Expect to tune them: on the validation classes.

@@ -171,7 +171,7 @@ else:
     finding = "no difference is shown: the frozen encoder is the simpler choice, more classes the better investment"
 print(f"trained − frozen: Recall@1 {change:+.3f} [{low:+.3f}, {high:+.3f}]: {finding}")
 if test.num_classes < 10:
-    print(f"(The interval draws the {test.num_classes} test classes anew; from so few it is too narrow to lean on.)")
+    print(f"(The interval draws the {test.num_classes} test classes anew; from so few it is too narrow to rely on.)")
 print(f"epoch {run.state['selected_epoch']} of {config.epochs} was kept, of {run.state['train_images']:,} training pictures in {len(run.state['class_names'])} classes")
 
 # %% [markdown]
@@ -269,7 +269,7 @@ axis.legend(loc="upper left")
 figures.finish(figure, f"Histogram of the cosine of the nearest neighbor: right ones have a mean of {similarity[right].mean():.2f}, wrong ones {similarity[~right].mean():.2f}; a picture of noise has {strange[0]:.2f}.")
 
 # %% [markdown]
-# The two overlap: a threshold trades answers for correctness. Where to put it is a decision about costs, not about embeddings, but the exchange rate can be measured. And look at the dotted line: a picture of pure noise need not have a *small* cosine. At best a threshold sorts out doubtful birds; it is no detector of things that are not birds at all. And read the horizontal axis: the nearest cosines lie in a narrow band near 1, because all embeddings share a direction (the lean of notebook 03). A rule of thumb such as "0.8 is similar" means nothing for an encoder that has not been measured.
+# The two overlap: a threshold trades coverage for correctness. Where to put it is a decision about costs, not about embeddings, but the exchange rate can be measured. And look at the dotted line: a picture of pure noise need not have a *small* cosine. At best a threshold sorts out doubtful birds; it is no detector of things that are not birds at all. And read the horizontal axis: the nearest cosines lie in a narrow band near 1, because all embeddings share a direction (the lean of notebook 03). A rule of thumb such as "0.8 is similar" means nothing for an encoder that has not been measured.
 #
 # ### Exercise 2 · A threshold
 #
