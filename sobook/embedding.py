@@ -1,8 +1,6 @@
-"""From a whole image set to a matrix of embeddings, kept in a cache on disk.
+"""From a whole image set to a matrix of embeddings, kept in a cache on disk: `embed`."""
 
-Start with `embed`. The encoder knows only tensors, `data` only images; here they meet.
-"""
-
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -48,18 +46,21 @@ def embed(
     """
     if not cache or rows != slice(None):
         return _compute(encoder, image_set, batch_size, progress, rows)
-    key = encoder.fingerprint()
-    file = _cache_file(encoder, key, image_set)
-    if (known := _cached(encoder, key, image_set)) is not None:
-        return known
+    key, short_side = encoder.fingerprint(), loader.evaluation_short_side(encoder.image_size)
+
+    def file_of(images: ImageSet) -> Path:
+        name = f"embeddings-{pixels.fingerprint(images, short_side)}{key}.npy"
+        return files.data_root() / "cache" / name
+
+    file = file_of(image_set)
     waiting = "another process is embedding the same images: waiting for it"
     file.parent.mkdir(parents=True, exist_ok=True)
     with files.lock(file.with_name(f"{file.name}.lock"), waiting=waiting):
-        if (known := _cached(encoder, key, image_set)) is not None:  # made while waiting
-            return known
-        embeddings = _compute(encoder, image_set, batch_size, progress, rows)
-        with files.replacing(file) as partial:
-            np.save(partial, embeddings)
+        embeddings = _cached(file_of, image_set)
+        if embeddings is None:
+            embeddings = _compute(encoder, image_set, batch_size, progress, rows)
+            with files.replacing(file) as partial:
+                np.save(partial, embeddings)
     return embeddings
 
 
@@ -67,37 +68,28 @@ def embed(
 def _compute(
     encoder: Encoder, image_set: ImageSet, batch_size: int, progress: bool, rows: slice
 ) -> np.ndarray:
-    source = pixels.decode(image_set, _short_side(encoder), progress=progress)
-    embeddings = np.empty((len(range(len(source))[rows]), encoder.dim), np.float32)
-    device, was_training, done = encoder.mean.device, encoder.training, 0
+    short_side = loader.evaluation_short_side(encoder.image_size)
+    source = pixels.decode(image_set, short_side, progress=progress)
+    batches = loader.evaluation_batches(source, encoder.image_size, batch_size, rows)
+    count, parts, was_training = len(range(len(source))[rows]), [], encoder.training
     encoder.eval()
     try:
-        hidden = None if progress else True  # None hides it where there is no terminal
-        with tqdm(total=len(embeddings), desc="embedding", unit="image", disable=hidden) as bar:
-            for batch in loader.evaluation_batches(source, encoder.image_size, batch_size, rows):
-                embeddings[done : done + len(batch)] = encoder(batch.to(device)).cpu().numpy()
-                done += len(batch)
+        disable = None if progress else True  # None hides it where there is no terminal
+        with tqdm(total=count, desc="embedding", unit="image", disable=disable) as bar:
+            for batch in batches:
+                parts.append(encoder(batch.to(encoder.mean.device)).cpu().numpy())
                 bar.update(len(batch))
     finally:
         encoder.train(was_training)
-    return embeddings
+    return np.concatenate(parts)
 
 
-def _short_side(encoder: Encoder) -> int:
-    return loader.evaluation_short_side(encoder.image_size)
-
-
-def _cache_file(encoder: Encoder, key: str, image_set: ImageSet) -> Path:
-    images = pixels.fingerprint(image_set, _short_side(encoder))
-    return files.data_root() / "cache" / f"embeddings-{images}{key}.npy"
-
-
-def _cached(encoder: Encoder, key: str, image_set: ImageSet) -> np.ndarray | None:
+def _cached(file_of: Callable[[ImageSet], Path], image_set: ImageSet) -> np.ndarray | None:
     """(N, D) embeddings from the cache: of these images, or of a set they were taken from."""
     rows = np.arange(len(image_set))
     while True:
         try:
-            file = _cache_file(encoder, key, image_set)
+            file = file_of(image_set)
         except ImageError:  # an image outside of the subset is gone: it is not needed
             return None
         if file.exists():

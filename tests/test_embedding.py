@@ -61,12 +61,6 @@ def test_subset_is_embedded_where_the_whole_is_not(encoder, birds, tmp_path, mon
     assert found.shape == (2, 16) and not np.allclose(found[0], found[1])
 
 
-def test_mode_is_restored(birds):
-    encoder = Encoder.create(MICRO, dim=8, weights="micro").train()
-    embed(encoder, birds, cache=False, progress=False)
-    assert encoder.training
-
-
 def test_micro_features_beat_random_ones(tmp_path):
     """On species of four genera: enough for chance to be far away."""
     options = {"species": 40, "images_per_species": 10, "size": 64}
@@ -78,8 +72,10 @@ def test_micro_features_beat_random_ones(tmp_path):
     assert recall["micro"] > recall[None] + 0.1
 
 
-def test_mode_is_restored_after_an_error(birds, monkeypatch):
+def test_mode_is_restored_even_after_an_error(birds, monkeypatch):
     encoder = Encoder.create(MICRO, dim=8, weights="micro").train()
+    embed(encoder, birds, cache=False, progress=False)
+    assert encoder.training
     monkeypatch.setattr(encoder, "forward", lambda images: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         embed(encoder, birds, cache=False, progress=False)
