@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sobook.data.loader import evaluation_short_side
 from sobook.encoder import Encoder
-from sobook.errors import ExportError
+from sobook.errors import SobookError
 from sobook.files import data_root, replacing, write_text
 from sobook.training.run import Run
 
@@ -42,13 +42,13 @@ def to_onnx(run: Run, file: str | Path) -> Path:
     output ``embeddings`` is (B, D), of unit length. B is free. The comparison runs in onnxruntime.
 
     Raises:
-        ExportError: packages are missing, or the two disagree; then no file is left.
+        SobookError: packages are missing, or the two disagree; then no file is left.
     """
     try:
         import onnxruntime
         import onnxscript  # noqa: F401 (torch needs it)
     except ImportError as error:
-        raise ExportError(f"{error.name} is missing: pip install 'sobook[export]'.") from None
+        raise SobookError(f"{error.name} is missing: pip install 'sobook[export]'.") from None
     file = Path(file).expanduser()
     model = _FromPixels(run.encoder()).eval()
     side = model.encoder.image_size
@@ -72,7 +72,7 @@ def to_onnx(run: Run, file: str | Path) -> Path:
             expected = model(images[:1]).numpy()
         (found,) = session.run(None, {"images": images[:1].numpy()})
         if not (worst := np.abs(found - expected).max()) <= _TOLERANCE:
-            raise ExportError(
+            raise SobookError(
                 f"the ONNX file differs from torch by {worst:.1e} in a coordinate (allowed: "
                 f"{_TOLERANCE:.0e}): try other versions of torch and onnxscript."
             )
@@ -118,7 +118,7 @@ class HubEncoder(Encoder, PyTorchModelHubMixin):
     @classmethod
     def _from_pretrained(cls, *, model_id: str, config: dict | None = None, **download: Any):
         if "sobook" not in (config or {}):
-            raise ExportError(f"{model_id} is not what `to_hub` or `push_to_hub` of sobook wrote.")
+            raise SobookError(f"{model_id} is not what `to_hub` or `push_to_hub` of sobook wrote.")
         folder = Path(model_id)
         if not folder.is_dir():
             folder = Path(snapshot_download(model_id, **download))
@@ -133,11 +133,11 @@ def to_hub(run: Run, folder: str | Path) -> Path:
     """Write a finished run into a new folder in the layout of the Hub; nothing is uploaded.
 
     Raises:
-        ExportError: the folder is not empty.
+        SobookError: the folder is not empty.
     """
     folder = Path(folder).expanduser()
     if folder.exists() and any(folder.iterdir()):
-        raise ExportError(f"{folder} is not empty: name a new folder.")
+        raise SobookError(f"{folder} is not empty: name a new folder.")
     HubEncoder.from_run(run).save_pretrained(folder)
     return folder
 

@@ -10,7 +10,7 @@ import torch
 
 from sobook import export
 from sobook.cli import main
-from sobook.errors import ExportError
+from sobook.errors import SobookError
 from sobook.export import HubEncoder
 from sobook.training.config import TrainConfig
 from sobook.training.loop import fit
@@ -21,11 +21,16 @@ from sobook.training.run import Run
 def run(tiny_aviary, tiny_options, tmp_path_factory):
     return fit(
         TrainConfig(
-            root=tiny_aviary, options=tiny_options, dim=16, batch_size=8, epochs=1,
-            selection="last", run_dir=tmp_path_factory.mktemp("export") / "run",
+            root=tiny_aviary,
+            options=tiny_options,
+            dim=16,
+            batch_size=8,
+            epochs=1,
+            selection="last",
+            run_dir=tmp_path_factory.mktemp("export") / "run",
         ),
         progress=False,
-    )  # fmt: skip
+    )
 
 
 def pictures(run, batch: int) -> torch.Tensor:
@@ -59,7 +64,7 @@ class TestOnnx:
     def test_a_difference_leaves_no_file(self, run, tmp_path, monkeypatch):
         pytest.importorskip("onnxscript")
         monkeypatch.setattr(export, "_TOLERANCE", -1.0)
-        with pytest.raises(ExportError, match="differs from torch"):
+        with pytest.raises(SobookError, match="differs from torch"):
             export.to_onnx(run, tmp_path / "encoder.onnx")
         assert not list(tmp_path.iterdir())
 
@@ -120,11 +125,11 @@ class TestHub:
         assert '"deit.safetensors"' in (folder / "config.json").read_text()
 
     def test_nothing_is_overwritten(self, run, folder):
-        with pytest.raises(ExportError, match="is not empty"):
+        with pytest.raises(SobookError, match="is not empty"):
             export.to_hub(run, folder)
 
     def test_not_a_hub_folder(self, tmp_path):
-        with pytest.raises(ExportError, match="is not what"):
+        with pytest.raises(SobookError, match="is not what"):
             HubEncoder.from_pretrained(tmp_path)
 
 

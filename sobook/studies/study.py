@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from sobook import files
 from sobook.data import image_sets
-from sobook.errors import SobookError, StudyError, check_choice, check_fields
+from sobook.errors import SobookError, check_choice, check_fields
 from sobook.studies.frozen import HeadConfig, fit_head, frozen_recall, geometry_columns
 from sobook.training.config import TrainConfig, run_key
 from sobook.training.loop import fit
@@ -62,20 +62,19 @@ class Study:
         # Seeds vary slowest, so that whole repetitions finish one after the other.
         names = sorted(self.grid, key=lambda name: name != "seed")
         runs = []
-        for values in itertools.product(*(self.grid[name] for name in names)):
-            for case in self.cases:
-                varied = dict(zip(names, values, strict=True)) | case
-                config = self.config(varied)
-                # The content of a folder is part of the key, its name is not.
-                root = config.root and os.path.expandvars(config.root)
-                runs.append((run_key(dataclasses.replace(config, root=root)), varied))
+        for *values, case in itertools.product(*(self.grid[name] for name in names), self.cases):
+            varied = dict(zip(names, values, strict=True)) | case
+            config = self.config(varied)
+            # The content of a folder is part of the key, its name is not.
+            root = config.root and os.path.expandvars(config.root)
+            runs.append((run_key(config.replace(root=root)), varied))
         return runs
 
     def config(self, varied: dict[str, Any]) -> HeadConfig | TrainConfig:
         """The configuration of a run, with environment variables still as "$NAME".
 
         Raises:
-            StudyError: a setting that the trainer does not have, or a value that makes no sense.
+            SobookError: a setting that the trainer does not have, or a value that makes no sense.
         """
         values = dict(self.fixed)
         for name, value in varied.items():
@@ -89,7 +88,7 @@ class Study:
                 return TrainConfig.recipe(values.pop("recipe"), **values)
             return TRAINERS[self.trainer].from_dict(values)
         except SobookError as error:
-            raise StudyError(f"study {self.name}: {error}") from None
+            raise SobookError(f"study {self.name}: {error}") from None
 
 
 def load(path: str | os.PathLike) -> Study:
@@ -102,19 +101,19 @@ def load(path: str | os.PathLike) -> Study:
     if not file.is_file():
         file = files.shipped("studies") / f"{file.stem}.toml"
     if not file.is_file():
-        raise StudyError(f"there is no study file {str(path)!r}: give a .toml file.")
+        raise SobookError(f"there is no study file {str(path)!r}: give a .toml file.")
     values = {"name": file.stem, "title": file.stem, "trainer": None, **files.read_toml(file)}
     check_fields(file.name, values, [item.name for item in dataclasses.fields(Study)])
     check_choice("trainer", values["trainer"], TRAINERS)
     for name, choices in values.get("grid", {}).items():
         if not isinstance(choices, list) or not choices:
-            raise StudyError(f"{file}: grid.{name} must be a list of values, e.g. [0, 10, 100].")
+            raise SobookError(f"{file}: grid.{name} must be a list of values, e.g. [0, 10, 100].")
     values["cases"] = tuple(one for case in values.get("cases", [{}]) for one in _expanded(case))
     values.setdefault("grid", {}).setdefault("seed", [0])
     study = Study(**values)
     keys = [key for key, _ in study.plan()]
     if len(set(keys)) < len(keys):
-        raise StudyError(f"{file}: two runs have the same settings; each must differ in something.")
+        raise SobookError(f"{file}: two runs have the same settings.")
     return study
 
 
@@ -205,7 +204,7 @@ def _on_this_machine(config: HeadConfig | TrainConfig) -> HeadConfig | TrainConf
         if isinstance(value, str):
             values[name] = os.path.expandvars(value)
             if "$" in values[name]:
-                raise StudyError(f"{name} = {value!r}: set the environment variable to a path.")
+                raise SobookError(f"{name} = {value!r}: set the environment variable to a path.")
     return type(config).from_dict(values)
 
 

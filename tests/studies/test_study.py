@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from sobook import cli, files
-from sobook.errors import SobookError, StudyError
+from sobook.errors import SobookError
 from sobook.studies import study
 from sobook.studies.frozen import HeadConfig
 from tests import processes
@@ -109,7 +109,7 @@ def test_jobs_are_one_for_each_gpu_or_core(tiny_study, monkeypatch):
 
 
 def test_a_study_that_is_not_there(tmp_path):
-    with pytest.raises(StudyError, match="there is no study file"):
+    with pytest.raises(SobookError, match="there is no study file"):
         study.load(tmp_path / "nothing.toml")
 
 
@@ -120,7 +120,7 @@ def test_environment_variables_are_read_and_stay_out_of_the_key(
     tiny_study.write_text(text.replace("[0, 10, 100]", "[0]").replace("[0, 1, 2, 3]", "[0]"))
     one = study.load(tiny_study)
     key = keys(one)
-    with pytest.raises(StudyError, match="set the environment variable"):
+    with pytest.raises(SobookError, match="set the environment variable"):
         study.run(one, progress=False)
     monkeypatch.setenv("TINY_ROOT", str(tiny_aviary))
     assert len(study.run(one, progress=False)) == 1
