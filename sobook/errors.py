@@ -35,22 +35,8 @@ class TrainingError(SobookError, RuntimeError):
     """Training that cannot continue; the message says why, and where it can resume."""
 
 
-class StudyError(SobookError):
-    """A study file that makes no sense."""
-
-
-class ExportError(SobookError):
-    """A run that cannot be exported, or an export that does not do what the encoder does."""
-
-
 def suggest(word: str, choices: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` for a near miss, an empty string otherwise.
-
-    >>> suggest("cub2000", ["cub200", "sop"])
-    " Did you mean 'cub200'?"
-    >>> suggest("zebra", ["cub200", "sop"])
-    ''
-    """
+    """`` Did you mean 'x'?`` for a near miss, an empty string otherwise."""
     near = difflib.get_close_matches(str(word), [str(choice) for choice in choices], n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
 
