@@ -1,4 +1,4 @@
-# Needed on the machine: Python >= 3.10.12 with venv, and make. Everything else goes into .venv.
+# Needed on the machine: Python >= 3.10 with venv, and make. Everything else goes into .venv.
 #
 #   make PYTHON=python3.12 tutorial     chooses the Python that .venv is made from
 #   SOBOOK_MODE=full make tutorial      the GPU version of the course instead of the laptop's
@@ -75,8 +75,8 @@ clean: ## remove what was built (keeps .venv and data/)
 
 venv: ## create .venv and install nothing: for choosing your own torch first
 	@{ test -s $(STAMP) && $(PY) -c '' || $(PY) -m pip --version; } >/dev/null 2>&1 || { \
-	$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10, 12))' 2>/dev/null || { \
-		echo "sobook needs Python 3.10.12 or newer with its venv module (on Debian or Ubuntu: package python3-venv), but '$(PYTHON) --version' says '$$($(PYTHON) --version 2>&1)': name another with make PYTHON=python3.12 ..." >&2; exit 1; }; \
+	$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+		echo "sobook needs Python 3.10 or newer with its venv module (on Debian or Ubuntu: package python3-venv), but '$(PYTHON) --version' says '$$($(PYTHON) --version 2>&1)': name another with make PYTHON=python3.12 ..." >&2; exit 1; }; \
 	echo "Creating $(VENV) ..."; \
 	$(PYTHON) -m venv --clear $(VENV); }
 

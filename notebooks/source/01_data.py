@@ -350,7 +350,7 @@ pd.DataFrame(rows).T.style.set_properties(**{"text-align": "left", "vertical-ali
 # %%
 for key, card in benchmarks.cards().items():
     size = sum(archive.get("size", 0) for archive in card["archives"])
-    how = "by hand" if not any(archive["urls"] for archive in card["archives"]) else "fetched"
+    how = "fetched" if "url" in card["archives"][0] else "by hand"
     print(f"{key} ({how}, {f'{size / 1e9:.2f} GB' if size else 'size not published'}): {card['by_hand']}\n")
 
 # %% [markdown]

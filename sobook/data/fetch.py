@@ -16,15 +16,12 @@ import tarfile
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
 import requests
-from requests.adapters import HTTPAdapter
 from tqdm.auto import tqdm
-from urllib3.exceptions import MaxRetryError
-from urllib3.util import Retry
 
 from sobook import files
 from sobook.errors import DatasetError, DownloadError, first_line
@@ -32,203 +29,106 @@ from sobook.errors import DatasetError, DownloadError, first_line
 _PIECE = 1 << 14  # bytes that a broken connection may cost
 _ENTRY = 512  # bytes that an entry of an archive is taken to cost beside its content
 _ROOM = 2.2  # free space needed, in sizes of the archive: photographs hardly compress
-_TRIES = 5  # in a row without a new byte, at each address
-_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 120.0  # seconds; doubled after each failure
-_CONNECT, _STALL = 15.0, 30.0  # seconds to wait for an answer, and for the next byte
-_PASSING = (408, 425, 429, 500, 502, 503, 504)  # worth another try at the same address
+_TRIES = 5  # in a row without a new byte
+_PAUSE = 2.0  # seconds after the first failure, doubled after each further one
+_TIMEOUT = (15.0, 30.0)  # seconds to wait for an answer, and for the next byte
+_PASSING = (408, 416, 425, 429, 500, 502, 503, 504)  # answers worth another try
 _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError)
-_HTML = (b"<!doctype", b"<html")
-_WEB_PAGE = (
-    "served a web page instead of the file: it wants a login or a confirmation, so download it in "
-    "a browser"
-)
-
-
-class _NextMirror(Exception):
-    """This address will not do, however often it is asked."""
-
-
-class _Retry(Retry):
-    """Waits as long as a server asks, but never longer than `backoff_max`."""
-
-    def increment(self, method=None, url=None, response=None, *args, **kwargs):
-        if response is not None and (self.get_retry_after(response) or 0) > self.backoff_max:
-            raise MaxRetryError(None, url or "")
-        return super().increment(method, url, response, *args, **kwargs)
+_CLASHES = (FileExistsError, NotADirectoryError, IsADirectoryError)  # one name, file and folder
 
 
 def fetch(
-    urls: Sequence[str],
+    url: str,
     dest: str | Path,
     *,
     size: int | None = None,
-    md5: str | None = None,
     sha256: str | None = None,
     progress: bool = True,
 ) -> Path:
-    """Download `dest` from the first of `urls` that delivers it whole; resumes what is there.
+    """Download a file, verify it, and resume what an earlier call left of it.
 
     Args:
-        urls: addresses of the same file, in the order to try.
+        url: its address.
         dest: the file to make; when it exists already it is only verified.
         size: its bytes, if published.
-        md5: its checksum, if published; likewise `sha256`.
+        sha256: its checksum, if published.
         progress: show a bar.
 
     Raises:
-        DownloadError: with what each address answered, or for want of room on the disk, which
-            must hold the file and what comes out of it.
+        DownloadError: with what the server answered, or for want of room on the disk, which must
+            hold the file and what comes out of it.
     """
     dest = Path(dest)
-    download = _Download(dest, size, {"md5": md5, "sha256": sha256}, progress)
     if dest.exists():
-        if wrong := download.mismatch(dest):
-            raise DownloadError(
-                f"{dest} is not the published file ({wrong}): delete it, try again."
-            )
+        if wrong := _mismatch(dest, size, sha256):
+            raise DownloadError(f"{dest} is not the published file ({wrong}): delete it.")
         return dest
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    download.check_disk(size)
-    answers = []
-    for url in urls:
+    part = dest.with_name(f"{dest.name}.part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    part.touch()
+    failures, most = 0, part.stat().st_size
+    while not most or most != size:
         try:
-            download.fill_part(url)
-            download.part.replace(dest)
-            return dest
-        except _NextMirror as reason:
-            answers.append(f"{url} {reason}")
-    raise DownloadError(f"{dest.name} could not be fetched: {'; '.join(answers)}.")
+            _continue(part, url, size, progress)
+            break
+        except requests.RequestException as error:
+            failures = 1 if part.stat().st_size > most else failures + 1
+            most = max(most, part.stat().st_size)
+            if failures == _TRIES or not _is_passing(error):
+                raise DownloadError(f"{url} could not be fetched: {_reason(error)}.") from None
+            time.sleep(_PAUSE * 2 ** (failures - 1))
+    if wrong := _mismatch(part, size, sha256):
+        part.unlink()
+        raise DownloadError(f"{url} sent another file than the published one ({wrong}): try again.")
+    return part.replace(dest)
 
 
-@dataclass(frozen=True)
-class _Download:
-    """A file to fetch: what is known of it, and how to ask for it."""
-
-    dest: Path
-    size: int | None
-    sums: Mapping[str, str | None]
-    progress: bool
-
-    @property
-    def part(self) -> Path:
-        return self.dest.with_name(self.dest.name + ".part")
-
-    @property
-    def have(self) -> int:
-        """Bytes of the part."""
-        return self.part.stat().st_size if self.part.exists() else 0
-
-    def mismatch(self, path: Path) -> str | None:
-        """What tells a file from the published one, or None."""
-        if self.size not in (None, path.stat().st_size):
-            return f"it has {path.stat().st_size:,} bytes, not {self.size:,}"
-        for kind, published in self.sums.items():
-            if published and (found := _checksum(path, kind)) != published.lower():
-                return f"its {kind} is {found}, not {published.lower()}"
-        return None
-
-    def check_disk(self, size: int | None) -> None:
-        if size is not None:
-            _check_disk(self.dest.parent, size * _ROOM - self.have, self.dest.name)
-
-    def fill_part(self, url: str) -> None:
-        """Fill and verify the part from one address; failures count while nothing new arrives."""
-        failures, most = 0, self.have
-        version: dict[str, str] = {}  # If-Range: a part is continued only with the file it is of
-        with self._session() as session:
-            while True:
-                before = self.have
-                try:
-                    if before == 0 or before != self.size:
-                        self._request(session, url, version)
-                    if not (wrong := self.mismatch(self.part)):
-                        return
-                    self.part.unlink()
-                    reason = f"sent another file than the published one ({wrong})"
-                    if before == 0:  # otherwise what was there before may be to blame
-                        raise _NextMirror(reason)
-                except requests.RequestException as error:
-                    reason = _in_words(error)
-                failures = 1 if self.have > most else failures + 1
-                most = max(most, self.have)
-                if failures >= _TRIES:
-                    raise _NextMirror(reason)
-                time.sleep(min(_FIRST_PAUSE * 2 ** (failures - 1), _LONGEST_PAUSE))
-
-    def _session(self) -> requests.Session:
-        session = requests.Session()
-        session.max_redirects = 10
-        retries = _Retry(
-            total=_TRIES - 1,
-            status_forcelist=_PASSING,
-            backoff_factor=_FIRST_PAUSE,
-            backoff_max=_LONGEST_PAUSE,
-            raise_on_status=False,  # the last answer is judged like any other
-        )
-        for scheme in ("http://", "https://"):
-            session.mount(scheme, HTTPAdapter(max_retries=retries))
-        return session
-
-    def _request(self, session: requests.Session, url: str, version: dict[str, str]) -> None:
-        """One request: the part is continued where the server does so, else it starts again."""
-        have = self.have
-        headers = {"Accept-Encoding": "identity", "User-Agent": "sobook (course material)"}
-        if have:
-            headers |= {"Range": f"bytes={have}-", **version}
-        try:
-            response = session.get(url, headers=headers, stream=True, timeout=(_CONNECT, _STALL))
-        except requests.RequestException as error:  # after all retries
-            raise _NextMirror(_in_words(error)) from None
-        with response:
-            start, total = self._accept(response, have)
-            if start == 0:
-                etag = response.headers.get("ETag", "W/")  # a weak one does not vouch for bytes
-                version.clear()
-                version |= {} if etag.startswith("W/") else {"If-Range": etag}
-            bar = _bar(self.dest.name, self.progress, total=total, initial=start, unit="B")
-            with bar, self.part.open("ab" if start else "wb") as file:
-                for chunk in response.iter_content(_PIECE):
-                    if file.tell() == 0 and chunk.lstrip()[:9].lower().startswith(_HTML):
-                        raise _NextMirror(_WEB_PAGE)
-                    bar.update(file.write(chunk))
-
-    def _accept(self, response: requests.Response, have: int) -> tuple[int, int | None]:
-        """Accept or refuse an answer; return where its bytes start and how long the file is."""
-        code, headers = response.status_code, response.headers
-        continued = headers.get("Content-Range", "").startswith(f"bytes {have}-")
-        if code == 416 or (code == 206 and not continued):
-            self.part.unlink(missing_ok=True)
-            raise requests.RequestException("the part fetched before is of another file")
-        if code not in (200, 206):
-            login = ": it wants a login or an agreement" if code in (401, 402, 403, 451) else ""
-            raise _NextMirror(f"answered {code} {response.reason}{login}")
-        if "html" in headers.get("Content-Type", "").lower():
-            raise _NextMirror(_WEB_PAGE)
-        start, length = have if code == 206 else 0, headers.get("Content-Length", "")
-        total = start + int(length) if length.isdigit() else None
-        if None not in (total, self.size) and total != self.size:
-            raise _NextMirror(f"has {total:,} bytes, not the {self.size:,} published")
-        self.check_disk(total)
-        return start, total
+def _continue(part: Path, url: str, size: int | None, progress: bool) -> None:
+    """One request: the part is continued where the server does so, else it starts again."""
+    have = part.stat().st_size
+    headers = {"Accept-Encoding": "identity", "User-Agent": "sobook (course material)"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as response:
+        if response.status_code == 416:  # the part is of another file
+            part.write_bytes(b"")
+        response.raise_for_status()
+        if "html" in response.headers.get("Content-Type", "").lower():
+            raise DownloadError(f"{url} served a web page instead of the file.")
+        start = have if response.status_code == 206 else 0
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length else size
+        if size is not None and total != size:
+            raise DownloadError(f"{url} has {total:,} bytes, not the {size:,} published.")
+        _check_disk(part.parent, (total or 0) * _ROOM - start, part.stem)
+        bar = _bar(part.stem, progress, total=total, initial=start, unit="B")
+        with bar, part.open("ab" if start else "wb") as file:
+            for chunk in response.iter_content(_PIECE):
+                bar.update(file.write(chunk))
 
 
-def _in_words(error: requests.RequestException) -> str:
-    if "ConnectTimeout" in str(error):
-        return f"did not answer within {_CONNECT:g} s"
-    if "timed out" in str(error):
-        return f"sent nothing for {_STALL:g} s"
-    if isinstance(error, requests.ConnectionError):
-        return f"could not be reached ({type(error).__name__}: is this machine online?)"
-    return f"failed ({first_line(error)})"
+def _is_passing(error: requests.RequestException) -> bool:
+    return error.response is None or error.response.status_code in _PASSING
 
 
-def _bar(name: str, progress: bool, **options) -> tqdm:
-    hidden = None if progress else True  # None: hidden where the output is no terminal
-    return tqdm(desc=name, unit_scale=True, disable=hidden, leave=False, **options)
+def _reason(error: requests.RequestException) -> str:
+    if error.response is None:
+        return f"{type(error).__name__} {_TRIES} times in a row (is this machine online?)"
+    return f"it answered {error.response.status_code} {error.response.reason}"
 
 
-def _checksum(path: Path, kind: str) -> str:
-    digest = hashlib.new(kind)
+def _mismatch(path: Path, size: int | None, sha256: str | None) -> str | None:
+    """What tells a file from the published one, or None."""
+    found = path.stat().st_size
+    if size is not None and found != size:
+        return f"{found:,} bytes, not {size:,}"
+    if sha256 is not None and (checksum := _sha256(path)) != sha256:
+        return f"sha256 {checksum}, not {sha256}"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
@@ -245,7 +145,9 @@ def _check_disk(folder: Path, need: float, what: str) -> None:
         )
 
 
-# --- archives -------------------------------------------------------------------------------------
+def _bar(name: str, progress: bool, **options) -> tqdm:
+    hidden = None if progress else True  # None: hidden where the output is no terminal
+    return tqdm(desc=name, unit_scale=True, disable=hidden, leave=False, **options)
 
 
 def install(
@@ -275,11 +177,11 @@ def install(
         try:
             for path, archive in zip(archives, card["archives"], strict=True):
                 folder = stage / archive.get("place", "")
+                folder.mkdir(parents=True)
                 if "limit" in archive:
                     unpack(path, folder, limit=archive["limit"], progress=progress)
                 else:  # a plain file
-                    folder.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(path, folder / path.name)
+                    shutil.copy(path, folder)
             inner = stage / card["archives"][0]["unpacks_to"]
             if not inner.is_dir():
                 raise DatasetError(f"{archives[0]} holds no folder {inner.name}: a wrong archive?")
@@ -296,72 +198,58 @@ def _obtain(name: str, archive: Mapping, card: Mapping, root: Path, progress: bo
     """The archive as found in ``root/downloads``, else fetched; else say how to get it by hand."""
     path = root / "downloads" / archive["file"]
     steps = card["by_hand"].format(downloads=path.parent, home=root / card["folder"])
-    if not path.exists() and not archive["urls"]:
+    if not path.exists() and "url" not in archive:
         raise DownloadError(f"{name} has to be fetched by hand ({path} is missing). {steps}")
-    published = {key: archive.get(key) for key in ("size", "md5", "sha256")}
+    published = {key: archive.get(key) for key in ("size", "sha256")}
     try:
-        return fetch(archive["urls"], path, **published, progress=progress)
+        return fetch(archive.get("url", ""), path, **published, progress=progress)
     except DownloadError as error:
         raise DownloadError(f"{error} To get it by hand: {steps}") from None
 
 
-def unpack(archive: str | Path, folder: str | Path, *, limit: int, progress: bool = True) -> Path:
-    """Unpack a zip or tar file into `folder`, which must not exist yet; whole or not at all.
-
-    Only plain files and folders are made, inside `folder`, and at most `limit` bytes of them.
+def unpack(archive: Path, folder: Path, *, limit: int, progress: bool = True) -> None:
+    """Unpack a zip or tar file into `folder`: plain files only, and at most `limit` bytes of them.
 
     Raises:
-        DatasetError: for a damaged or hostile archive; nothing of it is left then.
+        DatasetError: for a damaged or hostile archive.
     """
-    archive, folder = Path(archive), Path(folder)
-    folder.mkdir(parents=True)
+    _check_disk(folder, archive.stat().st_size, archive.name)
+    folder, left = folder.resolve(), limit
+    members = _members(archive)
     try:
-        _check_disk(folder, archive.stat().st_size, archive.name)
-        _extract(archive, folder, limit, progress)
-    except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, (tarfile.FilterError, FileExistsError, NotADirectoryError)):
-            raise _unsafe(archive, first_line(error)) from None
-        if isinstance(error, (*_DAMAGED, RuntimeError)):  # RuntimeError: it asks for a password
-            raise DatasetError(
-                f"{archive} is damaged or not the file to use ({first_line(error)}): delete it, "
-                "fetch it again."
-            ) from None
-        raise
-    return folder
+        for name, size, content in _bar(archive.name, progress, iterable=members, unit=" files"):
+            left -= size + _ENTRY
+            if left < 0:
+                raise _unsafe(archive, f"it unpacks to over {limit / 1e9:.1f} GB")
+            target = Path(os.path.abspath(folder / name))
+            if not target.is_relative_to(folder):
+                raise _unsafe(archive, f"{name!r} would land outside its folder")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with content, target.open("wb") as file:
+                shutil.copyfileobj(content, file)
+    except (*_DAMAGED, RuntimeError, *_CLASHES) as error:
+        raise DatasetError(
+            f"{archive} is damaged or not the file to use ({first_line(error)}): delete it, fetch "
+            "it again."
+        ) from None
 
 
-def _extract(archive: Path, folder: Path, limit: int, progress: bool) -> None:
-    sizes = _unzip(archive, folder) if zipfile.is_zipfile(archive) else _untar(archive, folder)
-    left = limit
-    for size in _bar(f"unpacking {archive.name}", progress, iterable=sizes, unit=" files"):
-        left -= size + _ENTRY
-        if left < 0:
-            raise _unsafe(archive, f"it unpacks to over {limit / 1e9:.1f} GB")
-
-
-def _unzip(archive: Path, folder: Path) -> Iterator[int]:
-    """Unpack a zip file; yields the bytes of each entry before it is written."""
-    with zipfile.ZipFile(archive) as opened:
-        for entry in opened.infolist():
-            if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise _unsafe(archive, f"{entry.filename!r} is a link or a device")
-            yield entry.file_size
-            # zipfile keeps everything inside the folder, by changing names if need be
-            if Path(opened.extract(entry, folder)) != folder / entry.filename:
-                raise _unsafe(archive, f"{entry.filename!r} would land outside its folder")
-
-
-def _untar(archive: Path, folder: Path) -> Iterator[int]:
-    """Unpack a tar file; yields the bytes of each entry before it is written."""
-    with tarfile.open(archive) as opened:
-        for entry in opened:
-            if not (entry.isfile() or entry.isdir()):
-                raise _unsafe(archive, f"{entry.name!r} is a link or a device")
-            if tarfile.data_filter(entry, str(folder)).name != entry.name:
-                raise _unsafe(archive, f"{entry.name!r} would land outside its folder")
-            yield entry.size
-            opened.extract(entry, folder, filter="data")
+def _members(archive: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
+    """Name, size and content of every file; links and devices are refused."""
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as zipped:
+            for info in zipped.infolist():
+                if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+                    raise _unsafe(archive, f"{info.filename!r} is a link or a device")
+                if not info.is_dir():
+                    yield info.filename, info.file_size, zipped.open(info)
+        return
+    with tarfile.open(archive) as tarred:
+        for member in tarred:
+            if not (member.isfile() or member.isdir()):
+                raise _unsafe(archive, f"{member.name!r} is a link or a device")
+            if content := tarred.extractfile(member):  # None for folders
+                yield member.name, member.size, content
 
 
 def _unsafe(archive: Path, why: str) -> DatasetError:
