@@ -7,6 +7,7 @@ needs no kernel. What a page shows is made by `explorer`, `playground` and `sear
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html
 import io
 import json
@@ -26,18 +27,20 @@ def render(name: str, title: str, data: Any) -> str:
     """The HTML of a page.
 
     Args:
-        name: of its template, style and script: ``assets/NAME.html``, ``.css`` and ``.js``.
+        name: of its body, style and script: ``assets/NAME.html``, ``.css`` and ``.js``.
         title: plain text.
         data: what its script finds in `DATA`; whatever JSON can hold.
     """
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     parts = {
         "title": html.escape(title),
         "style": _read("common.css") + _read(f"{name}.css"),
-        "data": _script_json(data),
+        "data": text.replace("<", "\\u003c"),  # so that no string ends or opens a script element
         "script": _read("common.js") + _read(f"{name}.js"),
     }
+    template = _read("page.html").replace("{{body}}", _read(f"{name}.html"))
     # In one pass, so that what is filled in is never taken for a place to fill.
-    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], _read(f"{name}.html"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], template)
 
 
 def thumbnail(image: Image.Image, side: int) -> Image.Image:
@@ -52,6 +55,7 @@ def data_url(image: Image.Image, format: str, **options: Any) -> str:
     return f"data:image/{format};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
+@dataclasses.dataclass(frozen=True, repr=False)
 class Page:
     """A page that shows itself inside a notebook, and can be saved.
 
@@ -62,14 +66,14 @@ class Page:
         fallback: a figure for places that show no frames, such as a printed page.
     """
 
-    def __init__(self, source: str, *, title: str, height: int = 560, fallback: Any = None):
-        self.source, self.title, self.height = source, title, height
-        self.fallback = fallback
+    source: str
+    title: str
+    height: int = 560
+    fallback: Any = None
 
     def beside(self, fallback: Any, *, height: int | None = None) -> Page:
         """The same page with a figure to stand in for it, and perhaps another height."""
-        height = height or self.height
-        return Page(self.source, title=self.title, height=height, fallback=fallback)
+        return dataclasses.replace(self, fallback=fallback, height=height or self.height)
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write the page to a file."""
@@ -91,7 +95,7 @@ class Page:
         png = io.BytesIO()
         self.fallback.savefig(png, format="png", dpi=72)
         bundle["image/png"] = base64.b64encode(png.getvalue()).decode()
-        return bundle, {"image/png": {"alt": self.fallback.get_label() or self.title}}
+        return bundle, {"image/png": {"alt": self.fallback.get_label()}}
 
     def __repr__(self) -> str:
         return f"{self.title}: {len(self.source) / 1e6:.2f} MB of HTML; .save(path) writes it"
@@ -99,9 +103,3 @@ class Page:
 
 def _read(name: str) -> str:
     return (_ASSETS / name).read_text(encoding="utf-8")
-
-
-def _script_json(data: Any) -> str:
-    """JSON inside a script element: without "<", no string in it can end or open one."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c")

@@ -15,7 +15,7 @@ def visit(browser, tmp_path):
     def open_page(source, **options):
         file = tmp_path / f"page{len(pages)}.html"
         file.write_text(source, encoding="utf-8")
-        # The explorer's own policy forbids network and eval; without it the driver can wait for a
+        # The pages' own policy forbids network and eval; without it the driver can wait for a
         # condition, and a request would be seen rather than be refused.
         settings = {"viewport": {"width": 1280, "height": 900}, "bypass_csp": True}
         page = browser.new_page(**(settings | options))

@@ -20,10 +20,10 @@ def toy(classes=CLASSES, test=TEST, each=EACH, dim=DIM, epochs=EPOCHS, seed=0):
     for name, lean in (("PA", 1.0), ("PA+SO", 0.0)):
         points = centers[labels] + 0.8 * rng.normal(size=(len(labels), dim)) + lean
         start = rng.normal(size=(classes, dim))
-        steps = [start + (centers[:classes] + lean - start) * t for t in np.linspace(0, 1, epochs)]
-        models[name] = explorer.Model(
-            steps, points, kept=epochs - 2, recall=[0.1 * e for e in range(epochs)]
-        )
+        drift = centers[:classes] + lean - start
+        steps = {e: start + drift * e / (epochs - 1) for e in range(epochs)}
+        recall = {e: 0.1 * e for e in range(epochs)}
+        models[name] = explorer.Model(steps, points, kept=epochs - 2, recall=recall)
     names = [f"Bird <{c}> & co" if c == 0 else f"Bird {c}" for c in range(classes + test)]
     return models, pictures, labels, names
 
@@ -31,14 +31,8 @@ def toy(classes=CLASSES, test=TEST, each=EACH, dim=DIM, epochs=EPOCHS, seed=0):
 @pytest.fixture(scope="module")
 def shown():
     models, pictures, labels, names = toy()
-    page = explorer.build(
-        models,
-        pictures,
-        labels,
-        names,
-        methods=["pca"],
-        groups=[str(c % 3) for c in range(len(names))],
-    )
+    groups = [str(c % 3) for c in range(len(names))]
+    page = explorer.build(models, pictures, labels, names, methods=["pca"], groups=groups)
     return page.source, models, labels
 
 
@@ -63,17 +57,15 @@ def test_explorer_shows_the_numbers_of_geometry(visit, shown):
     page = visit(source)
     for r, (name, model) in enumerate(models.items()):
         expected = geometry.describe(model.epochs[model.kept])
-        values = page.evaluate(f"[...explorer.cosines(explorer.runs[{r}], {model.kept})]")
+        values = page.evaluate(f"explorer.cosines(explorer.runs[{r}])")
         np.testing.assert_allclose(values, geometry.off_diagonal(expected.cosines), atol=4e-5)
         row = page.locator("#numbers tbody tr").nth(r).inner_text().split()
         assert row[0] == name and float(row[1]) == pytest.approx(expected.rms_cosine, abs=6e-4)
-    heights = page.evaluate("[...explorer.histogram(explorer.cosines(explorer.runs[0], 0))]")
-    angles = np.degrees(
-        np.arccos(geometry.off_diagonal(geometry.describe(models["PA"].epochs[0]).cosines))
-    )
-    np.testing.assert_allclose(
-        heights, np.histogram(angles, np.arange(0, 181, 2), density=True)[0], atol=1e-6
-    )
+    page.evaluate("explorer.state.epoch = 0")
+    heights = page.evaluate("[...explorer.histogram(explorer.cosines(explorer.runs[0]))]")
+    cosines = geometry.off_diagonal(geometry.describe(models["PA"].epochs[0]).cosines)
+    counted = np.histogram(np.degrees(np.arccos(cosines)), np.arange(0, 181, 2), density=True)[0]
+    np.testing.assert_allclose(heights, counted, atol=1e-6)
     density = page.evaluate("explorer.data.chance")  # at every half degree
     assert np.trapezoid(density, dx=0.5) == pytest.approx(1, abs=1e-4)
 
@@ -109,8 +101,7 @@ def test_clicking_a_cell_shows_both_classes_and_their_confusion(visit, shown):
 def test_confusions_equal_a_slow_count(visit, shown):
     source, models, labels = shown
     page = visit(source)
-    written = np.array(page.evaluate("[...explorer.runs[0].confusion]")) / 10_000
-    written = written.reshape(CLASSES + TEST, -1)
+    written = np.array(page.evaluate("explorer.runs[0].confusion"))
     unit = geometry.unit_rows(models["PA"].embeddings)
     expected = np.zeros_like(written)
     for i in range(len(unit)):
@@ -132,19 +123,14 @@ def test_scrubbing_and_playing_move_proxies_but_no_image(visit, shown):
     assert state(page, "epoch") == 1
     page.locator("#play").click()
     page.wait_for_function(f"explorer.state.epoch === {EPOCHS - 1} && !explorer.state.playing")
-    assert len(set(page.evaluate("[...explorer.runs[1].maps.pca]"))) > 1
 
 
-def test_switching_runs_and_the_difference(visit, shown):
+def test_switching_runs(visit, shown):
     page = visit(shown[0])
     second = picture(page, "heat")
     page.get_by_role("button", name="PA", exact=True).click()
-    assert state(page, "run") == 0
-    page.wait_for_function("explorer.state.slide === 1")
-    first = picture(page, "heat")
-    page.get_by_role("button", name="PA+SO − PA").click()
-    assert len({first, second, picture(page, "heat")}) == 3
-    assert page.locator("#runs [aria-pressed=true]").inner_text() == "PA+SO − PA"
+    assert state(page, "run") == 0 and picture(page, "heat") != second
+    assert page.locator("#runs [aria-pressed=true]").inner_text() == "PA"
 
 
 def test_search_and_keyboard(visit, shown):
@@ -178,7 +164,7 @@ def test_it_fits_a_phone_and_both_backgrounds(visit, shown):
     assert wide <= 0
     paper = "getComputedStyle(document.body).backgroundColor"
     dark = page.evaluate(paper)
-    page.locator("#light").click()
+    page.emulate_media(color_scheme="light")
     assert page.evaluate(paper) == "rgb(255, 255, 255)" != dark
 
 
@@ -193,11 +179,10 @@ def test_inside_a_notebooks_frame(visit, shown):
 
 def frames_a_second(visit) -> float:
     """Of the explorer while it plays 2,000 points over the epochs."""
-    page_made = explorer.build(
-        *toy(classes=60, test=40, each=20, dim=32, epochs=9), methods=["pca"]
-    )
-    assert len(page_made.source) < 8e6
-    page = visit(page_made.source)
+    arrays = toy(classes=60, test=40, each=20, dim=32, epochs=9)
+    source = explorer.build(*arrays, methods=["pca"]).source
+    assert len(source) < 8e6
+    page = visit(source)
     page.evaluate("explorer.state.epoch = 0, explorer.frames.count = 0, explorer.play(true)")
     page.wait_for_timeout(3000)
     return page.evaluate("explorer.frames.count") / 3

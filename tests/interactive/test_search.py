@@ -184,7 +184,7 @@ def site(tmp_path_factory):
 
 @pytest.fixture
 def tab(browser, site):
-    page = browser.new_page(viewport={"width": 400, "height": 800})
+    page = browser.new_page(viewport={"width": 400, "height": 800}, bypass_csp=True)
     page.trouble = []
     page.on("console", lambda m: page.trouble.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda error: page.trouble.append(str(error)))

@@ -25,15 +25,18 @@ function button(text, action, attributes = {}) {
 
 // The 2-D context of a canvas, cleared, with its size in CSS pixels.
 function context(canvas) {
-  const ratio = window.devicePixelRatio || 1, { clientWidth: w, clientHeight: h } = canvas;
-  if (canvas.width !== Math.round(w * ratio) || canvas.height !== Math.round(h * ratio)) {
-    canvas.width = Math.round(w * ratio);
-    canvas.height = Math.round(h * ratio);
-  }
+  const ratio = window.devicePixelRatio, { clientWidth: w, clientHeight: h } = canvas;
+  canvas.width = Math.round(w * ratio); // this also clears it
+  canvas.height = Math.round(h * ratio);
   const g = canvas.getContext("2d");
-  g.setTransform(ratio, 0, 0, ratio, 0, 0);
-  g.clearRect(0, 0, w, h);
+  g.scale(ratio, ratio);
   return [g, w, h];
+}
+
+// Where the pointer is on a canvas, in CSS pixels.
+function pointer(event, canvas) {
+  const box = canvas.getBoundingClientRect();
+  return [event.clientX - box.left, event.clientY - box.top];
 }
 
 function circle(g, [x, y], radius) {
@@ -46,4 +49,10 @@ function line(g, from, to) {
   g.moveTo(...from);
   g.lineTo(...to);
   g.stroke();
+}
+
+// A page draws on its canvases itself: again for another size, and for light or dark.
+function redrawWith(draw, node) {
+  new ResizeObserver(draw).observe(node);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 }

@@ -1,37 +1,21 @@
-// The explorer: heatmap, map, angles and pictures of one or two runs, linked.
+// The explorer: heatmap, map, angles and pictures of runs, linked.
 //
 // Everything it shows is in `DATA` (made by sobook/interactive/explorer.py). One state, one `draw`:
 // whatever is hovered, selected or scrubbed changes the state, and every view redraws from it in
-// the next frame. Notation: C classes with proxies, A all classes, N images, E epochs.
+// the next frame. Notation: C classes with proxies (the first ones), A all classes, E epochs.
 
-const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-const unpack = (Type, text) => new Type(bytes(text).buffer);
-const mapValues = (object, change) =>
-  Object.fromEntries(Object.entries(object).map(([key, value]) => [key, change(value)]));
-const floats = (text) => unpack(Float32Array, text);
-
-const labels = unpack(Uint16Array, DATA.labels), heatColors = unpack(Uint32Array, DATA.colors);
-const C = DATA.order.length, A = DATA.classes.length, N = labels.length, PAIRS = (C * (C - 1)) / 2;
-const runs = DATA.runs.map((one) => ({
-  ...one,
-  cosines: unpack(Int16Array, one.cosines), // (E, PAIRS), in 1/32767
-  confusion: unpack(Uint16Array, one.confusion), // (A, A), in 1/10000
-  near: unpack(Uint16Array, one.near), // (N, depth)
-  maps: mapValues(one.maps, floats), // kind → (N, 2)
-  stars: mapValues(one.stars, floats), // kind → (E, C, 2)
-  lastEpoch: one.epochs.length - 1,
-}));
-const members = DATA.classes.map((_, c) => [...labels.keys()].filter((i) => labels[i] === c));
-const rank = DATA.classes.map((_, c) => DATA.order.indexOf(c)); // in the heatmap; −1: no proxy
-const groups = [...new Set(DATA.classes.map(({ group }) => group))];
+const { classes, labels, order, runs } = DATA;
+const C = order.length, A = classes.length, END = Math.max(...runs.map((one) => one.epochs.length)) - 1;
+const KINDS = Object.keys(runs[0].maps);
+const members = classes.map((_, c) => [...labels.keys()].filter((i) => labels[i] === c));
+const rank = classes.map((_, c) => order.indexOf(c)); // in the heatmap; −1: no proxy
+const groups = [...new Set(classes.map(({ group }) => group))];
 const groupColor = (group) => PALETTE[groups.indexOf(group) % PALETTE.length];
-const colors = DATA.classes.map(({ group }) => (groups.length > 1 ? groupColor(group) : "#888888"));
+const colors = classes.map(({ group }) => (groups.length > 1 ? groupColor(group) : "#888888"));
 const CHOSEN = ["#E69F00", "#56B4E9"]; // the two classes of a cell, wherever they are drawn
 
 const state = {
-  run: runs.length - 1, difference: false, // what the heatmap and the map show
-  from: 0, slide: 1, // points move from the map of run `from` while `slide` grows from 0 to 1
-  map: Object.keys(runs[0].maps)[0], epoch: runs[runs.length - 1].kept, playing: false,
+  run: runs.length - 1, map: KINDS[0], epoch: runs[runs.length - 1].kept, playing: false,
   a: -1, b: -1, image: -1, over: [-1, -1], // classes and image chosen, classes under the pointer
 };
 const frames = { count: 0 };
@@ -41,58 +25,56 @@ const focus = () => (state.over[0] >= 0 ? state.over : [state.a, state.b]);
 const signed = (value) => value.toFixed(2).replace("-", "−");
 const percent = (value) => `${(100 * value).toFixed(1)} %`;
 const degrees = (cosine) => (Math.acos(clamp(cosine, -1, 1)) * 180) / Math.PI;
+const nearestEpoch = (one) => Math.min(Math.round(state.epoch), one.epochs.length - 1);
 
-// ---- numbers at an epoch, in between by interpolation -----------------------------------------
+// ---- numbers at the epoch shown, in between by interpolation ----------------------------------
 
-function pairIndex(i, j) {
-  const low = Math.min(i, j), high = Math.max(i, j);
-  return (low * (2 * C - low - 1)) / 2 + high - low - 1;
+function interpolated(one, valueAt) {
+  const epoch = Math.min(state.epoch, one.epochs.length - 1), low = Math.floor(epoch);
+  const t = epoch - low;
+  return (1 - t) * valueAt(low) + t * valueAt(Math.ceil(epoch));
 }
 
-function between(one, epoch) {
-  const e = Math.min(epoch, one.lastEpoch), low = Math.floor(e);
-  return [low, Math.min(low + 1, one.lastEpoch), e - low];
-}
+// Of all pairs i < j: (0, 1), (0, 2) … (1, 2) …
+const cosines = (one) => one.cosines[0].map((_, k) => interpolated(one, (e) => one.cosines[e][k]));
 
-// All C(C−1)/2 cosines of a run at an epoch; kept until another epoch is asked for.
-const kept = new Map(runs.map((one) => [one, { epoch: -1, values: new Float32Array(PAIRS) }]));
-function cosines(one, epoch) {
-  const [low, high, t] = between(one, epoch), memory = kept.get(one);
-  if (memory.epoch !== low + t) {
-    const a = one.cosines.subarray(low * PAIRS), b = one.cosines.subarray(high * PAIRS);
-    for (let k = 0; k < PAIRS; k++) memory.values[k] = ((1 - t) * a[k] + t * b[k]) / 32767;
-    memory.epoch = low + t;
-  }
-  return memory.values;
+// undefined where one of the two has no proxy
+function cosine(one, a, b) {
+  if (a === b || !(rank[a] >= 0 && rank[b] >= 0)) return undefined;
+  const i = Math.min(a, b), k = (i * (2 * C - i - 1)) / 2 + Math.abs(a - b) - 1;
+  return interpolated(one, (e) => one.cosines[e][k]);
 }
-
-const cosine = (one, a, b) => cosines(one, state.epoch)[pairIndex(a, b)];
-const haveCosine = (a, b) => a !== b && rank[a] >= 0 && rank[b] >= 0; // false where b is −1
-const confusion = (one, a, b) => one.confusion[a * A + b] / 10000;
 
 // ---- heatmap ---------------------------------------------------------------------------------
 
-const cells = element("canvas", { width: Math.max(C, 1), height: Math.max(C, 1) });
+const cells = element("canvas", { width: C, height: C }).getContext("2d");
 const barWidth = (width) => Math.max(6, width * 0.03); // the groups' colors, left of the cells
+
+// Colors of cosines from −limit to +limit, as pixels; the legend shows the same.
+function heatColors() {
+  const g = $("scale").getContext("2d"), ramp = g.createLinearGradient(0, 0, 256, 0);
+  DATA.gradient.forEach((color, k) => ramp.addColorStop(k / (DATA.gradient.length - 1), color));
+  g.fillStyle = ramp;
+  g.fillRect(0, 0, 256, 1);
+  return new Uint32Array(g.getImageData(0, 0, 256, 1).data.buffer);
+}
+const HEAT = heatColors();
 
 function drawHeat() {
   const [g, w] = context($("heat")), bar = barWidth(w), side = w - bar, size = side / C;
-  const values = cosines(run(), state.epoch);
-  const first = state.difference ? cosines(runs[0], state.epoch) : null;
-  const pen = cells.getContext("2d"), picture = pen.createImageData(C, C);
+  const picture = cells.createImageData(C, C), values = cosines(run());
   const pixels = new Uint32Array(picture.data.buffer).fill(0xff969696); // gray, the diagonal
-  for (let r = 0; r < C; r++) {
-    for (let c = 0; c < C; c++) {
-      if (r === c) continue;
-      const k = pairIndex(DATA.order[r], DATA.order[c]), value = values[k] - (first ? first[k] : 0);
-      const level = clamp(Math.round(127.5 * (1 + value / DATA.limit)), 0, 255);
-      pixels[r * C + c] = heatColors[level];
+  let k = 0;
+  for (let i = 0; i < C; i++) {
+    for (let j = i + 1; j < C; j++) {
+      const level = clamp(Math.round(127.5 * (1 + values[k++] / DATA.limit)), 0, 255);
+      pixels[rank[i] * C + rank[j]] = pixels[rank[j] * C + rank[i]] = HEAT[level];
     }
   }
-  pen.putImageData(picture, 0, 0);
+  cells.putImageData(picture, 0, 0);
   g.imageSmoothingEnabled = false;
-  g.drawImage(cells, bar, 0, side, side);
-  DATA.order.forEach((c, k) => {
+  g.drawImage(cells.canvas, bar, 0, side, side);
+  order.forEach((c, k) => {
     g.fillStyle = colors[c];
     g.fillRect(0, k * size, bar - 3, Math.ceil(size));
   });
@@ -108,76 +90,47 @@ function drawHeat() {
 }
 
 function cellAt(event) {
-  const box = $("heat").getBoundingClientRect(), bar = barWidth(box.width), side = box.width - bar;
-  const column = Math.floor(((event.clientX - box.left - bar) / side) * C);
-  const row = Math.floor(((event.clientY - box.top) / side) * C);
-  if (row < 0 || row >= C || column >= C) return [-1, -1];
-  return [DATA.order[row], column < 0 ? -1 : DATA.order[column]];
+  const width = $("heat").clientWidth, bar = barWidth(width), size = (width - bar) / C;
+  const [x, y] = pointer(event, $("heat"));
+  return [order[Math.floor(y / size)] ?? -1, order[Math.floor((x - bar) / size)] ?? -1];
 }
 
 // ---- map -------------------------------------------------------------------------------------
 
-const onMap = (x, y, w, h) => [w * (0.03 + 0.94 * x), h * (0.03 + 0.94 * y)];
+let mapSide = 0; // pixels
+const onMap = (x, y) => [x, y].map((value) => mapSide * (0.03 + 0.94 * value));
+const point = (i) => onMap(...run().maps[state.map][i]);
 
-function point(i, w, h) {
-  const mix = (before, now) => {
-    const t = state.slide * state.slide * (3 - 2 * state.slide);
-    return (1 - t) * before + t * now;
-  };
-  const now = run().maps[state.map], before = runs[state.from].maps[state.map];
-  const [x, y] = [2 * i, 2 * i + 1].map((k) => mix(before[k], now[k]));
-  return onMap(x, y, w, h);
-}
-
-function star(c, w, h) {
-  const [low, high, t] = between(run(), state.epoch), places = run().stars[state.map];
-  const at = (epoch, k) => places[2 * (epoch * C + c) + k];
-  return onMap(...[0, 1].map((k) => (1 - t) * at(low, k) + t * at(high, k)), w, h);
-}
-
-// The points stand still while proxies move: they are drawn once and kept.
-const layer = document.createElement("canvas");
-let layerKey = "";
-
-function drawPointLayer(w, h, ratio) {
-  const key = [w, h, ratio, state.run, state.map, state.slide, cssColor("--paper")].join();
-  if (key === layerKey) return;
-  layerKey = key;
-  layer.width = w * ratio;
-  layer.height = h * ratio;
-  const g = layer.getContext("2d"), radius = Math.max(1.6, w / 240);
-  g.setTransform(ratio, 0, 0, ratio, 0, 0);
-  g.globalAlpha = 0.7;
-  for (let i = 0; i < N; i++) {
-    g.fillStyle = g.strokeStyle = colors[labels[i]];
-    circle(g, point(i, w, h), radius);
-    if (DATA.classes[labels[i]].proxy) g.fill();
-    else g.stroke();
-  }
+function star(c) {
+  const places = run().stars[state.map];
+  return onMap(...[0, 1].map((axis) => interpolated(run(), (e) => places[e][c][axis])));
 }
 
 function drawMap() {
-  const [g, w, h] = context($("map")), chosen = focus();
-  drawPointLayer(w, h, window.devicePixelRatio || 1);
-  g.drawImage(layer, 0, 0, w, h);
-  g.strokeStyle = cssColor("--ink");
-  g.lineWidth = 1.5;
+  const [g, w] = context($("map")), chosen = focus();
+  mapSide = w;
   const dot = (i, color, radius) => {
     g.fillStyle = color;
-    circle(g, point(i, w, h), radius);
+    circle(g, point(i), radius);
     g.fill();
     g.stroke();
   };
-  chosen.forEach((c, which) => {
-    for (const i of members[c] ?? []) dot(i, CHOSEN[which], w / 110);
+  g.globalAlpha = 0.7;
+  labels.forEach((c, i) => {
+    g.fillStyle = g.strokeStyle = colors[c];
+    circle(g, point(i), Math.max(1.6, w / 240));
+    if (classes[c].proxy) g.fill();
+    else g.stroke();
   });
+  g.globalAlpha = 1;
+  g.strokeStyle = cssColor("--ink");
+  g.lineWidth = 1.5;
+  chosen.forEach((c, which) => members[c]?.forEach((i) => dot(i, CHOSEN[which], w / 110)));
   if (state.image >= 0) dot(state.image, "#fff", w / 70);
   g.lineWidth = 1;
-  for (const c of DATA.order) {
-    if (!chosen.includes(c)) drawStar(g, star(c, w, h), colors[c], w / 75);
-  }
+  for (const c of order) if (!chosen.includes(c)) drawStar(g, star(c), colors[c], w / 75);
   chosen.forEach((c, which) => {
-    if (rank[c] >= 0) drawStar(g, star(c, w, h), CHOSEN[which], w / 38);
+    if (rank[c] >= 0) drawStar(g, star(c), CHOSEN[which], w / 38);
   });
 }
 
@@ -195,14 +148,14 @@ function drawStar(g, [x, y], color, radius) {
 
 // The image or proxy nearest to the pointer, within 18 pixels.
 function pointAt(event) {
-  const box = $("map").getBoundingClientRect();
+  const [x, y] = pointer(event, $("map"));
   let best = { image: -1, c: -1, distance: 18 };
-  const consider = ([x, y], image, c) => {
-    const distance = Math.hypot(x - (event.clientX - box.left), y - (event.clientY - box.top));
+  const consider = (place, image, c) => {
+    const distance = Math.hypot(place[0] - x, place[1] - y);
     if (distance < best.distance) best = { image, c, distance };
   };
-  for (let i = 0; i < N; i++) consider(point(i, box.width, box.height), i, labels[i]);
-  for (const c of DATA.order) consider(star(c, box.width, box.height), -1, c);
+  labels.forEach((c, i) => consider(point(i), i, c));
+  order.forEach((c) => consider(star(c), -1, c));
   return best;
 }
 
@@ -220,7 +173,7 @@ function histogram(values) {
 function drawAngles() {
   const [g, w, h] = context($("angles")), [low, high] = DATA.angles, bottom = h - 26;
   const x = (angle) => 8 + ((w - 16) * (angle - low)) / (high - low);
-  const y = (density) => bottom - (bottom - 8) * Math.min(1.05, density / DATA.tallest);
+  const y = (density) => bottom - (bottom - 8) * (density / DATA.tallest);
   g.beginPath();
   g.moveTo(x(low), bottom);
   for (let angle = low; angle <= high; angle += 0.5) g.lineTo(x(angle), y(DATA.chance[2 * angle]));
@@ -231,13 +184,13 @@ function drawAngles() {
   g.setLineDash([4, 4]);
   for (const angle of [90, DATA.welch]) if (angle) line(g, [x(angle), 4], [x(angle), bottom]);
   runs.forEach((one, r) => {
-    const heights = histogram(cosines(one, state.epoch)), shown = one === run();
+    const heights = histogram(cosines(one)), shown = one === run();
     g.setLineDash(r ? [8, 4] : []);
     g.strokeStyle = one.color;
     g.lineWidth = shown ? 3.5 : 1.8;
     g.globalAlpha = shown ? 1 : 0.6;
     g.beginPath();
-    for (let k = Math.floor(low / STEP); k * STEP < high; k++) {
+    for (let k = low / STEP; k < high / STEP; k++) {
       g.lineTo(x(k * STEP), y(heights[k]));
       g.lineTo(x((k + 1) * STEP), y(heights[k]));
     }
@@ -246,11 +199,12 @@ function drawAngles() {
   g.globalAlpha = 1;
   g.setLineDash([]);
   const [a, b] = focus();
-  for (const c of DATA.order.filter((other) => haveCosine(a, other))) {
-    const at = x(degrees(cosine(run(), a, c))), which = c === b ? 1 : 0;
+  for (const c of order) {
+    const value = cosine(run(), a, c), which = c === b ? 1 : 0;
+    if (value === undefined) continue;
     g.strokeStyle = CHOSEN[which];
     g.lineWidth = [1.5, 4][which];
-    line(g, [at, bottom], [at, bottom - [14, 40][which]]);
+    line(g, [x(degrees(value)), bottom], [x(degrees(value)), bottom - [14, 40][which]]);
   }
   g.fillStyle = cssColor("--ink");
   g.font = "13px system-ui, sans-serif";
@@ -260,26 +214,21 @@ function drawAngles() {
 
 // ---- words and pictures ----------------------------------------------------------------------
 
-const className = (c) => DATA.classes[c].name;
-const bordered = (color, ...content) =>
-  element("p", { style: `border-color:${color}` }, ...content);
-
 // The thumbnail of an image; `relevant` frames and marks it as an answer to a query.
 function thumb(i, relevant) {
-  const side = relevant === undefined ? DATA.tile : 0.9 * DATA.tile;
-  const [name, mark] = relevant ? ["relevant", "✓"] : ["irrelevant", "✗"];
-  const text = relevant === undefined ? "" : mark;
-  const node = button(text, () => select(labels[i], -1, i), {
-    class: text ? `thumb ${name}` : "thumb",
-    "aria-label": `image of ${className(labels[i])}${text && `, ${name}`}`,
+  const asked = relevant !== undefined, side = asked ? 0.9 * DATA.tile : DATA.tile;
+  const verdict = relevant ? "relevant" : "irrelevant", mark = relevant ? "✓" : "✗";
+  const column = i % DATA.columns, row = Math.floor(i / DATA.columns);
+  return button(asked ? mark : "", () => select(labels[i], -1, i), {
+    class: asked ? `thumb ${verdict}` : "thumb",
+    "aria-label": `image of ${classes[labels[i]].name}${asked ? `, ${verdict}` : ""}`,
+    style: `width:${side}px;height:${side}px;background-size:${DATA.columns * side}px;`
+      + `background-position:-${column * side}px -${row * side}px`,
   });
-  node.style.cssText = `width:${side}px;height:${side}px;background-size:${DATA.columns * side}px;`
-    + `background-position:-${(i % DATA.columns) * side}px -${Math.floor(i / DATA.columns) * side}px`;
-  return node;
 }
 
 function classRow(c, which) {
-  const { name, group, proxy } = DATA.classes[c];
+  const { name, group, proxy } = classes[c];
   return [
     element("h3", { style: `border-color:${CHOSEN[which]}` }, name),
     element("small", {}, proxy ? group : "test class: never trained on, no proxy"),
@@ -289,28 +238,28 @@ function classRow(c, which) {
 
 function pairText(a, b) {
   return runs.map((one) => {
-    const known = haveCosine(a, b) ? `cosine ${signed(cosine(one, a, b))}; ` : "";
-    const [there, back] = [percent(confusion(one, a, b)), percent(confusion(one, b, a))];
-    return bordered(one.color, `${one.name}: ${known}${there} of the nearest images of the first `
-      + `are of the second, ${back} the other way`);
+    const value = cosine(one, a, b), known = value === undefined ? "" : `cosine ${signed(value)}; `;
+    const [there, back] = [percent(one.confusion[a][b]), percent(one.confusion[b][a])];
+    return element("p", { style: `border-color:${one.color}` }, `${one.name}: ${known}${there} of `
+      + `the nearest images of the first are of the second, ${back} the other way`);
   });
 }
 
 function confusedWith(c) {
-  const one = run(), others = [...Array(A).keys()].filter((j) => j !== c && confusion(one, c, j));
-  others.sort((i, j) => confusion(one, c, j) - confusion(one, c, i));
-  if (!others.length) return element("p", {}, `${one.name}: all its nearest images are its own`);
-  const links = others.slice(0, 4).map((j) => button(
-    `${className(j)} (${percent(confusion(one, c, j))})`, () => select(c, j), { class: "link" }));
-  return element("p", {}, `${one.name} mixes it up with `, ...links);
+  const { name, confusion } = run(), others = [...Array(A).keys()];
+  const worst = others.filter((j) => j !== c && confusion[c][j])
+    .sort((i, j) => confusion[c][j] - confusion[c][i]).slice(0, 4);
+  if (!worst.length) return element("p", {}, `${name}: all its nearest images are its own`);
+  const links = worst.map((j) => button(
+    `${classes[j].name} (${percent(confusion[c][j])})`, () => select(c, j), { class: "link" }));
+  return element("p", {}, `${name} mixes it up with `, ...links);
 }
 
 function nearestImages(i) {
   const rows = runs.map((one) => {
-    const nearest = [...one.near.subarray(i * DATA.depth, (i + 1) * DATA.depth)];
     const name = element("b", { style: `color:${one.color}` }, one.name);
-    const found = nearest.map((j) => thumb(j, labels[j] === labels[i]));
-    return element("div", { class: "row" }, name, thumb(i), ...found);
+    const nearest = one.near[i].map((j) => thumb(j, labels[j] === labels[i]));
+    return element("div", { class: "row" }, name, thumb(i), ...nearest);
   });
   return [element("h3", {}, "Nearest images of the one you chose"), ...rows];
 }
@@ -319,8 +268,7 @@ function drawPictures() {
   const { a, b, image } = state, content = [];
   if (a < 0) content.push("Choose a class: click a cell, a point, or type its name.");
   else {
-    if (b >= 0) content.push(...pairText(a, b));
-    else content.push(confusedWith(a));
+    content.push(...(b >= 0 ? pairText(a, b) : [confusedWith(a)]));
     if (image >= 0) content.push(...nearestImages(image));
     content.push(...classRow(a, 0));
     if (b >= 0) content.push(...classRow(b, 1));
@@ -339,10 +287,10 @@ const NUMBERS = [
 function drawNumbers() {
   const head = NUMBERS.map(([title]) => element("th", { scope: "col" }, title));
   const rows = runs.map((one) => {
-    const wanted = Math.round(state.epoch), epoch = Math.min(wanted, one.lastEpoch);
-    const name = one.name + (wanted > epoch ? ` (epoch ${one.epochs[epoch]})` : "");
+    const e = nearestEpoch(one), ended = Math.round(state.epoch) > e;
+    const name = one.name + (ended ? ` (epoch ${one.epochs[e]})` : "");
     const title = element("th", { scope: "row", style: `color:${one.color}` }, name);
-    const values = NUMBERS.map(([, text]) => element("td", {}, text(one.numbers[epoch])));
+    const values = NUMBERS.map(([, text]) => element("td", {}, text(one.numbers[e])));
     return element("tr", {}, title, ...values);
   });
   const header = element("thead", {}, element("tr", {}, element("th"), ...head));
@@ -351,32 +299,29 @@ function drawNumbers() {
 
 // ---- one state, one draw ---------------------------------------------------------------------
 
-let waiting = false;
+let waiting = 0;
 function draw() {
-  if (waiting) return;
-  waiting = true;
-  requestAnimationFrame(() => {
-    waiting = false;
+  waiting ||= requestAnimationFrame(() => {
+    waiting = 0;
     frames.count += 1;
     drawHeat();
     drawMap();
     drawAngles();
     drawNumbers();
-    const one = run(), epoch = Math.min(Math.round(state.epoch), one.lastEpoch);
+    const one = run(), e = nearestEpoch(one);
     $("epoch").value = state.epoch;
-    $("when").textContent = `epoch ${one.epochs[epoch]}${epoch === one.kept ? " (kept)" : ""}`;
+    $("when").textContent = `epoch ${one.epochs[e]}${e === one.kept ? " (kept)" : ""}`;
     $("trust").textContent = `${state.map.toUpperCase()}: ${one.trust[state.map]}`;
   });
 }
 
-function announce(text) {
-  $("status").textContent = text;
-}
+const announce = (text) => { $("status").textContent = text; };
 
 function nameClasses(a, b) {
-  if (b < 0 || a === b) return className(a);
-  const known = haveCosine(a, b) ? `: cosine ${signed(cosine(run(), a, b))} in ${run().name}` : "";
-  return `${className(a)} and ${className(b)}${known}`;
+  if (b < 0 || a === b) return classes[a].name;
+  const value = cosine(run(), a, b);
+  const known = value === undefined ? "" : `: cosine ${signed(value)} in ${run().name}`;
+  return `${classes[a].name} and ${classes[b].name}${known}`;
 }
 
 function select(a, b = -1, image = -1) {
@@ -388,10 +333,8 @@ function select(a, b = -1, image = -1) {
 
 function hover(over, event, image = -1) {
   const tip = $("tip");
-  if (over.join() !== state.over.join()) {
-    state.over = over;
-    draw();
-  }
+  if (over.join() !== state.over.join()) draw();
+  state.over = over;
   tip.hidden = over[0] < 0;
   if (tip.hidden) return;
   tip.replaceChildren(...(image >= 0 ? [thumb(image)] : []), nameClasses(...over));
@@ -399,46 +342,34 @@ function hover(over, event, image = -1) {
   tip.style.top = `${Math.min(event.clientY + 14, window.innerHeight - 90)}px`;
 }
 
-function press(buttons, isPressed) {
-  [...buttons].forEach((node, k) => node.setAttribute("aria-pressed", isPressed(k)));
-}
-
-function chooseRun(index, difference = false) {
-  Object.assign(state, { from: state.run, run: index, difference, slide: 0 });
-  press($("runs").children, (k) => k === (difference ? runs.length : index));
-  drawPictures();
-  const start = performance.now(), still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  const duration = still || state.from === index ? 1 : 500; // milliseconds
-  const move = () => {
-    state.slide = Math.min(1, (performance.now() - start) / duration);
+// One button per choice; the one chosen is pressed.
+function addSwitch(id, names, choose) {
+  const pressOnly = (chosen) => [...$(id).children].forEach(
+    (node, k) => node.setAttribute("aria-pressed", k === chosen));
+  $(id).append(...names.map((name, k) => button(name, () => {
+    choose(k);
+    pressOnly(k);
+    drawPictures();
     draw();
-    if (state.slide < 1) requestAnimationFrame(move);
-  };
-  move();
-}
-
-function chooseMap(kind) {
-  state.map = kind;
-  press($("kinds").children, (k) => Object.keys(runs[0].maps)[k] === kind);
-  draw();
+  })));
+  return pressOnly;
 }
 
 function play(on) {
-  const end = Math.max(...runs.map((one) => one.lastEpoch));
   let before = performance.now();
   state.playing = on;
   $("play").textContent = on ? "❚❚" : "▶";
   $("play").setAttribute("aria-label", on ? "pause" : "play the epochs");
-  if (on && state.epoch >= end) state.epoch = 0;
+  if (on && state.epoch >= END) state.epoch = 0;
   const tick = (now) => {
     if (!state.playing) return;
-    state.epoch = Math.min(end, state.epoch + (now - before) / 700);
+    state.epoch = Math.min(END, state.epoch + (now - before) / 700);
     before = now;
     draw();
-    if (state.epoch >= end) play(false);
+    if (state.epoch >= END) play(false);
     else requestAnimationFrame(tick);
   };
-  if (on) requestAnimationFrame(tick);
+  requestAnimationFrame(tick);
 }
 
 function scrub() {
@@ -451,28 +382,30 @@ function scrub() {
 function search() {
   const wanted = $("search").value.trim().toLowerCase();
   if (!wanted) return;
-  const names = DATA.classes.map(({ name }) => name.toLowerCase()), exact = names.indexOf(wanted);
+  const names = classes.map(({ name }) => name.toLowerCase()), exact = names.indexOf(wanted);
   const c = exact >= 0 ? exact : names.findIndex((name) => name.includes(wanted));
   if (c >= 0) select(c);
   else announce(`no class is called ${$("search").value}`);
 }
 
+const ARROWS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+
 function heatKey(event) {
-  const arrows = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
-  const step = arrows[event.key];
+  const step = ARROWS[event.key];
   if (!step) return;
   event.preventDefault();
   const move = (cell) => cell.map((k, axis) => clamp(k + step[axis], 0, C - 1));
-  const row = Math.max(0, rank[state.a] ?? 0), column = state.b >= 0 ? rank[state.b] : row;
+  const row = Math.max(0, rank[state.a] ?? 0), column = rank[state.b] ?? row;
   let to = move([row, column]);
   if (to[0] === to[1]) to = move(to); // over the diagonal
-  if (to[0] !== to[1]) select(DATA.order[to[0]], DATA.order[to[1]]);
+  if (to[0] !== to[1]) select(order[to[0]], order[to[1]]);
 }
 
 function mapKey(event) {
-  const by = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-  if (!by) return;
+  const step = ARROWS[event.key];
+  if (!step) return;
   event.preventDefault();
+  const by = step[0] + step[1];
   select((Math.max(state.a, by > 0 ? -1 : 0) + by + A) % A);
 }
 
@@ -489,28 +422,14 @@ function pageKey(event) {
   }
 }
 
-function switchLight() {
-  const { dataset } = document.documentElement;
-  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
-  dataset.theme = (dataset.theme ?? (dark ? "dark" : "light")) === "dark" ? "light" : "dark";
-  draw();
-}
-
 function fillPage() {
   $("note").textContent = DATA.note;
-  const runButton = (text, color, ...choice) =>
-    button(text, () => chooseRun(...choice), { style: `border-color:${color}` });
-  $("runs").append(...runs.map((one, k) => runButton(one.name, one.color, k)));
-  if (runs.length === 2) {
-    $("runs").append(runButton(`${runs[1].name} − ${runs[0].name}`, "#888", 1, true));
-  }
-  const kinds = Object.keys(runs[0].maps);
-  $("kinds").append(...kinds.map((kind) => button(kind.toUpperCase(), () => chooseMap(kind))));
-  $("kinds").hidden = kinds.length < 2;
-  $("names").append(...DATA.classes.map(({ name }) => element("option", { value: name })));
-  $("sprite").textContent = `.thumb { background-image: url(${DATA.sprite}); }`;
-  $("epoch").max = Math.max(...runs.map((one) => one.lastEpoch));
-  $("scale").style.background = `linear-gradient(90deg, ${DATA.gradient.join()})`;
+  addSwitch("runs", runs.map(({ name }) => name), (k) => { state.run = k; })(state.run);
+  addSwitch("kinds", KINDS.map((kind) => kind.toUpperCase()), (k) => { state.map = KINDS[k]; })(0);
+  runs.forEach((one, k) => { $("runs").children[k].style.borderColor = one.color; });
+  $("names").append(...classes.map(({ name }) => element("option", { value: name })));
+  document.head.append(element("style", {}, `.thumb { background-image: url(${DATA.sprite}); }`));
+  $("epoch").max = END;
   $("least").textContent = `−${DATA.limit}`;
   $("most").textContent = `+${DATA.limit}`;
 }
@@ -523,10 +442,7 @@ function listen() {
     hover([c, -1], event, image);
   };
   heat.onpointerleave = map.onpointerleave = () => hover([-1, -1]);
-  heat.onclick = (event) => {
-    const [a, b] = cellAt(event);
-    if (a >= 0) select(a, b);
-  };
+  heat.onclick = (event) => select(...cellAt(event));
   map.onclick = (event) => {
     const { c, image } = pointAt(event);
     select(c, -1, image);
@@ -537,14 +453,10 @@ function listen() {
   $("epoch").oninput = scrub;
   $("play").onclick = () => play(!state.playing);
   $("search").onchange = $("search").onsearch = search;
-  $("light").onclick = switchLight;
-  new ResizeObserver(draw).observe(document.body);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  redrawWith(draw, document.body);
 }
 
 fillPage();
 listen();
-chooseMap(state.map);
-chooseRun(state.run);
 select(-1);
 window.explorer = { state, runs, data: DATA, frames, select, play, cosines, histogram };

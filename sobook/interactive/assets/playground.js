@@ -1,7 +1,7 @@
 // The playground: proxies on a circle or a sphere, dragged by hand or moved by descent.
 //
-// The first half is arithmetic alone (the same as sobook/losses.py, tested against it), the second
-// half draws. Notation: C classes, D = 2 or 3 dimensions, B images.
+// First the arithmetic, tested against sobook/losses.py; then the drawing.
+// Notation: C classes, D = 2 or 3 dimensions, B images.
 
 // ---- arithmetic ------------------------------------------------------------------------------
 
@@ -150,8 +150,7 @@ class Playground {
     this.addControls();
     this.listen();
     this.restart();
-    new ResizeObserver(() => this.draw()).observe(this.canvas);
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
+    redrawWith(() => this.draw(), this.canvas);
   }
 
   addControls() {
@@ -346,20 +345,13 @@ class Playground {
     g.fillText(c + 1, px, py);
   }
 
-  at(event) {
-    const box = this.canvas.getBoundingClientRect();
-    return [event.clientX - box.left, event.clientY - box.top];
-  }
-
   press(event) {
-    const [x, y] = this.at(event), reach = Math.max(24, this.size * 0.05);
-    const hits = this.scene.proxies
-      .map((p, c) => ({ c, at: this.place(p) }))
-      .map(({ c, at }) => ({ c, near: at[2], distance: Math.hypot(at[0] - x, at[1] - y) }))
-      .filter(({ distance }) => distance < reach)
-      .sort((a, b) => b.near - a.near || a.distance - b.distance);
-    this.held = hits.length ? { proxy: hits[0].c } : { turn: [x, y] };
-    if (hits.length) this.chosen = hits[0].c;
+    const [x, y] = pointer(event, this.canvas), reach = Math.max(24, this.size * 0.05);
+    const places = this.scene.proxies.map((p) => this.place(p));
+    const gaps = places.map(([px, py]) => Math.hypot(px - x, py - y));
+    const c = gaps.indexOf(Math.min(...gaps)), hit = gaps[c] < reach;
+    this.held = hit ? { proxy: c } : { turn: [x, y] };
+    if (hit) this.chosen = c;
     this.canvas.setPointerCapture(event.pointerId);
     this.canvas.focus();
     this.draw();
@@ -367,7 +359,7 @@ class Playground {
 
   drag(event) {
     if (!this.held) return;
-    const [x, y] = this.at(event);
+    const [x, y] = pointer(event, this.canvas);
     if (this.held.proxy !== undefined) {
       this.setProxy(this.held.proxy, this.unplace(x, y));
     } else if (this.scene.dim === 3) {

@@ -1,8 +1,5 @@
 // The search page: an indexed picture is a query, by a click or by its file.
 
-const PORTION = 200; // pictures shown before "Show more"
-let portion = PORTION;
-
 const nameOf = ({ name, file }) => `${name} ${file}`.trim();
 
 function tile(i, caption) {
@@ -25,27 +22,21 @@ function show(i) {
 
 function list() {
   const wanted = $("filter").value.toLowerCase();
-  const all = DATA.pictures.flatMap((picture, i) =>
-    (nameOf(picture).toLowerCase().includes(wanted) ? [i] : []));
-  $("all").replaceChildren(...all.slice(0, portion).map((i) => tile(i, DATA.pictures[i].name)));
-  $("more").hidden = all.length <= portion;
+  const tiles = DATA.pictures.map((picture, i) =>
+    (nameOf(picture).toLowerCase().includes(wanted) ? tile(i, picture.name) : ""));
+  $("all").replaceChildren(...tiles);
 }
 
-// The same checksum as zlib.crc32: tells whether a file is one of the indexed ones.
-const CRC_TABLE = Uint32Array.from({ length: 256 }, (_, n) => {
-  for (let bit = 0; bit < 8; bit++) n = n & 1 ? 0xedb88320 ^ (n >>> 1) : n >>> 1;
-  return n >>> 0;
-});
-
-function crc32(bytes) {
-  let crc = 0xffffffff;
-  for (const byte of bytes) crc = CRC_TABLE[(crc ^ byte) & 255] ^ (crc >>> 8);
-  return (crc ^ 0xffffffff) >>> 0;
+// zlib.crc32 of a file: gzip writes it before the last four bytes.
+async function crc32(file) {
+  const zipped = file.stream().pipeThrough(new CompressionStream("gzip"));
+  const bytes = await new Response(zipped).arrayBuffer();
+  return new DataView(bytes).getUint32(bytes.byteLength - 8, true);
 }
 
 async function ask(file) {
   if (!file) return;
-  const crc = crc32(new Uint8Array(await file.arrayBuffer()));
+  const crc = await crc32(file);
   const i = DATA.pictures.findIndex((picture) => picture.crc === crc);
   if (i >= 0) {
     show(i);
@@ -57,14 +48,7 @@ async function ask(file) {
 }
 
 $("file").onchange = (event) => ask(event.target.files[0]);
-$("filter").oninput = () => {
-  portion = PORTION;
-  list();
-};
-$("more").onclick = () => {
-  portion += PORTION;
-  list();
-};
+$("filter").oninput = list;
 for (const kind of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {
     event.preventDefault();
