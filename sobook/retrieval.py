@@ -5,7 +5,7 @@ of relevant images of a query: those of its class in the gallery, itself left ou
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -197,21 +197,18 @@ def nearest_neighbors(
 def _search(
     queries: Tensor, gallery: Tensor, k: int, own: bool
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """Exact top k of unit rows, ties in the order of their index, a chunk of queries at a time.
+    """Yields, a chunk of queries at a time, which they are, and their k neighbors by index in ties.
 
     With `own`, queries and gallery are the same images and each leaves out itself.
-
-    Yields:
-        Which queries, and the similarities and indices of their neighbors.
     """
     listed = min(k + own + 1, len(gallery))  # one more, to see a tie at the cut
     if gallery.device.type == "cpu":
-        top, size = _top_by_faiss(gallery), _CHUNK
+        top, size = _top_by_faiss, _CHUNK
     else:
-        top, size = _top_by_torch(gallery), 1 + 2**26 // len(gallery)  # cosines of 256 MB
+        top, size = _top_by_torch, 1 + 2**26 // len(gallery)  # cosines of 256 MB
     for start in range(0, len(queries), size):
         rows = slice(start, min(start + size, len(queries)))
-        similarities, indices = top(queries[rows], listed)
+        similarities, indices = top(queries[rows], gallery, listed)
         if own:
             similarities, indices = _without_own(similarities, indices, rows)
         tied = similarities[:, 1:] == similarities[:, :-1]
@@ -229,22 +226,13 @@ def _search(
         yield rows, similarities, indices
 
 
-# Gives, for queries (n, D), similarities and indices (n, count) of their nearest.
-_Top = Callable[[Tensor, int], tuple[np.ndarray, np.ndarray]]
+def _top_by_faiss(queries: Tensor, gallery: Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
+    return faiss.knn(queries.numpy(), gallery.numpy(), count, metric=faiss.METRIC_INNER_PRODUCT)
 
 
-def _top_by_faiss(gallery: Tensor) -> _Top:
-    index = faiss.IndexFlatIP(gallery.shape[1])
-    index.add(gallery.numpy())
-    return lambda queries, count: index.search(queries.numpy(), count)
-
-
-def _top_by_torch(gallery: Tensor) -> _Top:
-    def top(queries: Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
-        nearest = (queries @ gallery.T).topk(count, dim=1)
-        return nearest.values.cpu().numpy(), nearest.indices.cpu().numpy()
-
-    return top
+def _top_by_torch(queries: Tensor, gallery: Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
+    nearest = (queries @ gallery.T).topk(count, dim=1)
+    return nearest.values.cpu().numpy(), nearest.indices.cpu().numpy()
 
 
 def _without_own(

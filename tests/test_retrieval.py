@@ -369,9 +369,9 @@ def test_a_large_search_runs_on_the_gpu_and_finds_the_same(on_gpu, monkeypatch):
     expected = evaluate(embeddings[:50], labels[:50])  # too small to be copied
     searched = []
 
-    def spy(gallery, search=retrieval._top_by_torch):
+    def spy(queries, gallery, count, search=retrieval._top_by_torch):
         searched.append(gallery.device.type)
-        return search(gallery)
+        return search(queries, gallery, count)
 
     monkeypatch.setattr(retrieval, "_top_by_torch", spy)
     rows = torch.from_numpy(embeddings)
