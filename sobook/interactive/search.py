@@ -1,8 +1,8 @@
 """Search in one's own pictures: a folder becomes an index, and a query picture its neighbors.
 
-`index_folder` embeds every picture of a folder, `Index.search` finds the nearest of a new one,
-`page` writes an HTML file in which the indexed pictures can be searched without Python, and
-`widget` is the same with any picture, inside a notebook.
+`index_folder` embeds every picture of a folder, `Index.search` finds the nearest of a new one;
+`page` writes an HTML file that searches the indexed pictures without Python, `widget` searches with
+any picture inside a notebook.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Index:
     Attributes:
         embeddings: (N, D) float32, rows of unit length.
         paths: N picture files.
-        names: N class names: the folder a picture lies in, or "" directly below the root.
+        names: N class names: the folder of a picture, or "" directly below the root.
         left_out: sentences on files that could not be read.
     """
 
@@ -93,10 +93,7 @@ class Index:
                 f"the index has {self.embeddings.shape[1]} dimensions, this encoder makes "
                 f"{query.shape[1]}: search with the encoder that the index was made with."
             )
-        if k < 1:
-            raise SobookError(f"k is {k}: ask for one neighbor or more.")
-        count = min(k, len(self))
-        similarities, indices = nearest_neighbors(query, count, gallery=self.embeddings)
+        similarities, indices = nearest_neighbors(query, min(k, len(self)), gallery=self.embeddings)
         return similarities[0], indices[0]
 
 
@@ -115,8 +112,7 @@ def index_folder(encoder: Encoder, folder: str | os.PathLike, *, progress: bool 
     if not folder.is_dir():
         raise DatasetError(f"there is no folder {folder}: name the one that holds your pictures.")
     pictures, _ = benchmarks.picture_files(folder)
-    memory = files.data_root() / "cache" / f"search-{_crc(str(folder.resolve()).encode())}.json"
-    bad = benchmarks.unreadable(pictures, memory)
+    bad = benchmarks.unreadable(pictures, folder)
     good = tuple(path for path in pictures if path not in bad)
     if not good:
         raise DatasetError(f"there is no picture in {folder} that can be read.")
@@ -142,26 +138,25 @@ def embed_picture(encoder: Encoder, picture) -> np.ndarray:
 def page(index: Index, out: str | os.PathLike, *, k: int = 12, title: str = "My pictures") -> Path:
     """Write a search page: one HTML file with small pictures and their neighbors inside.
 
-    It needs no network, no server and no Python. Any indexed picture is a query: click it, or drop
-    or choose its file. A picture that is not indexed has no embedding there, and the page says so.
-
-    Raises:
-        SobookError: more pictures than a browser page can hold.
+    Any indexed picture is a query: click it, or drop or choose its file. A picture that is not
+    indexed has no embedding there, and the page says so.
     """
     if len(index) > _MOST_ON_PAGE:
         raise SobookError(
             f"{len(index):,} pictures are too many for one page (at most {_MOST_ON_PAGE:,}): "
-            "index a part of the folder, or search with `sobook search --query`."
+            "index a part of the folder."
         )
-    if len(index) < 2:
-        raise SobookError("a search page needs at least two pictures.")
     similarities, neighbors = nearest_neighbors(index.embeddings, min(k, len(index) - 1))
-    pictures = [
-        {"file": path.name, "name": name, "crc": _crc(path.read_bytes()), "thumbnail": _small(path)}
-        for path, name in zip(index.paths, index.names, strict=True)
-    ]
     data = {
-        "pictures": pictures,
+        "pictures": [
+            {
+                "file": path.name,
+                "name": name,
+                "crc": zlib.crc32(path.read_bytes()),
+                "thumbnail": _small(path),
+            }
+            for path, name in zip(index.paths, index.names, strict=True)
+        ],
         "neighbors": neighbors.tolist(),
         "cosines": similarities.astype(float).round(3).tolist(),
     }
@@ -169,15 +164,9 @@ def page(index: Index, out: str | os.PathLike, *, k: int = 12, title: str = "My 
 
 
 def widget(index: Index, encoder: Encoder, k: int = 6):
-    """An upload button that shows the neighbors of the picture handed over.
+    """An upload button that shows the neighbors of the picture handed over."""
+    import ipywidgets
 
-    Works with ipywidgets 7 (Colab) and 8. Where there are no widgets, the returned text says how
-    to search without.
-    """
-    try:
-        import ipywidgets
-    except ImportError:
-        return "ipywidgets is not installed: call index.search(encoder, 'file.jpg') instead."
     upload = ipywidgets.FileUpload(accept="image/*", multiple=False, description="Choose a picture")
     output = ipywidgets.HTML()
 
@@ -202,28 +191,20 @@ def answer(index: Index, encoder: Encoder, name: str, content: bytes, k: int = 6
         similarities, neighbors = index.search(encoder, io.BytesIO(content), k)
     except ImageError:
         return f"<p>{html.escape(name)} is not a picture that can be read.</p>"
-    cells = [_captioned(_small(io.BytesIO(content)), f"query: {name}")]
+    shown: list[tuple[str, Any]] = [(f"query: {name}", io.BytesIO(content))]
     for similarity, i in zip(similarities, neighbors, strict=True):
-        caption = f"{index.names[i]} {similarity:.2f}".strip()
-        cells.append(_captioned(_small(index.paths[i]), caption))
+        shown.append((f"{index.names[i]} {similarity:.2f}".strip(), index.paths[i]))
+    cells = [
+        f"<figure style='margin:0;width:{_SIDE}px'><img alt='' src='{_small(picture)}'>"
+        f"<figcaption style='font-size:80%'>{html.escape(caption)}</figcaption></figure>"
+        for caption, picture in shown
+    ]
     return f"<div style='display:flex;flex-wrap:wrap;gap:8px'>{''.join(cells)}</div>"
-
-
-def _captioned(address: str, caption: str) -> str:
-    text = html.escape(caption)
-    return (
-        f"<figure style='margin:0;width:{_SIDE}px'><img alt='{text}' width='{_SIDE}' "
-        f"src='{address}'><figcaption style='font-size:80%'>{text}</figcaption></figure>"
-    )
 
 
 def _small(picture) -> str:
     """The address of a small JPEG of a picture, a path or an open file."""
     return data_url(thumbnail(pixels.read_image(picture), _SIDE), "jpeg", quality=80)
-
-
-def _crc(content: bytes) -> int:
-    return zlib.crc32(content)
 
 
 def _name(path: Path, folder: Path) -> str:

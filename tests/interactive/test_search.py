@@ -79,10 +79,8 @@ def test_an_index_survives_saving_and_is_that_of_embed(index, tmp_path, pictures
         index.save(tmp_path / "index.csv")
     with pytest.warns(UserWarning):
         train = image_sets.load("folder", "train", pictures)
-    both = {
-        p: row for p, row in zip(train.paths, embed(encoder, train, progress=False), strict=True)
-    }
-    for path, row in both.items():
+    rows = embed(encoder, train, progress=False)
+    for path, row in zip(train.paths, rows, strict=True):
         np.testing.assert_allclose(index.embeddings[index.paths.index(path)], row, atol=1e-5)
 
 
@@ -90,7 +88,7 @@ def test_wrong_requests_are_one_sentence(index, encoder, tmp_path):
     other = Encoder.create("deit_micro_patch8_64", dim=16).eval()
     with pytest.raises(ValueError, match="16"):
         index.search(other, index.paths[0])
-    with pytest.raises(ValueError, match="one neighbor or more"):
+    with pytest.raises(ValueError, match="whole numbers from 1"):
         index.search(encoder, index.paths[0], k=0)
     with pytest.raises(image_sets.DatasetError, match="no folder"):
         search.index_folder(encoder, tmp_path / "nowhere")
@@ -116,13 +114,10 @@ def test_the_page_stands_alone_and_holds_the_true_neighbors(index, tmp_path):
     assert all(len(p["thumbnail"]) < 8000 for p in data["pictures"])
 
 
-def test_too_many_and_too_few_pictures_for_a_page(index, tmp_path, monkeypatch):
+def test_too_many_pictures_for_a_page(index, tmp_path, monkeypatch):
     monkeypatch.setattr(search, "_MOST_ON_PAGE", 5)
     with pytest.raises(ValueError, match="too many"):
         search.page(index, tmp_path / "p.html")
-    one = search.Index(index.embeddings[:1], index.paths[:1], index.names[:1])
-    with pytest.raises(ValueError, match="two pictures"):
-        search.page(one, tmp_path / "p.html")
 
 
 def test_uploads_of_both_generations_of_ipywidgets():

@@ -139,260 +139,244 @@ const SLIDERS = [
   ["rate", "step size", 0.0005, 0.02, 0.0005],
 ];
 
-class Playground {
-  constructor(settings) {
-    const { seed, ...scene } = settings;
-    this.scene = { rate: 0.004, images_move: false, ...scene };
-    this.seed = seed;
-    this.turn = [0.5, 0.4]; // how the sphere is turned: around, and towards the reader
-    this.chosen = 0;
-    this.canvas = $("board");
-    this.addControls();
-    this.listen();
-    this.restart();
-    redrawWith(() => this.draw(), this.canvas);
-  }
+const canvas = $("board");
+const board = {
+  scene: { rate: 0.004, images_move: false, ...DATA }, seed: DATA.seed,
+  turn: [0.5, 0.4], // how the sphere is turned: around, and towards the reader
+  chosen: 0, held: null, running: false, size: 0, // size: side of the canvas in pixels
+};
 
-  addControls() {
-    this.sliders = {};
-    for (const [name, title, min, max, by] of SLIDERS) {
-      const attributes = { type: "range", name, min, max, step: by, "aria-label": title };
-      const input = element("input", attributes), output = element("output");
-      input.oninput = () => this.change(name, Number(input.value));
-      this.sliders[name] = { input, output };
-      $("controls").append(element("label", {}, element("span", {}, title), input, output));
-    }
-    const moves = element("input", { type: "checkbox", name: "images_move" });
-    moves.onchange = () => this.change("images_move", moves.checked);
-    $("controls").append(element("label", { class: "check" }, moves, "images move too"));
-    const redraw = () => { this.seed += 1; this.restart(); };
-    const reshape = () => this.change("dim", this.scene.dim === 2 ? 3 : 2);
-    this.runner = button("Run", () => this.run(!this.running), { name: "run" });
-    this.shape = button("", reshape, { name: "shape" });
-    const step = button("Step", () => this.step(), { name: "step" });
-    $("buttons").append(step, this.runner, button("New draw", redraw, { name: "draw" }), this.shape);
-  }
+function restart() {
+  const { scene } = board;
+  Object.assign(scene, newScene(scene.num_classes, scene.dim, board.seed));
+  board.chosen = Math.min(board.chosen, scene.num_classes - 1);
+  update();
+}
 
-  listen() {
-    this.canvas.onpointerdown = (event) => this.press(event);
-    this.canvas.onpointermove = (event) => this.drag(event);
-    this.canvas.onpointerup = this.canvas.onpointercancel = () => { this.held = null; };
-    this.canvas.onkeydown = (event) => this.key(event);
-  }
+function change(name, value) {
+  board.scene[name] = value;
+  if (name === "num_classes" || name === "dim") restart();
+  else update();
+}
 
-  restart() {
-    Object.assign(this.scene, newScene(this.scene.num_classes, this.scene.dim, this.seed));
-    this.chosen = Math.min(this.chosen, this.scene.num_classes - 1);
-    this.update();
-  }
+function setProxy(c, proxy) {
+  board.scene.proxies = board.scene.proxies.with(c, proxy);
+  update();
+}
 
-  change(name, value) {
-    this.scene[name] = value;
-    if (name === "num_classes" || name === "dim") this.restart();
-    else this.update();
-  }
+function descend() {
+  board.scene = step(board.scene);
+  update();
+}
 
-  setProxy(c, proxy) {
-    this.scene.proxies = this.scene.proxies.map((p, k) => (k === c ? proxy : p));
-    this.update();
-  }
+function run(on) {
+  board.running = on;
+  $("run").textContent = on ? "Stop" : "Run";
+  const tick = () => {
+    if (!board.running) return;
+    descend();
+    requestAnimationFrame(tick);
+  };
+  requestAnimationFrame(tick);
+}
 
-  step() {
-    this.scene = step(this.scene);
-    this.update();
+// Everything follows from the scene: numbers, arrows and controls.
+function update() {
+  const now = board.now = evaluate(board.scene);
+  const rows = {
+    "Proxy Anchor": now.proxy_anchor,
+    "SO (mean)": now.soft_orthogonality,
+    "floor of SO": now.floor,
+    "loss = PA + λ·SO": now.loss,
+    "coherence": now.coherence,
+    "Welch bound": now.welch_bound,
+  };
+  $("numbers").replaceChildren(...Object.entries(rows).map(([name, value]) =>
+    element("div", {}, element("dt", {}, name), element("dd", {}, value.toFixed(4)))));
+  for (const [name] of SLIDERS) {
+    $(name).value = $(name).nextSibling.textContent = board.scene[name];
   }
+  $("shape").textContent = board.scene.dim === 2 ? "To the sphere" : "To the circle";
+  draw();
+}
 
-  run(on) {
-    this.running = on;
-    this.runner.textContent = on ? "Stop" : "Run";
-    const tick = () => {
-      if (!this.running) return;
-      this.step();
-      requestAnimationFrame(tick);
-    };
-    if (on) requestAnimationFrame(tick);
-  }
+// Where a direction stands on the canvas, and how near it is to the reader (1 near, −1 far).
+function place(v) {
+  const middle = board.size / 2, radius = board.size * REACH;
+  if (v.length === 2) return [middle + radius * v[0], middle - radius * v[1], 1];
+  const [x, y, z] = v, [a, b] = board.turn;
+  const right = Math.cos(a) * x + Math.sin(a) * y, depth = -Math.sin(a) * x + Math.cos(a) * y;
+  const up = Math.cos(b) * z + Math.sin(b) * depth, near = Math.sin(b) * z - Math.cos(b) * depth;
+  return [middle + radius * right, middle - radius * up, near];
+}
 
-  // Everything follows from the scene: numbers, arrows and controls.
-  update() {
-    const now = this.now = evaluate(this.scene);
-    const rows = {
-      "Proxy Anchor": now.proxy_anchor,
-      "SO (mean)": now.soft_orthogonality,
-      "floor of SO": now.floor,
-      "loss = PA + λ·SO": now.loss,
-      "coherence": now.coherence,
-      "Welch bound": now.welch_bound,
-    };
-    $("numbers").replaceChildren(...Object.entries(rows).map(([name, value]) =>
-      element("div", {}, element("dt", {}, name), element("dd", {}, value.toFixed(4)))));
-    for (const [name, { input, output }] of Object.entries(this.sliders)) {
-      input.value = output.textContent = this.scene[name];
-    }
-    this.shape.textContent = this.scene.dim === 2 ? "To the sphere" : "To the circle";
-    this.draw();
-  }
+// The direction under the pointer: the inverse of `place`, on the half facing the reader.
+function unplace(px, py) {
+  const middle = board.size / 2, radius = board.size * REACH;
+  let right = (px - middle) / radius, up = (middle - py) / radius;
+  if (board.scene.dim === 2) return right || up ? unit([right, up]) : [1, 0];
+  const reach = Math.max(1, Math.hypot(right, up));
+  [right, up] = [right / reach, up / reach];
+  const near = Math.sqrt(Math.max(0, 1 - right * right - up * up)), [a, b] = board.turn;
+  const z = Math.cos(b) * up + Math.sin(b) * near, depth = Math.sin(b) * up - Math.cos(b) * near;
+  const x = Math.cos(a) * right - Math.sin(a) * depth;
+  return unit([x, Math.sin(a) * right + Math.cos(a) * depth, z]);
+}
 
-  // Where a direction stands on the canvas, and how near it is to the reader (1 near, −1 far).
-  place(v) {
-    const middle = this.size / 2, radius = this.size * REACH;
-    if (v.length === 2) return [middle + radius * v[0], middle - radius * v[1], 1];
-    const [x, y, z] = v, [a, b] = this.turn;
-    const right = Math.cos(a) * x + Math.sin(a) * y, depth = -Math.sin(a) * x + Math.cos(a) * y;
-    const up = Math.cos(b) * z + Math.sin(b) * depth, near = Math.sin(b) * z - Math.cos(b) * depth;
-    return [middle + radius * right, middle - radius * up, near];
-  }
-
-  // The direction under the pointer: the inverse of `place`, on the half facing the reader.
-  unplace(px, py) {
-    const middle = this.size / 2, radius = this.size * REACH;
-    let right = (px - middle) / radius, up = (middle - py) / radius;
-    if (this.scene.dim === 2) return right || up ? unit([right, up]) : [1, 0];
-    const reach = Math.max(1, Math.hypot(right, up));
-    [right, up] = [right / reach, up / reach];
-    const near = Math.sqrt(Math.max(0, 1 - right * right - up * up)), [a, b] = this.turn;
-    const z = Math.cos(b) * up + Math.sin(b) * near, depth = Math.sin(b) * up - Math.cos(b) * near;
-    const x = Math.cos(a) * right - Math.sin(a) * depth;
-    return unit([x, Math.sin(a) * right + Math.cos(a) * depth, z]);
-  }
-
-  draw() {
-    const [g, size] = context(this.canvas);
-    this.size = size;
-    this.ink = cssColor("--ink");
-    this.drawGlobe(g);
-    const { proxies, images, labels, so_weight } = this.scene;
-    images.forEach((x, b) => {
-      const [px, py, near] = this.place(x);
-      g.globalAlpha = near < 0 ? 0.25 : 0.9;
-      g.fillStyle = PALETTE[labels[b]];
-      circle(g, [px, py], size * 0.009);
-      g.fill();
-    });
-    proxies.forEach((p, c) => {
-      this.drawArrow(g, p, scaled(this.now.anchorGradient[c], -1), ANCHOR, 1);
-      this.drawArrow(g, p, scaled(this.now.soGradient[c], -so_weight), ORTHOGONALITY, -1);
-    });
-    const places = proxies.map((p, c) => [c, ...this.place(p)]);
-    for (const [c, px, py, near] of places.sort((a, b) => a[3] - b[3])) {
-      this.drawDisc(g, c, px, py, near);
-    }
-    g.globalAlpha = 1;
-  }
-
-  drawGlobe(g) {
-    g.strokeStyle = this.ink;
-    g.globalAlpha = 0.35;
-    g.lineWidth = 1;
-    circle(g, [this.size / 2, this.size / 2], this.size * REACH);
-    g.stroke();
-    if (this.scene.dim === 2) return;
-    for (let k = 0; k < 6; k++) {
-      const a = k * Math.PI / 6, h = -Math.PI / 2 + (k + 0.5) * Math.PI / 6;
-      this.drawRing(g, (t) => [Math.cos(a) * Math.cos(t), Math.sin(a) * Math.cos(t), Math.sin(t)]);
-      this.drawRing(g, (t) => [Math.cos(h) * Math.cos(t), Math.cos(h) * Math.sin(t), Math.sin(h)]);
-    }
-  }
-
-  drawRing(g, point) {
-    for (let k = 0; k < 60; k++) {
-      const [x0, y0, near] = this.place(point(k * Math.PI / 30));
-      const [x1, y1] = this.place(point((k + 1) * Math.PI / 30));
-      g.globalAlpha = near < 0 ? 0.07 : 0.22;
-      line(g, [x0, y0], [x1, y1]);
-    }
-  }
-
-  // Lengths level off, or one steep gradient would leave the picture; direction is exact.
-  drawArrow(g, at, slope, color, side) {
-    const steepness = Math.sqrt(dot(slope, slope));
-    if (steepness < 1e-4) return;
-    const from = this.place(at), long = 0.5 / (steepness + 1.5);
-    const to = this.place(plus(at, scaled(slope, long)));
-    const [dx, dy] = [to[0] - from[0], to[1] - from[1]], length = Math.hypot(dx, dy);
-    if (length < 1) return;
-    const [ux, uy] = [dx / length, dy / length], away = side * 3.5; // side by side, not one on the other
-    const rim = this.size * 0.032; // from the edge of the disc, or short arrows hide under it
-    const [x0, y0] = [from[0] + ux * rim - uy * away, from[1] + uy * rim + ux * away];
-    const [x1, y1] = [x0 + dx, y0 + dy];
-    g.globalAlpha = from[2] < 0 ? 0.35 : 1;
-    g.strokeStyle = g.fillStyle = color;
-    g.lineWidth = 3.5;
-    line(g, [x0, y0], [x1, y1]);
-    g.beginPath();
-    g.moveTo(x1 + ux * 7, y1 + uy * 7);
-    g.lineTo(x1 - uy * 6, y1 + ux * 6);
-    g.lineTo(x1 + uy * 6, y1 - ux * 6);
+function draw() {
+  const [g, size] = context(canvas);
+  board.size = size;
+  drawGlobe(g);
+  const { proxies, images, labels, so_weight } = board.scene;
+  images.forEach((x, b) => {
+    const [px, py, near] = place(x);
+    g.globalAlpha = near < 0 ? 0.25 : 0.9;
+    g.fillStyle = PALETTE[labels[b]];
+    circle(g, [px, py], size * 0.009);
     g.fill();
-  }
+  });
+  proxies.forEach((p, c) => {
+    drawArrow(g, p, scaled(board.now.anchorGradient[c], -1), ANCHOR, 1);
+    drawArrow(g, p, scaled(board.now.soGradient[c], -so_weight), ORTHOGONALITY, -1);
+  });
+  const places = proxies.map((p, c) => [c, ...place(p)]);
+  for (const disc of places.sort((a, b) => a[3] - b[3])) drawDisc(g, ...disc);
+}
 
-  drawDisc(g, c, px, py, near) {
-    const radius = this.size * 0.032;
-    g.globalAlpha = near < 0 ? 0.45 : 1;
-    g.fillStyle = PALETTE[c];
-    g.strokeStyle = this.ink;
-    g.lineWidth = c === this.chosen ? 4 : 1.5;
-    circle(g, [px, py], radius);
-    g.fill();
-    g.stroke();
-    g.font = `bold ${Math.round(radius * 1.2)}px sans-serif`;
-    g.textAlign = "center";
-    g.textBaseline = "middle";
-    g.fillStyle = "#fff";
-    g.strokeStyle = "#222";
-    g.lineWidth = 2.5;
-    g.strokeText(c + 1, px, py);
-    g.fillText(c + 1, px, py);
-  }
-
-  press(event) {
-    const [x, y] = pointer(event, this.canvas), reach = Math.max(24, this.size * 0.05);
-    const places = this.scene.proxies.map((p) => this.place(p));
-    const gaps = places.map(([px, py]) => Math.hypot(px - x, py - y));
-    const c = gaps.indexOf(Math.min(...gaps)), hit = gaps[c] < reach;
-    this.held = hit ? { proxy: c } : { turn: [x, y] };
-    if (hit) this.chosen = c;
-    this.canvas.setPointerCapture(event.pointerId);
-    this.canvas.focus();
-    this.draw();
-  }
-
-  drag(event) {
-    if (!this.held) return;
-    const [x, y] = pointer(event, this.canvas);
-    if (this.held.proxy !== undefined) {
-      this.setProxy(this.held.proxy, this.unplace(x, y));
-    } else if (this.scene.dim === 3) {
-      const [x0, y0] = this.held.turn, [a, b] = this.turn;
-      this.turn = [a - (x - x0) / 120, clamp(b + (y - y0) / 120, -1.5, 1.5)];
-      this.held.turn = [x, y];
-      this.draw();
-    }
-  }
-
-  key(event) {
-    const sides = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
-    const number = Number(event.key);
-    if (number >= 1 && number <= this.scene.num_classes) this.chosen = number - 1;
-    else if (event.key === "Enter") this.step();
-    else if (event.key === " ") this.run(!this.running);
-    else if (sides[event.key]) this.nudge(...sides[event.key]);
-    else return;
-    event.preventDefault();
-    this.draw();
-  }
-
-  nudge(right, up) {
-    const p = this.scene.proxies[this.chosen];
-    if (p.length === 2) {
-      const by = -0.05 * (right || up), [x, y] = p;
-      const turned = [x * Math.cos(by) - y * Math.sin(by), x * Math.sin(by) + y * Math.cos(by)];
-      this.setProxy(this.chosen, turned);
-    } else {
-      const [px, py] = this.place(p), by = this.size * 0.02;
-      this.setProxy(this.chosen, this.unplace(px + right * by, py - up * by));
-    }
+function drawGlobe(g) {
+  g.strokeStyle = cssColor("--ink");
+  g.globalAlpha = 0.35;
+  circle(g, [board.size / 2, board.size / 2], board.size * REACH);
+  g.stroke();
+  if (board.scene.dim === 2) return;
+  for (let k = 0; k < 6; k++) {
+    const a = k * Math.PI / 6, h = -Math.PI / 2 + (k + 0.5) * Math.PI / 6;
+    drawRing(g, (t) => [Math.cos(a) * Math.cos(t), Math.sin(a) * Math.cos(t), Math.sin(t)]);
+    drawRing(g, (t) => [Math.cos(h) * Math.cos(t), Math.cos(h) * Math.sin(t), Math.sin(h)]);
   }
 }
 
-window.playground = { evaluate, step, newScene, board: new Playground(DATA) };
+function drawRing(g, point) {
+  for (let k = 0; k < 60; k++) {
+    const [x0, y0, near] = place(point(k * Math.PI / 30));
+    const [x1, y1] = place(point((k + 1) * Math.PI / 30));
+    g.globalAlpha = near < 0 ? 0.07 : 0.22;
+    line(g, [x0, y0], [x1, y1]);
+  }
+}
+
+// Lengths level off, or one steep gradient would leave the picture; direction is exact.
+function drawArrow(g, at, slope, color, side) {
+  const steepness = Math.hypot(...slope);
+  if (steepness < 1e-4) return;
+  const [x, y, near] = place(at), end = place(plus(at, scaled(slope, 0.5 / (steepness + 1.5))));
+  const [dx, dy] = [end[0] - x, end[1] - y], length = Math.hypot(dx, dy);
+  if (length < 1) return;
+  const rim = board.size * 0.032; // arrows begin at the edge of the disc, side by side
+  g.save();
+  g.translate(x, y);
+  g.rotate(Math.atan2(dy, dx)); // now the arrow points to the right
+  g.translate(rim, 3.5 * side);
+  g.globalAlpha = near < 0 ? 0.35 : 1;
+  g.strokeStyle = g.fillStyle = color;
+  g.lineWidth = 3.5;
+  line(g, [0, 0], [length, 0]);
+  g.fill(new Path2D(`M ${length + 7} 0 l -7 6 v -12 z`));
+  g.restore();
+}
+
+function drawDisc(g, c, px, py, near) {
+  const radius = board.size * 0.032;
+  g.globalAlpha = near < 0 ? 0.45 : 1;
+  g.fillStyle = PALETTE[c];
+  g.strokeStyle = cssColor("--ink");
+  g.lineWidth = c === board.chosen ? 4 : 1.5;
+  circle(g, [px, py], radius);
+  g.fill();
+  g.stroke();
+  g.font = `bold ${Math.round(radius * 1.2)}px sans-serif`;
+  g.textAlign = "center";
+  g.textBaseline = "middle";
+  g.fillStyle = "#fff";
+  g.strokeStyle = "#222";
+  g.lineWidth = 2.5;
+  g.strokeText(c + 1, px, py);
+  g.fillText(c + 1, px, py);
+}
+
+// ---- controls --------------------------------------------------------------------------------
+
+function addControls() {
+  for (const [name, title, min, max, by] of SLIDERS) {
+    const input = element("input", { type: "range", id: name, min, max, step: by, "aria-label": title });
+    input.oninput = () => change(name, Number(input.value));
+    $("controls").append(
+      element("label", {}, element("span", {}, title), input, element("output")));
+  }
+  const moves = element("input", { type: "checkbox", id: "images_move" });
+  moves.onchange = () => change("images_move", moves.checked);
+  $("controls").append(element("label", { class: "check" }, moves, "images move too"));
+  const redraw = () => { board.seed += 1; restart(); };
+  $("buttons").append(
+    button("Step", descend, { id: "step" }),
+    button("Run", () => run(!board.running), { id: "run" }),
+    button("New draw", redraw),
+    button("", () => change("dim", 5 - board.scene.dim), { id: "shape" }));
+}
+
+function press(event) {
+  const [x, y] = pointer(event, canvas), reach = Math.max(24, board.size * 0.05);
+  const places = board.scene.proxies.map(place);
+  const gaps = places.map(([px, py]) => Math.hypot(px - x, py - y));
+  const c = gaps.indexOf(Math.min(...gaps)), hit = gaps[c] < reach;
+  board.held = hit ? { proxy: c } : { turn: [x, y] };
+  if (hit) board.chosen = c;
+  canvas.setPointerCapture(event.pointerId);
+  canvas.focus();
+  draw();
+}
+
+function drag(event) {
+  if (!board.held) return;
+  const [x, y] = pointer(event, canvas), { proxy, turn } = board.held;
+  if (proxy !== undefined) {
+    setProxy(proxy, unplace(x, y));
+  } else if (board.scene.dim === 3) {
+    const [a, b] = board.turn;
+    board.turn = [a - (x - turn[0]) / 120, clamp(b + (y - turn[1]) / 120, -1.5, 1.5)];
+    board.held.turn = [x, y];
+    draw();
+  }
+}
+
+function key(event) {
+  const sides = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
+  const number = Number(event.key);
+  if (number >= 1 && number <= board.scene.num_classes) board.chosen = number - 1;
+  else if (event.key === "Enter") descend();
+  else if (event.key === " ") run(!board.running);
+  else if (sides[event.key]) nudge(...sides[event.key]);
+  else return;
+  event.preventDefault();
+  draw();
+}
+
+function nudge(right, up) {
+  const p = board.scene.proxies[board.chosen];
+  if (p.length === 2) {
+    const angle = Math.atan2(p[1], p[0]) - 0.05 * (right || up);
+    setProxy(board.chosen, [Math.cos(angle), Math.sin(angle)]);
+  } else {
+    const [px, py] = place(p), by = board.size * 0.02;
+    setProxy(board.chosen, unplace(px + right * by, py - up * by));
+  }
+}
+
+addControls();
+canvas.onpointerdown = press;
+canvas.onpointermove = drag;
+canvas.onpointerup = canvas.onpointercancel = () => { board.held = null; };
+canvas.onkeydown = key;
+restart();
+redrawWith(draw, canvas);
+window.playground = { evaluate, step, newScene, board, place, unplace };

@@ -22,8 +22,8 @@ function show(i) {
 
 function list() {
   const wanted = $("filter").value.toLowerCase();
-  const tiles = DATA.pictures.map((picture, i) =>
-    (nameOf(picture).toLowerCase().includes(wanted) ? tile(i, picture.name) : ""));
+  const tiles = DATA.pictures.flatMap((picture, i) =>
+    (nameOf(picture).toLowerCase().includes(wanted) ? [tile(i, picture.name)] : []));
   $("all").replaceChildren(...tiles);
 }
 
