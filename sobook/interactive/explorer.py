@@ -162,16 +162,20 @@ def _shown_sets(run: Run, classes: int, per_class: int) -> tuple[ImageSet, Image
     names = np.array(train.class_names)
     train = train.subset(np.isin(names[train.labels], run.state["class_names"]))
     some = min(train.num_classes, max(classes - test.num_classes, (classes + 1) // 2))
-    return _evenly(train, some, per_class), _evenly(test, classes - some, per_class)
+    return _some_classes(train, some, per_class), _some_classes(test, classes - some, per_class)
 
 
-def _evenly(part: ImageSet, classes: int, per_class: int) -> ImageSet:
-    """The first images of so many classes, evenly chosen."""
-    most = max(min(classes, part.num_classes), 1)
-    chosen = np.linspace(0, part.num_classes - 1, most).round().astype(int)
+def _some_classes(part: ImageSet, classes: int, per_class: int) -> ImageSet:
+    """The first images of so many classes, at least one."""
+    chosen = _evenly(part.num_classes, max(classes, 1))
     return part.subset(
         np.concatenate([np.flatnonzero(part.labels == c)[:per_class] for c in chosen])
     )
+
+
+def _evenly(count: int, most: int) -> np.ndarray:
+    """At most so many of 0..count−1, evenly spread."""
+    return np.linspace(0, count - 1, min(most, count)).round().astype(int)
 
 
 def _model(run: Run, parts: Sequence[ImageSet]) -> Model:
@@ -216,8 +220,7 @@ def _describe_run(
 def _shown_epochs(model: Model) -> list[int]:
     """At most 31 epochs, spread evenly, and the one that was kept."""
     epochs = sorted(model.epochs)
-    evenly = np.linspace(0, len(epochs) - 1, min(_MOST_EPOCHS, len(epochs))).round().astype(int)
-    return sorted({model.kept, *(epochs[i] for i in evenly)})
+    return sorted({model.kept, *(epochs[i] for i in _evenly(len(epochs), _MOST_EPOCHS))})
 
 
 def _numbers(model: Model, epoch: int) -> dict[str, float | None]:

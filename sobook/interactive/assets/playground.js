@@ -1,7 +1,7 @@
 // The playground: proxies on a circle or a sphere, dragged by hand or moved by descent.
 //
-// First the arithmetic, tested against sobook/losses.py; then the drawing.
-// Notation: C classes, D = 2 or 3 dimensions, B images.
+// First the arithmetic, tested against sobook/losses.py; then the drawing. Notation: C classes,
+// D = 2 or 3 dimensions, B images. Proxies and images always have unit length.
 
 // ---- arithmetic ------------------------------------------------------------------------------
 
@@ -20,50 +20,39 @@ function logOnePlusSumExp(z) {
   return { value: top + Math.log(total), weights: terms.map((term) => term / total) };
 }
 
-// Proxy Anchor (Kim et al., CVPR 2020): value, and its gradients for unit proxies and images.
+// Proxy Anchor (Kim et al., CVPR 2020), every class among the images: value and gradients.
 function proxyAnchor(proxies, images, labels, margin, scale) {
-  const P = proxies.map(unit), X = images.map(unit), zero = () => P[0].map(() => 0);
-  const gradient = P.map(zero), imageGradient = X.map(zero);
-  const present = new Set(labels).size;
+  const C = proxies.length, zero = (v) => v.map(() => 0);
+  const gradient = proxies.map(zero), imageGradient = images.map(zero);
   let value = 0;
-  P.forEach((p, c) => {
-    const cosines = X.map((x) => dot(x, p));
-    const own = [], others = [];
-    labels.forEach((label, b) => (label === c ? own : others).push(b));
-    const sides = [
-      [own, (s) => -scale * (s - margin), -scale / present],
-      [others, (s) => scale * (s + margin), scale / P.length],
-    ];
-    for (const [members, exponent, slope] of sides) {
-      if (!members.length) continue;
-      const sum = logOnePlusSumExp(members.map((b) => exponent(cosines[b])));
-      value += (sum.value * Math.abs(slope)) / scale;
+  proxies.forEach((p, c) => {
+    for (const [own, sign] of [[true, -1], [false, 1]]) { // pull own images, push the others
+      const members = [...labels.keys()].filter((b) => (labels[b] === c) === own);
+      const terms = members.map((b) => scale * (sign * dot(images[b], p) + margin));
+      const sum = logOnePlusSumExp(terms);
+      value += sum.value / C;
       members.forEach((b, k) => {
-        gradient[c] = plus(gradient[c], scaled(X[b], slope * sum.weights[k]));
-        imageGradient[b] = plus(imageGradient[b], scaled(p, slope * sum.weights[k]));
+        const slope = (sign * scale * sum.weights[k]) / C;
+        gradient[c] = plus(gradient[c], scaled(images[b], slope));
+        imageGradient[b] = plus(imageGradient[b], scaled(p, slope));
       });
     }
   });
   return {
     value,
-    gradient: gradient.map((g, c) => tangent(g, P[c])),
-    imageGradient: imageGradient.map((g, b) => tangent(g, X[b])),
+    gradient: gradient.map((g, c) => tangent(g, proxies[c])),
+    imageGradient: imageGradient.map((g, b) => tangent(g, images[b])),
   };
 }
 
 // Soft orthogonality, "mean": the mean squared cosine of two different proxies.
 function softOrthogonality(proxies) {
-  const P = proxies.map(unit), pairs = P.length * (P.length - 1);
+  const pairs = proxies.length * (proxies.length - 1);
   let value = 0;
-  const gradient = P.map((p, i) => {
-    let sum = p.map(() => 0);
-    P.forEach((q, j) => {
-      if (i === j) return;
-      const cosine = dot(p, q);
-      value += cosine * cosine / pairs;
-      sum = plus(sum, scaled(q, 4 * cosine / pairs));
-    });
-    return tangent(sum, p);
+  const gradient = proxies.map((p, i) => {
+    const others = proxies.filter((_, j) => j !== i), pull = (q) => scaled(q, 4 * dot(p, q) / pairs);
+    value += others.reduce((sum, q) => sum + dot(p, q) ** 2 / pairs, 0);
+    return tangent(others.map(pull).reduce(plus), p);
   });
   return { value, gradient };
 }
@@ -73,8 +62,7 @@ function evaluate(scene) {
   const { proxies, images, labels, margin, scale, so_weight } = scene;
   const anchor = proxyAnchor(proxies, images, labels, margin, scale);
   const so = softOrthogonality(proxies), C = proxies.length, D = proxies[0].length;
-  const P = proxies.map(unit);
-  const cosines = P.flatMap((p, i) => P.slice(0, i).map((q) => Math.abs(dot(p, q))));
+  const cosines = proxies.flatMap((p, i) => proxies.slice(0, i).map((q) => Math.abs(dot(p, q))));
   return {
     proxy_anchor: anchor.value,
     soft_orthogonality: so.value,
@@ -90,14 +78,11 @@ function evaluate(scene) {
 
 // One step of gradient descent; every vector goes back to unit length.
 function step(scene) {
-  const now = evaluate(scene), rate = scene.rate;
-  const proxies = scene.proxies.map((p, c) => {
-    const slope = plus(now.anchorGradient[c], scaled(now.soGradient[c], scene.so_weight));
-    return unit(plus(unit(p), scaled(slope, -rate)));
-  });
-  const images = !scene.images_move ? scene.images
-    : scene.images.map((x, b) => unit(plus(unit(x), scaled(now.imageGradient[b], -rate))));
-  return { ...scene, proxies, images };
+  const now = evaluate(scene), down = (v, slope) => unit(plus(v, scaled(slope, -scene.rate)));
+  const proxies = scene.proxies.map((p, c) =>
+    down(p, plus(now.anchorGradient[c], scaled(now.soGradient[c], scene.so_weight))));
+  const moved = scene.images.map((x, b) => down(x, now.imageGradient[b]));
+  return { ...scene, proxies, images: scene.images_move ? moved : scene.images };
 }
 
 // A small seeded generator (mulberry32): the same scene for everybody.
