@@ -51,7 +51,7 @@ from sobook.training.loop import fit
 config = session.config()  # the settings that all notebooks share
 image_sets.prepare(config.dataset, progress=not session.quick)  # drawn once, then read from disk
 test = image_sets.load(config.dataset, "test")
-test.describe()
+print(test.describe())
 
 # %% [markdown]
 # ## 1 · The birds

@@ -64,7 +64,7 @@ train, test = image_sets.load(name, "train"), image_sets.load(name, "test")
 # Paths, labels, names of the classes: nothing more. Pixels are read later, by another file. An `ImageSet` does not change, and labels always count from 0 to $C-1$, so that label `c` is row `c` of the proxies.
 
 # %%
-train.describe()
+print(train.describe())
 
 # %%
 for i in (0, len(train) // 2, len(train) - 1):

@@ -7,14 +7,16 @@ as many as the manifest says, is checked in `sobook.data.image_sets`, in the sam
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from sobook import files
@@ -35,48 +37,18 @@ def cards() -> dict[str, dict]:
     return files.read_toml(files.shipped("benchmarks.toml"))
 
 
-@dataclass
-class Listing:
-    """One split as its index tells it.
-
-    Attributes:
-        index: the file it was read from.
-        base: the folder that `paths` are relative to.
-        paths: N paths, with forward slashes.
-        classes: N class ids, the benchmark's own.
-        names: id → name of every class that the split should have.
-    """
-
-    index: Path
-    base: Path
-    paths: list[str] = field(default_factory=list)
-    classes: list[int] = field(default_factory=list)
-    names: dict[int, str] = field(default_factory=dict)
-
-    def add(self, path: str, class_id: int) -> None:
-        """Append one image."""
-        self.paths.append(path)
-        self.classes.append(class_id)
-
-
 def home(name: str, root: Path) -> Path:
     """The benchmark's own folder inside `root`, which must exist."""
     folder = cards()[name]["folder"]
-    if (root / folder).is_dir():
-        return root / folder
-    if root.name == folder and root.is_dir():
+    if not (root / folder).is_dir():
         raise DatasetError(
-            f"{root} is the folder of {name} itself: name its parent, {root.parent}."
+            f"{name} is not in {root}: there is no folder {folder}. Run `sobook prepare {name}`, "
+            f"or name the folder that holds {folder} (root=, --root or SOBOOK_DATA)."
         )
-    raise DatasetError(
-        f"{name} is not in {root}: there is no folder {folder}. Run `sobook prepare {name}`, or "
-        f"name the folder that holds {folder} (root=, --root or SOBOOK_DATA)."
-    )
+    return root / folder
 
 
-def read(name: str, home: Path, split: str) -> Listing:
-    """Read one split of a benchmark from its own folder."""
-    return _READERS[name](home, split)
+# --- pictures in folders --------------------------------------------------------------------------
 
 
 def picture_files(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -102,25 +74,25 @@ def class_folders(root: Path) -> tuple[dict[str, list[Path]], dict[Path, str]]:
     classes: dict[str, list[Path]] = {}
     left_out: dict[Path, str] = {}
     for entry in sorted(root.iterdir()):
-        if _is_clutter(entry.name):
-            continue
-        if not entry.is_dir():
+        if entry.is_dir() and not _is_clutter(entry.name):
+            pictures, others = picture_files(entry)
+            if pictures:
+                classes[entry.name] = pictures
+            left_out |= dict.fromkeys(others, "not a picture file")
+        elif not _is_clutter(entry.name):
             left_out[entry] = "not in a class folder"
-            continue
-        pictures, others = picture_files(entry)
-        if pictures:
-            classes[entry.name] = pictures
-        left_out |= dict.fromkeys(others, "not a picture file")
     return classes, left_out
 
 
-def unreadable(paths: Iterable[Path], memory: Path) -> dict[Path, str]:
-    """The pictures that cannot be decoded, each with the reason.
+def unreadable(paths: Iterable[Path], folder: Path) -> dict[Path, str]:
+    """The pictures in `folder` that cannot be decoded, each with the reason.
 
-    Decoding all of a large folder takes a while, so verdicts are kept in the file `memory` and
-    asked for again only when a picture's size or date has changed.
+    Decoding all of a large folder takes a while, so verdicts are kept in the cache and asked for
+    again only when a picture's size or date has changed.
     """
     paths = list(paths)
+    key = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
+    memory = files.data_root() / "cache" / f"folder-{key}.json"
     known = json.loads(memory.read_text(encoding="utf-8")) if memory.is_file() else {}
 
     def verdict(path: Path) -> list:
@@ -147,6 +119,42 @@ def _why_unreadable(path: Path) -> str | None:
         return getattr(error, "strerror", None) or str(error)
 
 
+def header_sizes(paths: Sequence[Path], most: int = 100) -> list[tuple[int, int]]:
+    """(width, height) of `most` pictures, evenly chosen, without those that cannot be opened."""
+    sizes = []
+    for index in np.linspace(0, len(paths) - 1, min(len(paths), most)).astype(int):
+        with contextlib.suppress(*DECODING_ERRORS), Image.open(paths[index]) as image:
+            sizes.append(image.size)
+    return sizes
+
+
+# --- the official lists ---------------------------------------------------------------------------
+
+
+class Listing(NamedTuple):
+    """One split, or all of a benchmark, as its index tells it."""
+
+    base: Path  # the folder that the paths are relative to
+    images: list[tuple[str, int]]  # (path, the benchmark's own class id), N
+    names: dict[int, str]  # id → name of every class that should be there
+
+    def only(self, ids: range) -> Listing:
+        return Listing(
+            self.base,
+            [(path, k) for path, k in self.images if k in ids],
+            {k: name for k, name in self.names.items() if k in ids},
+        )
+
+
+def read(name: str, home: Path, split: str) -> Listing:
+    """Read one split of a benchmark from its own folder."""
+    if name == "cub200":  # whatever train_test_split.txt says
+        return _read_cub(home).only(range(1, 101) if split == "train" else range(101, 201))
+    if name == "cars196":  # over the union of the official train and test images
+        return _read_cars(home).only(range(1, 99) if split == "train" else range(99, 197))
+    return _read_sop(home, split) if name == "sop" else _read_inshop(home, split)
+
+
 def _need(home: Path, *candidates: str) -> Path:
     """The first of the files or folders that exists in `home`."""
     for candidate in candidates:
@@ -157,51 +165,34 @@ def _need(home: Path, *candidates: str) -> Path:
     )
 
 
-def _rows(path: Path, columns: int, skip: int = 0, from_right: bool = False) -> list[list[str]]:
-    """Rows of a list separated by white space; the last (or first) column may hold spaces."""
-    rows = []
+def _rows(path: Path, columns: int, skip: int = 0, split: Callable = str.split) -> list[list[str]]:
+    """Rows of a list; the column that `split` comes to last may hold white space."""
     lines = path.read_text(encoding="utf-8-sig").splitlines()
-    for number, line in enumerate(lines[skip:], skip + 1):
-        line = line.strip()
-        row = line.rsplit(None, columns - 1) if from_right else line.split(None, columns - 1)
-        if row and len(row) != columns:
-            raise DatasetError(f"{path}, line {number}: {columns} columns expected, not {line!r}.")
-        if row:
-            rows.append(row)
+    rows = [split(line.strip(), None, columns - 1) for line in lines[skip:] if line.strip()]
+    for row in rows:
+        if len(row) != columns:
+            raise DatasetError(f"{path}: {columns} columns expected, not {' '.join(row)!r}.")
     return rows
 
 
-def _read_cub(home: Path, split: str) -> Listing:
-    """Classes 1-100 train, 101-200 test, whatever train_test_split.txt says."""
-    low, high = (1, 100) if split == "train" else (101, 200)
-    listing = Listing(_need(home, "images.txt"), home / "images")
+def _read_cub(home: Path) -> Listing:
     names = {int(k): name for k, name in _rows(_need(home, "classes.txt"), 2)}
-    listing.names = {k: name for k, name in names.items() if low <= k <= high}
-    class_of = dict(_rows(_need(home, "image_class_labels.txt"), 2))
-    for image, path in _rows(listing.index, 2):
-        if image not in class_of:
-            raise DatasetError(f"image_class_labels.txt in {home} has no line for image {image}.")
-        class_id = int(class_of[image])
-        if low <= class_id <= high:
-            listing.add(path, class_id)
-    return listing
+    class_of = {image: int(k) for image, k in _rows(_need(home, "image_class_labels.txt"), 2)}
+    rows = _rows(_need(home, "images.txt"), 2)
+    # An image without a class is left out here, and missed when images are counted.
+    images = [(path, class_of[image]) for image, path in rows if image in class_of]
+    return Listing(home / "images", images, names)
 
 
-def _read_cars(home: Path, split: str) -> Listing:
-    """Classes 1-98 train, 99-196 test, over the union of the official train and test images."""
+def _read_cars(home: Path) -> Listing:
     if (home / "cars_annos.mat").exists():
-        whole = _cars_joint(home)
-    elif any((home / mark).exists() for mark in ("devkit", "car_devkit", "cars_meta.mat")):
-        whole = _cars_devkit(home)
-    else:
-        whole = _cars_folders(home)
-    listing = Listing(whole.index, whole.base)
-    wanted = range(1, 99) if split == "train" else range(99, 197)
-    listing.names = {k: name for k, name in whole.names.items() if k in wanted}
-    for path, class_id in zip(whole.paths, whole.classes, strict=True):
-        if class_id in wanted:
-            listing.add(path, class_id)
-    return listing
+        mat = _mat(home / "cars_annos.mat")
+        paths, ids = (mat["annotations"][key] for key in ("relative_im_path", "class"))
+        images = list(zip(map(str, paths), map(int, ids), strict=True))
+        return Listing(home, images, _car_names(mat["class_names"]))
+    if any((home / mark).exists() for mark in ("devkit", "car_devkit", "cars_meta.mat")):
+        return _cars_devkit(home)
+    return _cars_folders(home)
 
 
 def _mat(path: Path) -> dict:
@@ -214,30 +205,19 @@ def _car_names(names: Iterable[str]) -> dict[int, str]:
     return {k: str(name).replace("/", "-") for k, name in enumerate(names, 1)}
 
 
-def _cars_joint(home: Path) -> Listing:
-    listing = Listing(home / "cars_annos.mat", home)
-    mat = _mat(listing.index)
-    listing.names = _car_names(mat["class_names"])
-    listing.paths = [str(path) for path in mat["annotations"]["relative_im_path"]]
-    listing.classes = [int(k) for k in mat["annotations"]["class"]]
-    return listing
-
-
 def _cars_devkit(home: Path) -> Listing:
     def find(file: str) -> Path:
-        folders = ("", "devkit/", "car_devkit/devkit/", "car_devkit/")
-        return _need(home, *(folder + file for folder in folders))
+        return _need(home, file, f"devkit/{file}", f"car_devkit/devkit/{file}")
 
-    names = _car_names(_mat(find("cars_meta.mat"))["class_names"])
-    listing = Listing(find("cars_test_annos_withlabels.mat"), home, names=names)
-    for part, index in (("train", find("cars_train_annos.mat")), ("test", listing.index)):
+    images = []
+    for part, index in (("train", "train_annos"), ("test", "test_annos_withlabels")):
         folder = f"cars_{part}"
         if (home / folder / folder).is_dir():  # one of the Kaggle copies doubles it
             folder = f"{folder}/{folder}"
-        table = _mat(index)["annotations"]
-        for file, class_id in zip(table["fname"], table["class"], strict=True):
-            listing.add(f"{folder}/{file}", int(class_id))
-    return listing
+        rows = _mat(find(f"cars_{index}.mat"))["annotations"]
+        for file, class_id in zip(rows["fname"], rows["class"], strict=True):
+            images.append((f"{folder}/{file}", int(class_id)))
+    return Listing(home, images, _car_names(_mat(find("cars_meta.mat"))["class_names"]))
 
 
 def _cars_folders(home: Path) -> Listing:
@@ -246,60 +226,44 @@ def _cars_folders(home: Path) -> Listing:
     So the alphabet gives the official split, although not the official order of classes.
     """
     base = _need(home, "train", "car_data/train", "car_data/car_data/train").parent
-    listing = Listing(base, base)
     parts = [class_folders(base / part)[0] for part in ("train", "test") if (base / part).is_dir()]
     names = sorted(set().union(*parts))
     early = [name for name in names if name.casefold() < "f"]
     late = [name for name in names if name.casefold() >= "f"]
     ids = {name: k for k, name in [*enumerate(early, 1), *enumerate(late, 99)]}
-    listing.names = {k: name for name, k in ids.items()}
-    for name in names:
-        for path in (path for part in parts for path in part.get(name, ())):
-            listing.add(path.relative_to(base).as_posix(), ids[name])
-    return listing
+    images = [
+        (path.relative_to(base).as_posix(), ids[name])
+        for name in names
+        for part in parts
+        for path in part.get(name, ())
+    ]
+    return Listing(base, images, {k: name for name, k in ids.items()})
 
 
 def _read_sop(home: Path, split: str) -> Listing:
     """A header, then ``image_id class_id super_class_id path``."""
-    listing = Listing(_need(home, f"Ebay_{split}.txt"), home)
-    for _, item, _, path in _rows(listing.index, 4, skip=1):
-        class_id = int(item)
-        listing.add(path, class_id)
-        if class_id not in listing.names:
-            listing.names[class_id] = f"{path.partition('/')[0].removesuffix('_final')} {item}"
+    listing = Listing(home, [], {})
+    for _, item, _, path in _rows(_need(home, f"Ebay_{split}.txt"), 4, skip=1):
+        listing.images.append((path, int(item)))
+        kind = path.partition("/")[0].removesuffix("_final")
+        listing.names.setdefault(int(item), f"{kind} {item}")
     return listing
 
 
 def _read_inshop(home: Path, split: str) -> Listing:
     """The number of images, a header, then ``image_name item_id evaluation_status``."""
     index = _need(home, "Eval/list_eval_partition.txt", "list_eval_partition.txt")
-    rows = _rows(index, 3, skip=2, from_right=True)
-    announced = index.read_text(encoding="utf-8-sig").split(None, 1)[:1]
-    if announced != [str(len(rows))]:
-        raise DatasetError(f"{index} lists {len(rows)} images, but says {announced} in line 1.")
-    listing = Listing(index, home / "Img" if (home / "Img").is_dir() else home)
-    _refuse_high_resolution(listing.base, [path for path, *_ in rows])
-    parts = ("train",) if split == "train" else ("query", "gallery")
-    for path, item, status in rows:
-        if status in parts:
-            class_id = int(item.removeprefix("id_"))
+    listing = Listing(home / "Img" if (home / "Img").is_dir() else home, [], {})
+    for path, item, status in _rows(index, 3, skip=2, split=str.rsplit):
+        class_id = int(item.removeprefix("id_"))
+        if status == split:
+            listing.images.append((path, class_id))
+        if (status == "train") == (split == "train"):  # query and gallery have the same classes
             listing.names[class_id] = item
-            if status == split:
-                listing.add(path, class_id)
-    return listing
-
-
-def _refuse_high_resolution(base: Path, paths: list[str]) -> None:
-    """Published numbers are made on the 256-pixel pictures; others cannot be held beside them."""
-    large = (base / "img_highres").is_dir() and not (base / "img").is_dir()
-    for path in paths[:: max(len(paths) // 3, 1)]:
-        with contextlib.suppress(*DECODING_ERRORS), Image.open(base / path) as image:
-            large |= max(image.size) > 256
-    if large:
+    sizes = header_sizes([listing.base / path for path, _ in listing.images], most=3)
+    if any(max(size) > 256 for size in sizes):
         raise DatasetError(
-            f"{base} holds In-Shop's high-resolution pictures, but the benchmark's numbers are "
+            f"{home} holds In-Shop's high-resolution pictures, but the benchmark's numbers are "
             "made on the 256-pixel ones: put the content of img.zip there instead."
         )
-
-
-_READERS = {"cub200": _read_cub, "cars196": _read_cars, "sop": _read_sop, "inshop": _read_inshop}
+    return listing

@@ -6,25 +6,23 @@ checks it against the counts in ``data/benchmarks.toml``; `prepare` fetches what
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import os
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-from PIL import Image
 
 from sobook import files
 from sobook.data import benchmarks, fetch
-from sobook.errors import DatasetError, suggest
+from sobook.errors import DatasetError, check_choice, check_fields
 
 NAMES = ("aviary", "cub200", "cars196", "sop", "inshop", "folder")
-_AVIARY_OPTIONS = {"species": 100, "images_per_species": 40, "size": 96, "seed": 0}
-_HOLD_OUT_OPTIONS = {"validation_fraction": 0.2, "validation_seed": 0}
+_OPTIONS = {"aviary": ("species", "images_per_species", "size", "seed")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,18 +49,14 @@ class ImageSet:
     origin: tuple[ImageSet, np.ndarray] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        labels = np.asarray(self.labels)
+        what, labels = f"{self.name} {self.split}", np.asarray(self.labels)
         if len(self.paths) == 0:
-            raise DatasetError(f"{self.name} {self.split} is empty: no image is left in it.")
-        if labels.shape != (len(self.paths),) or labels.dtype.kind not in "iu":
+            raise DatasetError(f"{what} is empty: no image is left in it.")
+        fit = labels.shape == (len(self.paths),) and labels.dtype.kind in "iu"
+        if not fit or labels.min() < 0 or labels.max() >= self.num_classes:
             raise DatasetError(
-                f"{self.name} {self.split}: labels must be {len(self.paths)} whole numbers, one "
-                f"per image, but are {labels.dtype} of shape {labels.shape}."
-            )
-        if labels.min() < 0 or labels.max() >= len(self.class_names):
-            raise DatasetError(
-                f"{self.name} {self.split}: labels must lie in 0..{len(self.class_names) - 1}, but "
-                f"reach from {labels.min()} to {labels.max()}."
+                f"{what}: labels must be {len(self)} whole numbers, one per image, in "
+                f"0..{self.num_classes - 1}."
             )
         object.__setattr__(self, "labels", labels.astype(np.int64))
 
@@ -76,15 +70,8 @@ class ImageSet:
 
     def subset(self, indices: Iterable[int] | np.ndarray) -> ImageSet:
         """The images at `indices` (whole numbers, or N booleans); labels become 0..C'-1 again."""
-        indices = np.asarray(indices if isinstance(indices, np.ndarray) else list(indices))
-        if indices.size == 0 or (indices.dtype == bool and not indices.any()):
-            raise DatasetError(f"an empty subset of {self.name} {self.split} was asked for.")
-        if indices.ndim != 1 or indices.dtype.kind not in "iub":
-            raise DatasetError(f"subset takes a list of whole numbers, not {indices.dtype}.")
-        try:
-            chosen = np.arange(len(self))[indices]
-        except IndexError as error:
-            raise DatasetError(f"subset of {self.name} {self.split}: {error}.") from None
+        indices = indices if isinstance(indices, np.ndarray) else list(indices)
+        chosen = np.arange(len(self))[indices]
         kept, labels = np.unique(self.labels[chosen], return_inverse=True)
         return replace(
             self,
@@ -94,51 +81,31 @@ class ImageSet:
             origin=(self, chosen),
         )
 
-    def describe(self) -> Description:
-        """Numbers of images and classes, sizes (of at most 100 images) and notes, to be printed."""
+    def describe(self) -> str:
+        """Numbers of images and classes, sizes (of at most 100 images) and notes, one per line."""
         counts = np.bincount(self.labels, minlength=self.num_classes)
-        rows = {
-            "images": f"{len(self):,}",
-            "classes": f"{self.num_classes:,}",
-            "images per class (min / median / max)": (
-                f"{counts.min()} / {np.median(counts):g} / {counts.max()}"
-            ),
-            "first and last class": f"{self.class_names[0]} … {self.class_names[-1]}",
-        }
-        looked_at = np.linspace(0, len(self) - 1, min(len(self), 100)).astype(int)
-        if sizes := _sizes(self.paths[i] for i in looked_at):
-            rows["width × height in pixels"] = " × ".join(
+        lines = [
+            f"{self.name}, {self.split}",
+            f"images: {len(self):,}",
+            f"classes: {self.num_classes:,}",
+            "images per class (min / median / max): "
+            f"{counts.min()} / {np.median(counts):g} / {counts.max()}",
+            f"first and last class: {self.class_names[0]} … {self.class_names[-1]}",
+        ]
+        if sizes := benchmarks.header_sizes(self.paths):
+            width, height = (
                 f"{min(sides)}–{max(sides)}" if min(sides) < max(sides) else str(sides[0])
                 for sides in zip(*sizes, strict=True)
             )
+            lines.append(f"width × height in pixels: {width} × {height}")
         if single := int((counts == 1).sum()):
-            rows["classes with a single image"] = f"{single:,} (nothing to retrieve for them)"
-        return Description(f"{self.name}, {self.split}", rows, self.notes)
+            lines.append(f"classes with a single image: {single:,} (nothing to retrieve for them)")
+        return "\n  ".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
-@dataclass(frozen=True)
-class Description:
-    """What `ImageSet.describe` found; prints one fact per line."""
-
-    title: str
-    rows: Mapping[str, str]
-    notes: tuple[str, ...] = ()
-
-    def __repr__(self) -> str:
-        lines = [f"{key}: {value}" for key, value in self.rows.items()]
-        return "\n  ".join([self.title, *lines, *(f"note: {note}" for note in self.notes)])
-
-
-def _sizes(paths: Iterable[Path]) -> list[tuple[int, int]]:
-    """(width, height) of the pictures whose headers can be read."""
-    found = []
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                found.append(image.size)
-        except benchmarks.DECODING_ERRORS:
-            continue  # reported by whoever wants its pixels
-    return found
+def test_splits(name: str) -> tuple[str, ...]:
+    """The parts that the test images of a data set come in."""
+    return ("query", "gallery") if name == "inshop" else ("test",)
 
 
 def prepare(
@@ -164,11 +131,11 @@ def prepare(
         The data set's own folder.
 
     Raises:
-        DatasetError: wrong name, option or content.
+        SobookError: wrong name, option or content.
         DownloadError: what cannot be fetched; the message says how to get it by hand.
     """
-    _check_name(name)
-    _check_options(name, options, _own_options(name))
+    check_choice("data set", name, NAMES)
+    check_fields(name, options, _OPTIONS.get(name, ()))
     if name == "aviary":
         return _aviary().prepare(files.data_root(root), **options, progress=progress)
     if name == "folder":
@@ -190,6 +157,8 @@ def load(
     root: str | os.PathLike | None = None,
     *,
     allow_partial: bool = False,
+    validation_fraction: float = 0.2,
+    validation_seed: int = 0,
     **options,
 ) -> ImageSet:
     """Read one split of a data set; the classes of train and test never overlap.
@@ -202,21 +171,28 @@ def load(
             your own folder, with one folder per class. Default: ``SOBOOK_DATA``, else ``data/``.
         allow_partial: accept a benchmark with images or classes missing; a warning then follows
             the data in `ImageSet.notes`.
-        **options: ``validation_fraction``, ``validation_seed``; for the aviary also ``species``,
-            ``images_per_species``, ``size``, ``seed``.
+        validation_fraction, validation_seed: as for `hold_out`.
+        **options: of the aviary: ``species``, ``images_per_species``, ``size``, ``seed``.
 
     Raises:
-        DatasetError: unknown name, split or option; files missing; counts off.
+        SobookError: unknown name, split or option; files missing; counts off.
     """
-    _check_words(name, split, options)
-    fraction, seed = (options.pop(key, default) for key, default in _HOLD_OUT_OPTIONS.items())
+    check_choice("data set", name, NAMES)
+    check_choice(f"split of {name}", split, ("train", "validation", *test_splits(name)))
+    check_fields(name, options, _OPTIONS.get(name, ()))
     listed = "train" if split == "validation" else split
-    image_set = _read(name, listed, root, allow_partial, options)
+    if name == "aviary":
+        image_set = _read_aviary(listed, root, options)
+    elif name == "folder":
+        image_set = _read_folder(listed, root)
+    else:
+        home = benchmarks.home(name, files.data_root(root))
+        image_set = _read_benchmark(name, listed, home, allow_partial)
     if split == "validation":
-        image_set = hold_out(image_set, fraction, seed)[1]
+        image_set = hold_out(image_set, validation_fraction, validation_seed)[1]
     if notes := image_set.notes:
         more = f" (and {len(notes) - 1} more, see .notes)" if len(notes) > 1 else ""
-        warnings.warn(f"{name} {split}: {notes[0]}{more}", stacklevel=2)
+        warnings.warn(f"{name}: {notes[0]}{more}", stacklevel=2)
     return image_set
 
 
@@ -230,19 +206,13 @@ def notes(
     """
     if name != "folder" and not allow_partial:
         return ()  # `load` refuses anything to be noted
-    tested = ("query", "gallery") if name == "inshop" else ("test",)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # they are what is returned
         parts = [
             load(name, split, root, allow_partial=allow_partial, **options)
-            for split in ("train", *tested)
+            for split in ("train", *test_splits(name))
         ]
-    named = [
-        note if name == "folder" else f"{part.split} {note}"
-        for part in parts
-        for note in part.notes
-    ]
-    return tuple(dict.fromkeys(named))
+    return tuple(dict.fromkeys(note for part in parts for note in part.notes))
 
 
 def hold_out(
@@ -277,58 +247,13 @@ def hold_out(
     return replace(train, split="train"), replace(validation, split="validation")
 
 
-def _check_words(name: str, split: str, options: Mapping) -> None:
-    """Refuse unknown names, splits and options, with the near match."""
-    _check_name(name)
-    if name == "inshop" and split == "test":
-        raise DatasetError(
-            "inshop has no split 'test': its test images come in two parts, so load 'query' and "
-            "'gallery' and evaluate the one against the other."
-        )
-    splits = ["train", "validation", *(["query", "gallery"] if name == "inshop" else ["test"])]
-    if split not in splits:
-        near = suggest(split, splits)
-        raise DatasetError(f"unknown split {split!r}.{near} {name} has {', '.join(splits)}.")
-    _check_options(name, options, [*_own_options(name), *_HOLD_OUT_OPTIONS])
-
-
-def _check_name(name: str) -> None:
-    if name not in NAMES:
-        near = suggest(name, NAMES)
-        raise DatasetError(f"unknown data set {name!r}.{near} There are {', '.join(NAMES)}.")
-
-
-def _own_options(name: str) -> list[str]:
-    """Options that decide what a data set holds; only the aviary has any."""
-    return list(_AVIARY_OPTIONS) if name == "aviary" else []
-
-
-def _check_options(name: str, options: Iterable[str], known: Collection[str]) -> None:
-    for option in options:
-        if option not in known:
-            near = suggest(option, known)
-            takes = ", ".join(known) or "no options"
-            raise DatasetError(f"unknown option {option!r} for {name}.{near} It takes {takes}.")
-
-
-def _read(
-    name: str, split: str, root: str | os.PathLike | None, allow_partial: bool, options: Mapping
-) -> ImageSet:
-    if name == "aviary":
-        return _read_aviary(split, root, options)
-    if name == "folder":
-        return _read_folder(split, root)
-    home = benchmarks.home(name, files.data_root(root))
-    return _read_benchmark(name, split, home, allow_partial)
-
-
 def _aviary() -> ModuleType:
     # By name and when asked: the data layer needs no drawing code to read photographs.
     return importlib.import_module("sobook.aviary.species")
 
 
 def _read_aviary(split: str, root: str | os.PathLike | None, options: Mapping) -> ImageSet:
-    folder = _aviary().prepare(files.data_root(root), **{**_AVIARY_OPTIONS, **options})
+    folder = _aviary().prepare(files.data_root(root), **options)
     classes, _ = benchmarks.class_folders(folder)
     # By number, as in the table of attributes: as text, 1000 would come before 101.
     in_order = sorted(classes, key=lambda name: int(name.partition(".")[0]))
@@ -343,14 +268,9 @@ def _read_folder(split: str, root: str | os.PathLike | None) -> ImageSet:
     classes, left_out = benchmarks.class_folders(root / split if given else root)
     if not given:
         classes = _half(classes, split, root)
-    key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]
-    memory = files.data_root() / "cache" / f"folder-{key}.json"
-    unreadable = benchmarks.unreadable((p for paths in classes.values() for p in paths), memory)
-    classes = {name: [p for p in paths if p not in unreadable] for name, paths in classes.items()}
+    left_out |= benchmarks.unreadable(chain.from_iterable(classes.values()), root)
+    classes = {name: [p for p in paths if p not in left_out] for name, paths in classes.items()}
     classes = {name: paths for name, paths in classes.items() if paths}
-    if not classes:
-        raise DatasetError(f"folder {split} is empty: no picture in {root} can be read.")
-    left_out |= unreadable
     notes = [f"left out {path}: {reason}" for path, reason in left_out.items()]
     return _from_folders(classes, "folder", split, notes)
 
@@ -360,9 +280,7 @@ def _own_folder(root: str | os.PathLike | None) -> Path:
         raise DatasetError("'folder' needs root=, the folder that holds one folder for each class.")
     root = Path(root).expanduser()
     if not root.is_dir():
-        raise DatasetError(
-            f"there is no folder {root}: name the one that holds your class folders."
-        )
+        raise DatasetError(f"there is no folder {root}: name the one with your class folders.")
     return root
 
 
@@ -380,66 +298,32 @@ def _half(classes: dict[str, list[Path]], split: str, root: Path) -> dict[str, l
 
 def _from_folders(classes: Mapping, name: str, split: str, notes: Iterable[str] = ()) -> ImageSet:
     labels = np.repeat(np.arange(len(classes)), [len(paths) for paths in classes.values()])
-    paths = tuple(path for paths in classes.values() for path in paths)
+    paths = tuple(chain.from_iterable(classes.values()))
     return ImageSet(paths, labels, tuple(classes), name, split, tuple(notes))
 
 
 def _read_benchmark(name: str, split: str, home: Path, allow_partial: bool) -> ImageSet:
+    """All images listed and there, if they are as many as the manifest says, or may be fewer."""
     listing = benchmarks.read(name, home, split)
-    there = _present(listing)
-    if not there.all() and not allow_partial:
-        first = listing.base / listing.paths[int(np.argmin(there))]
-        raise DatasetError(
-            f"{name} {split}: {first} is missing, as are {int((~there).sum()) - 1:,} more of the "
-            f"images listed in {listing.index.name}; move {home} away and prepare it anew, or pass "
-            "allow_partial=True to do without them."
+    paths = [listing.base / path for path, _ in listing.images]
+    there = np.array([path.is_file() for path in paths], dtype=bool)
+    ids = np.array([k for _, k in listing.images], dtype=np.int64)[there]
+    official, classes = benchmarks.cards()[name]["splits"][split], len(np.unique(ids))
+    notes: tuple[str, ...] = ()
+    if (len(ids), classes) != (official["images"], official["classes"]):
+        found = (
+            f"{len(ids):,} of {official['images']:,} images, "
+            f"{classes:,} of {official['classes']:,} classes"
         )
-    classes = np.asarray(listing.classes, dtype=np.int64)[there]
-    notes = _compare(name, split, home, listing.names, classes, allow_partial)
+        if not allow_partial:
+            gone = "" if there.all() else f", {paths[there.argmin()]} is missing"
+            raise DatasetError(
+                f"{name} {split} in {home} is not the whole benchmark: {found}{gone}; move it away "
+                "and prepare it anew, or pass allow_partial=True to use what is there."
+            )
+        notes = (f"{split} partial: {found}",)
     # query and gallery must agree on labels: they take every class of the two, present or not
-    kept = np.unique(list(listing.names) if split in ("query", "gallery") else classes)
-    paths = tuple(listing.base / listing.paths[i] for i in np.flatnonzero(there))
+    kept = np.unique(list(listing.names) if split in ("query", "gallery") else ids)
     names = tuple(listing.names[k] for k in kept.tolist())
-    return ImageSet(paths, np.searchsorted(kept, classes), names, name, split, notes)
-
-
-def _present(listing: benchmarks.Listing) -> np.ndarray:
-    """(N,) whether each listed file exists: one look at each folder, not one at each file."""
-    folders: dict[str, set[str]] = {}
-    there = np.zeros(len(listing.paths), dtype=bool)
-    for i, path in enumerate(listing.paths):
-        folder, _, file = path.rpartition("/")
-        if folder not in folders:
-            where = listing.base / folder
-            folders[folder] = set(os.listdir(where)) if where.is_dir() else set()
-        there[i] = file in folders[folder]
-    return there
-
-
-def _compare(
-    name: str,
-    split: str,
-    home: Path,
-    names: Mapping[int, str],
-    classes: np.ndarray,
-    allow_partial: bool,
-) -> tuple[str, ...]:
-    """Check what is there against the official counts: a note where it differs and may do so."""
-    official = benchmarks.cards()[name]["splits"][split]
-    present = set(np.unique(classes).tolist())
-    if (len(classes), len(present)) == (official["images"], official["classes"]):
-        return ()
-    found = (
-        f"{len(classes):,} of {official['images']:,} images, "
-        f"{len(present):,} of {official['classes']:,} classes"
-    )
-    if allow_partial:
-        return (f"partial: {found}",)
-    lacking = [names[k] for k in sorted(set(names) - present)]
-    if lacking:
-        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
-        found = f"{found} (no {', '.join(lacking[:3])}{more})"
-    raise DatasetError(
-        f"{name} {split} in {home} is not the whole benchmark: {found}; move it away and prepare "
-        "it anew, or pass allow_partial=True to use what is there, which the reports will then say."
-    )
+    present = tuple(path for path, exists in zip(paths, there, strict=True) if exists)
+    return ImageSet(present, np.searchsorted(kept, ids), names, name, split, notes)

@@ -286,7 +286,7 @@ def evaluate_run(
     """
     ks = {"sop": (1, 10, 100, 1000), "inshop": (1, 10, 20, 30)}.get(config.dataset, (1, 2, 4, 8))
     # In-Shop's test images come as queries and gallery; their labels are numbered alike.
-    parts = ("query", "gallery") if config.dataset == "inshop" else ("test",)
+    parts = image_sets.test_splits(config.dataset)
     sets = [image_sets.load(config.dataset, part, **config.load_options) for part in parts]
     embeddings = [_embed_together(encoder, one, processes, progress=progress) for one in sets]
     if len(sets) == 1:

@@ -19,7 +19,8 @@ from scipy.io import loadmat, savemat
 
 from sobook.aviary import species
 from sobook.data import benchmarks, image_sets
-from sobook.data.image_sets import DatasetError, ImageSet, hold_out, load
+from sobook.data.image_sets import ImageSet, hold_out, load
+from sobook.errors import DatasetError, SobookError
 
 PARTIAL = "ignore:.*partial"
 
@@ -87,10 +88,9 @@ def test_subset_renumbers_labels_and_keeps_names(five):
     assert five.subset(five.labels == 3).class_names == ("d",)
 
 
-@pytest.mark.parametrize("bad", [[], [99], [0.5], np.zeros(15, bool), np.ones(3, bool)])
-def test_subset_of_nonsense(five, bad):
-    with pytest.raises(DatasetError, match="subset"):
-        five.subset(bad)
+def test_empty_subset(five):
+    with pytest.raises(DatasetError, match="toy train is empty"):
+        five.subset(np.zeros(15, bool))
 
 
 @pytest.mark.parametrize("labels", [[0, 5], [-1, 0], [0], [0.0, 1.0]])
@@ -101,11 +101,10 @@ def test_labels_must_fit(labels):
 
 def test_describe(tmp_path, five):
     for words in ("toy, train", "images: 15", "classes: 5", "1 / 3 / 5", "single image", "a note"):
-        assert words in str(five.describe())
+        assert words in five.describe()
     for width, name in ((30, "a"), (50, "b"), (40, "c")):
         picture(tmp_path / name / "1.png", (width, 20))
-    rows = load("folder", "train", tmp_path).describe().rows
-    assert rows["width × height in pixels"] == "30–50 × 20"
+    assert "pixels: 30–50 × 20" in load("folder", "train", tmp_path).describe()
 
 
 def test_hold_out_takes_whole_classes(five):
@@ -128,14 +127,11 @@ def test_hold_out_follows_its_seed(five):
     assert len(set(names)) > 3
 
 
-@pytest.mark.parametrize("share", [0, 1, -0.1, 7])
-def test_hold_out_fraction(five, share):
-    with pytest.raises(DatasetError, match="between 0 and 1"):
-        hold_out(five, share)
+def test_hold_out_of_too_little(five):
+    for fraction in (0, 1, -0.1, 7):
+        with pytest.raises(DatasetError, match="between 0 and 1"):
+            hold_out(five, fraction)
     assert [len(hold_out(five, s)[1].class_names) for s in (0.01, 0.99)] == [1, 4]
-
-
-def test_hold_out_of_one_class(five):
     with pytest.raises(DatasetError, match="1 training class.*too few"):
         hold_out(five.subset([0]))
 
@@ -155,27 +151,24 @@ def test_two_classes_at_least_are_held_out_where_that_is_asked_for():
 @pytest.mark.parametrize(
     ("args", "options", "words"),
     [
-        (("cub20", "train"), {}, "unknown data set 'cub20'. Did you mean 'cub200'"),
-        (("cub200", "tset"), {}, "unknown split 'tset'. Did you mean 'test'"),
-        (("sop", "gallery"), {}, "unknown split 'gallery'. sop has train, validation, test"),
-        (("inshop", "test"), {}, "load 'query' and 'gallery'"),
-        (("aviary", "train"), {"specie": 3}, "unknown option 'specie'.*Did you mean 'species'"),
-        (("cub200", "train"), {"species": 3}, "unknown option 'species' for cub200"),
+        (("cub20", "train"), {}, "unknown data set 'cub20'.*Did you mean 'cub200'"),
+        (("cub200", "tset"), {}, "unknown split.* 'tset'.*Did you mean 'test'"),
+        (("inshop", "test"), {}, "choose train, validation, query or gallery"),
+        (("aviary", "train"), {"specie": 3}, "'specie' of aviary.*Did you mean 'species'"),
+        (("cub200", "train"), {"species": 3}, "'species' of cub200"),
         (("folder", "train"), {}, "'folder' needs root="),
     ],
 )
 def test_words_nobody_knows(args, options, words, tmp_path):
-    with pytest.raises(DatasetError, match=words):
+    with pytest.raises(SobookError, match=words):
         load(*args, **options)
 
 
 def test_prepare_refuses_unknown_words(tmp_path):
-    with pytest.raises(DatasetError, match="Did you mean 'sop'"):
+    with pytest.raises(SobookError, match="Did you mean 'sop'"):
         image_sets.prepare("so", tmp_path)
-    with pytest.raises(DatasetError, match="Did you mean 'size'"):
+    with pytest.raises(SobookError, match="Did you mean 'size'"):
         image_sets.prepare("aviary", tmp_path, sizes=3)
-    with pytest.raises(DatasetError, match="unknown option 'size' for sop. It takes no options"):
-        image_sets.prepare("sop", tmp_path, size=3)
     assert not list(tmp_path.iterdir())
 
 
@@ -187,8 +180,6 @@ def test_benchmark_that_is_not_there(name, tmp_path):
     home.mkdir()
     with pytest.raises(DatasetError, match="lacks .*data/README.md"):
         load(name, "train", tmp_path)
-    with pytest.raises(DatasetError, match="name its parent"):
-        load(name, "train", home)
 
 
 def test_inshop_has_to_be_fetched_by_hand(tmp_path):
@@ -315,12 +306,12 @@ def test_cub_with_an_image_missing(cub):
 def test_cub_with_half_an_index(cub):
     rows = (cub / "images.txt").read_text().splitlines()
     (cub / "images.txt").write_text("\n".join(rows[:3000]) + "\n")
-    with pytest.raises(DatasetError, match=r"3,000 of 5,864 images, \d+ of 100 classes \(no 0"):
+    with pytest.raises(DatasetError, match=r"3,000 of 5,864 images, 52 of 100 classes"):
         load("cub200", "train", cub.parent)
     with pytest.raises(DatasetError, match="cub200 test is empty"):
         load("cub200", "test", cub.parent, allow_partial=True)
     (cub / "images.txt").write_text("1 a.jpg\nbroken\n")
-    with pytest.raises(DatasetError, match=r"images.txt, line 2: 2 columns expected"):
+    with pytest.raises(DatasetError, match="images.txt: 2 columns expected"):
         load("cub200", "train", cub.parent)
 
 
@@ -328,14 +319,13 @@ def test_cub_with_half_an_index(cub):
 @pytest.mark.filterwarnings(PARTIAL)
 def test_the_partial_cub_of_this_project(lists):
     root = lists.parent / "cub_58_42"
-    with pytest.raises(DatasetError, match="3,428 of 5,864 images, 58 of 100 classes.*002.Laysan"):
+    with pytest.raises(DatasetError, match="3,428 of 5,864 images, 58 of 100 classes"):
         load("cub200", "train", root)
     train = load("cub200", "train", root, allow_partial=True)
     test = load("cub200", "test", root, allow_partial=True)
     assert (len(train), train.num_classes, len(test), test.num_classes) == (3428, 58, 2474, 42)
-    assert train.notes == ("partial: 3,428 of 5,864 images, 58 of 100 classes",)
     assert hold_out(train)[1].notes == train.notes
-    assert "partial" in str(train.describe())
+    assert "partial" in train.describe()
     assert image_sets.notes("cub200", root, allow_partial=True) == (
         "train partial: 3,428 of 5,864 images, 58 of 100 classes",
         "test partial: 2,474 of 5,924 images, 42 of 100 classes",
@@ -363,29 +353,38 @@ def cars_table(lists: Path, part: str):
     return [(str(row["fname"]), int(row["class"])) for row in table]
 
 
-def cars_devkit(home: Path, lists: Path, devkit="devkit", doubled=False) -> None:
-    (home / devkit).mkdir(parents=True)
-    for file in ("cars_meta.mat", PARTS["train"], *([] if doubled else [PARTS["test"]])):
-        shutil.copy(lists / file, home / devkit / file)
-    if doubled:  # as torchvision and Kaggle users have it: the test labels lie outside
-        shutil.copy(lists / PARTS["test"], home / PARTS["test"])
+def cars_devkit(home: Path, lists: Path) -> None:
+    for file in ("cars_meta.mat", *PARTS.values()):
+        (home / "devkit").mkdir(parents=True, exist_ok=True)
+        shutil.copy(lists / file, home / "devkit" / file)
     for part in PARTS:
-        folder = home / f"cars_{part}" / (f"cars_{part}" if doubled else "")
-        touch(folder, [file for file, _ in cars_table(lists, part)])
+        touch(home / f"cars_{part}", [file for file, _ in cars_table(lists, part)])
+
+
+def cars_doubled(home: Path, lists: Path) -> None:
+    """As torchvision and Kaggle users have it: the test labels lie outside."""
+    cars_devkit(home, lists)
+    (home / "car_devkit").mkdir()
+    (home / "devkit").rename(home / "car_devkit" / "devkit")
+    (home / "car_devkit" / "devkit" / PARTS["test"]).rename(home / PARTS["test"])
+    for part in PARTS:
+        (home / f"cars_{part}").rename(home / "outer")
+        (home / f"cars_{part}").mkdir()
+        (home / "outer").rename(home / f"cars_{part}" / f"cars_{part}")
 
 
 def cars_folders(home: Path, lists: Path, where="car_data/car_data") -> None:
     names = loadmat(lists / "cars_meta.mat", squeeze_me=True)["class_names"]
     for part in PARTS:
         rows = cars_table(lists, part)
-        names_of = {k: str(name).replace("/", "-") for k, name in enumerate(names, 1)}
-        touch(home / where / part, [f"{names_of[k]}/{file}" for file, k in rows])
+        folder = {k: str(name).replace("/", "-") for k, name in enumerate(names, 1)}
+        touch(home / where / part, [f"{folder[k]}/{file}" for file, k in rows])
 
 
 PACKAGINGS = {
     "car_ims": cars_joint,
     "devkit": cars_devkit,
-    "doubled devkit": lambda home, lists: cars_devkit(home, lists, "car_devkit/devkit", True),
+    "doubled devkit": cars_doubled,
     "class folders": cars_folders,
     "plain": lambda home, lists: cars_folders(home, lists, ""),
 }
@@ -545,8 +544,8 @@ def test_inshop_cut_off_list(tmp_path, small_inshop):
     inshop(tmp_path / "Inshop_Clothes", SMALL)
     index = tmp_path / "Inshop_Clothes" / "Eval" / "list_eval_partition.txt"
     index.write_text("\n".join(index.read_text().splitlines()[:-2]))
-    with pytest.raises(DatasetError, match=r"lists 4 images, but says \['6'\]"):
-        load("inshop", "train", tmp_path)
+    with pytest.raises(DatasetError, match="1 of 2 images, 1 of 2 classes"):
+        load("inshop", "query", tmp_path)
 
 
 def test_inshop_refuses_high_resolution(tmp_path, small_inshop):
@@ -557,10 +556,6 @@ def test_inshop_refuses_high_resolution(tmp_path, small_inshop):
     inshop(tmp_path / "Inshop_Clothes", SMALL, large)
     with pytest.raises(DatasetError, match="high-resolution.*256-pixel.*img.zip"):
         load("inshop", "train", tmp_path, allow_partial=True)
-    home = tmp_path / "Inshop_Clothes" / "Img"
-    (home / "img").rename(home / "img_highres")
-    with pytest.raises(DatasetError, match="high-resolution"):
-        load("inshop", "query", tmp_path)
 
 
 def test_inshop_is_prepared_from_what_was_put_there(tmp_path, small_inshop):
@@ -612,5 +607,4 @@ def test_manifest_adds_up():
         assert sum(split["classes"] for split in tests) == card["classes"]
         assert card["license"] and card["citation"] and card["by_hand"] and card["layouts"]
         for archive in card["archives"]:
-            assert len(archive.get("md5", "0" * 32)) == 32
             assert len(archive.get("sha256", "0" * 64)) == 64
