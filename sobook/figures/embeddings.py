@@ -295,7 +295,7 @@ def class_styles(labels: np.ndarray) -> dict[int, tuple[str, str]]:
     """Color and marker: of up to 20 classes; of 12, spread evenly, where there are more."""
     classes = np.unique(labels)
     if len(classes) > 20:
-        classes = classes[np.linspace(0, len(classes) - 1, 12).round().astype(int)]
+        classes = style.evenly(classes, 12)
     return {int(c): (style.PALETTE[i % 10], "o^"[i // 10]) for i, c in enumerate(classes)}
 
 

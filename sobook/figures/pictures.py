@@ -133,8 +133,7 @@ def pick_queries(
         chosen = np.flatnonzero(~first[:, 0] & last[:, 0])
     else:
         chosen = np.flatnonzero(first[:, 0] & ~last[:, 0])
-    evenly = np.linspace(0, len(chosen) - 1, min(number, len(chosen))).round().astype(int)
-    return chosen[evenly]
+    return style.evenly(chosen, number)
 
 
 def _most_confused(gallery_labels: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -178,9 +177,8 @@ def attention_maps(images, attention, names: Sequence[str] | None = None) -> Fig
         _tile(axis, mean, 1.05, y, alpha=np.clip(mean / limit + 0.25, 0, 0.8), **scale)
         for head in range(heads):
             mesh = _tile(axis, grid[head], (head + 2) * 1.05, y, **scale)
-    for column, title in enumerate(
-        ["image", "mean head", *(f"head {h + 1}" for h in range(heads))]
-    ):
+    titles = ["image", "mean head", *(f"head {h + 1}" for h in range(heads))]
+    for column, title in enumerate(titles):
         _heading(axis, column * 1.05, title)
     bar = figure.colorbar(mesh, ax=axis, shrink=0.8, pad=0.02, extend="max")
     bar.set_label("attention (1 = uniform)")
@@ -201,8 +199,8 @@ def split_chart(splits: Mapping[str, Mapping[str, Any]], *, show: int | None = N
     figure = new_figure(10, 2.1 * len(splits) + 0.7)
     axes = figure.subplots(len(splits), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     classes = np.unique(np.concatenate([as_array(c) for s in splits.values() for c in s.values()]))
-    if show is not None and show < len(classes):
-        classes = classes[np.linspace(0, len(classes) - 1, show).round().astype(int)]
+    if show is not None:
+        classes = style.evenly(classes, show)
     places, alt = np.arange(len(classes)), []
     for axis, (title, parts) in zip(axes, splits.items(), strict=True):
         height, memberships = np.zeros(len(classes)), np.zeros(len(classes), int)

@@ -137,3 +137,8 @@ def as_array(values) -> np.ndarray:
         values = values.detach().cpu()
         values = values.float() if values.is_floating_point() else values
     return np.asarray(values)
+
+
+def evenly(values: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of the values, evenly spread over them."""
+    return values[np.linspace(0, len(values) - 1, min(most, len(values))).round().astype(int)]

@@ -25,10 +25,10 @@ from sobook.embedding import embed
 from sobook.errors import SobookError
 from sobook.figures.embeddings import align, place, project, quality
 from sobook.figures.proxies import class_order, random_angle_density
-from sobook.figures.style import method_color
+from sobook.figures.style import evenly, method_color
 from sobook.interactive.page import Page, data_url, render, thumbnail
 from sobook.retrieval import nearest_neighbors
-from sobook.training.run import Run
+from sobook.training.run_folder import Run
 
 TILE = 64  # pixels, the side of a thumbnail
 _DEPTH = 8  # nearest images kept for each image
@@ -167,15 +167,9 @@ def _shown_sets(run: Run, classes: int, per_class: int) -> tuple[ImageSet, Image
 
 def _some_classes(part: ImageSet, classes: int, per_class: int) -> ImageSet:
     """The first images of so many classes, at least one."""
-    chosen = _evenly(part.num_classes, max(classes, 1))
-    return part.subset(
-        np.concatenate([np.flatnonzero(part.labels == c)[:per_class] for c in chosen])
-    )
-
-
-def _evenly(count: int, most: int) -> np.ndarray:
-    """At most so many of 0..count−1, evenly spread."""
-    return np.linspace(0, count - 1, min(most, count)).round().astype(int)
+    chosen = evenly(np.arange(part.num_classes), max(classes, 1))
+    images = [np.flatnonzero(part.labels == c)[:per_class] for c in chosen]
+    return part.subset(np.concatenate(images))
 
 
 def _model(run: Run, parts: Sequence[ImageSet]) -> Model:
@@ -197,17 +191,15 @@ def _describe_run(
     name: str, model: Model, shown: np.ndarray, labels: np.ndarray, num_classes: int
 ) -> dict[str, Any]:
     """What the page knows of one run; the proxies `shown`, (C,), belong to its first classes."""
-    epochs = _shown_epochs(model)
+    epochs = sorted({model.kept, *evenly(np.array(sorted(model.epochs)), _MOST_EPOCHS).tolist()})
     near, confusion = _retrieved(model.embeddings, labels, num_classes, len(shown))
-    cosines = [
-        geometry.off_diagonal(geometry.describe(model.epochs[e][shown]).cosines) for e in epochs
-    ]
+    shapes = [geometry.describe(model.epochs[epoch][shown]) for epoch in epochs]
     return {
         "name": name,
         "color": method_color(name),
         "epochs": epochs,
         "kept": epochs.index(model.kept),
-        "cosines": np.round(cosines, 5),
+        "cosines": np.round([geometry.off_diagonal(shape.cosines) for shape in shapes], 5),
         "confusion": confusion.round(4).tolist(),
         "near": near.tolist(),
         "numbers": [_numbers(model, epoch) for epoch in epochs],
@@ -215,12 +207,6 @@ def _describe_run(
         "stars": {},
         "trust": {},
     }
-
-
-def _shown_epochs(model: Model) -> list[int]:
-    """At most 31 epochs, spread evenly, and the one that was kept."""
-    epochs = sorted(model.epochs)
-    return sorted({model.kept, *(epochs[i] for i in _evenly(len(epochs), _MOST_EPOCHS))})
 
 
 def _numbers(model: Model, epoch: int) -> dict[str, float | None]:
