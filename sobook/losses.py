@@ -115,11 +115,13 @@ class ProxyAnchor(nn.Module):
                 f"labels are {labels.dtype} {tuple(labels.shape)}, expected torch.int64 "
                 f"({len(embeddings)},): one label per embedding."
             )
-        if labels.device.type == "cpu" and not 0 <= labels.min() <= labels.max() < num_classes:
-            raise SobookError(
-                f"labels run from {labels.min()} to {labels.max()}, but the {num_classes} proxies "
-                f"have 0..{num_classes - 1}."
-            )
+        if labels.device.type == "cpu":
+            lowest, highest = map(int, labels.aminmax())
+            if not 0 <= lowest <= highest < num_classes:
+                raise SobookError(
+                    f"labels run from {lowest} to {highest}, but the {num_classes} proxies have "
+                    f"0..{num_classes - 1}."
+                )
 
 
 class SoftOrthogonalProxyAnchor(ProxyAnchor):
@@ -221,8 +223,9 @@ def _lengths(rows: Tensor, what: str) -> Tensor:
     lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     tiny = torch.finfo(rows.dtype).tiny
     if rows.device.type == "cpu":
-        bad = (~((lengths > tiny) & (lengths < math.inf))).nonzero()
-        if len(bad):
+        shortest, longest = map(float, lengths.detach().aminmax())  # NaN, if there is one
+        if not tiny < shortest <= longest < math.inf:
+            bad = (~((lengths > tiny) & (lengths < math.inf))).nonzero()
             raise SobookError(
                 f"{what} {int(bad[0, 0])} is zero, NaN or infinite ({len(bad)} such rows): often "
                 "the learning rate is too high, or an image is empty."
