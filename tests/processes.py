@@ -141,7 +141,7 @@ def _study(file, data_root) -> None:
 
 def _do_at_step(rank: int, at_rank: int, at_step: int, signal: int) -> None:
     """Let one process send itself a signal when it comes to a step."""
-    from sobook.training.trainer import Trainer
+    from sobook.training.loop import Trainer
 
     original = Trainer.step
 
@@ -154,12 +154,12 @@ def _do_at_step(rank: int, at_rank: int, at_step: int, signal: int) -> None:
 
 
 def _write_late() -> None:
-    from sobook.training import run as runs
+    from sobook.training import run_folder
 
-    original = runs.write_retrieval
+    original = run_folder.write_retrieval
 
     def late(*args):
         time.sleep(1)
         original(*args)
 
-    runs.write_retrieval = late
+    run_folder.write_retrieval = late

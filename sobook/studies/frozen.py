@@ -1,10 +1,7 @@
 """Training a head alone, on frozen features that were computed once: seconds per run, not minutes.
 
-The trainer is that of fine-tuning, `sobook.training.trainer`; its inputs are features in place of
-images, and what learns is what learns there beside the backbone: the head (LayerNorm and Linear)
-and the proxies. Images are seen once, by the evaluation transform, so there is no augmentation.
-Good for searching widely; what matters has to be confirmed by fine-tuning. Start with `fit_head`.
-
+`sobook.training.loop.Trainer` gets features in place of images; head and proxies learn. There is no
+augmentation. Good for searching widely; what matters has to be confirmed by fine-tuning.
 Notation: N images, F features of the backbone, D embedding dimension, C classes.
 """
 
@@ -14,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,12 +22,13 @@ from sobook.data import image_sets
 from sobook.data.loader import batch_plan
 from sobook.embedding import embed
 from sobook.encoder import Encoder, make_head
-from sobook.errors import SobookError, check_choice
+from sobook.errors import check_choice
+from sobook.losses import SoftOrthogonalProxyAnchor
 from sobook.retrieval import evaluate
 from sobook.studies import baselines
 from sobook.training.config import BaseConfig
 from sobook.training.distributed import Processes, choose_device
-from sobook.training.trainer import Trainer, make_loss
+from sobook.training.loop import Trainer
 
 KS = (1, 2, 4, 8)
 
@@ -61,9 +60,8 @@ class HeadConfig(BaseConfig):
         super().__post_init__()
         check_choice("loss", self.loss, ("proxy_anchor", *baselines.LOSSES))
         check_choice("regularizer", self.regularizer, ("none", *baselines.REGULARIZERS))
-        self._check_fraction("label_noise")
-        if self.batch_size < 2:
-            raise SobookError(f"batch_size is {self.batch_size}: give at least 2.")
+        self._check(["label_noise"], lambda value: 0 <= value < 1, "in [0, 1)")
+        self._check(["batch_size"], lambda value: value >= 2, "at least 2")
 
 
 def fit_head(config: HeadConfig) -> dict[str, float]:
@@ -74,17 +72,15 @@ def fit_head(config: HeadConfig) -> dict[str, float]:
         held-out training classes, recall_without_common (Recall@1 with the mean proxy's direction
         taken out of the embeddings), the frozen encoder's Recall@1, and the proxies' geometry.
     """
-    device = choose_device(config.device)
-    source = _source(config)
+    device, source = choose_device(config.device), _source(config)
     train_set, features = _features(source, "train")
     test_set, test_features = _features(source, "test")
-    validation_set = None
+    inputs, validation_set = {"train": features, "test": test_features}, None
     if config.validation_fraction:
         train_set, validation_set = image_sets.hold_out(
             train_set, config.validation_fraction, config.seed, at_least=2
         )
-    inputs = {"train": _rows(features, train_set), "test": test_features}
-    if validation_set is not None:
+        inputs["train"] = _rows(features, train_set)
         inputs["validation"] = _rows(features, validation_set)
     inputs["train"], labels = corrupt(inputs["train"], torch.from_numpy(train_set.labels), config)
     inputs = {name: part.to(device) for name, part in inputs.items()}
@@ -93,14 +89,9 @@ def fit_head(config: HeadConfig) -> dict[str, float]:
     model = _UnitHead(features.shape[1], config.dim)
     loss = _make_loss(config, train_set.num_classes, config.dim or features.shape[1])
     batches = list(_batches(labels.numpy(), config))
-    trainer = Trainer(
-        model,
-        loss,
-        [(model, config.head_lr), (loss, config.proxy_lr)],
-        config,
-        steps=len(batches),
-        processes=Processes(device),
-    )
+    rates = [(model, config.head_lr), (loss, config.proxy_lr)]
+    processes = Processes(device)
+    trainer = Trainer(model, loss, rates, config, steps=len(batches), processes=processes)
     labels = labels.to(device)
     for step, rows in enumerate(batches):
         trainer.step(step, inputs["train"][rows], labels[rows])
@@ -183,7 +174,7 @@ class _Center(nn.Module):
 def _make_loss(config: HeadConfig, num_classes: int, dim: int) -> nn.Module:
     if config.loss != "proxy_anchor":
         return baselines.make(config.loss, num_classes, dim, **config.loss_options)
-    loss = make_loss(config, num_classes, dim)
+    loss = SoftOrthogonalProxyAnchor(num_classes, dim, **config.loss_settings)
     if config.center:
         parametrize.register_parametrization(loss, "proxies", _Center())
     if config.regularizer != "none":
@@ -205,15 +196,10 @@ def corrupt(features: Tensor, labels: Tensor, config: HeadConfig) -> tuple[Tenso
     rng = np.random.default_rng([config.seed, 7])
     order = rng.permutation(len(labels))
     if config.max_images_per_class is not None:
-        rank = np.zeros(len(labels), int)  # how many of its class come before it in the order
-        for label in range(int(labels.max()) + 1):
-            own = order[labels.numpy()[order] == label]
-            rank[own] = np.arange(len(own))
-        order = order[rank[order] < config.max_images_per_class]
+        by_class = pd.Series(order).groupby(labels.numpy()[order])
+        order = np.array(by_class.head(config.max_images_per_class))
     features, labels = features[order], labels[order].clone()
-    wrong = torch.from_numpy(
-        rng.permutation(len(labels))[: round(config.label_noise * len(labels))]
-    )
+    wrong = rng.permutation(len(labels))[: round(config.label_noise * len(labels))]
     classes = int(labels.max()) + 1
     shift = torch.from_numpy(rng.integers(1, classes, len(wrong)))
     labels[wrong] = (labels[wrong] + shift) % classes  # never its own class
@@ -221,15 +207,14 @@ def corrupt(features: Tensor, labels: Tensor, config: HeadConfig) -> tuple[Tenso
 
 
 def _rows(features: Tensor, subset: image_sets.ImageSet) -> Tensor:
-    """The features of a set: all, or those of a subset."""
-    return features if subset.origin is None else features[subset.origin[1]]
+    return features[subset.origin[1]]
 
 
 def _source(config: BaseConfig) -> str:
     """What frozen features depend on, and where they are computed: as JSON, to be a cache's key."""
-    names = ["dataset", "root", "options", "allow_partial", "encoder", "weights", "image_size"]
-    values = {name: getattr(config, name) for name in [*names, "token", "device"]}
-    return json.dumps(values, sort_keys=True)
+    names = ["dataset", "root", "options", "allow_partial", "encoder", "device"]
+    values = {name: getattr(config, name) for name in names}
+    return json.dumps({**values, **config.encoder_options}, sort_keys=True)
 
 
 @lru_cache(maxsize=8)
@@ -237,9 +222,8 @@ def _features(source: str, split: str) -> tuple[image_sets.ImageSet, Tensor]:
     """A split and the (N, F) frozen features of its images."""
     config = HeadConfig(**json.loads(source))
     image_set = image_sets.load(config.dataset, split, **config.load_options)
-    encoder = Encoder.create(
-        config.encoder, weights=config.weights, image_size=config.image_size, token=config.token
-    ).to(choose_device(config.device))
+    encoder = Encoder.create(config.encoder, **config.encoder_options)
+    encoder = encoder.to(choose_device(config.device))
     return image_set, torch.from_numpy(embed(encoder, image_set, progress=False))
 
 

@@ -8,7 +8,7 @@ are the same.
 import dataclasses
 import hashlib
 import json
-import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -16,11 +16,6 @@ from typing import Any, TypeVar
 
 from sobook import files
 from sobook.errors import SobookError, check_choice, check_fields
-
-SCHEDULES = ("cosine", "constant")
-SELECTIONS = ("validation", "last", "test")
-PRECISIONS = ("float32", "bfloat16", "float16")
-TRACKERS = ("tensorboard", "wandb")
 
 # Part of every identity: raise it when the same settings come to train differently.
 SCHEMA = 2  # 2: no weight decay on norms and biases
@@ -58,6 +53,8 @@ class BaseConfig:
     """δ of Proxy Anchor, in units of cosine."""
     scale: float = 32.0
     """α of Proxy Anchor."""
+    threshold: float = 0.0
+    """b of Proxy Anchor, in units of cosine; 0 is the paper's."""
     so_weight: float = 0.0
     """λ of soft orthogonality; 0 is plain Proxy Anchor."""
     so_reduction: str = "mean"
@@ -93,35 +90,39 @@ class BaseConfig:
                 object.__setattr__(self, item.name, float(value))
             elif isinstance(value, Path):  # it would not survive JSON
                 object.__setattr__(self, item.name, str(value))
-        check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("schedule", self.schedule, ("cosine", "constant"))
         check_choice("so_reduction", self.so_reduction, ("mean", "sum"))
-        self._check_positive("epochs", "batch_size", "head_lr", "proxy_lr", "clip_norm", "scale")
-        self._check_not_negative("so_weight", "weight_decay", "seed")
-        self._check_fraction("validation_fraction")
-        if self.images_per_class == 1 or self.images_per_class < 0:
-            raise SobookError(
-                f"images_per_class is {self.images_per_class}: give 0 for random batches, or at "
-                "least 2."
-            )
+        positive = ["epochs", "batch_size", "head_lr", "proxy_lr", "clip_norm", "scale"]
+        self._check(positive, lambda value: value > 0, "positive")
+        not_negative = ["so_weight", "weight_decay", "seed"]
+        self._check(not_negative, lambda value: value >= 0, "0 or more")
+        self._check(["validation_fraction"], lambda value: 0 <= value < 1, "in [0, 1)")
+        self._check(
+            ["images_per_class"],
+            lambda value: value == 0 or value >= 2,
+            "0, for random batches, or at least 2",
+        )
 
-    def _check_positive(self, *names: str) -> None:
+    def _check(self, names: list[str], valid: Callable[[Any], bool], what: str) -> None:
         for name in names:
-            if not getattr(self, name) > 0:
-                raise SobookError(f"{name} is {getattr(self, name)}: it must be positive.")
-
-    def _check_not_negative(self, *names: str) -> None:
-        for name in names:
-            if not getattr(self, name) >= 0:
-                raise SobookError(f"{name} is {getattr(self, name)}: it must not be negative.")
-
-    def _check_fraction(self, name: str) -> None:
-        if not 0 <= getattr(self, name) < 1:
-            raise SobookError(f"{name} is {getattr(self, name)}: it is a fraction, in [0, 1).")
+            if not valid(getattr(self, name)):
+                raise SobookError(f"{name} is {getattr(self, name)}: it must be {what}.")
 
     @property
     def load_options(self) -> dict[str, Any]:
         """Keyword arguments of `sobook.data.load` and `sobook.data.notes` for these data."""
         return {"root": self.root, "allow_partial": self.allow_partial, **self.options}
+
+    @property
+    def encoder_options(self) -> dict[str, Any]:
+        """Keyword arguments of `Encoder.create`, but the embedding dimension."""
+        return {"weights": self.weights, "image_size": self.image_size, "token": self.token}
+
+    @property
+    def loss_settings(self) -> dict[str, Any]:
+        """Keyword arguments of `sobook.SoftOrthogonalProxyAnchor`."""
+        names = ("margin", "scale", "threshold", "so_weight", "so_reduction")
+        return {name: getattr(self, name) for name in names}
 
     def replace(self: Config, **changes: Any) -> Config:
         """A copy with some fields changed."""
@@ -179,14 +180,14 @@ class TrainConfig(BaseConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("selection", self.selection, SELECTIONS)
-        check_choice("precision", self.precision, PRECISIONS)
+        check_choice("selection", self.selection, ("validation", "last", "test"))
+        check_choice("precision", self.precision, ("float32", "bfloat16", "float16"))
         if self.tracker is not None:
-            check_choice("tracker", self.tracker, TRACKERS)
-        self._check_positive("lr", "crop_scale")
-        self._check_not_negative("warmup_epochs", "workers", "checkpoint_minutes")
-        if self.crop_scale > 1:
-            raise SobookError(f"crop_scale is {self.crop_scale}: it is a fraction, in (0, 1].")
+            check_choice("tracker", self.tracker, ("tensorboard", "wandb"))
+        self._check(["lr"], lambda value: value > 0, "positive")
+        not_negative = ["warmup_epochs", "workers", "checkpoint_minutes"]
+        self._check(not_negative, lambda value: value >= 0, "0 or more")
+        self._check(["crop_scale"], lambda value: 0 < value <= 1, "in (0, 1]")
 
     @classmethod
     def recipe(cls, name: str, **changes: Any) -> "TrainConfig":
@@ -233,26 +234,17 @@ def identity(config: BaseConfig) -> dict[str, Any]:
 
 def run_key(config: BaseConfig) -> str:
     """A short hash of the identity: the one name of a run, for its folder or its result."""
-    text = json.dumps(_plain(identity(config)), sort_keys=True)
+    text = json.dumps(identity(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _plain(value: Any) -> Any:
-    """A value with whole numbers as int, also within dictionaries: 16.0 and 16 are the same."""
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _listing_hash(root: str | None) -> str:
     """Hash of relative paths and sizes of a folder's files: content, without reading it."""
     base, lines = Path(root or ".").expanduser(), []
-    for folder, _, names in os.walk(base):
-        for name in names:
-            file = Path(folder, name).relative_to(base)
-            hidden = any(part.startswith(".") for part in file.parts)
-            if not hidden and (base / file).is_file():
-                lines.append(f"{file.as_posix()}|{(base / file).stat().st_size}")
+    for file in base.rglob("*"):
+        name = file.relative_to(base)
+        if file.is_file() and not any(part.startswith(".") for part in name.parts):
+            lines.append(f"{name.as_posix()}|{file.stat().st_size}")
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:12]
 
 

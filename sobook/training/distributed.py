@@ -3,7 +3,6 @@
 A run over k processes computes the loss of the joint batch. Every process embeds its local slice of
 the batch, the embeddings are gathered, and each process computes the same loss from all of them;
 gradients then reach each encoder through its own slice alone.
-
 Notation: B images in the joint batch, b in the local slice of one process, k processes.
 """
 
@@ -13,15 +12,16 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState, utils
 from torch import Tensor, nn
 
+from sobook.data.image_sets import ImageSet
+from sobook.embedding import embed
+from sobook.encoder import Encoder
 from sobook.errors import SobookError, TrainingError, first_line
-from sobook.training import run as runs
 from sobook.training.config import TrainConfig
 
 
@@ -36,13 +36,11 @@ class Processes:
         device: where this process computes.
         count: k.
         rank: of this process, 0..k−1; the main process has 0.
-        local_rank: the same among the processes of this machine.
     """
 
     device: torch.device
     count: int = 1
     rank: int = 0
-    local_rank: int = 0
 
     @property
     def is_main(self) -> bool:
@@ -52,10 +50,6 @@ class Processes:
         """Return once every process has come here."""
         if self.count > 1:
             PartialState().wait_for_everyone()
-
-    def main_first(self) -> contextlib.AbstractContextManager:
-        """A block that the main process runs before the others do."""
-        return PartialState().main_process_first() if self.count > 1 else contextlib.nullcontext()
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model, whose gradients are averaged across processes during backward."""
@@ -69,11 +63,8 @@ class Processes:
 
     def local_slice(self, size: int) -> slice:
         """Which of `size` rows belong to this process: as even as can be, in order."""
-        ends = self._ends(size)
+        ends = np.linspace(0, size, self.count + 1).round().astype(int).tolist()
         return slice(ends[self.rank], ends[self.rank + 1])
-
-    def _ends(self, size: int) -> list[int]:
-        return np.linspace(0, size, self.count + 1).round().astype(int).tolist()
 
     def gather(self, embeddings: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """From the local slices to the joint batch: (b, D), (b,) → (B, D), (B,).
@@ -83,19 +74,17 @@ class Processes:
         """
         if self.count == 1:
             return embeddings, labels
-        rows = self.local_slice(size)
+        joint = self._gather_rows(embeddings.detach(), size)
         own = embeddings + (self.count - 1) * (embeddings - embeddings.detach())  # same value
-        everyone = self._gather_rows(embeddings.detach(), size)
-        joint = torch.cat([everyone[: rows.start], own, everyone[rows.stop :]])
+        joint[self.local_slice(size)] = own
         return joint, self._gather_rows(labels, size)
 
     def _gather_rows(self, rows: Tensor, size: int) -> Tensor:
-        """Slices may differ by one row, so they are padded to travel and cut again on arrival."""
-        longest = -(-size // self.count)
-        padded = torch.cat([rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])])
-        parts = utils.gather(padded).split(longest)
-        lengths = np.diff(self._ends(size)).tolist()
-        return torch.cat([part[:n] for part, n in zip(parts, lengths, strict=True)])
+        """(b, …) → (B, …): every process adds its rows to zeros."""
+        joint = rows.new_zeros(size, *rows.shape[1:])
+        joint[self.local_slice(size)] = rows
+        torch.distributed.all_reduce(joint)
+        return joint
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Average gradients that every process has computed from the joint batch.
@@ -106,16 +95,18 @@ class Processes:
             if parameter.grad is not None:
                 parameter.grad = utils.reduce(parameter.grad, "mean")
 
-    def concatenate(self, rows: np.ndarray) -> np.ndarray:
-        """The rows of all processes, in order, on every process."""
-        return np.concatenate(utils.gather_object([rows])) if self.count > 1 else rows
-
-    def from_main(self, value: Any) -> Any:
-        """What the main process has, on every process."""
-        return utils.broadcast_object_list([value])[0] if self.count > 1 else value
+    def embed(
+        self, encoder: Encoder, images: ImageSet, *, cache: bool, progress: bool = False
+    ) -> np.ndarray:
+        """(N, D): every process embeds its slice of the images and gets all N rows."""
+        if self.count == 1:
+            return embed(encoder, images, cache=cache, progress=progress)
+        rows = self.local_slice(len(images))
+        local = embed(encoder, images, cache=False, progress=progress, rows=rows)  # (n, D)
+        return np.concatenate(utils.gather_object([local]))
 
     def leave(self) -> None:
-        """The run is done: what connects the processes ends with Python, not before.
+        """The run is done; what connects the processes ends with Python, not before.
 
         The caller may train another run, or read what the main process wrote.
         """
@@ -136,18 +127,10 @@ def join(config: TrainConfig) -> Processes:
             f"batch_size is {config.batch_size}, but there are {count} processes: "
             "each needs at least one image of a batch."
         )
-    if count == 1:
-        joined = Processes(choose_device(config.device))
-    else:
-        state = PartialState(cpu=config.device == "cpu")
-        joined = Processes(
-            state.device, state.num_processes, state.process_index, state.local_process_index
-        )
-        if config.device is not None and torch.device(config.device).type != state.device.type:
-            raise SobookError(
-                f"device is {config.device!r}, but training would run on {state.device.type!r}: "
-                "leave device out, or start the run where that device is."
-            )
+    joined = Processes(choose_device(config.device))
+    if count > 1:
+        state = PartialState(cpu=joined.device.type == "cpu")
+        joined = Processes(state.device, state.num_processes, state.process_index)
     if config.precision == "float16" and joined.device.type != "cuda":
         raise SobookError("precision float16 needs a GPU: choose bfloat16 or float32.")
     return joined
@@ -176,26 +159,21 @@ def choose_device(name: str | None = None) -> torch.device:
 @contextlib.contextmanager
 def plain_errors(folder: Path) -> Iterator[None]:
     """One sentence instead of a stack of internals where numbers, memory or a process give out."""
-    resumes = f"; what was trained is in {folder}, and the same command resumes from it."
     try:
         yield
-    except TrainingError as error:
-        raise TrainingError(
-            f"{error} The last good checkpoint is {folder / 'resume.safetensors'} "
-            f"({runs.where_resume_stands(folder)})."
-        ) from None
-    except torch.cuda.OutOfMemoryError as error:
-        raise TrainingError(
-            f"the GPU has too little memory ({first_line(error)}): choose a smaller batch_size, or "
-            f"gradient_checkpointing{resumes}"
-        ) from None
     except RuntimeError as error:
-        if torch.distributed.is_initialized() and _is_lost_peer(str(error)):
-            raise TrainingError(
-                "another process of this run has died or stopped answering: look at its "
-                f"output{resumes}"
-            ) from None
-        raise
+        if isinstance(error, TrainingError):
+            reason = str(error)
+        elif isinstance(error, torch.cuda.OutOfMemoryError):
+            reason = "the GPU has too little memory: use a smaller batch or gradient_checkpointing."
+        elif torch.distributed.is_initialized() and _is_lost_peer(str(error)):
+            reason = "another process of this run has died or stopped answering: see its output."
+        else:
+            raise
+        raise TrainingError(
+            f"{reason} The last checkpoint is {folder / 'resume.safetensors'}; the same command "
+            "resumes from it."
+        ) from None
 
 
 def _is_lost_peer(text: str) -> bool:

@@ -5,17 +5,15 @@ from dataclasses import dataclass
 
 import torch
 
-from sobook.training import distributed
+from sobook.losses import SoftOrthogonalProxyAnchor
 from sobook.training.config import TrainConfig
-from sobook.training.distributed import Processes
-from sobook.training.trainer import Trainer, make_encoder, make_loss
-
-_CLASSES = 100  # their number hardly changes time or memory
+from sobook.training.distributed import Processes, choose_device
+from sobook.training.loop import Trainer, make_encoder
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a training run will need: measured on a few steps, not promised.
+    """What a training run will need.
 
     >>> print(Estimate(batch_size=90, minutes=42.4, peak_bytes=11.2e9))
     batches of 90: about 42 minutes of training, 11.2 GB of GPU memory at the peak
@@ -23,7 +21,7 @@ class Estimate:
 
     batch_size: int
     minutes: float
-    peak_bytes: float | None  # None where it is not counted, on the CPU
+    peak_bytes: float | None  # None on the CPU
 
     def __str__(self) -> str:
         text = f"batches of {self.batch_size}: about {self.minutes:.0f} minutes of training"
@@ -43,29 +41,28 @@ def estimate(config: TrainConfig, images: int, *, steps: int = 3) -> Estimate:
         images: how many there are to train on.
         steps: to be timed, after one to warm up.
     """
-    batch_size = config.batch_size
-    while True:
-        try:
-            seconds, peak = _measure(config.replace(batch_size=batch_size), steps)
-        except torch.cuda.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            if batch_size < 2:
-                raise
-            batch_size //= 2
-        else:
-            minutes = config.epochs * (images // batch_size) * seconds / 60
-            return Estimate(batch_size, minutes, peak)
+    try:
+        seconds, peak = _measure(config, steps)
+    except torch.cuda.OutOfMemoryError:
+        if config.batch_size < 2:
+            raise
+    else:
+        minutes = config.epochs * (images // config.batch_size) * seconds / 60
+        return Estimate(config.batch_size, minutes, peak)
+    torch.cuda.empty_cache()  # here, where the error holds no tensors any more
+    return estimate(config.replace(batch_size=config.batch_size // 2), images, steps=steps)
 
 
 def _measure(config: TrainConfig, steps: int) -> tuple[float, float | None]:
     """Seconds of a training step, and the most GPU memory it takes in bytes."""
-    device = distributed.choose_device(config.device)
+    device = choose_device(config.device)
     encoder = make_encoder(config.replace(weights=None))
-    loss = make_loss(config, _CLASSES, encoder.dim)
+    loss = SoftOrthogonalProxyAnchor(100, encoder.dim, **config.loss_settings)
+    rates = [(encoder, 1e-6), (loss, 1e-6)]  # random weights would not stand more
     trainer = Trainer(
         encoder,
         loss,
-        [(encoder, 1e-6), (loss, 1e-6)],  # random weights would not stand more
+        rates,
         config,
         steps=steps + 1,
         processes=Processes(device),
@@ -73,7 +70,7 @@ def _measure(config: TrainConfig, steps: int) -> tuple[float, float | None]:
     )
     shape = (config.batch_size, 3, encoder.image_size, encoder.image_size)
     pixels = torch.randint(256, shape, dtype=torch.uint8, device=device)
-    labels = torch.arange(config.batch_size, device=device) % _CLASSES
+    labels = torch.arange(config.batch_size, device=device) % 100
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     trainer.step(0, pixels, labels)

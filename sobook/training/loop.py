@@ -1,34 +1,32 @@
 """The training loop: a config in, a run folder out, on one device or on many.
 
-Read `fit`, then `FineTuning.train` and `FineTuning.epoch`; a step is in `trainer.Trainer.step`.
-A run that was stopped, at any moment and by whatever, resumes and ends with the same weights as one
-that was never stopped: batches depend on (seed, epoch, batch) alone, the random numbers and rates
-of a step on the step alone, and `resume.safetensors` holds the rest.
+Read `fit`, `FineTuning.train`, `FineTuning.epoch`, then `Trainer.step`. A run that was stopped, at
+any moment and by whatever, resumes and ends with the same weights as one that was never stopped:
+batches depend on (seed, epoch, batch) alone, random numbers and rates on the step alone, and
+`resume.safetensors` holds the rest.
 """
 
 import contextlib
 import math
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from sobook import geometry
 from sobook.data import image_sets, loader, pixels
-from sobook.embedding import embed
 from sobook.encoder import Encoder
+from sobook.errors import TrainingError
+from sobook.losses import SoftOrthogonalProxyAnchor
 from sobook.retrieval import Retrieval, evaluate
-from sobook.training import distributed, run as runs
-from sobook.training.config import TrainConfig
+from sobook.training import distributed, run_folder
+from sobook.training.config import BaseConfig, TrainConfig
 from sobook.training.distributed import Processes
-from sobook.training.run import Run
-from sobook.training.trainer import Trainer, make_encoder, make_loss
-
-# Training pictures are kept at this multiple of the crop, so that a crop of a fifth of the area
-# is not enlarged much.
-_TRAIN_SHORT_SIDE = 1.5
+from sobook.training.run_folder import Run
 
 
 def fit(config: TrainConfig, *, progress: bool = True) -> Run:
@@ -49,18 +47,18 @@ def fit(config: TrainConfig, *, progress: bool = True) -> Run:
         RunError: the folder belongs to a run with other settings, or cannot be written.
         TrainingError: the loss became NaN or infinite, memory ran out, a process died.
     """
-    if (run := runs.find(config)) and run.finished:
+    if (run := run_folder.find(config)) and run.finished:
         return run
     run = Run(config.folder(), config)
     with distributed.plain_errors(run.path):
         processes = distributed.join(config)
         training = FineTuning(run, processes)  # settings that cannot work fail here, ...
         if processes.is_main:
-            runs.create(config)  # ... before there is a folder
-        with runs.held(run.path) if processes.is_main else contextlib.nullcontext():
+            run_folder.create(config)  # ... before there is a folder
+        with run_folder.held(run.path) if processes.is_main else contextlib.nullcontext():
             processes.wait()
             if not run.finished:  # else another program has trained it meanwhile
-                training.train(progress)
+                training.train(progress and processes.is_main)
             processes.wait()  # nobody reads, or leaves, before the main process has written
         processes.leave()
     return run
@@ -74,14 +72,21 @@ class FineTuning:
         self.run, self.config, self.processes = run, config, processes
         torch.manual_seed(config.seed)  # the same start on every process
         self.encoder = make_encoder(config)
-        with processes.main_first():  # the others find data and pixels ready
-            self.train_set, self.validation_set = _training_sets(config)
-            side = round(self.encoder.image_size * _TRAIN_SHORT_SIDE)
-            self.pixels = pixels.decode(
-                self.train_set, side, enlarge=False, budget=pixels.RAW_BUDGET, progress=False
+        self.train_set = image_sets.load(config.dataset, "train", **config.load_options)
+        self.validation_set: image_sets.ImageSet | None = None
+        if config.selection == "validation":
+            self.train_set, self.validation_set = image_sets.hold_out(
+                self.train_set, config.validation_fraction, config.seed, at_least=2
             )
+        # Larger than a crop, so that a crop of a fifth of the area is not enlarged much.
+        side = round(1.5 * self.encoder.image_size)
+        self.pixels = pixels.decode(
+            self.train_set, side, enlarge=False, budget=pixels.RAW_BUDGET, progress=False
+        )
         self.steps_per_epoch = len(self._batches(1))
-        self.loss = make_loss(config, self.train_set.num_classes, self.encoder.dim)
+        self.loss = SoftOrthogonalProxyAnchor(
+            self.train_set.num_classes, self.encoder.dim, **config.loss_settings
+        )
         self.trainer = Trainer(
             self.encoder,
             self.loss,
@@ -97,7 +102,7 @@ class FineTuning:
         )
         self.best: dict[str, Any] = {"epoch": None, "recall": -1.0}
         self.saved = time.monotonic()
-        self.tracker: runs.Tracker | None = None
+        self.tracker: run_folder.Tracker | None = None
         self.bar = tqdm(disable=True)
 
     def _batches(self, epoch: int) -> loader.TrainingBatches:
@@ -117,44 +122,49 @@ class FineTuning:
     def train(self, progress: bool) -> None:
         """All epochs that are still to come, then the evaluation on the test classes."""
         config, run, processes = self.config, self.run, self.processes
-        show = progress and processes.local_rank == 0
         if config.tracker and processes.is_main:
-            self.tracker = runs.Tracker(config, run.path)
+            self.tracker = run_folder.Tracker(config, run.path)
         first, start = self._resume()
         processes.wait()  # nobody writes before everybody has read
         with tqdm(
-            total=config.epochs * self.steps_per_epoch,
-            initial=(first - 1) * self.steps_per_epoch + start,
+            total=config.epochs * self.steps_per_epoch * config.batch_size,
+            initial=((first - 1) * self.steps_per_epoch + start) * config.batch_size,
             desc=run.path.name[:40],
-            unit="step",
-            disable=None if show else True,
+            unit="img",
+            disable=None if progress else True,
         ) as self.bar:
             for epoch in range(first, config.epochs + 1):
                 self.epoch(epoch, start if epoch == first else 0)
         processes.wait()
         encoder = run.encoder().to(processes.device)  # the epoch that was kept
-        retrieval = evaluate_run(config, encoder, processes=processes, progress=show)
+        retrieval = evaluate_run(config, encoder, processes, progress=progress)
+        notes = list(image_sets.notes(config.dataset, **config.load_options))
+        if config.selection == "test":
+            notes.append("peeking: the epoch was chosen on the test classes")
+        if self.pixels.as_jpeg:
+            notes.append("trained on pixels kept as JPEG of quality 95, for their size")
         if processes.is_main:
-            runs.write_retrieval(run.path, retrieval, self._notes())
+            run_folder.write_retrieval(run.path, retrieval, notes)
         if self.tracker:
-            self.tracker.finish()
+            self.tracker.close()
 
     def epoch(self, epoch: int, start: int = 0) -> None:
         """One pass over the images from batch `start`, then validate and write down."""
+        config = self.config
         self.encoder.train()
         # Warming up, only head and proxies learn.
-        self.encoder.backbone.requires_grad_(epoch > self.config.warmup_epochs)
-        batches = loader.training_loader(
-            self._batches(epoch), workers=self.config.workers, start=start
-        )
+        self.encoder.backbone.requires_grad_(epoch > config.warmup_epochs)
+        batches = loader.training_loader(self._batches(epoch), workers=config.workers, start=start)
         began = time.perf_counter()
         for batch, (images, labels) in enumerate(batches, start=start):
             step = (epoch - 1) * self.steps_per_epoch + batch
+            # Dropout and the like depend on the step, not on what was drawn before it.
+            torch.manual_seed(loader.mix_seeds(config.seed, step, self.processes.rank))
             parts = self.trainer.step(step, images, labels)
-            done = (batch + 1 - start) * self.config.batch_size
-            speed = done / (time.perf_counter() - began)  # images per second
-            self._log_step({"kind": "step", "epoch": epoch, "step": step, **parts}, speed)
-            if time.monotonic() - self.saved >= 60 * self.config.checkpoint_minutes:
+            if self.processes.is_main:
+                self._log({"kind": "step", "epoch": epoch, "step": step, **parts}, step)
+                self._advance_bar(parts)
+            if time.monotonic() - self.saved >= 60 * config.checkpoint_minutes:
                 self._save(epoch, batch + 1)
         self._finish_epoch(epoch, time.perf_counter() - began, self.steps_per_epoch - start)
 
@@ -166,8 +176,16 @@ class FineTuning:
         if self.processes.is_main:
             if better:
                 self._write_checkpoint()
-            self._log_epoch(epoch, recall, seconds, steps)
-            runs.write_proxies(self.run.path, epoch, self.loss.proxies)
+            line: dict[str, Any] = {"kind": "epoch", "epoch": epoch, "seconds": round(seconds, 3)}
+            if epoch > 0:
+                line["images_per_second"] = round(steps * self.config.batch_size / seconds, 1)
+                line |= run_folder.epoch_means(self.run, epoch)
+            if recall is not None:
+                line["recall_at_1"] = recall
+            shape = geometry.describe(self.loss.proxies)
+            line |= {"rms_cosine": shape.rms_cosine, "coherence": shape.coherence}
+            self._log(line, epoch * self.steps_per_epoch)
+            run_folder.write_proxies(self.run.path, epoch, self.loss.proxies)
         self._save(epoch + 1, 0)
 
     def _selection_recall(self) -> float | None:
@@ -176,55 +194,29 @@ class FineTuning:
         By the encoder itself and not the trainer's model: in float32, as the run is evaluated.
         """
         if self.config.selection == "test":
-            return evaluate_run(self.config, self.encoder, processes=self.processes).recall[1]
+            return evaluate_run(self.config, self.encoder, self.processes, cache=False).recall[1]
         if self.validation_set is None:
             return None
-        embeddings = _embed_together(
-            self.encoder, self.validation_set, self.processes, cache=False, progress=False
-        )
-        recall = None
-        if self.processes.is_main:
-            recall = evaluate(embeddings, self.validation_set.labels, ks=(1,)).recall[1]
-        return self.processes.from_main(recall)
+        embeddings = self.processes.embed(self.encoder, self.validation_set, cache=False)
+        return evaluate(embeddings, self.validation_set.labels, ks=(1,)).recall[1]
 
-    def _log_step(self, line: dict[str, Any], images_per_second: float) -> None:
-        if not self.processes.is_main:
-            return
-        runs.append_metrics(self.run.path, [line])
+    def _log(self, line: dict[str, Any], step: int) -> None:
+        run_folder.append_metrics(self.run.path, line)
         if self.tracker:
-            self.tracker.log(line, line["step"])
-        orthogonality, classes = line["soft_orthogonality"], self.train_set.num_classes
-        if self.config.so_reduction == "sum":
-            orthogonality /= classes * (classes - 1)
+            kind = line["kind"]
+            values = {f"{kind}/{key}": value for key, value in line.items() if key != "kind"}
+            self.tracker.log(values, step)
+
+    def _advance_bar(self, parts: dict[str, float]) -> None:
         recall = f" R@1 {self.best['recall']:.3f}" if self.best["recall"] >= 0 else ""
-        self.bar.set_postfix_str(
-            f"PA {line['proxy_anchor']:.2f} SO {line['soft_orthogonality']:.4f} "
-            f"RMS cos {math.sqrt(orthogonality):.3f}{recall} {images_per_second:.0f} img/s",
-            refresh=False,
-        )
-        self.bar.update()
-
-    def _log_epoch(self, epoch: int, recall: float | None, seconds: float, steps: int) -> None:
-        """The line of an epoch: means over its steps, speed, recall, and the proxies' geometry."""
-        line: dict[str, Any] = {"kind": "epoch", "epoch": epoch, "seconds": round(seconds, 3)}
-        if epoch > 0:
-            speed = steps * self.config.batch_size / seconds if seconds else 0.0
-            line["images_per_second"] = round(speed, 1)
-            line |= runs.epoch_means(self.run, epoch)
-        if recall is not None:
-            line["recall_at_1"] = recall
-        shape = geometry.describe(self.loss.proxies)
-        line |= {"rms_cosine": shape.rms_cosine, "coherence": shape.coherence}
-        runs.append_metrics(self.run.path, [line])
-        if self.tracker:
-            values = {f"epoch/{key}": value for key, value in line.items()}
-            self.tracker.log(values, epoch * self.steps_per_epoch)
+        loss = f"PA {parts['proxy_anchor']:.2f} SO {parts['soft_orthogonality']:.4f}"
+        self.bar.set_postfix_str(loss + recall, refresh=False)
+        self.bar.update(self.config.batch_size)
 
     def _write_checkpoint(self) -> None:
         """The weights to keep, and what to know of them."""
         state = {
             "selected_epoch": self.best["epoch"],
-            "selection": self.config.selection,
             "selection_recall_at_1": None if self.best["recall"] < 0 else self.best["recall"],
             "encoder": self.encoder.settings(),
             "class_names": list(self.train_set.class_names),
@@ -233,47 +225,182 @@ class FineTuning:
             "device": str(self.processes.device),
             "processes": self.processes.count,
         }
-        runs.write_checkpoint(self.run.path, self.encoder, self.loss.proxies, state)
-
-    def _notes(self) -> list[str]:
-        """What a report on this run has to say beside its numbers."""
-        notes = list(image_sets.notes(self.config.dataset, **self.config.load_options))
-        if self.config.selection == "test":
-            notes.append("peeking: the epoch was chosen on the test classes")
-        if self.pixels.as_jpeg:
-            notes.append("trained on pixels kept as JPEG of quality 95, for their size")
-        return notes
+        run_folder.write_checkpoint(self.run.path, self.encoder, self.loss.proxies, state)
 
     def _save(self, epoch: int, batch: int) -> None:
         """All that resuming at this batch of this epoch needs."""
         self.saved = time.monotonic()
         if self.processes.is_main:
-            tensors, scaler = self.trainer.state()
-            at = {"epoch": epoch, "batch": batch, "best": self.best, "scaler": scaler}
-            runs.write_tensors(self.run.path / "resume.safetensors", tensors, **at)
+            at = {"epoch": epoch, "batch": batch, "best": self.best}
+            run_folder.write_resume(self.run.path, self.trainer.state(), at)
 
     def _resume(self) -> tuple[int, int]:
         """Load what an earlier process left; returns the epoch and batch to resume with."""
-        file = self.run.path / "resume.safetensors"
-        if not file.exists():
-            if self.processes.is_main:
-                runs.forget_metrics(self.run.path, epoch=0, step=0)
-            self._finish_epoch(0, 0.0, 0)
-            return 1, 0
-        tensors, at = runs.read_tensors(file)
-        self.trainer.load(tensors, at["scaler"])
-        self.best, epoch, batch = at["best"], at["epoch"], at["batch"]
-        if self.processes.is_main:
+        epoch = batch = step = 0
+        if found := run_folder.read_resume(self.run.path):
+            state, at = found
+            self.trainer.load(state)
+            self.best, epoch, batch = at["best"], at["epoch"], at["batch"]
             step = (epoch - 1) * self.steps_per_epoch + batch
-            runs.forget_metrics(self.run.path, epoch=epoch, step=step)
-        return epoch, batch
+        if self.processes.is_main:
+            run_folder.forget_metrics(self.run.path, epoch=epoch, step=step)
+        if not found:
+            self._finish_epoch(0, 0.0, 0)  # the state before training
+        return max(epoch, 1), batch
+
+
+class Trainer:
+    """What learns, and how it takes a step: the same for images and for frozen features.
+
+    Args:
+        model: maps a batch of inputs to (b, D) embeddings of unit length.
+        loss: of embeddings (B, D) and labels (B,); its parameters, the proxies, learn as well.
+        rates: pairs of a module and its learning rate.
+        config: batch size, weight decay, schedule, largest gradient norm.
+        steps: how many there will be, for the schedule.
+        processes: those that share a batch of B images, b each, and the device.
+        precision: of the model; the loss is computed in float32.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: nn.Module,
+        rates: Iterable[tuple[nn.Module, float]],
+        config: BaseConfig,
+        *,
+        steps: int,
+        processes: Processes,
+        precision: str = "float32",
+    ):
+        self.config, self.steps, self.processes = config, steps, processes
+        self.device, self.precision = processes.device, getattr(torch, precision)
+        self.bare_model, self.loss = model.to(self.device), loss.to(self.device)
+        self.parameters = [*model.parameters(), *loss.parameters()]
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(rates, config.weight_decay),
+            fused=self.device.type == "cpu" or None,  # a third of the time there
+        )
+        # The loss is not wrapped: every process computes it from the joint batch.
+        self.model = processes.wrap(self.bare_model)
+        self.autocast: contextlib.AbstractContextManager = contextlib.nullcontext()
+        if precision != "float32":
+            self.autocast = torch.autocast(self.device.type, self.precision)
+        # float16 gradients would vanish without a scale; a disabled scaler passes all through.
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
+
+    def step(self, step: int, inputs: Tensor, labels: Tensor) -> dict[str, float]:
+        """Forward, joint loss, backward, update.
+
+        Args:
+            step: 0 … steps − 1, which sets the learning rates.
+            inputs: (b, …), the local slice of the batch.
+            labels: (b,) int64.
+
+        Returns:
+            The parts of the loss, and the norm of the gradient before clipping.
+
+        Raises:
+            TrainingError: an embedding, the loss or the gradient is NaN or infinite.
+        """
+        for group in self.optimizer.param_groups:
+            factor = learning_rate_factor(step, self.steps, self.config.schedule)
+            group["lr"] = group["initial_lr"] * factor
+
+        inputs = inputs.to(self.device, non_blocking=True)
+        labels = labels.to(self.device, non_blocking=True)
+        with self.autocast:
+            embeddings = self.model(inputs)  # (b, D)
+        size = self.config.batch_size
+        embeddings, labels = self.processes.gather(embeddings, labels, size)  # (B, D), (B,)
+        _check_finite("an embedding", float(embeddings.detach().sum()), step)
+        if isinstance(self.loss, SoftOrthogonalProxyAnchor):
+            parts = self.loss.parts(embeddings, labels)
+        else:
+            parts = {"loss": self.loss(embeddings, labels)}
+        values = {name: float(value.detach()) for name, value in parts.items()}
+        for name, value in values.items():
+            _check_finite(name, value, step)
+
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(parts["loss"]).backward()
+        self.processes.average_gradients(self.loss.parameters())
+        self.scaler.unscale_(self.optimizer)
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm))
+        if not self.scaler.is_enabled():  # a scaler skips such steps
+            _check_finite("the gradient", norm, step)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return {**values, "gradient_norm": norm}
+
+    def state(self) -> dict[str, Any]:
+        """All that resuming needs."""
+        return {
+            "model": self.bare_model.state_dict(),
+            "loss": self.loss.state_dict(),
+            "optimizer": self.optimizer.state_dict()["state"],
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Load what `state` returned."""
+        self.bare_model.load_state_dict(state["model"])
+        self.loss.load_state_dict(state["loss"])
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state["optimizer"]})
+        self.scaler.load_state_dict(state["scaler"])
+
+
+def _check_finite(what: str, value: float, step: int) -> None:
+    if not math.isfinite(value):
+        raise TrainingError(
+            f"{what} became {value} at step {step}: lower the learning rates (lr, head_lr, "
+            "proxy_lr), or look at the images of that batch."
+        )
+
+
+def learning_rate_factor(step: int, total: int, schedule: str) -> float:
+    """What the learning rates are multiplied with at a step (0 … total − 1).
+
+    >>> [round(learning_rate_factor(step, 4, "cosine"), 2) for step in range(4)]
+    [1.0, 0.85, 0.5, 0.15]
+    """
+    return 1.0 if schedule == "constant" else 0.5 * (1 + math.cos(math.pi * step / total))
+
+
+def parameter_groups(
+    rates: Iterable[tuple[nn.Module, float]], weight_decay: float
+) -> list[dict[str, Any]]:
+    """Groups for the optimizer: each module at its own rate, norms and biases without decay.
+
+    Proxies do decay. Their length changes neither the loss nor a cosine, but the shorter a proxy,
+    the further a step turns it: there the decay acts on the effective rate.
+    """
+    groups = []
+    for module, rate in rates:
+        matrices = [p for p in module.parameters() if p.ndim >= 2]
+        others = [p for p in module.parameters() if p.ndim < 2]
+        both = {"lr": rate, "initial_lr": rate}
+        groups.append({"params": matrices, "weight_decay": weight_decay, **both})
+        groups.append({"params": others, "weight_decay": 0.0, **both})
+    return groups
+
+
+def make_encoder(config: TrainConfig) -> Encoder:
+    """The encoder of a run, before training."""
+    encoder = Encoder.create(config.encoder, dim=config.dim, **config.encoder_options)
+    if config.gradient_checkpointing:
+        encoder.backbone.set_grad_checkpointing()
+    if config.compile:
+        encoder.backbone.compile()  # in place: names of the weights stay
+    return encoder
 
 
 def evaluate_run(
     config: TrainConfig,
     encoder: Encoder,
-    *,
     processes: Processes | None = None,
+    *,
+    cache: bool = True,
     progress: bool = False,
 ) -> Retrieval:
     """Evaluate an encoder on the test classes of a config's data set.
@@ -281,42 +408,21 @@ def evaluate_run(
     Args:
         config: which data.
         encoder: on its device.
-        processes: those that share the embedding.
-        progress: show bars.
+        processes: those that share the embedding; None: this one alone.
+        cache, progress: as for `sobook.embed`.
     """
-    ks = {"sop": (1, 10, 100, 1000), "inshop": (1, 10, 20, 30)}.get(config.dataset, (1, 2, 4, 8))
-    # In-Shop's test images come as queries and gallery; their labels are numbered alike.
-    parts = image_sets.test_splits(config.dataset)
-    sets = [image_sets.load(config.dataset, part, **config.load_options) for part in parts]
-    embeddings = [_embed_together(encoder, one, processes, progress=progress) for one in sets]
-    if len(sets) == 1:
-        return evaluate(embeddings[0], sets[0].labels, ks=ks)
+    processes = processes or Processes(encoder.mean.device)
+
+    def embedded(part: str) -> tuple[np.ndarray, np.ndarray]:
+        images = image_sets.load(config.dataset, part, **config.load_options)
+        embeddings = processes.embed(encoder, images, cache=cache, progress=progress)
+        return embeddings, images.labels
+
+    if config.dataset != "inshop":
+        ks = (1, 10, 100, 1000) if config.dataset == "sop" else (1, 2, 4, 8)
+        return evaluate(*embedded("test"), ks=ks)
+    # Test images come as queries and gallery; their labels are numbered alike.
+    (queries, labels), (gallery, gallery_labels) = embedded("query"), embedded("gallery")
     return evaluate(
-        embeddings[0], sets[0].labels, gallery=embeddings[1], gallery_labels=sets[1].labels, ks=ks
+        queries, labels, gallery=gallery, gallery_labels=gallery_labels, ks=(1, 10, 20, 30)
     )
-
-
-def _embed_together(
-    encoder: Encoder,
-    image_set: image_sets.ImageSet,
-    processes: Processes | None,
-    *,
-    cache: bool = True,
-    progress: bool,
-) -> np.ndarray:
-    """(N, D), each process embeds a slice of the images and gets all N rows."""
-    if processes is None or processes.count == 1:
-        return embed(encoder, image_set, cache=cache, progress=progress)
-    rows = processes.local_slice(len(image_set))
-    local = embed(encoder, image_set, cache=False, progress=progress, rows=rows)  # (n, D)
-    return processes.concatenate(local)
-
-
-def _training_sets(
-    config: TrainConfig,
-) -> tuple[image_sets.ImageSet, image_sets.ImageSet | None]:
-    """Training images, and the held-out training classes where they select the epoch."""
-    train = image_sets.load(config.dataset, "train", **config.load_options)
-    if config.selection != "validation":
-        return train, None
-    return image_sets.hold_out(train, config.validation_fraction, config.seed, at_least=2)

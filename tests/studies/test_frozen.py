@@ -8,7 +8,7 @@ from sobook.errors import SobookError
 from sobook.studies import baselines, frozen
 from sobook.studies.frozen import HeadConfig, corrupt, fit_head
 from sobook.training.config import TrainConfig
-from sobook.training.trainer import Trainer
+from sobook.training.loop import Trainer
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_batches_are_those_of_images(config):
     """The rows of every batch, and the hold-out, are what fine-tuning would draw."""
     from sobook.training import distributed
     from sobook.training.loop import FineTuning
-    from sobook.training.run import Run
+    from sobook.training.run_folder import Run
 
     shared = {name: getattr(config, name) for name in ("root", "options", "validation_fraction")}
     fine = TrainConfig(**shared, batch_size=8, dim=8, device="cpu", run_dir="never written")

@@ -15,11 +15,10 @@ from sobook.data import image_sets
 from sobook.embedding import embed
 from sobook.errors import RunError, SobookError, TrainingError
 from sobook.losses import SoftOrthogonalProxyAnchor
-from sobook.training import config as configs, distributed, loop as training, run as runs
+from sobook.training import config as configs, distributed, loop as training, run_folder
 from sobook.training.config import TrainConfig, identity, run_key
-from sobook.training.loop import fit
-from sobook.training.run import Run
-from sobook.training.trainer import Trainer
+from sobook.training.loop import Trainer, fit
+from sobook.training.run_folder import Run
 
 
 @pytest.fixture
@@ -142,6 +141,12 @@ class TestFit:
         fit(config, progress=False)
         assert seen == [(False, True)] * 3 + [(True, True)] * 3
 
+    @pytest.mark.parametrize("field", ["margin", "scale", "threshold", "so_weight"])
+    def test_settings_reach_the_loss(self, config, field):
+        config = config.replace(**{field: 0.25})
+        training_run = training.FineTuning(Run(config.folder(), config), distributed.join(config))
+        assert getattr(training_run.loss, field) == 0.25
+
     def test_not_a_number_stops_the_run(self, config, monkeypatch):
         parts = SoftOrthogonalProxyAnchor.parts
 
@@ -164,9 +169,12 @@ class TestFit:
         assert run.state["selected_epoch"] == best
         assert run.proxies().shape == (2, 16)
 
-    def test_choosing_on_the_test_classes_is_called_peeking(self, config):
-        run = fit(config.replace(selection="test", epochs=1), progress=False)
+    def test_choosing_on_the_test_classes_is_called_peeking(self, config, monkeypatch, tmp_path):
+        monkeypatch.setenv("SOBOOK_DATA", str(tmp_path))
+        run = fit(config.replace(selection="test"), progress=False)
         assert "peeking" in run.retrieval["notes"][0]
+        # Of the kept epoch alone; there used to be one of every epoch.
+        assert len(list((tmp_path / "cache").glob("embeddings-*.npy"))) == 1
 
 
 class TestParameterGroups:
@@ -237,10 +245,9 @@ class TestRunFolder:
             fit(config.replace(so_weight=3.0), progress=False)
 
     def test_not_a_run(self, tmp_path):
-        with pytest.raises(RunError, match="not a run folder.*no config.json"):
-            Run.load(tmp_path)
-        with pytest.raises(RunError, match="does not exist"):
-            Run.load(tmp_path / "nowhere")
+        for path in (tmp_path, tmp_path / "nowhere"):
+            with pytest.raises(RunError, match="not a run folder.*no config.json"):
+                Run.load(path)
 
     def test_foreign_folder_is_not_written_into(self, config, tmp_path):
         (tmp_path / "run").mkdir()
@@ -273,7 +280,7 @@ class TestRunFolder:
         assert not config.folder().exists()
 
     def test_unfinished_run_says_so(self, config):
-        run = runs.create(config)
+        run = run_folder.create(config)
         with pytest.raises(RunError, match="no retrieval.json: the run is not finished"):
             run.retrieval  # noqa: B018
 
@@ -296,15 +303,13 @@ class TestIdentity:
         base = TrainConfig()
         where = {"root": "/elsewhere", "device": "cpu", "workers": 2, "run_dir": "here"}
         assert run_key(base) == run_key(base.replace(**where))
-        changed = [("lr", 1e-5), ("seed", 1), ("dim", 64), ("options", {"seed": 1})]
+        changed = [("lr", 1e-5), ("dim", 64), ("options", {"seed": 1}), ("threshold", 0.2)]
         keys = {run_key(base.replace(**{name: value})) for name, value in changed}
         assert len(keys | {run_key(base)}) == 5
 
     def test_whole_numbers_and_floats_are_the_same(self):
         one, other = TrainConfig(so_weight=100), TrainConfig(so_weight=100.0)
         assert one == other and run_key(one) == run_key(other)
-        options = [TrainConfig(options={"species": value}) for value in (20, 20.0)]
-        assert run_key(options[0]) == run_key(options[1])
 
     def test_a_default_that_changes_is_another_run(self, monkeypatch):
         """Keys of studies held only what differed from the defaults: results outlived those."""
@@ -327,18 +332,18 @@ class TestIdentity:
     def test_a_run_on_pictures_that_changed_is_not_reopened(self, tmp_path):
         (tmp_path / "mine").mkdir()
         config = TrainConfig(dataset="folder", root=tmp_path / "mine", run_dir=tmp_path / "run")
-        runs.create(config)
+        run_folder.create(config)
         (tmp_path / "mine" / "new.png").write_bytes(b"picture")
         with pytest.raises(RunError, match="pictures that have changed since"):
-            runs.find(config)
+            run_folder.find(config)
 
     def test_pictures_that_moved_are_the_same_run(self, tmp_path):
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / "1.png").write_bytes(b"picture")
         config = TrainConfig(dataset="folder", root=tmp_path / "mine", run_dir=tmp_path / "run")
-        runs.create(config)
+        run_folder.create(config)
         (tmp_path / "mine").rename(tmp_path / "moved")
-        assert runs.find(config.replace(root=tmp_path / "moved"))
+        assert run_folder.find(config.replace(root=tmp_path / "moved"))
 
     def test_a_run_of_another_version_is_not_reopened(self, finished, config, monkeypatch):
         monkeypatch.setattr(configs, "SCHEMA", configs.SCHEMA + 1)

@@ -21,10 +21,10 @@ from safetensors.torch import load_file
 from sobook.data import loader, pixels
 from sobook.errors import SobookError, TrainingError
 from sobook.losses import SoftOrthogonalProxyAnchor
-from sobook.training import distributed, loop as training, run as runs
+from sobook.training import distributed, loop as training, run_folder
 from sobook.training.config import TrainConfig
 from sobook.training.loop import fit
-from sobook.training.run import Run
+from sobook.training.run_folder import Run
 from tests import processes
 
 KILLS = 30
@@ -55,6 +55,12 @@ def assert_same_bits(one, other) -> None:
     assert not different
 
 
+def resumes_at(config) -> tuple[int, int]:
+    """Epoch and batch."""
+    _, at = run_folder.read_resume(config.folder())
+    return at["epoch"], at["batch"]
+
+
 def losses(run_dir) -> list[tuple[int, float]]:
     lines = Run.load(run_dir).metrics
     return [(line["step"], line["loss"]) for line in lines if line["kind"] == "step"]
@@ -74,7 +80,7 @@ def test_two_processes_at_one_run_train_it_once(config):
 def test_a_folder_left_by_a_kill_while_it_was_made_is_no_obstacle(config):
     config.folder().mkdir()
     (config.folder() / ".config.json.123.partial").write_text("{")
-    assert runs.create(config).path == config.folder()
+    assert run_folder.create(config).path == config.folder()
 
 
 class TestKilled:
@@ -116,7 +122,7 @@ class TestKilled:
         process, _ = processes.start(config, at_step=(0, 4, signal.SIGKILL))
         process.join()
         assert process.exitcode == -signal.SIGKILL
-        assert runs.where_resume_stands(config.folder()) == "epoch 2, batch 1"
+        assert resumes_at(config) == (2, 1)
         never = config.replace(run_dir=tmp_path / "never")
         for run in (config, never):  # bits are the same for the same number of threads only
             assert processes.run_alone(run) == 0
@@ -227,7 +233,7 @@ def without_key_bias(key: str, value: torch.Tensor) -> torch.Tensor:
 class TestDisk:
     def test_full_while_saving(self, config, tmp_path, monkeypatch):
         """The disk is full from the second epoch on: the first one's checkpoint survives."""
-        original, calls = runs.save_file, []
+        original, calls = run_folder.save_file, []
 
         def full(tensors, file, metadata):
             calls.append(file)
@@ -236,11 +242,11 @@ class TestDisk:
                 raise OSError(errno.ENOSPC, "No space left on device")
             return original(tensors, file, metadata)
 
-        monkeypatch.setattr(runs, "save_file", full)
+        monkeypatch.setattr(run_folder, "save_file", full)
         with pytest.raises(SobookError, match="No space left on device.*make room.*is untouched"):
             fit(config, progress=False)
         assert not list(config.folder().glob("*partial*"))
-        assert runs.where_resume_stands(config.folder()) != "none written yet"
+        assert resumes_at(config) == (2, 0)
         monkeypatch.undo()
         never = fit(config.replace(run_dir=tmp_path / "never"), progress=False)
         assert_same_bits(fit(config, progress=False).path, never.path)
@@ -248,12 +254,12 @@ class TestDisk:
     def test_a_file_that_the_system_will_not_let_grow(self, tmp_path):
         """The real thing, from below safetensors: a limit on the size of files."""
         file = tmp_path / "weights.safetensors"
-        runs.write_tensors(file, {"w": torch.ones(10)})
+        run_folder.write_tensors(file, {"w": torch.ones(10)})
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
         try:
             with pytest.raises(SobookError, match="could not be written.*untouched"):
-                runs.write_tensors(file, {"w": torch.ones(10**6)})
+                run_folder.write_tensors(file, {"w": torch.ones(10**6)})
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
         assert [path.name for path in tmp_path.iterdir()] == [file.name]
@@ -265,7 +271,7 @@ class TestDisk:
 
         monkeypatch.setattr(Path, "mkdir", read_only)
         with pytest.raises(SobookError, match="Read-only file system.*write permission"):
-            runs.create(config)
+            run_folder.create(config)
 
 
 class TestNotANumber:
@@ -283,7 +289,8 @@ class TestNotANumber:
         monkeypatch.setattr(loader.TrainingBatches, "cut", poisoned)
         with pytest.raises(TrainingError, match="an embedding became nan at step 4") as caught:
             fit(config, progress=False)
-        assert "resume.safetensors (epoch 2, batch 0)" in str(caught.value)
+        assert str(config.folder() / "resume.safetensors") in str(caught.value)
+        assert resumes_at(config) == (2, 0)
         monkeypatch.undo()
         assert fit(config, progress=False).finished  # the checkpoint it names is good
 
@@ -314,7 +321,7 @@ class TestWorker:
         with pytest.raises(pixels.ImageError, match="x.jpg"):
             fit(config.replace(workers=2), progress=False)
         monkeypatch.undo()
-        assert runs.where_resume_stands(config.folder()) == "epoch 2, batch 0"
+        assert resumes_at(config) == (2, 0)
         assert fit(config, progress=False).finished
 
 
@@ -341,13 +348,18 @@ class TestSeen:
         monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
         fit(config.replace(selection="validation", validation_fraction=0.5, batch_size=4))
         shown = capsys.readouterr().err
-        for part in ("PA ", "SO ", "RMS cos ", "R@1 ", "img/s"):
+        for part in ("PA ", "SO ", "R@1 ", "img"):
             assert part in shown
 
     def test_tensorboard(self, config):
         pytest.importorskip("tensorboard")
         run = fit(config.replace(tracker="tensorboard"), progress=False)
         assert list(run.path.rglob("events.out.tfevents*"))
+
+    def test_a_tracker_that_is_not_installed(self, config, monkeypatch):
+        monkeypatch.setitem(sys.modules, "wandb", None)
+        with pytest.raises(SobookError, match="not installed: pip install wandb"):
+            fit(config.replace(tracker="wandb"), progress=False)
 
     def test_gradient_checkpointing_changes_nothing_but_memory(self, config, tmp_path):
         plain = fit(config, progress=False)

@@ -14,7 +14,6 @@ half there. Of metrics.jsonl the last line can be half there, and is then not re
 """
 
 import contextlib
-import importlib
 import json
 import os
 import platform
@@ -56,10 +55,8 @@ class Run:
         """
         path = Path(path).expanduser()
         if not (path / "config.json").is_file():
-            what = "has no config.json" if path.is_dir() else "does not exist"
             raise RunError(
-                f"{path} is not a run folder (it {what}): give the folder that `sobook train` "
-                "wrote."
+                f"{path} is not a run folder: it has no config.json that `sobook train` wrote."
             )
         values = _read_json(path / "config.json")
         values.pop("run_key", None)
@@ -86,12 +83,12 @@ class Run:
     @property
     def state(self) -> dict[str, Any]:
         """What state.json holds: selected_epoch, class_names, notes, versions …"""
-        return self._json("state.json")
+        return _read_json(self._file("state.json"))
 
     @property
     def retrieval(self) -> dict[str, Any]:
         """The measures on the test classes, see `sobook.retrieval.Retrieval.summary`."""
-        return self._json("retrieval.json")
+        return _read_json(self._file("retrieval.json"))
 
     def proxies(self, epoch: int | None = None) -> Tensor:
         """(C, D) float32 proxies after an epoch.
@@ -108,16 +105,11 @@ class Run:
 
     def encoder(self) -> Encoder:
         """The trained encoder of the epoch that was kept, on the CPU, in evaluation mode."""
-        settings = self.state["encoder"]
-        encoder = Encoder.create(weights=None, **settings)
+        encoder = Encoder.create(weights=None, **self.state["encoder"])
         weights = load_file(self._file("checkpoint.safetensors"))
-        encoder.load_state_dict(
-            {key.removeprefix("encoder."): w for key, w in weights.items() if key != "proxies"}
-        )
+        weights.pop("proxies")
+        encoder.load_state_dict({key.removeprefix("encoder."): w for key, w in weights.items()})
         return encoder.eval()
-
-    def _json(self, name: str) -> dict:
-        return _read_json(self._file(name))
 
     def _file(self, name: str) -> Path:
         file = self.path / name
@@ -137,16 +129,13 @@ def find(config: TrainConfig) -> Run | None:
     """
     path = config.folder()
     if (path / "config.json").is_file():
-        if changed := config.differences(Run.load(path).config):
-            listed = ", ".join(f"{k}: {old!r} → {new!r}" for k, (new, old) in changed.items())
+        changed = config.differences(Run.load(path).config)
+        listed = ", ".join(f"{k}: {old!r} → {new!r}" for k, (new, old) in changed.items())
+        if listed or _read_json(path / "config.json").get("run_key") != run_key(config):
+            what = listed or "of another version of sobook, or pictures that have changed since"
             raise RunError(
-                f"{path} holds a run with other settings ({listed}): choose another run_dir, or "
+                f"{path} holds a run with other settings ({what}): choose another run_dir, or "
                 "remove the folder."
-            )
-        if _read_json(path / "config.json").get("run_key") != run_key(config):
-            raise RunError(
-                f"{path} holds a run of another version of sobook, or on pictures that have "
-                "changed since: choose another run_dir, or remove the folder."
             )
         return Run(path, config)
     if path.is_dir() and any(not file.name.startswith(".") for file in path.iterdir()):
@@ -159,10 +148,6 @@ def create(config: TrainConfig) -> Run:
     if run := find(config):
         return run
     path = config.folder()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise files.unwritable(path, error) from None
     files.write_json(path / "config.json", {"run_key": run_key(config), **config.to_dict()})
     return Run(path, config)
 
@@ -173,7 +158,7 @@ def held(path: Path) -> contextlib.AbstractContextManager[None]:
     return files.lock(path / ".lock", waiting=waiting)
 
 
-def write_tensors(file: Path, tensors: dict[str, Tensor], **metadata) -> None:
+def write_tensors(file: Path, tensors: dict[str, Tensor], **metadata: Any) -> None:
     """safetensors, atomically, with JSON metadata in its header."""
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     with files.replacing(file) as partial:
@@ -183,11 +168,31 @@ def write_tensors(file: Path, tensors: dict[str, Tensor], **metadata) -> None:
             raise files.unwritable(file, error) from None
 
 
-def read_tensors(file: Path, *, tensors: bool = True) -> tuple[dict[str, Tensor], dict]:
-    """What `write_tensors` wrote: tensors (or none of them, if not wanted) and metadata."""
+def write_resume(path: Path, state: dict[str, Any], at: dict[str, Any]) -> None:
+    """Keep the trainer's state, and where in the run it stands."""
+    tensors = {f"model.{key}": value for key, value in state["model"].items()}
+    tensors |= {f"loss.{key}": value for key, value in state["loss"].items()}
+    for number, values in state["optimizer"].items():
+        tensors |= {f"optimizer.{number}.{key}": value for key, value in values.items()}
+    write_tensors(path / "resume.safetensors", tensors, **at, scaler=state["scaler"])
+
+
+def read_resume(path: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """What `write_resume` wrote, or None."""
+    file = path / "resume.safetensors"
+    if not file.exists():
+        return None
     with safe_open(file, "pt") as opened:
-        metadata = json.loads(opened.metadata()["sobook"])
-    return load_file(file) if tensors else {}, metadata
+        at = json.loads(opened.metadata()["sobook"])
+    state: dict[str, Any] = {"model": {}, "loss": {}, "optimizer": {}, "scaler": at["scaler"]}
+    for key, value in load_file(file).items():
+        part, _, name = key.partition(".")
+        if part == "optimizer":
+            number, _, name = name.partition(".")
+            state[part].setdefault(int(number), {})[name] = value
+        else:
+            state[part][name] = value
+    return state, at
 
 
 def write_checkpoint(path: Path, encoder: Encoder, proxies: Tensor, state: dict) -> None:
@@ -217,25 +222,23 @@ def write_proxies(path: Path, epoch: int, proxies: Tensor) -> None:
     write_tensors(file, {**kept, _epoch_key(epoch): proxies.to(torch.float16)})
 
 
-def append_metrics(path: Path, lines: list[dict]) -> None:
-    """Add lines to metrics.jsonl; they can be read at once."""
+def append_metrics(path: Path, line: dict[str, Any]) -> None:
+    """Add a line to metrics.jsonl; it can be read at once."""
     try:
         with open(path / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write("".join(f"{json.dumps(line)}\n" for line in lines))
+            file.write(f"{json.dumps(line)}\n")
     except OSError as error:
         raise files.unwritable(path / "metrics.jsonl", error) from None
 
 
 def forget_metrics(path: Path, *, epoch: int, step: int) -> None:
     """Drop what a killed run wrote after the state it resumes from: that comes again."""
-    lines = [(json.loads(line), line) for line in _metric_lines(path)]
-    kept = [
-        line
-        for values, line in lines
-        if (values["step"] < step if values["kind"] == "step" else values["epoch"] < epoch)
-    ]
-    with files.replacing(path / "metrics.jsonl") as partial:
-        partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    kept = []
+    for line in _metric_lines(path):
+        values = json.loads(line)
+        if values["step"] < step if values["kind"] == "step" else values["epoch"] < epoch:
+            kept.append(f"{line}\n")
+    files.write_text(path / "metrics.jsonl", "".join(kept))
 
 
 def epoch_means(run: Run, epoch: int) -> dict[str, float]:
@@ -244,40 +247,33 @@ def epoch_means(run: Run, epoch: int) -> dict[str, float]:
     names = ("proxy_anchor", "soft_orthogonality", "loss", "gradient_norm")
     means = {name: sum(line[name] for line in lines) / len(lines) for name in names}
     norms = [line["gradient_norm"] for line in lines]
-    clipped = sum(norm > run.config.clip_norm for norm in norms)
-    return {
-        **means,
-        "gradient_norm_largest": max(norms),
-        "gradients_clipped": clipped / len(norms),
-    }
+    clipped = sum(norm > run.config.clip_norm for norm in norms) / len(norms)
+    return {**means, "gradient_norm_largest": max(norms), "gradients_clipped": clipped}
 
 
 class Tracker:
-    """TensorBoard or Weights & Biases, for the numbers of metrics.jsonl."""
+    """TensorBoard or Weights & Biases: `log` takes numbers by name, and their step."""
 
     def __init__(self, config: TrainConfig, path: Path):
-        module = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}[str(config.tracker)]
         try:
-            library = importlib.import_module(module)
+            if config.tracker == "wandb":
+                import wandb
+
+                run = wandb.init(project="sobook", name=path.name, config=config.to_dict())
+                self.log, self.close = run.log, run.finish
+            else:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._writer = SummaryWriter(str(path / "tensorboard"))
+                self.log, self.close = self._add_scalars, self._writer.close
         except ImportError:
             raise SobookError(
                 f"tracker {config.tracker!r} is not installed: pip install {config.tracker}"
             ) from None
-        if config.tracker == "tensorboard":
-            writer = library.SummaryWriter(str(path / "tensorboard"))
-            self._log, self.finish = writer.add_scalar, writer.close
-        else:
-            run = library.init(project="sobook", name=path.name, config=config.to_dict())
-            self._log, self.finish = (
-                (lambda key, value, step: run.log({key: value}, step)),
-                run.finish,
-            )
 
-    def log(self, values: dict[str, Any], step: int) -> None:
-        """Log the numbers among some values."""
-        for key, value in values.items():
-            if isinstance(value, int | float):
-                self._log(key, value, step)
+    def _add_scalars(self, values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
 
 
 def _metric_lines(path: Path) -> list[str]:
@@ -285,15 +281,6 @@ def _metric_lines(path: Path) -> list[str]:
     file = path / "metrics.jsonl"
     text = file.read_text(encoding="utf-8") if file.exists() else ""
     return text[: text.rfind("\n") + 1].splitlines()
-
-
-def where_resume_stands(path: Path) -> str:
-    """In words, where a run would go on, e.g. ``epoch 3, batch 0``."""
-    try:
-        _, metadata = read_tensors(path / "resume.safetensors", tensors=False)
-    except (OSError, SafetensorError):
-        return "none written yet"
-    return f"epoch {metadata['epoch']}, batch {metadata['batch']}"
 
 
 def _epoch_key(epoch: int) -> str:
