@@ -371,9 +371,9 @@ def cache(root: str | None = None, clean: bool = False) -> None:
     from sobook.data import pixels
 
     entries = pixels.cache_entries(root)
-    for entry in entries:
-        print(f"{entry.bytes / 1e6:10,.1f} MB  {entry.name}")
-    print(f"{sum(entry.bytes for entry in entries) / 1e6:10,.1f} MB  in all")
+    for name, size in entries.items():
+        print(f"{size / 1e6:10,.1f} MB  {name}")
+    print(f"{sum(entries.values()) / 1e6:10,.1f} MB  in all")
     if clean:
         print(f"{pixels.clear_cache(root) / 1e6:10,.1f} MB  deleted")
 

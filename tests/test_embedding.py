@@ -109,7 +109,7 @@ def test_of_two_that_want_the_same_one_embeds(encoder, birds, tmp_path, monkeypa
     assert "another process is embedding the same images" in capfd.readouterr().err
     kept = sorted(path.suffix for path in (tmp_path / "cache").glob("embeddings-*"))
     assert kept.count(".npy") == 1
-    assert "embeddings" in {entry.name.split("-")[0] for entry in pixels.cache_entries(tmp_path)}
+    assert "embeddings" in {name.split("-")[0] for name in pixels.cache_entries(tmp_path)}
 
 
 def test_what_cannot_be_written_leaves_nothing_behind(encoder, birds, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from sobook.data.pixels import Pixels, resize
 from sobook.errors import SobookError
 
 
-class TrainingBatches(torch.utils.data.Dataset):
+class TrainingBatches:
     """The batches of one epoch, augmented: item i is (images, labels) of batch i.
 
     Args:
@@ -62,40 +62,31 @@ class TrainingBatches(torch.utils.data.Dataset):
 
     def draw(self, number: int) -> list[tuple[dict[str, int], bool]]:
         """Where each image of a batch is cut, and whether it is mirrored: all that is random."""
-        if not 0 <= number < len(self):
-            raise IndexError(number)
+        drawn = []
         with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global generator
             torch.default_generator.manual_seed(mix_seeds(*self.seed, number))
-            return [
-                (self._crop.make_params([_shape_alone(shape)]), bool(torch.rand(1) < 0.5))
-                for shape in self.source.shapes[self.plan[number]]
-            ]
+            for shape in self.source.shapes[self.plan[number]]:
+                image = torch.empty(3, *shape.tolist(), device="meta")  # a size, and no pixels
+                drawn.append((self._crop.make_params([image]), bool(torch.rand(1) < 0.5)))
+        return drawn
 
     def cut(self, number: int, drawn: list[tuple[dict[str, int], bool]]) -> tuple[Tensor, Tensor]:
         """The batch, as v2.RandomResizedCrop and v2.RandomHorizontalFlip make it, to the bit.
 
-        Draws nothing, so several threads may do it at once.
+        Draws nothing, so several threads may do it at once. Pinned where there is a GPU.
         """
-        rows = self.plan[number][self.local_slice]
-        images = torch.empty(len(rows), 3, *self._crop.size, dtype=torch.uint8)
+        rows, size = self.plan[number][self.local_slice], self._crop.size
+        pinned = torch.cuda.is_available()
+        images = torch.empty(len(rows), 3, *size, dtype=torch.uint8, pin_memory=pinned)
         for image, row, (box, mirror) in zip(images, rows, drawn[self.local_slice], strict=True):
-            part = _resized_crop(self.source[row], **box, size=self._crop.size)
+            top, left = box["top"], box["left"]
+            # Only the part that is cut out is read: large pictures cost no more.
+            cut = self.source[row][top : top + box["height"], left : left + box["width"]].copy()
+            part = torch.from_numpy(cut).permute(2, 0, 1)[None]  # (1, 3, height, width)
+            part = nn.functional.interpolate(part, size=size, mode="bicubic", antialias=True)[0]
             image.copy_(part.flip(-1) if mirror else part)
-        return images, torch.from_numpy(self.labels[rows])
-
-
-def _shape_alone(shape: np.ndarray) -> Tensor:
-    """What torchvision asks the size of an image of; it holds no pixels."""
-    return torch.empty(3, *shape.tolist(), device="meta")
-
-
-def _resized_crop(
-    image: np.ndarray, top: int, left: int, height: int, width: int, size: tuple[int, int]
-) -> Tensor:
-    """(3, *size) uint8. Only the part that is cut out is read: large pictures cost no more."""
-    cut = image[top : top + height, left : left + width].copy()  # torch refuses read-only memory
-    part = torch.from_numpy(cut).permute(2, 0, 1)[None]  # (1, 3, height, width)
-    return nn.functional.interpolate(part, size=size, mode="bicubic", antialias=True)[0]
+        labels = torch.from_numpy(self.labels[rows])
+        return images, labels.pin_memory() if pinned else labels
 
 
 def batch_plan(
@@ -134,10 +125,8 @@ def _balanced_plan(
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     if rest or classes_per_batch > len(members):
         raise SobookError(
-            f"a batch of {batch_size} cannot hold {images_per_class} images each of "
-            f"{batch_size / images_per_class:g} classes out of {len(members)}: choose a batch_size "
-            f"that is a multiple of {images_per_class} and at most "
-            f"{images_per_class * len(members)}."
+            f"batch_size is {batch_size}: with {images_per_class} images per class it must be a "
+            f"multiple of {images_per_class} and at most {images_per_class * len(members)}."
         )
     if small := sum(len(images) < images_per_class for images in members):
         warnings.warn(
@@ -145,15 +134,12 @@ def _balanced_plan(
             "theirs are repeated within a batch.",
             stacklevel=4,
         )
-
-    def drawn(images: np.ndarray) -> np.ndarray:  # small classes repeat images
-        return rng.choice(images, images_per_class, replace=len(images) < images_per_class)
-
     plan = []
     for _ in range(max(1, len(labels) // batch_size)):
-        classes = rng.choice(len(members), classes_per_batch, replace=False)
-        plan.append(np.concatenate([drawn(members[label]) for label in classes]))
-    return np.array(plan)
+        for k in rng.choice(len(members), classes_per_batch, replace=False):
+            few = len(members[k]) < images_per_class
+            plan.append(rng.choice(members[k], images_per_class, replace=few))
+    return np.concatenate(plan).reshape(-1, batch_size)
 
 
 def mix_seeds(*numbers: int) -> int:
@@ -164,7 +150,7 @@ def mix_seeds(*numbers: int) -> int:
 def training_loader(
     batches: TrainingBatches, *, workers: int = 0, start: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of an epoch in order, from batch number `start`; pinned where there is a GPU.
+    """The batches of an epoch in order.
 
     Args:
         batches: of one epoch.
@@ -175,14 +161,14 @@ def training_loader(
     """
     numbers = range(start, len(batches))
     if not workers:
-        yield from (_make(batches, number, batches.draw(number)) for number in numbers)
+        yield from (batches[number] for number in numbers)
         return
     usual, waiting = torch.get_num_threads(), deque[Future]()
     # One thread of torch's in each of ours, or together they would ask for more cores than exist.
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             for number in numbers:
-                waiting.append(pool.submit(_make, batches, number, batches.draw(number)))
+                waiting.append(pool.submit(batches.cut, number, batches.draw(number)))
                 if len(waiting) > 2 * workers:
                     yield waiting.popleft().result()
             while waiting:
@@ -191,13 +177,6 @@ def training_loader(
             for batch in waiting:
                 batch.cancel()
             torch.set_num_threads(usual)  # a thread that others start later would take our 1
-
-
-def _make(batches: TrainingBatches, number: int, drawn: list) -> tuple[Tensor, Tensor]:
-    images, labels = batches.cut(number, drawn)
-    if torch.cuda.is_available():
-        return images.pin_memory(), labels.pin_memory()
-    return images, labels
 
 
 def evaluation_short_side(image_size: int) -> int:
@@ -222,10 +201,9 @@ def evaluation_batches(
     """
     wanted = range(len(source))[rows]
     for start in range(0, len(wanted), batch_size):
-        crops = [
-            _center_crop(source[row], image_size) for row in wanted[start : start + batch_size]
-        ]
-        yield torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
+        some = wanted[start : start + batch_size]
+        crops = np.stack([_center_crop(source[row], image_size) for row in some])
+        yield torch.from_numpy(crops).permute(0, 3, 1, 2)
 
 
 def evaluation_crop(image: Image.Image, image_size: int) -> Tensor:

@@ -9,10 +9,8 @@ import io
 import json
 import os
 import shutil
-import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +19,7 @@ from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from sobook import files
-from sobook.data.benchmarks import DECODING_ERRORS
+from sobook.data.benchmarks import DECODING_ERRORS, header_sizes
 from sobook.data.image_sets import ImageSet
 from sobook.errors import ImageError, first_line
 
@@ -112,21 +110,16 @@ class Pixels:
             self._starts: np.ndarray = index["starts"][:-1][chosen]
             self._ends: np.ndarray = index["starts"][1:][chosen]
             self.as_jpeg = bool(index["as_jpeg"])
-        self._bytes: np.ndarray | None = None  # opened on first use, anew in each process
+        self._bytes = np.asarray(np.memmap(self.folder / "pixels.bin", np.uint8, mode="r"))
 
     def __len__(self) -> int:
         return len(self.shapes)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        if self._bytes is None:
-            self._bytes = np.asarray(np.memmap(self.folder / "pixels.bin", np.uint8, mode="r"))
         flat = self._bytes[self._starts[index] : self._ends[index]]
         if self.as_jpeg:
             return np.asarray(Image.open(io.BytesIO(flat.tobytes())))
         return flat.reshape(*self.shapes[index], 3)
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_bytes": None}
 
 
 def decode(
@@ -140,35 +133,33 @@ def decode(
     """Decode every image once and keep it, resized, under ``<data root>/cache``.
 
     A subset reads the cache of the set that it was taken from, which is decoded for it where the
-    subset is at least a tenth of it. So the training and validation classes of every seed share
-    one cache.
+    subset is at least a tenth of it: so the hold-outs of all seeds share one cache.
 
     Args:
         image_set: N images.
         short_side: pixels of the shorter side, as for `resize`.
         enlarge: as for `resize`.
         budget: bytes that raw pixels may take; a set that would take more is kept as JPEG of
-            quality 95, about a tenth of the size but slower to read, and a warning says so. Only
-            for training: None, for evaluation, always keeps the exact pixels.
-        progress: show a bar while decoding, and say beforehand where a cache of more than 1 GB
-            goes.
+            quality 95, about a tenth of the size, and a warning says so. Only for training: None,
+            for evaluation, always keeps the exact pixels.
+        progress: show a bar.
 
     Returns:
-        The N images. A second call with the same files and settings reads the cache; a source file
-        that has changed in size or date makes a new one.
+        The N images. A source file that has changed in size or date makes a new cache.
 
     Raises:
         ImageError: a file is missing or corrupt, or the disk too full; nothing is left behind.
     """
-    settings = (short_side, enlarge, budget)
-    own = _Cache.of(image_set, *settings)
+    own = _Cache(image_set, short_side, enlarge, budget)
     whole, rows = _whole(image_set)
     if rows is not None and not own.folder.exists():
         with contextlib.suppress(ImageError):  # e.g. an image outside of the subset is gone
-            shared = _Cache.of(whole, *settings)
+            shared = _Cache(whole, short_side, enlarge, budget)
             if shared.folder.exists() or len(image_set) >= _WORTH_SHARING * len(whole):
-                return Pixels(shared.ready(progress), rows)
-    return Pixels(own.ready(progress))
+                shared.make(progress)
+                return Pixels(shared.folder, rows)
+    own.make(progress)
+    return Pixels(own.folder)
 
 
 def _whole(image_set: ImageSet) -> tuple[ImageSet, np.ndarray | None]:
@@ -192,51 +183,36 @@ def fingerprint(image_set: ImageSet, *settings: object) -> str:
     return digest.hexdigest()[:16]
 
 
-@dataclass(frozen=True)
 class _Cache:
     """The decoded pixels of one set at one size: where they go, and how they are made."""
 
-    image_set: ImageSet
-    short_side: int
-    enlarge: bool
-    raw_bytes: int
-    as_jpeg: bool
-    folder: Path
-
-    @classmethod
-    def of(
-        cls, image_set: ImageSet, short_side: int, enlarge: bool, budget: float | None
-    ) -> "_Cache":
-        raw = _raw_bytes(image_set, short_side, enlarge)
-        as_jpeg = budget is not None and raw > budget
-        key = fingerprint(image_set, short_side, enlarge, as_jpeg)
+    def __init__(self, image_set: ImageSet, short_side: int, enlarge: bool, budget: float | None):
+        self.image_set, self.short_side, self.enlarge = image_set, short_side, enlarge
+        self.raw_bytes = _raw_bytes(image_set, short_side, enlarge)
+        self.as_jpeg = budget is not None and self.raw_bytes > budget
+        key = fingerprint(image_set, short_side, enlarge, self.as_jpeg)
         name = f"pixels-{image_set.name}-{image_set.split}-{key}"
-        return cls(image_set, short_side, enlarge, raw, as_jpeg, _cache_root() / name)
+        self.folder = files.data_root() / "cache" / name
 
-    def ready(self, progress: bool) -> Path:
-        """The folder, made where it is missing; its date tells the last use."""
-        if not self.folder.exists():
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            with files.lock(Path(f"{self.folder}.lock")):
-                if not self.folder.exists():  # else another process has made it meanwhile
-                    self._make(progress)
-        with contextlib.suppress(OSError):
-            os.utime(self.folder)
-        return self.folder
+    def make(self, progress: bool) -> None:
+        """Decode, unless that has been done; nothing half done has the folder's name."""
+        if self.folder.exists():
+            return
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with files.lock(Path(f"{self.folder}.lock")):
+            if self.folder.exists():  # another process has made it meanwhile
+                return
+            partial = self.folder.with_name(f"{self.folder.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+            self._check_size()
+            partial.mkdir()
+            try:
+                self._decode_into(partial, progress)
+                os.replace(partial, self.folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
 
-    def _make(self, progress: bool) -> None:
-        partial = self.folder.with_name(f"{self.folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-        self._announce(progress)
-        partial.mkdir()
-        try:
-            self._decode_into(partial, progress)
-            os.replace(partial, self.folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-
-    def _announce(self, progress: bool) -> None:
-        """Say where a large cache goes, and refuse it where it does not fit."""
+    def _check_size(self) -> None:
         where, what = self.folder.parent, f"{self.image_set.name} {self.image_set.split}"
         size = self.raw_bytes // 10 if self.as_jpeg else self.raw_bytes
         free = shutil.disk_usage(where).free
@@ -249,44 +225,31 @@ class _Cache:
             warnings.warn(
                 f"{what} is kept as JPEG for training, since its raw pixels would take "
                 f"{self.raw_bytes / 1e9:.1f} GB.",
-                stacklevel=5,
+                stacklevel=4,
             )
-        if progress and size > 1e9:
-            number = len(self.image_set)
-            print(f"keeping {number:,} decoded images, {size / 1e9:.1f} GB, in {where}")
 
     def _decode_into(self, folder: Path, progress: bool) -> None:
         def decoded(path: Path) -> tuple[tuple[int, int], bytes]:
             image = resize(read_image(path), self.short_side, enlarge=self.enlarge)
             return (image.height, image.width), _jpeg(image) if self.as_jpeg else image.tobytes()
 
-        paths, shapes, lengths = self.image_set.paths, [], []
-        bar = tqdm(
-            total=len(paths), desc="decoding", unit="image", disable=None if progress else True
-        )
+        paths, shapes, starts = self.image_set.paths, [], [0]
+        hidden = None if progress else True  # None hides it where there is no terminal
+        bar = tqdm(total=len(paths), desc="decoding", unit="image", disable=hidden)
         pool = ThreadPoolExecutor(files.available_cores())
         with bar, pool, open(folder / "pixels.bin", "wb") as file:
             for start in range(0, len(paths), 256):  # bounds what waits in memory to be written
                 for shape, data in pool.map(decoded, paths[start : start + 256]):
                     shapes.append(shape)
-                    lengths.append(file.write(data))
+                    starts.append(starts[-1] + file.write(data))
                     bar.update()
-        starts = np.concatenate([[0], np.cumsum(lengths)])
         np.savez(folder / "index.npz", shapes=shapes, starts=starts, as_jpeg=self.as_jpeg)
 
 
 def _raw_bytes(image_set: ImageSet, short_side: int, enlarge: bool) -> int:
     """Estimated bytes of all decoded images, from the headers of a few."""
-    sample = np.linspace(0, len(image_set) - 1, min(len(image_set), 64)).astype(int)
-    areas = []
-    for index in sample:
-        try:
-            with Image.open(image_set.paths[index]) as image:
-                width, height = _target(image.size, short_side, enlarge)
-        except DECODING_ERRORS:
-            continue  # reported with its path when it is decoded
-        areas.append(width * height)
-    return int(np.mean(areas) * 3 * len(image_set)) if areas else 0
+    sizes = [_target(size, short_side, enlarge) for size in header_sizes(image_set.paths)]
+    return int(np.prod(sizes, axis=1).mean() * 3 * len(image_set)) if sizes else 0
 
 
 def _jpeg(image: Image.Image) -> bytes:
@@ -295,32 +258,14 @@ def _jpeg(image: Image.Image) -> bytes:
     return data.getvalue()
 
 
-# --- what the cache holds -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class CacheEntry:
-    """One thing in the cache: decoded pixels, embeddings, or what was found in a folder.
-
-    Attributes:
-        name: of its file or folder; the part before the first hyphen is its kind.
-        bytes: its size on disk.
-        modified: seconds since 1970 of its last change or use.
-    """
-
-    name: str
-    bytes: int
-    modified: float
-
-
-def cache_entries(root: str | os.PathLike | None = None) -> list[CacheEntry]:
-    """What lies in the cache of the data root `root`, the largest first."""
-    entries = [
-        CacheEntry(path.name, _disk_usage(path), path.stat().st_mtime)
-        for path in _cache_paths(root)
+def cache_entries(root: str | os.PathLike | None = None) -> dict[str, int]:
+    """Bytes of all that lies in the cache of the data root `root`, the largest first."""
+    sizes = {
+        path.name: sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
+        for path in (files.data_root(root) / "cache").glob("[!.]*")
         if path.suffix != ".lock"
-    ]
-    return sorted(entries, key=lambda entry: entry.bytes, reverse=True)
+    }
+    return dict(sorted(sizes.items(), key=lambda item: item[1], reverse=True))
 
 
 def clear_cache(root: str | os.PathLike | None = None) -> int:
@@ -329,29 +274,11 @@ def clear_cache(root: str | os.PathLike | None = None) -> int:
     All of it can be made again: it only takes time.
     """
     freed = 0
-    for path in _cache_paths(root):
-        target = path.with_suffix("") if path.suffix in (".lock", ".partial") else path
-        lock = FileLock(f"{target}.lock")
-        being_written = path.name.startswith(".") and time.time() - path.stat().st_mtime < 3600
-        with contextlib.suppress(Timeout, FileNotFoundError):
-            lock.acquire(timeout=0)
-            if not being_written and path.suffix != ".lock":
-                freed += _disk_usage(path)
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for name, size in cache_entries(root).items():
+        path = files.data_root(root) / "cache" / name
+        lock = FileLock(path.with_name(f"{name.removesuffix('.partial')}.lock"))
+        with contextlib.suppress(Timeout), lock.acquire(timeout=0):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
             Path(lock.lock_file).unlink(missing_ok=True)
-            lock.release()
+            freed += size
     return freed
-
-
-def _cache_root(root: str | os.PathLike | None = None) -> Path:
-    return files.data_root(root) / "cache"
-
-
-def _cache_paths(root: str | os.PathLike | None) -> list[Path]:
-    folder = _cache_root(root)
-    return sorted(folder.iterdir()) if folder.is_dir() else []
-
-
-def _disk_usage(path: Path) -> int:
-    inside = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in inside)
