@@ -1,5 +1,6 @@
 """Your own pictures: a folder as people have them goes through the whole command line."""
 
+import io
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from PIL import Image
 
 from sobook.cli import main
+from sobook.data import image_sets
 
 CLASSES = 12
 
@@ -19,70 +21,48 @@ def mixed_folder(root, rng) -> dict[str, str]:
         folder.mkdir(parents=True, exist_ok=True)
         shade = rng.integers(0, 200, 3)
         array = (rng.integers(0, 55, (72, 60 + number % 30, 3)) + shade).astype(np.uint8)
-        image, kind = Image.fromarray(array), ("jpg", "png", "webp", "bmp")[number % 4]
-        name = folder / f"{number:03d}.{kind}"
-        if number >= 260:
-            name, reason = odd(folder, number, image)
-            if reason:
-                left_out[name.name] = reason
-        else:
-            image.save(name)
+        image = Image.fromarray(array)
+        if number < 260:
+            image.save(folder / f"{number:03d}.{('jpg', 'png', 'webp', 'bmp')[number % 4]}")
+            continue
+        suffix, content, reason = odd_files(image)[number % 10]
+        (folder / f"{number:03d}{suffix}").write_bytes(content)
+        if reason:
+            left_out[f"{number:03d}{suffix}"] = reason
     return left_out
 
 
-def odd(folder, number: int, image: Image.Image):
-    """One of ten odd or broken files: five can be read all the same, five cannot."""
-    name, reason = folder / f"{number:03d}.jpg", None
-    match number % 10:
-        case 0:
-            image.convert("CMYK").save(name)
-        case 1:
-            name = name.with_suffix(".png")
-            image.convert("P").save(name)
-        case 2:
-            name = name.with_suffix(".png")
-            Image.fromarray(np.asarray(image)[..., 0].astype(np.uint16) * 257).save(name)
-        case 3:
-            exif = Image.Exif()
-            exif[0x0112] = 6
-            image.save(name, exif=exif)
-        case 4:
-            name = name.with_suffix(".gif")
-            image.save(name, save_all=True, append_images=[image.rotate(90)])
-        case 5:
-            name.write_bytes(b"")
-            reason = "empty file"
-        case 6:
-            name.write_text("not a picture")
-            reason = "not a picture"
-        case 7:
-            image.save(name, quality=95)
-            name.write_bytes(name.read_bytes()[:-400])
-            reason = "truncated"
-        case 8:
-            name = name.with_suffix(".txt")
-            name.write_text("a note")
-            reason = "not a picture file"
-        case 9:
-            name = name.with_suffix(".png")
-            image.save(name)
-            data = bytearray(name.read_bytes())
-            data[60:80] = bytes(20)  # inside the compressed pixels
-            name.write_bytes(data)
-            reason = "broken"
-    return name, reason
+def odd_files(image: Image.Image) -> list[tuple[str, bytes, str | None]]:
+    """Suffix and content of five files that can be read all the same, five that cannot, and why."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    sixteen = Image.fromarray(np.asarray(image)[..., 0].astype(np.uint16) * 257)
+    png = encoded(image, "PNG")
+    return [
+        (".jpg", encoded(image.convert("CMYK"), "JPEG"), None),
+        (".png", encoded(image.convert("P"), "PNG"), None),
+        (".png", encoded(sixteen, "PNG"), None),
+        (".jpg", encoded(image, "JPEG", exif=exif), None),
+        (".gif", encoded(image, "GIF", save_all=True, append_images=[image.rotate(90)]), None),
+        (".jpg", b"", "empty file"),
+        (".jpg", b"not a picture", "not a picture"),
+        (".jpg", encoded(image, "JPEG", quality=95)[:-400], "truncated"),
+        (".txt", b"a note", "not a picture file"),
+        (".png", png[:60] + bytes(20) + png[80:], "broken"),  # inside the compressed pixels
+    ]
 
 
-@pytest.fixture
-def pictures(tmp_path, rng, monkeypatch):
-    monkeypatch.setenv("SOBOOK_DATA", str(tmp_path / "data"))
-    root = tmp_path / "pictures"
-    return root, mixed_folder(root, rng)
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_300_mixed_pictures_of_which_20_cannot_be_read(pictures, tmp_path, capsys):
-    root, left_out = pictures
+def test_300_mixed_pictures_of_which_20_cannot_be_read(tmp_path, rng, monkeypatch, capsys):
+    monkeypatch.setenv("SOBOOK_DATA", str(tmp_path / "data"))
+    root = tmp_path / "pictures"
+    left_out = mixed_folder(root, rng)
     assert len(left_out) == 20
     assert main(["prepare", "folder", "--root", str(root)]) == 0
     listed = capsys.readouterr().out
@@ -102,14 +82,7 @@ def test_300_mixed_pictures_of_which_20_cannot_be_read(pictures, tmp_path, capsy
     for name, reason in reported.items():
         assert left_out[name] == "broken" or left_out[name] in reason
 
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_every_file_is_used_or_named(pictures):
-    from sobook.data import image_sets
-
-    root, left_out = pictures
-    sets = [image_sets.load("folder", split, root) for split in ("train", "test")]
-    used = {path.name for one in sets for path in one.paths}
-    named = {note.split(": ")[0].rsplit("/", 1)[-1] for one in sets for note in one.notes}
-    assert len(used) == 280 and not used & named
+    train, test = (image_sets.load("folder", split, root) for split in ("train", "test"))
+    assert len({*train.paths, *test.paths}) == 280
+    named = {note.split(": ")[0].rsplit("/", 1)[-1] for note in (*train.notes, *test.notes)}
     assert named == set(left_out)

@@ -111,8 +111,7 @@ def batch_plan(
         return _balanced_plan(rng, labels, batch_size, images_per_class)
     if batch_size > len(labels):
         raise SobookError(
-            f"batch_size is {batch_size}, but there are only {len(labels)} training images: "
-            "choose a smaller batch."
+            f"batch_size is {batch_size}, but there are only {len(labels)} training images."
         )
     batches = len(labels) // batch_size
     return rng.permutation(len(labels))[: batches * batch_size].reshape(batches, batch_size)

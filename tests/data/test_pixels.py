@@ -1,11 +1,11 @@
 """Decoding, and the cache of decoded pixels."""
 
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
-import textwrap
-from concurrent.futures import ThreadPoolExecutor, TimeoutError as FutureTimeoutError
+import threading
+from concurrent import futures
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from sobook import files
-from sobook.data import pixels
-from sobook.data.image_sets import hold_out
+from sobook.data import loader, pixels
+from sobook.data.image_sets import ImageSet, hold_out
 from sobook.errors import ImageError
 from tests.data.conftest import save
 
@@ -87,48 +87,46 @@ def left_in(cache) -> list[str]:
     return [path.name for path in cache.iterdir() if path.suffix != ".lock"]
 
 
-SHARING = """
-    import hashlib, sys
-    import numpy as np
-    from sobook.data import loader, pixels
-    from sobook.data.image_sets import ImageSet
-    from pathlib import Path
-    paths = tuple(map(Path, sys.argv[1:]))
-    print("ready", flush=True)
-    sys.stdin.readline()
-    some = ImageSet(paths, np.arange(len(paths)) % 4, tuple("abcd"), "folder", "train")
-    source = pixels.decode(some, 16, progress=False)
-    content = b"".join(source[i].tobytes() for i in range(len(source)))
-    print(source.folder, hashlib.sha256(content).hexdigest())
-"""
+def in_processes(function, *arguments):
+    """One new process per argument, all at the same time."""
+    spawn = multiprocessing.get_context("spawn")
+    with futures.ProcessPoolExecutor(len(arguments), mp_context=spawn) as pool:
+        return list(pool.map(function, arguments))
 
-MEMORY = """
-    import sys, threading, time
-    import numpy as np
-    from sobook.data import loader, pixels
-    from sobook.data.image_sets import ImageSet
-    from pathlib import Path
-    def own():  # without the pages of the cache, which the system takes back when it needs them
-        status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+
+def folder_and_content(image_set):
+    source = pixels.decode(image_set, 16, progress=False)
+    return source.folder, [source[i].tobytes() for i in range(len(source))]
+
+
+def peak_memory(paths) -> float:
+    """MB that decoding and two epochs of batches take, without the pages of the cache."""
+
+    def own():
+        lines = Path("/proc/self/status").read_text().splitlines()
+        status = dict(line.split(":", 1) for line in lines)
         return int(status["RssAnon"].split()[0]) / 1e3
-    peak = start = own()
+
+    start, seen = own(), [own()]
+    done = threading.Event()
+
     def watch():
-        global peak
-        while True:
-            peak = max(peak, own())
-            time.sleep(0.002)
-    threading.Thread(target=watch, daemon=True).start()
-    paths = tuple(map(Path, sys.argv[1:]))
-    some = ImageSet(paths, np.zeros(len(paths), int), ("a",), "folder", "train")
+        while not done.wait(0.002):
+            seen.append(own())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    some = ImageSet(tuple(paths), np.zeros(len(paths), int), ("a",), "folder", "train")
     source = pixels.decode(some, 128, progress=False)
     for epoch in range(2):
         batches = loader.TrainingBatches(
             source, some.labels, image_size=96, batch_size=30, epoch=epoch
         )
-        for batch in loader.training_loader(batches, workers=2):
+        for _ in loader.training_loader(batches, workers=2):
             pass
-    print(peak - start)
-"""
+    done.set()
+    watcher.join()
+    return max(seen) - start
 
 
 class TestPixels:
@@ -188,27 +186,18 @@ class TestPixels:
         shutil.move(folder, tmp_path / "made")
         monkeypatch.setattr(pixels.Image, "open", None)  # decoding again would fail
         monkeypatch.setattr(pixels, "_raw_bytes", lambda *_: 0)
-        with ThreadPoolExecutor(1) as pool, files.lock(Path(f"{folder}.lock")):
+        with futures.ThreadPoolExecutor(1) as pool, files.lock(Path(f"{folder}.lock")):
             second = pool.submit(pixels.decode, some_images, 16, progress=False)
-            with pytest.raises(FutureTimeoutError):
+            with pytest.raises(futures.TimeoutError):
                 second.result(timeout=0.2)
             shutil.move(tmp_path / "made", folder)
         assert second.result(timeout=30).folder == folder
 
     @pytest.mark.slow
     def test_processes_at_the_same_time_share_one_cache(self, some_images):
-        command = [sys.executable, "-c", textwrap.dedent(SHARING), *map(str, some_images.paths)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        children = [subprocess.Popen(command, **pipes) for _ in range(2)]
-        assert all(child.stdout.readline() == "ready\n" for child in children)
-        for child in children:
-            child.stdin.write("go\n")
-            child.stdin.flush()
-        found = [child.communicate(timeout=120)[0] for child in children]
-        assert all(child.returncode == 0 for child in children)
-        ours = pixels.decode(some_images, 16, progress=False)
-        assert found[0] == found[1] and found[0].split()[0] == str(ours.folder)
-        assert left_in(ours.folder.parent) == [ours.folder.name]
+        found = in_processes(folder_and_content, some_images, some_images)
+        assert found == [folder_and_content(some_images)] * 2
+        assert left_in(found[0][0].parent) == [found[0][0].name]
 
     def test_what_a_killed_run_left_is_cleared_away(self, some_images):
         folder = pixels.decode(some_images, 16, progress=False).folder
@@ -233,14 +222,9 @@ class TestPixels:
         save(paths[0], picture, compress_level=0)
         for path in paths[1:]:
             shutil.copy(paths[0], path)
-        peaks = []
-        for count in (300, 2400):  # more than are decoded at a time
-            command = [sys.executable, "-c", textwrap.dedent(MEMORY)]
-            command += map(str, paths[:count])
-            out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            peaks.append(float(out))
-        print(f"peak memory: {peaks[0]:.0f} MB for 300 pictures, {peaks[1]:.0f} MB for 2,400")
-        assert peaks[1] < peaks[0] + 20
+        few, many = (in_processes(peak_memory, paths[:count])[0] for count in (300, 2400))
+        print(f"peak memory: {few:.0f} MB for 300 pictures, {many:.0f} MB for 2,400")
+        assert many < few + 20
 
     def test_corrupt_image_leaves_nothing_behind(self, some_images, tmp_path):
         some_images.paths[5].write_bytes(b"nothing")
