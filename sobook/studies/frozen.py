@@ -30,8 +30,6 @@ from sobook.training.config import BaseConfig
 from sobook.training.distributed import Processes, choose_device
 from sobook.training.loop import Trainer
 
-KS = (1, 2, 4, 8)
-
 
 @dataclass(frozen=True)
 class HeadConfig(BaseConfig):
@@ -80,8 +78,8 @@ def fit_head(config: HeadConfig) -> dict[str, float]:
         train_set, validation_set = image_sets.hold_out(
             train_set, config.validation_fraction, config.seed, at_least=2
         )
-        inputs["train"] = _rows(features, train_set)
-        inputs["validation"] = _rows(features, validation_set)
+        for name, part in (("train", train_set), ("validation", validation_set)):
+            inputs[name] = features[part.origin[1]]
     inputs["train"], labels = corrupt(inputs["train"], torch.from_numpy(train_set.labels), config)
     inputs = {name: part.to(device) for name, part in inputs.items()}
 
@@ -99,8 +97,8 @@ def fit_head(config: HeadConfig) -> dict[str, float]:
     with torch.inference_mode():
         embeddings = {name: model(part).cpu() for name, part in inputs.items()}
         proxies = baselines.class_vectors(loss)
-    result = evaluate(embeddings["test"], test_set.labels, ks=KS)
-    measured: dict[str, float] = {f"recall_at_{k}": result.recall[k] for k in KS}
+    result = evaluate(embeddings["test"], test_set.labels)
+    measured: dict[str, float] = {f"recall_at_{k}": recall for k, recall in result.recall.items()}
     measured |= {"map_at_r": result.map_at_r, "r_precision": result.r_precision}
     if validation_set is not None:
         selected = evaluate(embeddings["validation"], validation_set.labels, ks=(1,))
@@ -158,9 +156,8 @@ def _batches(labels: np.ndarray, config: HeadConfig) -> Iterator[Tensor]:
     """(B,) rows of every batch of all epochs, drawn as for images."""
     for epoch in range(1, config.epochs + 1):
         rng = np.random.default_rng([config.seed, epoch])
-        yield from torch.from_numpy(
-            batch_plan(rng, labels, config.batch_size, config.images_per_class)
-        )
+        plan = batch_plan(rng, labels, config.batch_size, config.images_per_class)
+        yield from torch.from_numpy(plan)
 
 
 class _Center(nn.Module):
@@ -185,13 +182,7 @@ def _make_loss(config: HeadConfig, num_classes: int, dim: int) -> nn.Module:
 def corrupt(features: Tensor, labels: Tensor, config: HeadConfig) -> tuple[Tensor, Tensor]:
     """Fewer images per class, and wrong labels, where the settings ask for them.
 
-    Args:
-        features: (N, F).
-        labels: (N,) int64 in 0..C−1.
-        config: with `label_noise` and `max_images_per_class`.
-
-    Returns:
-        The features that are kept, in another order, and their labels.
+    Features (N, F) and labels (N,) come back in another order.
     """
     rng = np.random.default_rng([config.seed, 7])
     order = rng.permutation(len(labels))
@@ -204,10 +195,6 @@ def corrupt(features: Tensor, labels: Tensor, config: HeadConfig) -> tuple[Tenso
     shift = torch.from_numpy(rng.integers(1, classes, len(wrong)))
     labels[wrong] = (labels[wrong] + shift) % classes  # never its own class
     return features, labels
-
-
-def _rows(features: Tensor, subset: image_sets.ImageSet) -> Tensor:
-    return features[subset.origin[1]]
 
 
 def _source(config: BaseConfig) -> str:

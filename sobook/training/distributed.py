@@ -29,8 +29,8 @@ from sobook.training.config import TrainConfig
 class Processes:
     """The processes that train one run together, seen from one of them; made by `join`.
 
-    Of one process alone nothing here touches the state that Accelerate keeps for the life of
-    Python, so a notebook may train in one precision or on one device after another.
+    One process alone leaves the state alone that Accelerate keeps for the life of Python, so a
+    notebook may train in one precision or on one device after another.
 
     Attributes:
         device: where this process computes.
@@ -106,10 +106,7 @@ class Processes:
         return np.concatenate(utils.gather_object([local]))
 
     def leave(self) -> None:
-        """The run is done; what connects the processes ends with Python, not before.
-
-        The caller may train another run, or read what the main process wrote.
-        """
+        """End what connects the processes with Python, not before: another run may follow."""
         if self.count > 1:
             atexit.register(PartialState().destroy_process_group)
 

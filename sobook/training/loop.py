@@ -1,9 +1,8 @@
 """The training loop: a config in, a run folder out, on one device or on many.
 
-Read `fit`, `FineTuning.train`, `FineTuning.epoch`, then `Trainer.step`. A run that was stopped, at
-any moment and by whatever, resumes and ends with the same weights as one that was never stopped:
-batches depend on (seed, epoch, batch) alone, random numbers and rates on the step alone, and
-`resume.safetensors` holds the rest.
+Read `fit`, `FineTuning.train`, `FineTuning.epoch`, `Trainer.step`. A run that was stopped, at any
+moment, resumes and ends with the weights of one that never was: batches depend on (seed, epoch,
+batch) alone, random numbers and rates on the step alone; `resume.safetensors` holds the rest.
 """
 
 import contextlib
@@ -47,9 +46,9 @@ def fit(config: TrainConfig, *, progress: bool = True) -> Run:
         RunError: the folder belongs to a run with other settings, or cannot be written.
         TrainingError: the loss became NaN or infinite, memory ran out, a process died.
     """
-    if (run := run_folder.find(config)) and run.finished:
+    run = run_folder.find(config) or Run(config.folder(), config)
+    if run.finished:
         return run
-    run = Run(config.folder(), config)
     with distributed.plain_errors(run.path):
         processes = distributed.join(config)
         training = FineTuning(run, processes)  # settings that cannot work fail here, ...
@@ -100,7 +99,7 @@ class FineTuning:
             processes=processes,
             precision=config.precision,
         )
-        self.best: dict[str, Any] = {"epoch": None, "recall": -1.0}
+        self.best: dict[str, Any] = {"epoch": None, "recall": None}
         self.saved = time.monotonic()
         self.tracker: run_folder.Tracker | None = None
         self.bar = tqdm(disable=True)
@@ -138,12 +137,12 @@ class FineTuning:
         processes.wait()
         encoder = run.encoder().to(processes.device)  # the epoch that was kept
         retrieval = evaluate_run(config, encoder, processes, progress=progress)
-        notes = list(image_sets.notes(config.dataset, **config.load_options))
-        if config.selection == "test":
-            notes.append("peeking: the epoch was chosen on the test classes")
-        if self.pixels.as_jpeg:
-            notes.append("trained on pixels kept as JPEG of quality 95, for their size")
         if processes.is_main:
+            notes = list(image_sets.notes(config.dataset, **config.load_options))
+            if config.selection == "test":
+                notes.append("peeking: the epoch was chosen on the test classes")
+            if self.pixels.as_jpeg:
+                notes.append("trained on pixels kept as JPEG of quality 95, for their size")
             run_folder.write_retrieval(run.path, retrieval, notes)
         if self.tracker:
             self.tracker.close()
@@ -169,10 +168,10 @@ class FineTuning:
         self._finish_epoch(epoch, time.perf_counter() - began, self.steps_per_epoch - start)
 
     def _finish_epoch(self, epoch: int, seconds: float, steps: int) -> None:
-        recall = self._selection_recall()
-        better = recall is None or recall > self.best["recall"]
+        recall, best = self._selection_recall(), self.best["recall"]
+        better = recall is None or best is None or recall > best
         if better:
-            self.best = {"epoch": epoch, "recall": -1.0 if recall is None else recall}
+            self.best = {"epoch": epoch, "recall": recall}
         if self.processes.is_main:
             if better:
                 self._write_checkpoint()
@@ -189,10 +188,7 @@ class FineTuning:
         self._save(epoch + 1, 0)
 
     def _selection_recall(self) -> float | None:
-        """Recall@1 that selects the epoch; None where the last epoch is kept anyway.
-
-        By the encoder itself and not the trainer's model: in float32, as the run is evaluated.
-        """
+        """Recall@1 that selects the epoch, in float32 as at the end; None: keep the last epoch."""
         if self.config.selection == "test":
             return evaluate_run(self.config, self.encoder, self.processes, cache=False).recall[1]
         if self.validation_set is None:
@@ -203,21 +199,20 @@ class FineTuning:
     def _log(self, line: dict[str, Any], step: int) -> None:
         run_folder.append_metrics(self.run.path, line)
         if self.tracker:
-            kind = line["kind"]
-            values = {f"{kind}/{key}": value for key, value in line.items() if key != "kind"}
+            values = {f"{line['kind']}/{name}": line[name] for name in line if name != "kind"}
             self.tracker.log(values, step)
 
     def _advance_bar(self, parts: dict[str, float]) -> None:
-        recall = f" R@1 {self.best['recall']:.3f}" if self.best["recall"] >= 0 else ""
-        loss = f"PA {parts['proxy_anchor']:.2f} SO {parts['soft_orthogonality']:.4f}"
-        self.bar.set_postfix_str(loss + recall, refresh=False)
+        text = f"PA {parts['proxy_anchor']:.2f} SO {parts['soft_orthogonality']:.4f}"
+        if self.best["recall"] is not None:
+            text += f" R@1 {self.best['recall']:.3f}"
+        self.bar.set_postfix_str(text, refresh=False)
         self.bar.update(self.config.batch_size)
 
     def _write_checkpoint(self) -> None:
-        """The weights to keep, and what to know of them."""
         state = {
             "selected_epoch": self.best["epoch"],
-            "selection_recall_at_1": None if self.best["recall"] < 0 else self.best["recall"],
+            "selection_recall_at_1": self.best["recall"],
             "encoder": self.encoder.settings(),
             "class_names": list(self.train_set.class_names),
             "train_images": len(self.train_set),
@@ -322,7 +317,7 @@ class Trainer:
         for name, value in values.items():
             _check_finite(name, value, step)
 
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         self.scaler.scale(parts["loss"]).backward()
         self.processes.average_gradients(self.loss.parameters())
         self.scaler.unscale_(self.optimizer)

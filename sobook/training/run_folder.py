@@ -170,10 +170,11 @@ def write_tensors(file: Path, tensors: dict[str, Tensor], **metadata: Any) -> No
 
 def write_resume(path: Path, state: dict[str, Any], at: dict[str, Any]) -> None:
     """Keep the trainer's state, and where in the run it stands."""
-    tensors = {f"model.{key}": value for key, value in state["model"].items()}
-    tensors |= {f"loss.{key}": value for key, value in state["loss"].items()}
-    for number, values in state["optimizer"].items():
-        tensors |= {f"optimizer.{number}.{key}": value for key, value in values.items()}
+    parts = {"model": state["model"], "loss": state["loss"]}
+    parts |= {f"optimizer.{number}": values for number, values in state["optimizer"].items()}
+    tensors: dict[str, Tensor] = {}
+    for part, values in parts.items():
+        tensors |= {f"{part}.{name}": value for name, value in values.items()}
     write_tensors(path / "resume.safetensors", tensors, **at, scaler=state["scaler"])
 
 

@@ -1,11 +1,10 @@
-"""How the losses grow with B, C and D: exponents fitted to times and memory, printed and plotted.
+"""How the losses grow with B, C and D: exponents fitted to times and memory.
 
 An exponent e means that ten times the size takes 10ᵉ times as long. Nothing may grow faster than
-linearly in C. The plot goes to build/bench/scaling.png.
+linearly in C.
 """
 
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ import torch
 from sobook.losses import ProxyAnchor, soft_orthogonality
 from tests.benchmarks.test_speed_losses import peak_extra_memory
 
-OUT = Path(__file__).resolve().parents[2] / "build" / "bench" / "scaling.png"
 AT = {"B": 180, "C": 4000, "D": 384}
 GRID = {
     "B": [45, 90, 180, 360, 720],
@@ -22,7 +20,6 @@ GRID = {
     "D": [96, 192, 384, 768, 1536],
 }
 NOISE = 0.15  # an exponent is fitted to five noisy times
-FOUND: dict[tuple[str, str], tuple[list[int], list[float], float, float]] = {}
 
 
 def proxy_anchor(B: int, C: int, D: int):  # noqa: N803
@@ -70,35 +67,7 @@ def test_growth(make, letter, capsys):
     times = [best_time(step) for step in steps]
     memory = exponent(GRID[letter], [peak_extra_memory(step) for step in steps])
     in_time = exponent(GRID[letter], times)
-    FOUND[make.__name__, letter] = GRID[letter], times, in_time, memory
     with capsys.disabled():
         print(f"\n{make.__name__}: time grows like {letter}^{in_time:.2f}, memory {memory:.2f}")
     if letter == "C":
         assert in_time < 1 + NOISE and memory < 1 + NOISE
-
-
-def test_plot():
-    """Drawn from what the tests above measured."""
-    if not FOUND:
-        pytest.skip("draws what test_growth measured in the same run")
-    import matplotlib.pyplot as plt
-
-    from sobook.figures.style import use_style
-
-    with use_style():
-        figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), sharey=True, layout="constrained")
-        for axis, letter in zip(axes, "BCD", strict=True):
-            for name, mark in (("proxy_anchor", "o-"), ("orthogonality", "s--")):
-                if (name, letter) in FOUND:
-                    sizes, times, power, _ = FOUND[name, letter]
-                    label = f"{name.replace('_', ' ')}: {letter}^{power:.2f}"
-                    axis.loglog(sizes, np.array(times) * 1e3, mark, label=label)
-            axis.set(xlabel=letter)
-            axis.set_xticks(GRID[letter], [f"{size:,}" for size in GRID[letter]])
-            axis.minorticks_off()
-            axis.legend()
-        axes[0].set_ylabel("forward + backward (ms)")
-        OUT.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(OUT, dpi=110)
-        plt.close(figure)
-    assert OUT.stat().st_size > 10_000

@@ -10,7 +10,6 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from sobook import files
 from sobook.data import image_sets
 from sobook.embedding import embed
 from sobook.errors import RunError, SobookError, TrainingError
@@ -288,14 +287,6 @@ class TestRunFolder:
         (finished.path / "config.json").write_text("{")
         with pytest.raises(RunError, match="not valid JSON"):
             Run.load(finished.path)
-
-    def test_a_failed_write_keeps_the_old_file(self, tmp_path):
-        file = tmp_path / "precious.json"
-        files.write_json(file, {"a": 1})
-        with pytest.raises(TypeError):
-            files.write_json(file, {"a": object()})
-        assert json.loads(file.read_text()) == {"a": 1}
-        assert [f.name for f in tmp_path.iterdir()] == ["precious.json"]
 
 
 class TestIdentity:
