@@ -33,8 +33,7 @@ class Estimate:
 def estimate(config: TrainConfig, images: int, *, steps: int = 3) -> Estimate:
     """Take a few training steps on random pixels, and say what the whole run will need.
 
-    The batch is halved until it fits into memory: train with the `batch_size` that comes back.
-    Reading pictures and evaluating come on top of the time.
+    The batch is halved until it fits into memory. Reading pictures and evaluating are not counted.
 
     Args:
         config: of the run to come.
@@ -59,15 +58,7 @@ def _measure(config: TrainConfig, steps: int) -> tuple[float, float | None]:
     encoder = make_encoder(config.replace(weights=None))
     loss = SoftOrthogonalProxyAnchor(100, encoder.dim, **config.loss_settings)
     rates = [(encoder, 1e-6), (loss, 1e-6)]  # random weights would not stand more
-    trainer = Trainer(
-        encoder,
-        loss,
-        rates,
-        config,
-        steps=steps + 1,
-        processes=Processes(device),
-        precision=config.precision,
-    )
+    trainer = Trainer(encoder, loss, rates, config, steps=steps + 1, processes=Processes(device))
     shape = (config.batch_size, 3, encoder.image_size, encoder.image_size)
     pixels = torch.randint(256, shape, dtype=torch.uint8, device=device)
     labels = torch.arange(config.batch_size, device=device) % 100

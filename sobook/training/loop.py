@@ -97,7 +97,6 @@ class FineTuning:
             config,
             steps=config.epochs * self.steps_per_epoch,
             processes=processes,
-            precision=config.precision,
         )
         self.best: dict[str, Any] = {"epoch": None, "recall": None}
         self.saved = time.monotonic()
@@ -169,8 +168,7 @@ class FineTuning:
 
     def _finish_epoch(self, epoch: int, seconds: float, steps: int) -> None:
         recall, best = self._selection_recall(), self.best["recall"]
-        better = recall is None or best is None or recall > best
-        if better:
+        if better := recall is None or best is None or recall > best:
             self.best = {"epoch": epoch, "recall": recall}
         if self.processes.is_main:
             if better:
@@ -251,10 +249,9 @@ class Trainer:
         model: maps a batch of inputs to (b, D) embeddings of unit length.
         loss: of embeddings (B, D) and labels (B,); its parameters, the proxies, learn as well.
         rates: pairs of a module and its learning rate.
-        config: batch size, weight decay, schedule, largest gradient norm.
+        config: batch size, weight decay, schedule, largest gradient norm, the model's precision.
         steps: how many there will be, for the schedule.
         processes: those that share a batch of B images, b each, and the device.
-        precision: of the model; the loss is computed in float32.
     """
 
     def __init__(
@@ -266,9 +263,9 @@ class Trainer:
         *,
         steps: int,
         processes: Processes,
-        precision: str = "float32",
     ):
         self.config, self.steps, self.processes = config, steps, processes
+        precision = config.precision if isinstance(config, TrainConfig) else "float32"
         self.device, self.precision = processes.device, getattr(torch, precision)
         self.bare_model, self.loss = model.to(self.device), loss.to(self.device)
         self.parameters = [*model.parameters(), *loss.parameters()]
