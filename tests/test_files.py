@@ -1,4 +1,4 @@
-"""The foundation: packaged files, the data folder, whole writes, near matches, lazy imports."""
+"""The foundation: packaged files, the data folder, whole writes, lazy imports."""
 
 import errno
 import os
@@ -63,23 +63,6 @@ def test_data_root_is_argument_then_setting_then_checkout_then_here(tmp_path, mo
 def test_data_root_knows_the_home_folder(monkeypatch):
     monkeypatch.setenv("HOME", "/nowhere/reader")
     assert files.data_root("~/birds") == Path("/nowhere/reader/birds")
-
-
-# --- Near matches --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "word, near",
-    [("cub20", "cub200"), ("aviari", "aviary"), ("car196", "cars196"), ("inshop ", "inshop")],
-)
-def test_suggest_names_the_nearest(word, near):
-    choices = ["aviary", "cub200", "cars196", "sop", "inshop", "inshop-gallery"]
-    assert errors.suggest(word, iter(choices)) == f" Did you mean {near!r}?"
-
-
-@pytest.mark.parametrize("word", ["zebra", "", None, 7])
-def test_suggest_is_silent_where_nothing_is_near(word):
-    assert errors.suggest(word, ["aviary", "cub200"]) == ""
 
 
 # --- Writing -------------------------------------------------------------------------------------

@@ -1,43 +1,34 @@
-"""The training loop, its run folder, and its config."""
+"""The training loop: what it computes, what it tells, and what it promises when things go wrong.
 
-import json
+Killed at any moment a run ends with the same bits; NaN or an error in a batch end it with one
+sentence and leave the last checkpoint whole.
+"""
+
 import math
-import shutil
+import signal
+import sys
 
-import accelerate
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
-from sobook.data import image_sets
+from sobook.data import image_sets, loader, pixels
 from sobook.embedding import embed
 from sobook.errors import RunError, SobookError, TrainingError
 from sobook.losses import SoftOrthogonalProxyAnchor
-from sobook.training import config as configs, distributed, loop as training, run_folder
-from sobook.training.config import TrainConfig, identity, run_key
+from sobook.training import distributed, loop as training
 from sobook.training.loop import Trainer, fit
 from sobook.training.run_folder import Run
+from tests import processes
+from tests.training.reading import (
+    assert_same_bits,
+    assert_same_proxies,
+    losses,
+    resumes_at,
+    weights,
+)
 
-
-@pytest.fixture
-def config(tiny_aviary, tiny_options, tmp_path):
-    """Four training species, batches of 8, two epochs: a second or two."""
-    return TrainConfig(
-        root=tiny_aviary,
-        options=tiny_options,
-        dim=16,
-        epochs=2,
-        batch_size=8,
-        selection="last",
-        so_weight=10.0,
-        run_dir=tmp_path / "run",
-    )
-
-
-@pytest.fixture
-def finished(config):
-    return fit(config, progress=False)
+KILLS = 30
 
 
 class TestFit:
@@ -216,44 +207,6 @@ class TestSelection:
         expected = embed(run.encoder(), held_out, cache=False, progress=False)
         np.testing.assert_array_equal(seen[run.state["selected_epoch"]], expected)
 
-
-class TestOneProcess:
-    def test_one_precision_after_another(self, config, tmp_path):
-        for precision in ("float32", "bfloat16", "float32"):
-            changed = config.replace(precision=precision, run_dir=tmp_path / "again", epochs=1)
-            assert fit(changed, progress=False).finished
-            shutil.rmtree(tmp_path / "again")
-
-    def test_the_callers_accelerator_is_left_alone(self, config):
-        accelerate.Accelerator(cpu=True, mixed_precision="bf16")
-        try:
-            fit(config.replace(epochs=1), progress=False)
-            assert accelerate.Accelerator().mixed_precision == "bf16"
-        finally:
-            AcceleratorState._reset_state(reset_partial_state=True)  # for the other tests
-
-    def test_a_device_that_is_not_there(self, config):
-        with pytest.raises(SobookError, match="device is 'xpu:7', but cannot be used here"):
-            fit(config.replace(device="xpu:7"), progress=False)
-        assert not config.folder().exists()
-
-
-class TestRunFolder:
-    def test_other_settings_are_refused_with_the_differences(self, finished, config):
-        with pytest.raises(RunError, match=r"other settings \(so_weight: 10.0 → 3.0\)"):
-            fit(config.replace(so_weight=3.0), progress=False)
-
-    def test_not_a_run(self, tmp_path):
-        for path in (tmp_path, tmp_path / "nowhere"):
-            with pytest.raises(RunError, match="not a run folder.*no config.json"):
-                Run.load(path)
-
-    def test_foreign_folder_is_not_written_into(self, config, tmp_path):
-        (tmp_path / "run").mkdir()
-        (tmp_path / "run" / "thesis.txt").write_text("precious")
-        with pytest.raises(RunError, match="not empty and not a run folder"):
-            fit(config, progress=False)
-
     def test_few_classes_hold_out_two(self, config):
         """A fifth of four classes is one, and with one class every answer is right."""
         run = fit(config.replace(selection="validation", batch_size=4), progress=False)
@@ -273,104 +226,147 @@ class TestRunFolder:
             fit(few, progress=False)
         assert not few.folder().exists()
 
-    def test_settings_that_cannot_work_leave_no_folder(self, config):
-        with pytest.raises(ValueError, match="batch_size is 500"):
-            fit(config.replace(batch_size=500), progress=False)
-        assert not config.folder().exists()
 
-    def test_unfinished_run_says_so(self, config):
-        run = run_folder.create(config)
-        with pytest.raises(RunError, match="no retrieval.json: the run is not finished"):
-            run.retrieval  # noqa: B018
+class TestKilled:
+    @pytest.mark.slow
+    def test_at_random_moments(self, settings, tmp_path):
+        """30 SIGKILLs in any phase; each time the run is done, its bits are compared.
 
-    def test_damaged_json(self, finished):
-        (finished.path / "config.json").write_text("{")
-        with pytest.raises(RunError, match="not valid JSON"):
-            Run.load(finished.path)
+        With workers or without: the number changes from start to start. Checkpoints come at every
+        step, so that a run that is always killed early still gets on.
+        """
+        rng = np.random.default_rng(0)
+        settings = settings.replace(selection="validation", validation_fraction=0.5, batch_size=4)
+        never = settings.replace(run_dir=tmp_path / "never")
+        assert processes.run_alone(never) == 0
+        kills = finished = 0
+        while kills < KILLS or finished == 0:
+            run = settings.replace(
+                run_dir=tmp_path / f"killed-{finished}",
+                workers=int(rng.integers(0, 3)),
+                checkpoint_minutes=0.0,
+            )
+            process, _ = processes.start(run)
+            process.join(rng.uniform(0.05, 1.5) if kills < KILLS else 120)
+            if process.exitcode is None:
+                process.kill()
+                process.join()
+                kills += 1
+                continue
+            assert process.exitcode == 0
+            assert_same_bits(run.run_dir, never.run_dir)
+            assert losses(run.run_dir) == losses(never.run_dir)
+            assert_same_proxies(run.run_dir, never.run_dir)
+            finished += 1
+        assert kills >= KILLS
+
+    def test_within_an_epoch_it_resumes_at_the_last_checkpoint(self, long_config, tmp_path):
+        """Killed before step 4 with a checkpoint at each step: step 4 comes next, not step 3."""
+        config = long_config.replace(checkpoint_minutes=0.0)
+        process, _ = processes.start(config, at_step=(0, 4, signal.SIGKILL))
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert resumes_at(config) == (2, 1)
+        never = config.replace(run_dir=tmp_path / "never")
+        for run in (config, never):  # bits are the same for the same number of threads only
+            assert processes.run_alone(run) == 0
+        assert [step for step, _ in losses(config.run_dir)] == list(range(9))
+        assert losses(config.run_dir) == losses(never.run_dir)
+        assert_same_bits(config.run_dir, never.run_dir)
+        assert_same_proxies(config.run_dir, never.run_dir)
 
 
-class TestIdentity:
-    def test_it_depends_on_what_shapes_the_result_alone(self):
-        base = TrainConfig()
-        where = {"root": "/elsewhere", "device": "cpu", "workers": 2, "run_dir": "here"}
-        assert run_key(base) == run_key(base.replace(**where))
-        changed = [("lr", 1e-5), ("dim", 64), ("options", {"seed": 1}), ("threshold", 0.2)]
-        keys = {run_key(base.replace(**{name: value})) for name, value in changed}
-        assert len(keys | {run_key(base)}) == 5
+class TestNotANumber:
+    def test_in_a_batch(self, long_config, monkeypatch):
+        """NaN pictures at step 4: the step, the part and the last checkpoint are named."""
+        original = loader.TrainingBatches.cut
 
-    def test_whole_numbers_and_floats_are_the_same(self):
-        one, other = TrainConfig(so_weight=100), TrainConfig(so_weight=100.0)
-        assert one == other and run_key(one) == run_key(other)
+        def poisoned(batches, number, drawn):
+            pictures, labels = original(batches, number, drawn)
+            if batches.seed[1] == 2 and number == 1:
+                pictures = pictures.float()
+                pictures[3, 0, 5, 5] = torch.nan
+            return pictures, labels
 
-    def test_a_default_that_changes_is_another_run(self, monkeypatch):
-        """Keys of studies held only what differed from the defaults: results outlived those."""
-        before = run_key(TrainConfig())
-        assert identity(TrainConfig())["margin"] == 0.1  # defaults are part of it
-        monkeypatch.setattr(configs, "SCHEMA", configs.SCHEMA + 1)
-        assert run_key(TrainConfig()) != before
+        monkeypatch.setattr(loader.TrainingBatches, "cut", poisoned)
+        with pytest.raises(TrainingError, match="an embedding became nan at step 4") as caught:
+            fit(long_config, progress=False)
+        assert str(long_config.folder() / "resume.safetensors") in str(caught.value)
+        assert resumes_at(long_config) == (2, 0)
+        monkeypatch.undo()
+        assert fit(long_config, progress=False).finished  # the checkpoint it names is good
 
-    def test_pictures_of_ones_own_are_known_by_content(self, tmp_path):
-        for name in ("here", "there"):
-            (tmp_path / name / "wren").mkdir(parents=True)
-            (tmp_path / name / "wren" / "1.png").write_bytes(b"picture")
-        here, there = (
-            TrainConfig(dataset="folder", root=tmp_path / name) for name in ("here", "there")
+    def test_in_the_gradient(self, long_config, monkeypatch):
+        """A loss that is a number with a gradient that is none."""
+        parts = SoftOrthogonalProxyAnchor.parts
+
+        def rough(self, embeddings, labels):
+            found = parts(self, embeddings, labels)
+            return {**found, "loss": found["loss"] + (self.proxies[0, 0] * 0).square().sqrt()}
+
+        monkeypatch.setattr(SoftOrthogonalProxyAnchor, "parts", rough)
+        with pytest.raises(TrainingError, match="the gradient became nan at step 0"):
+            fit(long_config, progress=False)
+
+
+class TestWorker:
+    def test_an_error_while_making_a_batch_ends_the_run(self, long_config, monkeypatch):
+        """Batches are made by threads: what goes wrong there reaches the one who trains."""
+        original = loader.TrainingBatches.cut
+
+        def failing(batches, number, drawn):
+            if batches.seed[1] == 2:
+                raise pixels.ImageError("image x.jpg cannot be read")
+            return original(batches, number, drawn)
+
+        monkeypatch.setattr(loader.TrainingBatches, "cut", failing)
+        with pytest.raises(pixels.ImageError, match="x.jpg"):
+            fit(long_config.replace(workers=2), progress=False)
+        monkeypatch.undo()
+        assert resumes_at(long_config) == (2, 0)
+        assert fit(long_config, progress=False).finished
+
+
+class TestPrecision:
+    def test_bfloat16_keeps_proxies_and_loss_in_float32(self, long_config):
+        run = fit(long_config.replace(precision="bfloat16"), progress=False)
+        assert weights(run.path)["proxies"].dtype == torch.float32
+        assert all(np.isfinite(loss) for _, loss in losses(run.path))
+
+    def test_float16_needs_a_gpu(self, long_config):
+        with pytest.raises(ValueError, match="float16 needs a GPU: choose bfloat16"):
+            fit(long_config.replace(precision="float16"), progress=False)
+
+
+class TestSeen:
+    def test_what_an_epoch_tells(self, long_config):
+        last = fit(long_config, progress=False).epochs[-1]
+        parts = {"proxy_anchor", "soft_orthogonality", "loss", "rms_cosine", "coherence"}
+        gradients = {"gradient_norm", "gradient_norm_largest", "gradients_clipped"}
+        assert parts | gradients | {"images_per_second"} <= last.keys()
+        assert 0 <= last["gradients_clipped"] <= 1
+
+    def test_bar(self, long_config, capsys, monkeypatch):
+        monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+        fit(long_config.replace(selection="validation", validation_fraction=0.5, batch_size=4))
+        shown = capsys.readouterr().err
+        for part in ("PA ", "SO ", "R@1 ", "img"):
+            assert part in shown
+
+    def test_tensorboard(self, long_config):
+        pytest.importorskip("tensorboard")
+        run = fit(long_config.replace(tracker="tensorboard"), progress=False)
+        assert list(run.path.rglob("events.out.tfevents*"))
+
+    def test_a_tracker_that_is_not_installed(self, long_config, monkeypatch):
+        monkeypatch.setitem(sys.modules, "wandb", None)
+        with pytest.raises(SobookError, match="not installed: pip install wandb"):
+            fit(long_config.replace(tracker="wandb"), progress=False)
+
+    def test_gradient_checkpointing_changes_nothing_but_memory(self, long_config, tmp_path):
+        plain = fit(long_config, progress=False)
+        again = fit(
+            long_config.replace(gradient_checkpointing=True, run_dir=tmp_path / "again"),
+            progress=False,
         )
-        assert run_key(here) == run_key(there)
-        (tmp_path / "there" / "wren" / "2.png").write_bytes(b"another")
-        assert run_key(here) != run_key(there)
-
-    def test_a_run_on_pictures_that_changed_is_not_reopened(self, tmp_path):
-        (tmp_path / "mine").mkdir()
-        config = TrainConfig(dataset="folder", root=tmp_path / "mine", run_dir=tmp_path / "run")
-        run_folder.create(config)
-        (tmp_path / "mine" / "new.png").write_bytes(b"picture")
-        with pytest.raises(RunError, match="pictures that have changed since"):
-            run_folder.find(config)
-
-    def test_pictures_that_moved_are_the_same_run(self, tmp_path):
-        (tmp_path / "mine").mkdir()
-        (tmp_path / "mine" / "1.png").write_bytes(b"picture")
-        config = TrainConfig(dataset="folder", root=tmp_path / "mine", run_dir=tmp_path / "run")
-        run_folder.create(config)
-        (tmp_path / "mine").rename(tmp_path / "moved")
-        assert run_folder.find(config.replace(root=tmp_path / "moved"))
-
-    def test_a_run_of_another_version_is_not_reopened(self, finished, config, monkeypatch):
-        monkeypatch.setattr(configs, "SCHEMA", configs.SCHEMA + 1)
-        with pytest.raises(RunError, match="another version of sobook"):
-            fit(config, progress=False)
-
-    def test_moved_data_train_nothing_anew(self, finished, config, monkeypatch):
-        monkeypatch.setattr(training, "FineTuning", None)
-        assert fit(config.replace(root="/moved"), progress=False).finished
-
-
-class TestConfig:
-    def test_round_trip(self, config):
-        assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-
-    def test_folder_name_depends_on_what_changes_the_result_alone(self):
-        base = TrainConfig()
-        assert base.folder() == base.replace(workers=2, device="cpu").folder()
-        assert base.folder() != base.replace(lr=1e-5).folder()
-        assert "pa-seed0" in base.folder().name
-        assert "so100-seed2" in base.replace(so_weight=100, seed=2).folder().name
-
-    @pytest.mark.parametrize(
-        ("changes", "message"),
-        [
-            ({"epochs": 0}, "epochs is 0"),
-            ({"lr": -1.0}, "lr is -1.0"),
-            ({"so_weight": -1.0}, "so_weight is -1.0"),
-            ({"schedule": "cosin"}, "unknown schedule 'cosin'.*Did you mean 'cosine'"),
-            ({"selection": "tests"}, "Did you mean 'test'"),
-            ({"precision": "float8"}, "unknown precision"),
-            ({"images_per_class": 1}, "images_per_class is 1"),
-            ({"crop_scale": 0.0}, "crop_scale is 0.0"),
-            ({"epoch": 3}, "unknown setting 'epoch'.*Did you mean 'epochs'"),
-        ],
-    )
-    def test_bad_settings(self, changes, message):
-        with pytest.raises(ValueError, match=message):
-            TrainConfig().replace(**changes)
+        np.testing.assert_allclose(losses(plain.path), losses(again.path), rtol=1e-5)

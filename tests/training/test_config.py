@@ -1,0 +1,70 @@
+"""What a config accepts, and which settings make a run another one."""
+
+import json
+
+import pytest
+
+from sobook.training import config as configs
+from sobook.training.config import TrainConfig, identity, run_key
+
+
+class TestIdentity:
+    def test_it_depends_on_what_shapes_the_result_alone(self):
+        base = TrainConfig()
+        where = {"root": "/elsewhere", "device": "cpu", "workers": 2, "run_dir": "here"}
+        assert run_key(base) == run_key(base.replace(**where))
+        changed = [("lr", 1e-5), ("dim", 64), ("options", {"seed": 1}), ("threshold", 0.2)]
+        keys = {run_key(base.replace(**{name: value})) for name, value in changed}
+        assert len(keys | {run_key(base)}) == 5
+
+    def test_whole_numbers_and_floats_are_the_same(self):
+        one, other = TrainConfig(so_weight=100), TrainConfig(so_weight=100.0)
+        assert one == other and run_key(one) == run_key(other)
+
+    def test_a_default_that_changes_is_another_run(self, monkeypatch):
+        """Keys of studies held only what differed from the defaults: results outlived those."""
+        before = run_key(TrainConfig())
+        assert identity(TrainConfig())["margin"] == 0.1  # defaults are part of it
+        monkeypatch.setattr(configs, "SCHEMA", configs.SCHEMA + 1)
+        assert run_key(TrainConfig()) != before
+
+    def test_pictures_of_ones_own_are_known_by_content(self, tmp_path):
+        for name in ("here", "there"):
+            (tmp_path / name / "wren").mkdir(parents=True)
+            (tmp_path / name / "wren" / "1.png").write_bytes(b"picture")
+        here, there = (
+            TrainConfig(dataset="folder", root=tmp_path / name) for name in ("here", "there")
+        )
+        assert run_key(here) == run_key(there)
+        (tmp_path / "there" / "wren" / "2.png").write_bytes(b"another")
+        assert run_key(here) != run_key(there)
+
+
+class TestConfig:
+    def test_round_trip(self, config):
+        assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+    def test_folder_name_depends_on_what_changes_the_result_alone(self):
+        base = TrainConfig()
+        assert base.folder() == base.replace(workers=2, device="cpu").folder()
+        assert base.folder() != base.replace(lr=1e-5).folder()
+        assert "pa-seed0" in base.folder().name
+        assert "so100-seed2" in base.replace(so_weight=100, seed=2).folder().name
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"epochs": 0}, "epochs is 0"),
+            ({"lr": -1.0}, "lr is -1.0"),
+            ({"so_weight": -1.0}, "so_weight is -1.0"),
+            ({"schedule": "cosin"}, "unknown schedule 'cosin'.*Did you mean 'cosine'"),
+            ({"selection": "tests"}, "Did you mean 'test'"),
+            ({"precision": "float8"}, "unknown precision"),
+            ({"images_per_class": 1}, "images_per_class is 1"),
+            ({"crop_scale": 0.0}, "crop_scale is 0.0"),
+            ({"epoch": 3}, "unknown setting 'epoch'.*Did you mean 'epochs'"),
+        ],
+    )
+    def test_bad_settings(self, changes, message):
+        with pytest.raises(ValueError, match=message):
+            TrainConfig().replace(**changes)
