@@ -101,7 +101,7 @@ class Figure(_MatplotlibFigure):
 
 def _with_palette(picture: Image.Image, tolerance: int = 16) -> Image.Image:
     """The picture with 256 colors, half the file, unless that would show (color bars suffer)."""
-    small = picture.quantize(256)
+    small = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE)
     change = np.asarray(ImageChops.difference(picture, small.convert("RGB")))
     return small if change.max() <= tolerance else picture
 
