@@ -6,8 +6,8 @@ the notebook asks for. How each exercise is judged is in `exercise_checks`.
 
 from dataclasses import asdict, dataclass
 
-from sobook.course.exercise_checks import CHECKS
 from sobook.course.compare import Wrong, describe_error
+from sobook.course.exercise_checks import CHECKS
 from sobook.course.session import notebook_shell
 from sobook.errors import suggest
 
