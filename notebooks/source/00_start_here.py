@@ -424,7 +424,7 @@ if low <= 0:
 # - Metric learning makes a map in which pictures of one class lie together; it is tested on classes that were not trained on.
 # - Recall@K is the share of queries with a right picture among their K nearest neighbors, the query itself left out.
 # - Frozen DeiT features are a baseline that every training has to beat, and the intervals say whether it did.
-# - PA learns one proxy a class; SO penalizes the squared cosines between proxies. The heatmap shows the effect on the proxies, and only the paired interval shows an effect on retrieval.
+# - PA learns one proxy per class; SO penalizes the squared cosines between proxies. The heatmap shows the effect on the proxies, and only the paired interval shows an effect on retrieval.
 #
 # ## Questions
 #

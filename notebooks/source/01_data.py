@@ -75,7 +75,7 @@ train.subset([0, 1, len(train) - 1]).labels  # a subset is numbered anew: 0..C'�
 # %% [markdown]
 # ## 2 · Birds in families
 #
-# The birds of the course are drawn by `sobook/aviary.py`. A *genus* fixes the silhouette and the base colors; its ten *species* differ in field marks: cap, throat, wing bars and so on. Because we drew them, we can ask things that no photograph answers. Here is one genus, one row per species, with the marks in which its species differ. In the last column, which half of the data set a species belongs to:
+# The birds of the course are drawn by `sobook/aviary/`. A *genus* fixes the silhouette and the base colors; its ten *species* differ in field marks: cap, throat, wing bars and so on. Because we drew them, we can ask things that no photograph answers. Here is one genus, one row per species, with the marks in which its species differ. In the last column, which half of the data set a species belongs to:
 
 # %%
 marks = aviary.attributes(100)  # one row per species, for all 100
@@ -391,7 +391,7 @@ exercises.check("01.2", chance_recall_at_1)
 # %% [markdown]
 # ## 7 · Your own folder, and some traps
 #
-# One folder a class is a data set: `datasets.load("folder", "train", root=…)`. Picture files from the wild hold surprises. Here is one bird, saved in five ways that cameras, scanners, printers and designers use every day. **Which of them would a plain `Image.open` hand to the network in the wrong shape?**
+# A folder with one subfolder per class is a data set: `sobook.load("folder", "train", root=…)`. Picture files from the wild hold surprises. Here is one bird, saved in five ways that cameras, scanners, printers and designers use every day. **Which of them would a plain `Image.open` hand to the network in the wrong shape?**
 
 # %%
 bird = aviary.draw(relatives[0], 3, size=96)
