@@ -26,6 +26,7 @@ from sobook.training import distributed, run_folder
 from sobook.training.config import BaseConfig, TrainConfig
 from sobook.training.distributed import Processes
 from sobook.training.run_folder import Run
+from sobook.training.tracker import Tracker
 
 
 def fit(config: TrainConfig, *, progress: bool = True) -> Run:
@@ -100,7 +101,7 @@ class FineTuning:
         )
         self.best: dict[str, Any] = {"epoch": None, "recall": None}
         self.saved = time.monotonic()
-        self.tracker: run_folder.Tracker | None = None
+        self.tracker: Tracker | None = None
         self.bar = tqdm(disable=True)
 
     def _batches(self, epoch: int) -> loader.TrainingBatches:
@@ -121,7 +122,7 @@ class FineTuning:
         """All epochs that are still to come, then the evaluation on the test classes."""
         config, run, processes = self.config, self.run, self.processes
         if config.tracker and processes.is_main:
-            self.tracker = run_folder.Tracker(config, run.path)
+            self.tracker = Tracker(config, run.path)
         first, start = self._resume()
         processes.wait()  # nobody writes before everybody has read
         with tqdm(

@@ -252,31 +252,6 @@ def epoch_means(run: Run, epoch: int) -> dict[str, float]:
     return {**means, "gradient_norm_largest": max(norms), "gradients_clipped": clipped}
 
 
-class Tracker:
-    """TensorBoard or Weights & Biases: `log` takes numbers by name, and their step."""
-
-    def __init__(self, config: TrainConfig, path: Path):
-        try:
-            if config.tracker == "wandb":
-                import wandb
-
-                run = wandb.init(project="sobook", name=path.name, config=config.to_dict())
-                self.log, self.close = run.log, run.finish
-            else:
-                from torch.utils.tensorboard import SummaryWriter
-
-                self._writer = SummaryWriter(str(path / "tensorboard"))
-                self.log, self.close = self._add_scalars, self._writer.close
-        except ImportError:
-            raise SobookError(
-                f"tracker {config.tracker!r} is not installed: pip install {config.tracker}"
-            ) from None
-
-    def _add_scalars(self, values: dict[str, float], step: int) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-
-
 def _metric_lines(path: Path) -> list[str]:
     """Whole lines only: the last one may have been cut off by a kill."""
     file = path / "metrics.jsonl"

@@ -1,0 +1,31 @@
+"""Experiment trackers: the numbers of metrics.jsonl, sent to TensorBoard or Weights & Biases."""
+
+from pathlib import Path
+
+from sobook.errors import SobookError
+from sobook.training.config import TrainConfig
+
+
+class Tracker:
+    """TensorBoard or Weights & Biases: `log` takes numbers by name, and their step."""
+
+    def __init__(self, config: TrainConfig, path: Path):
+        try:
+            if config.tracker == "wandb":
+                import wandb
+
+                run = wandb.init(project="sobook", name=path.name, config=config.to_dict())
+                self.log, self.close = run.log, run.finish
+            else:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._writer = SummaryWriter(str(path / "tensorboard"))
+                self.log, self.close = self._add_scalars, self._writer.close
+        except ImportError:
+            raise SobookError(
+                f"tracker {config.tracker!r} is not installed: pip install {config.tracker}"
+            ) from None
+
+    def _add_scalars(self, values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
