@@ -132,29 +132,34 @@ def generate(names: list[str]) -> None:
 # --- running them --------------------------------------------------------------------------------
 
 
+class LocalClient(NotebookClient):
+    """Reaches its kernel through files, not TCP, which needs no network and gives no warning."""
+
+    def __init__(self, notebook: nbformat.NotebookNode, **options):
+        self._folder = tempfile.TemporaryDirectory()  # removed with the client
+        local = {"transport": "ipc", "ip": f"{self._folder.name}/kernel"}
+        super().__init__(notebook, config=Config(ConnectionFileMixin=local), **options)
+
+
 def run(notebook: nbformat.NotebookNode) -> Exception | None:
     """Execute in place, as from the notebooks folder; returns what went wrong, if anything."""
     environment = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}  # else no figures
     environment.setdefault("SOBOOK_MODE", "quick")
-    with tempfile.TemporaryDirectory() as folder:
-        # Through files, not TCP, which needs no network and about which the kernel would warn.
-        local = {"transport": "ipc", "ip": f"{folder}/kernel"}
-        client = NotebookClient(
-            notebook,
-            timeout=CELL_TIMEOUT,
-            kernel_name="python3",
-            config=Config(ConnectionFileMixin=local),
-            record_timing=False,  # time stamps would change the file at every run
-            coalesce_streams=True,  # one output for a progress bar, not one for each of its steps
-            resources={"metadata": {"path": str(HERE)}},
-        )
-        try:
-            client.execute(env=environment)
-        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
-            return error
-        finally:
-            drop_progress_bars(notebook)
-            notebook.metadata = nbformat.from_dict(copy.deepcopy(METADATA))
+    client = LocalClient(
+        notebook,
+        timeout=CELL_TIMEOUT,
+        kernel_name="python3",
+        record_timing=False,  # time stamps would change the file at every run
+        coalesce_streams=True,  # one output for a progress bar, not one for each of its steps
+        resources={"metadata": {"path": str(HERE)}},
+    )
+    try:
+        client.execute(env=environment)
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+        return error
+    finally:
+        drop_progress_bars(notebook)
+        notebook.metadata = nbformat.from_dict(copy.deepcopy(METADATA))
     return None
 
 
