@@ -70,8 +70,11 @@ class ImageSet:
 
     def subset(self, indices: Iterable[int] | np.ndarray) -> ImageSet:
         """The images at `indices` (whole numbers, or N booleans); labels become 0..C'-1 again."""
-        indices = indices if isinstance(indices, np.ndarray) else list(indices)
-        chosen = np.arange(len(self))[indices]
+        indices = np.asarray(indices if isinstance(indices, np.ndarray) else list(indices))
+        try:
+            chosen = np.arange(len(self))[indices if indices.size else indices.astype(int)]
+        except IndexError as error:
+            raise DatasetError(f"subset of {self.name} {self.split}: {error}.") from None
         kept, labels = np.unique(self.labels[chosen], return_inverse=True)
         return replace(
             self,

@@ -82,8 +82,21 @@ def test_subset_renumbers_labels_and_keeps_names(five):
     assert [p.name for p in some.paths] == ["14.png", "3.png", "4.png"]
     assert (some.notes, len(some), some.num_classes) == (("a note",), 3, 2)
     assert five.subset(five.labels == 3).class_names == ("d",)
-    with pytest.raises(DatasetError, match="toy train is empty"):
-        five.subset(five.labels > 9)
+
+
+@pytest.mark.parametrize(
+    "indices, message",
+    [
+        (np.zeros(15, bool), "toy train is empty"),
+        ([], "toy train is empty"),
+        ([15], "subset of toy train: index 15 is out of bounds"),
+        (np.ones(3, bool), "subset of toy train: boolean index"),
+        ([0.5], "subset of toy train"),
+    ],
+)
+def test_subset_refuses_what_is_no_choice_of_images(five, indices, message):
+    with pytest.raises(DatasetError, match=message):
+        five.subset(indices)
 
 
 @pytest.mark.parametrize("labels", [[0, 5], [-1, 0], [0], [0.0, 1.0]])
