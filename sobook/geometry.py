@@ -221,7 +221,11 @@ def collapse(embeddings: Any, labels: Any, proxies: Any) -> Collapse:
     [0.0, 0.0, 0.0]
     """
     unit, rows = unit_rows(proxies, "proxies"), unit_rows(embeddings, "embeddings")
-    num_classes = len(unit)
+    num_classes, dim = unit.shape
+    if rows.shape[1] != dim:
+        raise SobookError(
+            f"embeddings have {rows.shape[1]} dimensions, proxies {dim}: are they of one model?"
+        )
     means = class_means(rows, labels, num_classes)  # (C, D)
     cosines = (unit_rows(means, "class means") * unit).sum(axis=1)
     within, centered = rows - means[np.asarray(labels)], means - means.mean(axis=0)
@@ -288,15 +292,24 @@ def movement(epochs: Sequence) -> Movement:
     Args:
         epochs: E arrays or tensors (C, D), in chronological order, such as
             ``[run.proxies(epoch) for epoch in range(run.config.epochs + 1)]``.
+
+    Raises:
+        SobookError: no epochs, or proxies that change their shape.
     """
-    units = np.stack([unit_rows(proxies, "proxies") for proxies in epochs])  # (E, C, D)
-    cosines = np.stack([off_diagonal(unit @ unit.T) for unit in units])  # (E, C(C−1)/2)
-    before = np.concatenate([units[:1], units[:-1]])
+    units = [unit_rows(proxies, "proxies") for proxies in epochs]
+    if len({unit.shape for unit in units}) != 1:
+        raise SobookError("movement needs proxies of one shape, of at least one epoch.")
+    rms_cosine, cosine_band = [], []
+    for unit in units:  # one at a time: the pairs of 11,318 classes take half a gigabyte
+        cosines = off_diagonal(unit @ unit.T)
+        rms_cosine.append(math.sqrt(np.square(cosines).mean()))
+        cosine_band.append(np.quantile(cosines, [0.05, 0.5, 0.95]))
+    path = np.stack(units)  # (E, C, D)
     return Movement(
-        rms_cosine=np.sqrt(np.square(cosines).mean(axis=1)),
-        cosine_band=np.quantile(cosines, [0.05, 0.5, 0.95], axis=1).T,
-        from_start=_angles_between(units, units[0]),
-        step=_angles_between(units, before),
+        rms_cosine=np.array(rms_cosine),
+        cosine_band=np.array(cosine_band),
+        from_start=_angles_between(path, path[0]),
+        step=_angles_between(path, np.concatenate([path[:1], path[:-1]])),
     )
 
 

@@ -14,6 +14,7 @@ from scipy.spatial.distance import pdist, squareform
 from scipy.stats import ortho_group
 
 from sobook import geometry as module
+from sobook.errors import SobookError
 from sobook.geometry import (
     ProxyGeometry,
     class_means,
@@ -428,6 +429,8 @@ def test_collapse_checks_its_labels():
     for wrong, count in ((labels, 6), (labels, 4), (labels[:-1], 5)):
         with pytest.raises(ValueError, match=rf"expected \(45,\) with each of 0\.\.{count - 1}"):
             collapse(points, wrong, np.resize(proxies, (count, 7)))
+    with pytest.raises(SobookError, match="7 dimensions, proxies 6"):
+        collapse(points, labels, proxies[:, :6])
 
 
 def test_movement_follows_a_rotation():
@@ -448,5 +451,6 @@ def test_movement_has_the_quantiles_of_each_epoch():
             row, np.quantile(1 - pdist(proxies, "cosine"), [0.05, 0.5, 0.95])
         )
     assert moved.from_start.shape == (3, 30)
-    with pytest.raises(ValueError, match="same shape"):
-        movement([np.eye(2), np.eye(3)])
+    for wrong in ([np.eye(2), np.eye(3)], []):
+        with pytest.raises(SobookError, match="one shape, of at least one epoch"):
+            movement(wrong)
