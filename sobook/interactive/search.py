@@ -195,7 +195,8 @@ def answer(index: Index, encoder: Encoder, name: str, content: bytes, k: int = 6
     for similarity, i in zip(similarities, neighbors, strict=True):
         shown.append((f"{index.names[i]} {similarity:.2f}".strip(), index.paths[i]))
     cells = [
-        f"<figure style='margin:0;width:{_SIDE}px'><img alt='' src='{_small(picture)}'>"
+        f"<figure style='margin:0;width:{_SIDE}px'>"
+        f"<img alt='{html.escape(caption)}' src='{_small(picture)}'>"
         f"<figcaption style='font-size:80%'>{html.escape(caption)}</figcaption></figure>"
         for caption, picture in shown
     ]
