@@ -134,7 +134,9 @@ def test_the_widget_answers_an_upload(index, encoder):
     assert isinstance(upload, widgets.FileUpload)
     content = index.paths[4].read_bytes()
     said = search.answer(index, encoder, "<my>.png", content, 2)
-    assert said.count("<figure") == 3 and "alt='query: &lt;my&gt;.png'" in said and "class 1" in said
+    assert (
+        said.count("<figure") == 3 and "alt='query: &lt;my&gt;.png'" in said and "class 1" in said
+    )
     assert "not a picture" in search.answer(index, encoder, "x.png", b"nothing", 2)
     if int(widgets.__version__.split(".")[0]) >= 8:
         now = datetime.now(timezone.utc)
