@@ -177,6 +177,13 @@ def test_inside_a_notebooks_frame(visit, shown):
     assert inner.locator("#numbers tbody tr").count() == 2
 
 
+def test_a_frame_that_is_older_than_the_click_plays_from_the_first_epoch(visit, shown):
+    page = visit(shown[0])
+    page.evaluate("() => { window.requestAnimationFrame = (tick) => { old = tick; }; }")
+    page.evaluate("() => { explorer.state.epoch = 0; explorer.play(true); old(0); }")
+    assert state(page, "epoch") == 0
+
+
 def frames_a_second(visit) -> float:
     """Of the explorer while it plays 2,000 points over the epochs."""
     arrays = toy(classes=60, test=40, each=20, dim=32, epochs=9)

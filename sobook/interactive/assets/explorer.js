@@ -363,7 +363,8 @@ function play(on) {
   if (on && state.epoch >= END) state.epoch = 0;
   const tick = (now) => {
     if (!state.playing) return;
-    state.epoch = Math.min(END, state.epoch + (now - before) / 700);
+    // A frame's time may lie before the click that asked for it.
+    state.epoch = Math.min(END, state.epoch + Math.max(0, now - before) / 700);
     before = now;
     draw();
     if (state.epoch >= END) play(false);
