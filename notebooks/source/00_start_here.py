@@ -45,7 +45,7 @@ from sobook.embedding import embed
 from sobook.encoder import Encoder
 from sobook.losses import SO_WEIGHT
 from sobook.retrieval import evaluate, nearest_neighbors
-from sobook.statistics import compare_classes
+from sobook.statistics import compare_classes, verdict
 from sobook.training.loop import fit
 
 config = session.config()  # the settings that all notebooks share
@@ -223,19 +223,14 @@ figures.interval_plot(
 # An interval that lies wholly on one side of the dotted line shows a change; one that contains zero does not. The sentences follow from the numbers:
 
 # %%
-def verdict(before, after):
+def describe_change(before, after):
     found = changes[before, after]
-    change, low, high = found.difference, found.low, found.high
-    numbers = f"{change:+.3f} [{low:+.3f}, {high:+.3f}]"
-    if low > 0:
-        return f"{after} retrieves better than {before}: Recall@1 {numbers}."
-    if high < 0:
-        return f"{after} retrieves worse than {before}: Recall@1 {numbers}."
-    return f"Between {before} and {after} no difference is shown: Recall@1 {numbers}."
+    numbers = f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+    return f"Recall@1 of {after} against {before}: {verdict(found)}, {numbers}."
 
 
 for before, after in pairs:
-    print(verdict(before, after))
+    print(describe_change(before, after))
 
 # %% [markdown]
 # One reservation belongs to the last of these sentences. The interval covers the choice of *species*, not the luck of *one training run*: another seed gives other weights. [07 · Benchmark](07_benchmark.ipynb) trains over several seeds before it says anything about PA against PA+SO.
@@ -391,7 +386,7 @@ exercises.check("00.3", rms_cosine)
 # %%
 print(f"On {test.num_classes} species never seen in training ({len(test):,} queries, one seed):")
 for before, after in pairs:
-    print(f"- {verdict(before, after)}")
+    print(f"- {describe_change(before, after)}")
 towards = "closer to" if shapes["PA+SO"].rms_cosine < shapes["PA"].rms_cosine else "no closer to"
 print(
     f"- The proxies of PA+SO are {towards} right angles than those of PA: RMS cosine "
@@ -399,8 +394,7 @@ print(
     f"have {start.chance_cosine:.3f}."
 )
 found = changes["PA", "PA+SO"]
-change, low, high = found.difference, found.low, found.high
-if low <= 0:
+if verdict(found) != "higher":
     print("- Whatever SO does to the proxies: that it helps retrieval is not shown here.")
 
 # %% [markdown]

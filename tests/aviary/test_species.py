@@ -143,7 +143,6 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is a POSIX signal")
 def test_drawing_killed_at_any_moment_the_next_call_finishes(tmp_path):
     from tests import processes
 
