@@ -6,6 +6,7 @@ a hat means that rows have unit length.
 
 import functools
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,9 +38,12 @@ class ProxyAnchor(nn.Module):
         scale: α, which sets how strongly the hardest examples dominate.
         threshold: b, the cosine that separates positives (pulled above b + δ) from negatives
             (pushed below b − δ). The paper has none, which is b = 0; the term is ours.
+        learn_threshold: make b a parameter that starts at `threshold`. Its gradient is as large
+            as that of all cosines together, so give it a learning rate of its own.
 
     Attributes:
         proxies: (C, D) parameter, initialized as in the official code (Kaiming normal, fan out).
+        threshold: b, a number, or a scalar parameter where it is learned.
 
     Source: Kim, Kim, Cho and Kwak, "Proxy Anchor Loss for Deep Metric Learning", CVPR 2020, eq. 4.
 
@@ -56,13 +60,17 @@ class ProxyAnchor(nn.Module):
         margin: float = 0.1,
         scale: float = 32.0,
         threshold: float = 0.0,
+        learn_threshold: bool = False,
     ):
         super().__init__()
         if num_classes < 2 or dim < 1:
             raise SobookError(f"num_classes is {num_classes}, dim {dim}: give at least 2 and 1.")
         if not scale > 0:
             raise SobookError(f"scale is {scale}: it must be positive (the usual value is 32).")
-        self.margin, self.scale, self.threshold = float(margin), float(scale), float(threshold)
+        self.margin, self.scale = float(margin), float(scale)
+        self.threshold: float | nn.Parameter = float(threshold)
+        if learn_threshold:
+            self.threshold = nn.Parameter(torch.tensor(float(threshold)))
         self.proxies = nn.Parameter(torch.empty(num_classes, dim))  # (C, D)
         nn.init.kaiming_normal_(self.proxies, mode="fan_out")
 
@@ -135,7 +143,8 @@ class SoftOrthogonalProxyAnchor(ProxyAnchor):
         num_classes, dim: as for `ProxyAnchor`.
         so_weight: λ ≥ 0.
         so_reduction: "mean" or "sum", see `soft_orthogonality`.
-        settings: margin, scale and threshold, as for `ProxyAnchor`.
+        so_pairs: (C, C) bool, the pairs of classes that SO acts on; None: all.
+        settings: margin, scale, threshold and learn_threshold, as for `ProxyAnchor`.
     """
 
     def __init__(
@@ -145,13 +154,16 @@ class SoftOrthogonalProxyAnchor(ProxyAnchor):
         *,
         so_weight: float = SO_WEIGHT,
         so_reduction: str = "mean",
-        **settings: float,
+        so_pairs: Tensor | None = None,
+        **settings: Any,
     ):
         super().__init__(num_classes, dim, **settings)
         if not so_weight >= 0:
             raise SobookError(f"so_weight is {so_weight}: it must be zero or positive.")
         check_choice("so_reduction", so_reduction, ("mean", "sum"))
         self.so_weight, self.so_reduction = float(so_weight), so_reduction
+        self.so_pairs: Tensor | None
+        self.register_buffer("so_pairs", so_pairs, persistent=False)
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """The summed loss of a batch, arguments as for `ProxyAnchor`."""
@@ -160,12 +172,16 @@ class SoftOrthogonalProxyAnchor(ProxyAnchor):
     def parts(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Both terms and their weighted sum: "proxy_anchor", "soft_orthogonality", "loss"."""
         proxy_anchor = super().forward(embeddings, labels)
-        orthogonality = soft_orthogonality(self.proxies, reduction=self.so_reduction)
+        orthogonality = soft_orthogonality(
+            self.proxies, reduction=self.so_reduction, pairs=self.so_pairs
+        )
         loss = proxy_anchor + self.so_weight * orthogonality
         return {"proxy_anchor": proxy_anchor, "soft_orthogonality": orthogonality, "loss": loss}
 
 
-def soft_orthogonality(proxies: Tensor, *, reduction: str = "mean") -> Tensor:
+def soft_orthogonality(
+    proxies: Tensor, *, reduction: str = "mean", pairs: Tensor | None = None
+) -> Tensor:
     r"""How far unit-length proxies are from being mutually orthogonal: ‖P̂P̂ᵀ − I‖²_F.
 
     The diagonal of P̂P̂ᵀ is 1, so this is the sum of squared cosines between different proxies.
@@ -174,10 +190,12 @@ def soft_orthogonality(proxies: Tensor, *, reduction: str = "mean") -> Tensor:
         proxies: (C, D) floating point, C ≥ 2, rows of any length but zero (normalized here).
         reduction: "sum": the squared Frobenius norm. "mean": that divided by C(C−1), the mean
             squared cosine of two different proxies, which means the same for any number of classes.
+        pairs: (C, C) bool, symmetric: only these pairs count, also in the mean; None: all. The
+            diagonal does not matter.
 
     Returns:
         A scalar ≥ 0 in float32 (float64 for float64 input). With C > D it cannot go below
-        C²/D − C ("sum").
+        C²/D − C ("sum", all pairs).
 
     Raises:
         SobookError: wrong shape, type or reduction; on the CPU also a row that is zero or NaN.
@@ -200,6 +218,9 @@ def soft_orthogonality(proxies: Tensor, *, reduction: str = "mean") -> Tensor:
         (proxies,) = _at_least_float32(proxies)
         # As F.normalize, but multiplied: a division's gradient holds two more copies of the rows.
         unit = proxies * _lengths(proxies, "proxy").reciprocal()  # (C, D)
+        if pairs is not None:
+            squared = (unit @ unit.T).square()[_off_diagonal(pairs, num_classes)]
+            return squared.mean() if reduction == "mean" else squared.sum()
         if num_classes <= dim:
             identity = torch.eye(num_classes, dtype=unit.dtype, device=unit.device)
             total = torch.addmm(identity, unit, unit.T, beta=-1).square().sum()  # (C, C) inside
@@ -212,7 +233,20 @@ def soft_orthogonality(proxies: Tensor, *, reduction: str = "mean") -> Tensor:
     return total / (num_classes * (num_classes - 1)) if reduction == "mean" else total
 
 
-def _log_one_plus_sum_exp(exponents: Tensor, offset: float) -> Tensor:
+def _off_diagonal(pairs: Tensor, num_classes: int) -> Tensor:
+    """The chosen pairs of different classes, (C, C) bool, checked."""
+    if pairs.dtype != torch.bool or pairs.shape != (num_classes, num_classes):
+        raise SobookError(
+            f"pairs are {pairs.dtype} {tuple(pairs.shape)}, expected torch.bool "
+            f"({num_classes}, {num_classes})."
+        )
+    chosen = pairs & ~torch.eye(num_classes, dtype=torch.bool, device=pairs.device)
+    if not torch.equal(chosen, chosen.T) or not chosen.any():
+        raise SobookError("pairs must be symmetric, with at least one pair of different classes.")
+    return chosen
+
+
+def _log_one_plus_sum_exp(exponents: Tensor, offset: float | Tensor) -> Tensor:
     """log(1 + Σ_b exp(z_bc + offset)) for every column c, without overflow: (B, C) → (C,)."""
     # softplus(z) = log(1 + eᶻ); above its threshold torch returns z itself, exact to 10⁻¹⁷ at 40.
     return F.softplus(exponents.logsumexp(dim=0) + offset, threshold=40)

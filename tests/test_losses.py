@@ -15,6 +15,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sobook.errors import SobookError
 from sobook.losses import SO_WEIGHT, ProxyAnchor, SoftOrthogonalProxyAnchor, soft_orthogonality
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}  # float64 against float64
@@ -58,6 +59,13 @@ def slow_proxy_anchor(embeddings, proxies, labels, margin=0.1, scale=32.0, thres
         if far:
             push = push + torch.log(1 + sum(far))
     return pull / present + push / len(proxies)
+
+
+def chosen_pairs(seed: int, classes: int):
+    """(C, C) bool, symmetric, with at least the pair of classes 0 and 1."""
+    pairs = torch.rand(classes, classes, generator=torch.Generator().manual_seed(seed)) < 0.3
+    pairs[0, 1] = True
+    return pairs | pairs.T
 
 
 def slow_soft_orthogonality(proxies) -> float:
@@ -272,6 +280,26 @@ def test_a_threshold_shifts_all_cosines(seed, threshold, shift):
     torch.testing.assert_close(shifted, plain, rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.parametrize("threshold", [0.0, 0.3])
+def test_a_learned_threshold_starts_as_the_fixed_one_and_has_its_derivative(threshold):
+    embeddings, proxies, labels = draw(4, 6, 4, 3, torch.float32)
+    fixed, learned = (
+        ProxyAnchor(4, 3, threshold=threshold, learn_threshold=learn) for learn in (False, True)
+    )
+    assert list(fixed.state_dict()) == ["proxies"]
+    assert dict(learned.named_parameters()).keys() == {"proxies", "threshold"}
+    fixed.load_state_dict({"proxies": proxies})
+    learned.load_state_dict({"proxies": proxies, "threshold": torch.tensor(threshold)})
+    assert torch.equal(fixed(embeddings, labels), learned(embeddings, labels))
+
+    def loss(b):
+        inputs = {"proxies": proxies.double(), "threshold": b}
+        return torch.func.functional_call(learned, inputs, (embeddings.double(), labels))
+
+    b = torch.tensor(threshold, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(loss, b) and torch.autograd.gradgradcheck(loss, b)
+
+
 def test_an_absent_class_only_pushes():
     embeddings, proxies, _ = draw(3, 5, 3, 4)
     labels = torch.tensor([0, 0, 0, 1, 1])
@@ -424,6 +452,43 @@ def test_soft_orthogonality_first_and_second_derivatives(classes, dim):
     assert torch.autograd.gradgradcheck(soft_orthogonality, (proxies,))
 
 
+@quick
+@given(seed=seeds, classes=st.integers(2, 9), dim=st.integers(1, 5))
+def test_soft_orthogonality_of_chosen_pairs(seed, classes, dim):
+    _, proxies, _ = draw(seed, 1, classes, dim)
+    pairs = chosen_pairs(seed, classes)
+    cosines = torch.nn.functional.cosine_similarity(proxies[:, None], proxies[None], dim=2)
+    squares = [
+        cosines[i, j] ** 2 for i in range(classes) for j in range(classes) if i != j and pairs[i, j]
+    ]
+    total, slope = gradients(lambda p: soft_orthogonality(p, reduction="sum", pairs=pairs), proxies)
+    mean = soft_orthogonality(proxies, pairs=pairs)
+    torch.testing.assert_close(total, sum(squares), **EXACT)
+    torch.testing.assert_close(mean, sum(squares) / len(squares), **EXACT)
+    untouched = ~(pairs & ~torch.eye(classes, dtype=torch.bool)).any(1)
+    assert not slope[0][untouched].any()  # classes in no pair feel nothing
+    everything = torch.ones(classes, classes, dtype=torch.bool)
+    for reduction in ("mean", "sum"):
+        of_all = soft_orthogonality(proxies, reduction=reduction, pairs=everything)
+        torch.testing.assert_close(of_all, soft_orthogonality(proxies, reduction=reduction))
+    assert torch.autograd.gradcheck(
+        lambda p: soft_orthogonality(p, pairs=pairs), proxies.requires_grad_()
+    )
+
+
+def test_chosen_pairs_that_make_no_sense():
+    proxies = torch.eye(3)
+    lopsided = torch.tensor([[False, True, False]] + [[False] * 3] * 2)
+    for pairs, message in [
+        (torch.ones(3, 3), "torch.float32"),
+        (torch.ones(2, 2, dtype=torch.bool), r"\(2, 2\), expected torch.bool \(3, 3\)"),
+        (lopsided, "symmetric"),
+        (torch.eye(3, dtype=torch.bool), "at least one pair"),
+    ]:
+        with pytest.raises(SobookError, match=message):
+            soft_orthogonality(proxies, pairs=pairs)
+
+
 @pytest.mark.parametrize("classes, dim", [(4, 6), (3, 2), (7, 3)])
 def test_descent_on_soft_orthogonality_reaches_the_floor(classes, dim):
     proxies = draw(2, 1, classes, dim)[1].requires_grad_()
@@ -491,6 +556,15 @@ def test_sum_is_proxy_anchor_plus_weight_times_soft_orthogonality(weight, reduct
     expected = soft_orthogonality(proxies, reduction=reduction)
     assert torch.equal(parts["soft_orthogonality"], expected)
     assert torch.equal(parts["loss"], value) and torch.equal(module(embeddings, labels), value)
+
+
+def test_chosen_pairs_reach_soft_orthogonality():
+    embeddings, proxies, labels = draw(9, 10, 6, 4, torch.float32)
+    pairs = chosen_pairs(0, 6)
+    module = SoftOrthogonalProxyAnchor(6, 4, so_pairs=pairs)
+    module.load_state_dict({"proxies": proxies})  # the mask is a setting, not something learned
+    expected = soft_orthogonality(proxies, pairs=pairs)
+    assert torch.equal(module.parts(embeddings, labels)["soft_orthogonality"], expected)
 
 
 def test_sum_has_the_documented_defaults():

@@ -28,7 +28,7 @@ from sobook.retrieval import evaluate
 from sobook.studies import baselines
 from sobook.training.config import BaseConfig
 from sobook.training.distributed import Processes, choose_device
-from sobook.training.loop import Trainer
+from sobook.training.loop import Trainer, loss_rates
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def fit_head(config: HeadConfig) -> dict[str, float]:
     model = _UnitHead(features.shape[1], config.dim)
     loss = _make_loss(config, train_set.num_classes, config.dim or features.shape[1])
     batches = list(_batches(labels.numpy(), config))
-    rates = [(model, config.head_lr), (loss, config.proxy_lr)]
+    rates = [(model.parameters(), config.head_lr), *loss_rates(loss, config)]
     processes = Processes(device)
     trainer = Trainer(model, loss, rates, config, steps=len(batches), processes=processes)
     labels = labels.to(device)

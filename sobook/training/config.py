@@ -55,6 +55,8 @@ class BaseConfig:
     """α of Proxy Anchor."""
     threshold: float = 0.0
     """b of Proxy Anchor, in units of cosine; 0 is the paper's."""
+    threshold_lr: float = 0.0
+    """Learning rate of b; 0: b is fixed."""
     so_weight: float = 0.0
     """λ of soft orthogonality; 0 is plain Proxy Anchor."""
     so_reduction: str = "mean"
@@ -94,7 +96,7 @@ class BaseConfig:
         check_choice("so_reduction", self.so_reduction, ("mean", "sum"))
         positive = ["epochs", "batch_size", "head_lr", "proxy_lr", "clip_norm", "scale"]
         self._check(positive, lambda value: value > 0, "positive")
-        not_negative = ["so_weight", "weight_decay", "seed"]
+        not_negative = ["so_weight", "weight_decay", "seed", "threshold_lr"]
         self._check(not_negative, lambda value: value >= 0, "0 or more")
         self._check(["validation_fraction"], lambda value: 0 <= value < 1, "in [0, 1)")
         self._check(
@@ -122,7 +124,8 @@ class BaseConfig:
     def loss_settings(self) -> dict[str, Any]:
         """Keyword arguments of `sobook.SoftOrthogonalProxyAnchor`."""
         names = ("margin", "scale", "threshold", "so_weight", "so_reduction")
-        return {name: getattr(self, name) for name in names}
+        settings = {name: getattr(self, name) for name in names}
+        return {**settings, "learn_threshold": self.threshold_lr > 0}
 
     def replace(self: Config, **changes: Any) -> Config:
         """A copy with some fields changed."""

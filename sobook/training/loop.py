@@ -91,9 +91,9 @@ class FineTuning:
             self.encoder,
             self.loss,
             [
-                (self.encoder.backbone, config.lr),
-                (self.encoder.head, config.head_lr),
-                (self.loss, config.proxy_lr),
+                (self.encoder.backbone.parameters(), config.lr),
+                (self.encoder.head.parameters(), config.head_lr),
+                *loss_rates(self.loss, config),
             ],
             config,
             steps=config.epochs * self.steps_per_epoch,
@@ -182,6 +182,7 @@ class FineTuning:
                 line["recall_at_1"] = recall
             shape = geometry.describe(self.loss.proxies)
             line |= {"rms_cosine": shape.rms_cosine, "coherence": shape.coherence}
+            line["threshold"] = float(self.loss.threshold)
             self._log(line, epoch * self.steps_per_epoch)
             run_folder.write_proxies(self.run.path, epoch, self.loss.proxies)
         self._save(epoch + 1, 0)
@@ -249,7 +250,7 @@ class Trainer:
     Args:
         model: maps a batch of inputs to (b, D) embeddings of unit length.
         loss: of embeddings (B, D) and labels (B,); its parameters, the proxies, learn as well.
-        rates: pairs of a module and its learning rate.
+        rates: pairs of parameters and their learning rate.
         config: batch size, weight decay, schedule, largest gradient norm, the model's precision.
         steps: how many there will be, for the schedule.
         processes: those that share a batch of B images, b each, and the device.
@@ -259,7 +260,7 @@ class Trainer:
         self,
         model: nn.Module,
         loss: nn.Module,
-        rates: Iterable[tuple[nn.Module, float]],
+        rates: Iterable[tuple[Iterable[nn.Parameter], float]],
         config: BaseConfig,
         *,
         steps: int,
@@ -360,18 +361,26 @@ def learning_rate_factor(step: int, total: int, schedule: str) -> float:
     return 1.0 if schedule == "constant" else 0.5 * (1 + math.cos(math.pi * step / total))
 
 
+def loss_rates(loss: nn.Module, config: BaseConfig) -> list[tuple[list[nn.Parameter], float]]:
+    """What a loss learns, with its rates: the proxies, and a threshold, the only scalar."""
+    proxies = [parameter for parameter in loss.parameters() if parameter.ndim]
+    threshold = [parameter for parameter in loss.parameters() if not parameter.ndim]
+    return [(proxies, config.proxy_lr), (threshold, config.threshold_lr)]
+
+
 def parameter_groups(
-    rates: Iterable[tuple[nn.Module, float]], weight_decay: float
+    rates: Iterable[tuple[Iterable[nn.Parameter], float]], weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Groups for the optimizer: each module at its own rate, norms and biases without decay.
+    """Groups for the optimizer, each at its rate: matrices, and the rest without weight decay.
 
     Proxies do decay. Their length changes neither the loss nor a cosine, but the shorter a proxy,
     the further a step turns it: there the decay acts on the effective rate.
     """
     groups = []
-    for module, rate in rates:
-        matrices = [p for p in module.parameters() if p.ndim >= 2]
-        others = [p for p in module.parameters() if p.ndim < 2]
+    for parameters, rate in rates:
+        parameters = list(parameters)
+        matrices = [p for p in parameters if p.ndim >= 2]
+        others = [p for p in parameters if p.ndim < 2]  # norms, biases, a threshold
         both = {"lr": rate, "initial_lr": rate}
         groups.append({"params": matrices, "weight_decay": weight_decay, **both})
         groups.append({"params": others, "weight_decay": 0.0, **both})
