@@ -57,7 +57,8 @@ def _measure(config: TrainConfig, steps: int) -> tuple[float, float | None]:
     device = choose_device(config.device)
     encoder = make_encoder(config.replace(weights=None))
     loss = SoftOrthogonalProxyAnchor(100, encoder.dim, **config.loss_settings)
-    rates = [(encoder.parameters(), 1e-6), (loss.parameters(), 1e-6)]  # random weights would not stand more
+    # Random weights would not stand a larger rate.
+    rates = [(encoder.parameters(), 1e-6), (loss.parameters(), 1e-6)]
     trainer = Trainer(encoder, loss, rates, config, steps=steps + 1, processes=Processes(device))
     shape = (config.batch_size, 3, encoder.image_size, encoder.image_size)
     pixels = torch.randint(256, shape, dtype=torch.uint8, device=device)
