@@ -3,7 +3,8 @@
 A genus of ten species fixes the silhouette and the base colors; its species differ in field marks
 only (cap, wing bars, throat …). They are listed as in a field guide of two volumes, each with half
 the species of every genus: train on the first, test on the second, and no test species was seen
-before, but its relatives were, as in CUB. How a bird is drawn is told in `art`.
+before, but its relatives were. `split_genera` separates the relatives as well. How a bird is drawn
+is told in `art`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import os
 import random
 import shutil
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
@@ -30,7 +32,7 @@ from sobook.errors import SobookError
 
 VERSION = 3  # of the drawings; part of the folder's name, so old and new ones never mix
 SPECIES_PER_GENUS = 10
-MOST_SPECIES = 5000
+MOST_SPECIES = 5200
 
 # --- what a genus can look like -----------------------------------------------------------------
 
@@ -280,6 +282,32 @@ def species(number: int = 100, *, seed: int = 0) -> tuple[Species, ...]:
     return tuple(replace(one, index=i) for i, one in enumerate(volumes[0] + volumes[1]))
 
 
+def split_genera(genera: Sequence[str]) -> tuple[str, ...]:
+    """Choose the genera to train on, such that none of them is tested.
+
+    Both sides get as nearly equal numbers of species as whole genera allow; where one must get
+    more, training does.
+
+    Args:
+        genera: the genus of each species, in the order of `species`. That order is random, by the
+            aviary's seed, so nothing more is drawn.
+
+    Raises:
+        SobookError: there is only one genus.
+    """
+    sizes = Counter(genera)
+    if len(sizes) < 2:
+        raise SobookError(
+            f"{len(genera)} species are of one genus, which cannot be split by genus: ask for more "
+            f"than {SPECIES_PER_GENUS} species."
+        )
+    reachable: dict[int, tuple[str, ...]] = {0: ()}  # number of species: genera that have so many
+    for genus, size in sizes.items():
+        more = {total + size: (*chosen, genus) for total, chosen in reachable.items()}
+        reachable = more | reachable
+    return reachable[min(reachable, key=lambda total: (abs(2 * total - len(genera)), -total))]
+
+
 def attributes(number: int = 100, *, seed: int = 0) -> pd.DataFrame:
     """Return a table with one row per species: index, name, genus, form and its field marks."""
     rows = [
@@ -308,18 +336,24 @@ def prepare(
     images_per_species: int = 40,
     size: int = 96,
     seed: int = 0,
+    split_by_genus: int = 0,
     progress: bool = True,
 ) -> Path:
     """Draw the dataset below `root` unless it is there already; return its folder.
 
     The folder holds one folder of PNG files per species, `attributes.csv` and `aviary.json`. It
     appears only when complete; simultaneous calls wait for each other, and what a killed one had
-    drawn is cleared away by the next.
+    drawn is cleared away by the next. Either split is of the same pictures: `split_by_genus` is
+    only looked at.
     """
     _check("species", species, 2, MOST_SPECIES)
     _check("images_per_species", images_per_species, 1, 10_000)
     _check("size", size, 32, 512)
     _check("seed", seed, 0, 2**32 - 1)
+    if split_by_genus not in (0, 1):  # also False and True
+        raise SobookError(f"split_by_genus is {split_by_genus!r}: give 1 to split by genus, or 0.")
+    if split_by_genus:
+        split_genera(attributes(species, seed=seed)["genus"])  # says so if that cannot be done
     key = f"v{VERSION}-{species}x{images_per_species}-{size}px-seed{seed}"
     folder = Path(root) / "aviary" / key
     if (folder / "aviary.json").is_file():
@@ -348,23 +382,23 @@ def _clear_drafts(folder: Path) -> None:
 
 
 def _draw_all(folder: Path, number: int, each: int, size: int, seed: int, progress: bool) -> None:
-    draw_one = partial(_draw_species, folder, number, each, size, seed)
+    every = species(number, seed=seed)
+    draw_one = partial(_draw_species, folder, each, size, seed)
     quiet = None if progress else True  # None: unless a terminal is there to see it
     watch = partial(tqdm, total=number, desc="drawing the aviary", unit=" species", disable=quiet)
     if number * each < 400:  # starting processes would cost more than it saves
-        list(watch(map(draw_one, range(number))))
+        list(watch(map(draw_one, every)))
         return
     # A spawned worker would import the user's script, torch and all. Forking is safe here, as with
     # torch's own loaders: the children only draw, so no lock of another thread matters to them.
     context = get_context("fork" if sys.platform == "linux" else "spawn")
     workers = min(files.available_cores(), number)
     with ProcessPoolExecutor(workers, context, initializer=files.end_with_parent) as pool:
-        list(watch(pool.map(draw_one, range(number))))
+        list(watch(pool.map(draw_one, every)))
 
 
-def _draw_species(folder: Path, number: int, each: int, size: int, seed: int, index: int) -> None:
+def _draw_species(folder: Path, each: int, size: int, seed: int, one: Species) -> None:
     """Draw all images of one species: the unit of work of a process."""
-    one = species(number, seed=seed)[index]
     (folder / one.folder).mkdir()
     for instance in range(each):
         image = draw(one, instance, size=size, seed=seed)

@@ -22,7 +22,7 @@ from sobook.data import benchmarks, fetch
 from sobook.errors import DatasetError, check_choice, check_fields
 
 NAMES = ("aviary", "cub200", "cars196", "sop", "inshop", "folder")
-_OPTIONS = {"aviary": ("species", "images_per_species", "size", "seed")}
+_OPTIONS = {"aviary": ("species", "images_per_species", "size", "seed", "split_by_genus")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +128,7 @@ def prepare(
         root: as for `load`.
         allow_partial: accept a benchmark already there with images or classes missing.
         progress: show bars.
-        **options: of the aviary: ``species``, ``images_per_species``, ``size``, ``seed``.
+        **options: of the aviary, as for `load`.
 
     Returns:
         The data set's own folder.
@@ -175,7 +175,9 @@ def load(
         allow_partial: accept a benchmark with images or classes missing; a warning then follows
             the data in `ImageSet.notes`.
         validation_fraction, validation_seed: as for `hold_out`.
-        **options: of the aviary: ``species``, ``images_per_species``, ``size``, ``seed``.
+        **options: of the aviary: ``species``, ``images_per_species``, ``size``, ``seed``, and
+            ``split_by_genus``: 1 for training and test classes that share no genus. Validation
+            classes are drawn from the training classes one by one all the same.
 
     Raises:
         SobookError: unknown name, split or option; files missing; counts off.
@@ -261,6 +263,11 @@ def _read_aviary(split: str, root: str | os.PathLike | None, options: Mapping) -
     # By number, as in the table of attributes: as text, 1000 would come before 101.
     in_order = sorted(classes, key=lambda name: int(name.partition(".")[0]))
     classes = {name: classes[name] for name in in_order}
+    if options.get("split_by_genus"):
+        genera = {name: name.rpartition("_")[2] for name in in_order}
+        trained = _aviary().split_genera(list(genera.values()))
+        chosen = [name for name in in_order if (genera[name] in trained) == (split == "train")]
+        return _from_folders({name: classes[name] for name in chosen}, "aviary", split)
     return _from_folders(_half(classes, split, folder), "aviary", split)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import sobook
 from sobook.aviary import species as aviary
 
 # Pixels of PINNED images. If this changes without intent, caches and published numbers no longer
@@ -61,8 +62,8 @@ def test_any_number_of_species(number):
 
 
 def test_names_are_unique_also_in_thousands():
-    every = aviary.species(5000)
-    assert len({s.name for s in every}) == len({s.folder for s in every}) == 5000
+    every = aviary.species(5200)
+    assert len({s.name for s in every}) == len({s.folder for s in every}) == 5200
     assert every[6].folder.startswith("007.") and " " not in every[6].folder
 
 
@@ -83,6 +84,46 @@ def test_each_half_has_half_of_every_genus():
         counts = [len(list(group)) for _, group in itertools.groupby(s.genus for s in half)]
         assert counts == [5] * 10
     assert not {(s.look, s.marks) for s in every[:50]} & {(s.look, s.marks) for s in every[50:]}
+
+
+@pytest.mark.parametrize(
+    ("number", "training"),
+    [(100, 50), (95, 48), (109, 59), (20, 10), (11, 6), (40, 20), (2600, 1300), (5200, 2600)],
+)
+def test_genera_are_split_as_evenly_as_they_can_be(number, training):
+    """`training` is what trying all sets of genera finds (checked so below, for few genera)."""
+    genera = [one.genus for one in aviary.species(number)]
+    chosen = aviary.split_genera(genera)
+    assert len(set(chosen)) == len(chosen) and set(chosen) < set(genera)
+    assert sum(genus in chosen for genus in genera) == training
+    if len(set(genera)) <= 11:
+        sizes = [genera.count(genus) for genus in dict.fromkeys(genera)]
+        sets = itertools.product((0, 1), repeat=len(sizes))
+        sums = {sum(itertools.compress(sizes, chosen)) for chosen in sets}
+        assert training == min(sums, key=lambda total: (abs(2 * total - number), -total))
+
+
+def test_split_by_genus_is_of_the_same_pictures_and_shares_no_genus(tmp_path):
+    options = {"species": 44, "images_per_species": 2, "size": 32, "seed": 3}
+    usual = [sobook.load("aviary", part, tmp_path, **options) for part in ("train", "test")]
+    train, test = (
+        sobook.load("aviary", part, tmp_path, **options, split_by_genus=1)
+        for part in ("train", "test")
+    )
+    assert {*train.paths, *test.paths} == {*usual[0].paths, *usual[1].paths}
+    assert not {*train.class_names} & {*test.class_names}
+    table = aviary.attributes(44, seed=3)
+    genus_of = {one.folder: one.genus for one in aviary.species(44, seed=3)}
+    ours, theirs = ({genus_of[name] for name in part.class_names} for part in (train, test))
+    assert not ours & theirs and ours | theirs == set(table["genus"])
+    assert (train.num_classes, test.num_classes) == (26, 18)  # genera of 9, 9, 8 and of 9, 9
+    for part in (train, test):  # still in the order of the species
+        numbers = [int(name.partition(".")[0]) for name in part.class_names]
+        assert numbers == sorted(numbers)
+    off = sobook.load("aviary", "train", tmp_path, **options, split_by_genus=False)
+    assert off.paths == usual[0].paths
+    validation = sobook.load("aviary", "validation", tmp_path, **options, split_by_genus=1)
+    assert {*validation.class_names} < {*train.class_names}
 
 
 def test_other_seeds_have_other_species():
@@ -176,6 +217,9 @@ def test_drawing_killed_at_any_moment_the_next_call_finishes(tmp_path):
         ({"size": 1024}, "size is 1024"),
         ({"seed": "x"}, "seed is 'x'"),
         ({"seed": -1}, "whole number from 0"),
+        ({"split_by_genus": 2}, "split_by_genus is 2"),
+        ({"split_by_genus": "genus"}, "split_by_genus is 'genus'"),
+        ({"species": 10, "split_by_genus": 1}, "10 species are of one genus.*more than 10"),
     ],
 )
 def test_bad_options_are_refused_in_one_sentence(tmp_path, options, sentence):
