@@ -143,7 +143,7 @@ def _balanced_plan(
 
 def mix_seeds(*numbers: int) -> int:
     """One 63-bit seed out of several small numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 
 
 def training_loader(
