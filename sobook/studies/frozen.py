@@ -23,8 +23,8 @@ from sobook.data.loader import batch_plan
 from sobook.embedding import embed
 from sobook.encoder import Encoder, make_head
 from sobook.errors import check_choice
-from sobook.losses import SoftOrthogonalProxyAnchor
-from sobook.retrieval import evaluate
+from sobook.losses import ProxyAnchor, SoftOrthogonalProxyAnchor
+from sobook.retrieval import evaluate, nearest_neighbors
 from sobook.studies import baselines
 from sobook.training.config import BaseConfig
 from sobook.training.distributed import Processes, choose_device
@@ -48,6 +48,8 @@ class HeadConfig(BaseConfig):
     """Its weight."""
     center: bool = False
     """Subtract the mean proxy from all proxies, inside the loss."""
+    so_pairs_fraction: float = 1.0
+    """Fraction of the class pairs, drawn by the seed, that soft orthogonality acts on."""
 
     label_noise: float = 0.0
     """Fraction of the training images whose label is replaced by another training class."""
@@ -59,6 +61,7 @@ class HeadConfig(BaseConfig):
         check_choice("loss", self.loss, ("proxy_anchor", *baselines.LOSSES))
         check_choice("regularizer", self.regularizer, ("none", *baselines.REGULARIZERS))
         self._check(["label_noise"], lambda value: 0 <= value < 1, "in [0, 1)")
+        self._check(["so_pairs_fraction"], lambda value: 0 < value <= 1, "in (0, 1]")
         self._check(["batch_size"], lambda value: value >= 2, "at least 2")
 
 
@@ -68,7 +71,8 @@ def fit_head(config: HeadConfig) -> dict[str, float]:
     Returns:
         recall_at_K, map_at_r and r_precision on the test classes, validation_recall_at_1 on
         held-out training classes, recall_without_common (Recall@1 with the mean proxy's direction
-        taken out of the embeddings), the frozen encoder's Recall@1, and the proxies' geometry.
+        taken out of the embeddings), the frozen encoder's Recall@1 on both, the threshold, the
+        proxies' geometry, and, where SO acts on some pairs only, `treated_pairs`.
     """
     device, source = choose_device(config.device), _source(config)
     train_set, features = _features(source, "train")
@@ -80,12 +84,15 @@ def fit_head(config: HeadConfig) -> dict[str, float]:
         )
         for name, part in (("train", train_set), ("validation", validation_set)):
             inputs[name] = features[part.origin[1]]
-    inputs["train"], labels = corrupt(inputs["train"], torch.from_numpy(train_set.labels), config)
+    everything, train_labels = inputs["train"], torch.from_numpy(train_set.labels)
+    inputs["train"], labels, unused = corrupt(everything, train_labels, config)
     inputs = {name: part.to(device) for name, part in inputs.items()}
 
     torch.manual_seed(config.seed)  # only now: embedding for the first time draws too
     model = _UnitHead(features.shape[1], config.dim)
     loss = _make_loss(config, train_set.num_classes, config.dim or features.shape[1])
+    if config.so_pairs_fraction < 1:
+        loss.so_pairs = _draw_pairs(train_set.num_classes, config).to(device)
     batches = list(_batches(labels.numpy(), config))
     rates = [(model.parameters(), config.head_lr), *loss_rates(loss, config)]
     processes = Processes(device)
@@ -103,10 +110,19 @@ def fit_head(config: HeadConfig) -> dict[str, float]:
     if validation_set is not None:
         selected = evaluate(embeddings["validation"], validation_set.labels, ks=(1,))
         measured["validation_recall_at_1"] = selected.recall[1]
+        frozen = evaluate(inputs["validation"].cpu().numpy(), validation_set.labels, ks=(1,))
+        measured["frozen_validation_recall_at_1"] = frozen.recall[1]
     measured["frozen_recall_at_1"] = _frozen_recall(source)
     measured["train_classes"] = train_set.num_classes
     if proxies is not None:
         measured |= _common_mode_columns(proxies.cpu(), embeddings, test_set.labels)
+    if isinstance(loss, ProxyAnchor):
+        measured["threshold"] = torch.as_tensor(loss.threshold).item()
+    if config.so_pairs_fraction < 1:
+        with torch.inference_mode():
+            unseen = model(everything[unused].to(device)).cpu()
+        pairs = loss.so_pairs.cpu()
+        measured |= treated_pairs(proxies.cpu(), pairs, unseen, train_labels[unused])
     return {name: round(float(value), 6) for name, value in measured.items()}
 
 
@@ -123,6 +139,50 @@ def _common_mode_columns(
         "embedding_mean_length": float(mean.norm()),
         "cosine_of_mean_proxy_and_mean_embedding": float(F.normalize(mean, dim=0) @ common),
     }
+
+
+def _draw_pairs(num_classes: int, config: HeadConfig) -> Tensor:
+    """(C, C) bool: a random part of the pairs of classes, the same for every method of a seed."""
+    rows, columns = np.triu_indices(num_classes, k=1)
+    rng = np.random.default_rng([config.seed, 11])
+    some = rng.permutation(len(rows))[: round(config.so_pairs_fraction * len(rows))]
+    pairs = torch.zeros(num_classes, num_classes, dtype=torch.bool)
+    pairs[rows[some], columns[some]] = True
+    return pairs | pairs.T
+
+
+def treated_pairs(
+    proxies: Tensor, pairs: Tensor, embeddings: Tensor, labels: Tensor
+) -> dict[str, float]:
+    """The pairs of classes that SO acted on, beside the others.
+
+    Args:
+        proxies: (C, D).
+        pairs: (C, C) bool, symmetric: the treated ones.
+        embeddings: (N, D) of images of these classes that were not trained on, at least two each.
+        labels: (N,) int64.
+
+    Returns:
+        For treated and untreated pairs: rms_cosine and mean_cosine of the proxies; confusion, the
+        fraction of images whose nearest neighbor is of another class, with which the pair is such,
+        divided by the fraction of pairs that are such; and class_cosine, the mean cosine of the
+        two classes' mean embeddings.
+    """
+    unit = F.normalize(proxies, dim=1)
+    means = torch.stack([embeddings[labels == c].mean(0) for c in range(len(proxies))])  # (C, D)
+    between = F.normalize(means, dim=1)
+    nearest = torch.from_numpy(nearest_neighbors(embeddings.numpy(), 1)[1][:, 0])  # (N,)
+    own, other = labels, labels[nearest]
+    off_diagonal = ~torch.eye(len(proxies), dtype=torch.bool)
+    measured = {}
+    for name, chosen in (("treated", pairs), ("untreated", ~pairs & off_diagonal)):
+        cosines = (unit @ unit.T)[chosen]
+        measured[f"{name}_rms_cosine"] = cosines.square().mean().sqrt()
+        measured[f"{name}_mean_cosine"] = cosines.mean()
+        measured[f"{name}_class_cosine"] = (between @ between.T)[chosen].mean()
+        fraction = chosen.sum() / off_diagonal.sum()
+        measured[f"{name}_confusion"] = chosen[own, other].double().mean() / fraction
+    return measured
 
 
 def geometry_columns(proxies) -> dict[str, float]:
@@ -179,22 +239,25 @@ def _make_loss(config: HeadConfig, num_classes: int, dim: int) -> nn.Module:
     return loss
 
 
-def corrupt(features: Tensor, labels: Tensor, config: HeadConfig) -> tuple[Tensor, Tensor]:
+def corrupt(
+    features: Tensor, labels: Tensor, config: HeadConfig
+) -> tuple[Tensor, Tensor, np.ndarray]:
     """Fewer images per class, and wrong labels, where the settings ask for them.
 
-    Features (N, F) and labels (N,) come back in another order.
+    Features (N, F) and labels (N,) come back in another order, with the rows that are left out.
     """
     rng = np.random.default_rng([config.seed, 7])
     order = rng.permutation(len(labels))
     if config.max_images_per_class is not None:
         by_class = pd.Series(order).groupby(labels.numpy()[order])
         order = np.array(by_class.head(config.max_images_per_class))
+    unused = np.setdiff1d(np.arange(len(labels)), order)
     features, labels = features[order], labels[order].clone()
     wrong = rng.permutation(len(labels))[: round(config.label_noise * len(labels))]
     classes = int(labels.max()) + 1
     shift = torch.from_numpy(rng.integers(1, classes, len(wrong)))
     labels[wrong] = (labels[wrong] + shift) % classes  # never its own class
-    return features, labels
+    return features, labels, unused
 
 
 def _source(config: BaseConfig) -> str:

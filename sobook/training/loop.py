@@ -182,7 +182,7 @@ class FineTuning:
                 line["recall_at_1"] = recall
             shape = geometry.describe(self.loss.proxies)
             line |= {"rms_cosine": shape.rms_cosine, "coherence": shape.coherence}
-            line["threshold"] = float(self.loss.threshold)
+            line["threshold"] = torch.as_tensor(self.loss.threshold).item()
             self._log(line, epoch * self.steps_per_epoch)
             run_folder.write_proxies(self.run.path, epoch, self.loss.proxies)
         self._save(epoch + 1, 0)

@@ -61,8 +61,9 @@ def test_corrupted_training_images(config):
     config = config.replace(label_noise=0.25, max_images_per_class=4)
     images, features = frozen._features(frozen._source(config), "train")
     labels = torch.from_numpy(images.labels)
-    kept, noisy = corrupt(features, labels, config)
+    kept, noisy, unused = corrupt(features, labels, config)
     rows = [int(np.flatnonzero((features == row).all(1))[0]) for row in kept]
+    assert sorted([*rows, *unused]) == list(range(24))
     assert len(set(rows)) == 16 and np.bincount(labels[rows]).tolist() == [4, 4, 4, 4]
     assert int((noisy != labels[rows]).sum()) == 4  # a quarter, and never its own class
 
@@ -124,3 +125,47 @@ def test_a_head_on_a_gpu(config):
 def test_bad_settings(changes, message):
     with pytest.raises(SobookError, match=message):
         HeadConfig().replace(**changes)
+
+
+def test_a_learned_threshold_moves_and_a_fixed_one_does_not(config):
+    config = config.replace(epochs=10, threshold=0.1)
+    assert fit_head(config)["threshold"] == pytest.approx(0.1)
+    assert fit_head(config.replace(threshold_lr=0.01))["threshold"] != pytest.approx(0.1, abs=1e-3)
+
+
+def test_soft_orthogonality_spreads_the_treated_pairs_only(config):
+    config = config.replace(
+        epochs=40, dim=16, validation_fraction=0, max_images_per_class=3, so_pairs_fraction=0.5
+    )
+    treated = fit_head(config.replace(so_weight=100))
+    assert treated["treated_rms_cosine"] < 0.5 * treated["untreated_rms_cosine"]
+    placebo = fit_head(config)
+    everyone = fit_head(config.replace(so_pairs_fraction=1))
+    assert placebo["recall_at_1"] == everyone["recall_at_1"]  # the draw itself changes nothing
+    assert "treated_rms_cosine" not in everyone
+
+
+def test_treated_pairs_against_slow_loops():
+    generator = torch.Generator().manual_seed(3)
+    proxies, embeddings = torch.randn(4, 5, generator=generator), torch.randn(12, 5)
+    embeddings /= embeddings.norm(dim=1, keepdim=True)
+    labels = torch.arange(12) % 4
+    pairs = torch.zeros(4, 4, dtype=torch.bool)
+    pairs[0, 1] = pairs[1, 0] = pairs[2, 3] = pairs[3, 2] = True
+    measured = frozen.treated_pairs(proxies, pairs, embeddings, labels)
+
+    squares: dict[bool, list[float]] = {True: [], False: []}
+    for i in range(4):
+        for j in range(i):
+            cosine = proxies[i] @ proxies[j] / (proxies[i].norm() * proxies[j].norm())
+            squares[bool(pairs[i, j])].append(float(cosine) ** 2)
+    confused = {True: 0, False: 0}
+    for i in range(12):
+        nearest = max((j for j in range(12) if j != i), key=lambda j: embeddings[i] @ embeddings[j])
+        if labels[i] != labels[nearest]:
+            confused[bool(pairs[labels[i], labels[nearest]])] += 1
+    for name, which in (("treated", True), ("untreated", False)):
+        rms = np.mean(squares[which]) ** 0.5
+        assert measured[f"{name}_rms_cosine"] == pytest.approx(rms, rel=1e-5)
+        expected = confused[which] / 12 / (len(squares[which]) / 6)
+        assert measured[f"{name}_confusion"] == pytest.approx(expected)
