@@ -3,8 +3,16 @@
 Every message says what is wrong, where, and what to do about it.
 """
 
+import dataclasses
 import difflib
-from collections.abc import Iterable
+import numbers
+import os
+import reprlib
+import sys
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class SobookError(ValueError):
@@ -67,6 +75,64 @@ def check_fields(what: str, names: Iterable[str], known: Iterable[str]) -> None:
     for name in names:
         if name not in known:
             raise SobookError(f"unknown setting {name!r} of {what}.{suggest(name, known)}")
+
+
+_EXPECTED = {int: "a whole number", float: "a finite number", bool: "True or False", str: "text"}
+
+
+def plain(name: str, value: Any, kind: Any) -> Any:
+    """The value of a setting as plain Python, refused where it is not of its type.
+
+    Numbers of NumPy and torch become Python's and paths become text, so a run is the same run
+    whatever its settings were computed with. Whole numbers serve as floats, and 8.0 as 8; text
+    and truth values do not serve as numbers.
+
+    Args:
+        name: of the setting, for the error.
+        value: what was given.
+        kind: what its annotation says: one of int, float, bool, str and None, a union of these,
+            or dict[str, …] and tuple[…, ...] of them.
+
+    >>> plain("lr", 1, float), plain("dim", None, int | None)
+    (1.0, None)
+    >>> plain("epochs", "8", int)
+    Traceback (most recent call last):
+    sobook.errors.SobookError: epochs is '8': it must be a whole number.
+    """
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    elif getattr(value, "shape", None) == ():  # a number of NumPy or torch
+        # As it is printed: np.float32(0.1) is 0.1, and not 0.10000000149.
+        is_float = isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral)
+        value = float(str(value)) if is_float else value.item()
+    union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    kinds = typing.get_args(kind) if union else (kind,)
+    for one in sorted(kinds, key=lambda one: one is not type(value)):  # what it is comes first
+        origin, inner = typing.get_origin(one) or one, typing.get_args(one)
+        if one is Any or (one in (bool, str, types.NoneType) and isinstance(value, one)):
+            return value
+        if one in (int, float) and isinstance(value, numbers.Real) and type(value) is not bool:
+            finite = abs(value) <= sys.float_info.max
+            if finite and (one is float or value == int(value)):
+                return one(value)
+        if origin is dict and isinstance(value, Mapping):
+            each = inner[1] if inner else Any
+            return {
+                plain(f"a key of {name}", key, str): plain(f"{name}.{key}", item, each)
+                for key, item in value.items()
+            }
+        if origin is tuple and isinstance(value, list | tuple):
+            return tuple(plain(f"{name}[{i}]", item, inner[0]) for i, item in enumerate(value))
+    names = [_EXPECTED.get(one) or ("None" if one is types.NoneType else str(one)) for one in kinds]
+    raise SobookError(f"{name} is {reprlib.repr(value)}: it must be {' or '.join(names)}.")
+
+
+def check_types(settings: Any) -> None:
+    """Make the fields of a (frozen) dataclass `plain`, by their annotations."""
+    kinds = typing.get_type_hints(type(settings))
+    for item in dataclasses.fields(settings):
+        value = plain(item.name, getattr(settings, item.name), kinds[item.name])
+        object.__setattr__(settings, item.name, value)
 
 
 def first_line(error: BaseException, most: int = 120) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sobook import files
-from sobook.errors import SobookError, check_choice, check_fields
+from sobook.errors import SobookError, check_choice, check_fields, check_types
 
 # Part of every identity: raise it when the same settings come to train differently.
 SCHEMA = 2  # 2: no weight decay on norms and biases
@@ -86,12 +86,7 @@ class BaseConfig:
     """cpu, cuda, mps … None: a GPU where there is one."""
 
     def __post_init__(self) -> None:
-        for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            if item.type in (float, "float") and type(value) is int:  # λ = 100 is λ = 100.0
-                object.__setattr__(self, item.name, float(value))
-            elif isinstance(value, Path):  # it would not survive JSON
-                object.__setattr__(self, item.name, str(value))
+        check_types(self)
         check_choice("schedule", self.schedule, ("cosine", "constant"))
         check_choice("so_reduction", self.so_reduction, ("mean", "sum"))
         positive = ["epochs", "batch_size", "head_lr", "proxy_lr", "clip_norm", "scale"]
