@@ -40,7 +40,7 @@ class HeadConfig(BaseConfig):
 
     loss: str = "proxy_anchor"
     """proxy_anchor, or a baseline of pytorch-metric-learning, see `baselines.LOSSES`."""
-    loss_options: dict[str, float] = field(default_factory=dict)
+    loss_options: dict[str, int | float] = field(default_factory=dict)
     """Keyword arguments of a baseline's loss."""
     regularizer: str = "none"
     """Added to Proxy Anchor, on its proxies: none or one of `baselines.REGULARIZERS`."""
