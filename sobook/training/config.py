@@ -15,12 +15,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sobook import files
+from sobook.data.image_sets import NAMES
 from sobook.errors import SobookError, check_choice, check_fields, check_types
 
 # Part of every identity: raise it when the same settings come to train differently.
 SCHEMA = 2  # 2: no weight decay on norms and biases
 # Where the data lie, and where and how a run computes, do not shape its result.
 _NOT_IDENTITY = ("root", "run_dir", "device", "workers", "checkpoint_minutes", "tracker")
+
+# Beyond these a value is a slip, and would be noticed only hours later, or by the whole machine.
+_MOST_EPOCHS = 9_999  # names of epochs in a run folder have four digits
+_MOST_DIMENSIONS = 65_536
+_MOST_PIXELS = 4_096
+_MOST_WORKERS = 256
 
 Config = TypeVar("Config", bound="BaseConfig")
 
@@ -87,18 +94,29 @@ class BaseConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_choice("dataset", self.dataset, NAMES)
+        if self.token is not None:
+            check_choice("token", self.token, ("cls", "dist", "mean"))
         check_choice("schedule", self.schedule, ("cosine", "constant"))
         check_choice("so_reduction", self.so_reduction, ("mean", "sum"))
-        positive = ["epochs", "batch_size", "head_lr", "proxy_lr", "clip_norm", "scale"]
+        positive = ["batch_size", "head_lr", "proxy_lr", "clip_norm", "scale"]
         self._check(positive, lambda value: value > 0, "positive")
-        not_negative = ["so_weight", "weight_decay", "seed", "threshold_lr"]
+        not_negative = ["so_weight", "weight_decay", "threshold_lr"]
         self._check(not_negative, lambda value: value >= 0, "0 or more")
+        self._check_range("epochs", 1, _MOST_EPOCHS)
+        self._check_range("dim", 1, _MOST_DIMENSIONS)
+        self._check_range("image_size", 1, _MOST_PIXELS)
+        self._check_range("seed", 0, 2**32 - 1)
         self._check(["validation_fraction"], lambda value: 0 <= value < 1, "in [0, 1)")
         self._check(
             ["images_per_class"],
             lambda value: value == 0 or value >= 2,
             "0, for random batches, or at least 2",
         )
+
+    def _check_range(self, name: str, lowest: int, highest: int) -> None:
+        what = f"between {lowest} and {highest:,}"
+        self._check([name], lambda value: value is None or lowest <= value <= highest, what)
 
     def _check(self, names: list[str], valid: Callable[[Any], bool], what: str) -> None:
         for name in names:
@@ -183,7 +201,8 @@ class TrainConfig(BaseConfig):
         if self.tracker is not None:
             check_choice("tracker", self.tracker, ("tensorboard", "wandb"))
         self._check(["lr"], lambda value: value > 0, "positive")
-        not_negative = ["warmup_epochs", "workers", "checkpoint_minutes"]
+        self._check_range("workers", 0, _MOST_WORKERS)
+        not_negative = ["warmup_epochs", "checkpoint_minutes"]
         self._check(not_negative, lambda value: value >= 0, "0 or more")
         self._check(["crop_scale"], lambda value: 0 < value <= 1, "in (0, 1]")
 
@@ -211,7 +230,8 @@ class TrainConfig(BaseConfig):
         if self.run_dir is not None:
             return Path(self.run_dir).expanduser()
         loss = f"so{self.so_weight:g}" if self.so_weight else "pa"
-        name = f"{self.dataset}-{self.encoder}-{loss}-seed{self.seed}-{run_key(self)[:8]}"
+        encoder = self.encoder.replace("/", "-").replace(":", "-")  # of "hf-hub:timm/…"
+        name = f"{self.dataset}-{encoder}-{loss}-seed{self.seed}-{run_key(self)[:8]}"
         return files.data_root() / "runs" / name
 
 

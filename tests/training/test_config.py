@@ -1,9 +1,12 @@
 """What a config accepts, and which settings make a run another one."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from sobook.errors import SobookError
 from sobook.training import config as configs
 from sobook.training.config import TrainConfig, identity, run_key
 
@@ -20,6 +23,27 @@ class TestIdentity:
     def test_whole_numbers_and_floats_are_the_same(self):
         one, other = TrainConfig(so_weight=100), TrainConfig(so_weight=100.0)
         assert one == other and run_key(one) == run_key(other)
+
+    def test_numbers_of_numpy_and_paths_are_the_same(self):
+        """Settings drawn with NumPy could not be written to config.json."""
+        drawn = TrainConfig(
+            root=Path("here"),
+            seed=np.int64(1),
+            lr=np.float32(0.1),
+            allow_partial=np.bool_(True),
+            encoder=np.str_("deit_tiny_patch16_224"),
+            options={"species": np.int32(8)},
+        )
+        typed = TrainConfig(
+            root="here",
+            seed=1,
+            lr=0.1,
+            allow_partial=True,
+            encoder="deit_tiny_patch16_224",
+            options={"species": 8},
+        )
+        assert drawn == typed and run_key(drawn) == run_key(typed)
+        assert json.dumps(drawn.to_dict()) == json.dumps(typed.to_dict())
 
     def test_a_default_that_changes_is_another_run(self, monkeypatch):
         """Keys of studies held only what differed from the defaults: results outlived those."""
@@ -49,12 +73,32 @@ class TestConfig:
         assert base.folder() == base.replace(workers=2, device="cpu").folder()
         assert base.folder() != base.replace(lr=1e-5).folder()
         assert "pa-seed0" in base.folder().name
+        assert base.replace(encoder="hf-hub:timm/x").folder().parent == base.folder().parent
         assert "so100-seed2" in base.replace(so_weight=100, seed=2).folder().name
 
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"epochs": 0}, "epochs is 0"),
+            ({"epochs": 0}, "epochs is 0: it must be between 1 and 9,999"),
+            ({"epochs": 10**9}, "epochs is 1000000000: it must be between 1 and 9,999"),
+            ({"epochs": "8"}, "epochs is '8': it must be a whole number"),
+            ({"dim": "none"}, "dim is 'none': it must be a whole number or None"),
+            ({"dim": 10**7}, "dim is 10000000: it must be between 1 and 65,536"),
+            ({"dim": 0}, "dim is 0"),
+            ({"image_size": 5000}, "image_size is 5000: it must be between 1 and 4,096"),
+            ({"workers": 10**9}, "workers is 1000000000"),
+            ({"seed": -1}, "seed is -1"),
+            ({"seed": 2**64}, "seed is 18446744073709551616"),
+            ({"lr": None}, "lr is None: it must be a finite number"),
+            ({"clip_norm": float("inf")}, "clip_norm is inf: it must be a finite number"),
+            ({"margin": float("nan")}, "margin is nan"),
+            ({"batch_size": True}, "batch_size is True: it must be a whole number"),
+            ({"compile": 1}, "compile is 1: it must be True or False"),
+            ({"options": {"seed": "one"}}, "options.seed is 'one'"),
+            ({"dataset": "cub20"}, "unknown dataset 'cub20'.*Did you mean 'cub200'"),
+            ({"token": "clss"}, "unknown token 'clss'.*Did you mean 'cls'"),
+            ({"tracker": "tensorbord"}, "Did you mean 'tensorboard'"),
+            ({"so_reduction": "sums"}, "Did you mean 'sum'"),
             ({"lr": -1.0}, "lr is -1.0"),
             ({"so_weight": -1.0}, "so_weight is -1.0"),
             ({"schedule": "cosin"}, "unknown schedule 'cosin'.*Did you mean 'cosine'"),
@@ -66,5 +110,6 @@ class TestConfig:
         ],
     )
     def test_bad_settings(self, changes, message):
-        with pytest.raises(ValueError, match=message):
-            TrainConfig().replace(**changes)
+        for make in (TrainConfig().replace, lambda **given: TrainConfig.recipe("cub200", **given)):
+            with pytest.raises(SobookError, match=message):
+                make(**changes)
