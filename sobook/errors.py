@@ -107,14 +107,14 @@ def plain(name: str, value: Any, kind: Any) -> Any:
         value = float(str(value)) if is_float else value.item()
     union = typing.get_origin(kind) in (typing.Union, types.UnionType)
     kinds = typing.get_args(kind) if union else (kind,)
+    is_number = isinstance(value, numbers.Real) and type(value) is not bool
+    is_number = is_number and abs(value) <= sys.float_info.max  # which NaN is not either
     for one in sorted(kinds, key=lambda one: one is not type(value)):  # what it is comes first
         origin, inner = typing.get_origin(one) or one, typing.get_args(one)
         if one is Any or (one in (bool, str, types.NoneType) and isinstance(value, one)):
             return value
-        if one in (int, float) and isinstance(value, numbers.Real) and type(value) is not bool:
-            finite = abs(value) <= sys.float_info.max
-            if finite and (one is float or value == int(value)):
-                return one(value)
+        if one in (int, float) and is_number and (one is float or value == int(value)):
+            return one(value)
         if origin is dict and isinstance(value, Mapping):
             each = inner[1] if inner else Any
             return {

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from sobook import statistics
-from sobook.errors import SobookError, check_choice
+from sobook.errors import SobookError, check_choice, plain
 
+KS = (1, 2, 4, 8)  # of Recall@K where nothing else is asked for
 _CHUNK = 4096  # queries that faiss searches at a time, which bounds memory
 _GPU_PAYS = 10**7  # queries × gallery images from which a search is moved to a GPU, our guess
 
@@ -92,7 +93,7 @@ def evaluate(
     *,
     gallery: Any = None,
     gallery_labels: Any = None,
-    ks: Iterable[int] = (1, 2, 4, 8),
+    ks: Iterable[int] | None = None,
     clusters: bool = False,
     unmatched: str = "exclude",
     seed: int = 0,
@@ -112,15 +113,15 @@ def evaluate(
         embeddings: (N, D) queries, tensor or array, any length but zero.
         labels: (N,) integers.
         gallery, gallery_labels: (M, D) and (M,), where queries search another set (In-Shop).
-        ks: the Ks of Recall@K, each at most the number of images a query can find.
+        ks: the Ks of Recall@K, each at most the number of images a query can find. None: those of
+            1, 2, 4 and 8 that are.
         clusters: also cluster the queries by k-means, k = number of classes, and give the NMI.
         unmatched: "exclude" leaves queries without any match out of every mean (as
             pytorch-metric-learning does), "miss" counts them as failures (as Proxy Anchor's code).
         seed: of the k-means.
 
     Raises:
-        SobookError: shapes that do not fit, NaN or zero vectors, K larger than the gallery, one
-            class only, no query with a match.
+        SobookError: shapes that do not fit, NaN or zero vectors, and what `check_labels` refuses.
 
     Sources: Recall@K, Jégou, Douze and Schmid, "Product quantization for nearest neighbor search",
     PAMI 2011; MAP@R and R-precision, Musgrave, Belongie and Lim, "A metric learning reality check",
@@ -137,14 +138,8 @@ def evaluate(
     queries, gallery = _unit_pair(embeddings, gallery)
     labels = _checked_labels(labels, queries)
     gallery_labels = labels if own else _checked_labels(gallery_labels, gallery)
-    ks = _checked_ks(ks, len(gallery) - own)
-    if len(np.unique(np.concatenate([labels, gallery_labels]))) < 2:
-        raise SobookError("all labels are the same: with one class only, every image is relevant.")
-    count = Counter(gallery_labels.tolist())
-    num_relevant = np.array([count[label] for label in labels.tolist()]) - own  # (N,): R
+    ks, num_relevant = check_labels(labels, None if own else gallery_labels, ks=ks)
     matched = num_relevant > 0
-    if not matched.any():
-        raise SobookError("no query has an image of its class in the gallery: check the labels.")
 
     depth = max(max(ks), int(num_relevant.max()))
     first_hit = np.empty(len(queries), int)  # rank of the first relevant image, from 0
@@ -167,6 +162,39 @@ def evaluate(
         ks=ks,
         unmatched=unmatched,
     )
+
+
+def check_labels(
+    labels: np.ndarray, gallery_labels: np.ndarray | None = None, *, ks: Iterable[int] | None = None
+) -> tuple[tuple[int, ...], np.ndarray]:
+    """What can be known before anything is embedded: can images of these labels be evaluated?
+
+    Args:
+        labels: (N,) of the queries.
+        gallery_labels: (M,), where queries search another set.
+        ks: as for `evaluate`.
+
+    Returns:
+        The Ks, ascending, and (N,) the number R of relevant images of every query.
+
+    Raises:
+        SobookError: K larger than the gallery, one class only, no query with a match.
+    """
+    own = gallery_labels is None
+    gallery_labels = labels if gallery_labels is None else gallery_labels
+    available = len(gallery_labels) - own
+    if len(np.unique(np.concatenate([labels, gallery_labels]))) < 2:
+        raise SobookError("all labels are the same: with one class only, every image is relevant.")
+    count = Counter(gallery_labels.tolist())
+    num_relevant = np.array([count[label] for label in labels.tolist()]) - own  # (N,): R
+    if not (num_relevant > 0).any():
+        raise SobookError("no query has an image of its class in the gallery: check the labels.")
+    return _checked_ks(fitting(KS, available) if ks is None else ks, available), num_relevant
+
+
+def fitting(ks: Iterable[int], available: int) -> tuple[int, ...]:
+    """Those of the Ks that can be reported where a query can find so many images."""
+    return tuple(k for k in ks if k <= available)
 
 
 def nearest_neighbors(
@@ -308,8 +336,9 @@ def _checked_labels(labels: Any, rows: Tensor) -> np.ndarray:
 
 
 def _checked_ks(ks: Iterable[int], available: int) -> tuple[int, ...]:
-    ks = tuple(sorted(set(ks)))
-    if not ks or ks[0] < 1 or any(k != int(k) for k in ks):
+    ks = tuple(ks) if isinstance(ks, Iterable) else (ks,)
+    ks = tuple(sorted({plain("K", k, int) for k in ks}))
+    if not ks or ks[0] < 1:
         raise SobookError(f"ks are {list(ks)}: give whole numbers from 1 upwards.")
     if ks[-1] > available:
         raise SobookError(

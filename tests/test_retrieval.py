@@ -15,7 +15,7 @@ from sklearn.metrics import normalized_mutual_info_score
 from sklearn.neighbors import NearestNeighbors
 
 from sobook import retrieval
-from sobook.retrieval import Retrieval, evaluate, nearest_neighbors
+from sobook.retrieval import Retrieval, check_labels, evaluate, nearest_neighbors
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 quick = settings(max_examples=40, deadline=None)
@@ -431,7 +431,9 @@ def with_row(row: int, value: float) -> np.ndarray:
         ({"labels": range(6)}, r"no query has an image of its class .*: check the labels"),
         ({"ks": ()}, r"ks are \[\]: give whole numbers from 1 upwards"),
         ({"ks": (0, 1)}, r"ks are \[0, 1\]: give whole numbers from 1 upwards"),
-        ({"ks": (1.5,)}, r"1\.5.*: give whole numbers from 1 upwards"),
+        ({"ks": (1.5,)}, r"K is 1\.5: it must be a whole number"),
+        ({"ks": ("1",)}, r"K is '1': it must be a whole number"),
+        ({"ks": "12"}, r"K is '1': it must be a whole number"),
         ({"ks": (1, 6)}, r"K = 6 is larger than the gallery: a query can find 5 images"),
         ({"unmatched": "exlude"}, r"unmatched 'exlude': choose .*Did you mean 'exclude'\?"),
         ({"gallery": POINTS}, r"give gallery and gallery_labels together, or neither"),
@@ -458,6 +460,28 @@ def test_bad_input(changes, message):
     arguments = {"embeddings": POINTS, "labels": LABELS, "ks": (1,), **changes}
     with pytest.raises(ValueError, match=message):
         evaluate(**arguments)
+
+
+@pytest.mark.parametrize("ks", [np.array([2, 1]), np.int64(2), 2, torch.tensor([1, 2]), {2}, [2.0]])
+def test_ks_are_plain_numbers(ks):
+    result = evaluate(POINTS, LABELS, ks=ks)
+    assert result.ks[-1] == 2 and all(type(k) is int for k in result.recall)
+    json.dumps(result.summary())
+
+
+def test_without_ks_those_that_fit_are_reported():
+    """Eight classes of two pictures trained to the end, and then failed at Recall@8."""
+    assert evaluate(POINTS, LABELS).ks == (1, 2, 4)  # six images: a query finds five
+    assert evaluate(POINTS[:2], [0, 1], gallery=POINTS[:3], gallery_labels=[0, 1, 1]).ks == (1, 2)
+    twice = np.concatenate([POINTS, POINTS])
+    assert evaluate(twice, np.tile(LABELS, 2)).ks == (1, 2, 4, 8)
+
+
+def test_what_labels_allow_is_known_without_embeddings():
+    ks, num_relevant = check_labels(np.array([0, 0, 1, 1, 1]))
+    assert ks == (1, 2, 4) and num_relevant.tolist() == [1, 1, 2, 2, 2]
+    ks, num_relevant = check_labels(np.array([0, 5]), np.array([0, 0, 1]), ks=[3])
+    assert ks == (3,) and num_relevant.tolist() == [2, 0]
 
 
 @pytest.mark.parametrize("available, arguments", [(5, {}), (6, {"gallery": POINTS})])
