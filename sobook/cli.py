@@ -5,7 +5,6 @@ Names of `sobook` are imported when first used, so ``--help`` never loads torch.
 
 import argparse
 import functools
-import os
 import sys
 import warnings
 from dataclasses import dataclass, field
@@ -107,7 +106,7 @@ def train(
             (DeiT-Small), one of these with -tiny, or photos, for a folder of your own.
     """
     run = sobook.fit(config)
-    if _process_number() == 0:  # of several processes started together, one reports
+    if files.launched()[0] == 0:  # of several processes started together, one reports
         _print_result(run.path.name, run.retrieval)
         print(run.path)
 
@@ -378,11 +377,6 @@ def cache(root: str | None = None, clean: bool = False) -> None:
         print(f"{pixels.clear_cache(root) / 1e6:10,.1f} MB  deleted")
 
 
-def _process_number() -> int:
-    """Of processes started together by accelerate or torchrun, which one this is."""
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
-
-
 def _print_result(title: str, result: dict) -> None:
     low, high = result[next(key for key in result if key.endswith("_interval"))]
     recalls = "  ".join(f"R@{k} {value:.3f}" for k, value in result["recall"].items())
@@ -463,6 +457,6 @@ def _run(name: str, arguments: list[str]) -> None:
 
 
 def _fail(message: str) -> int:
-    number = _process_number()
+    number, _ = files.launched()
     print(f"sobook{f' (process {number})' if number else ''}: {message}", file=sys.stderr)
     return 1

@@ -1,5 +1,7 @@
 """From a whole image set to a matrix of embeddings, kept in a cache on disk: `embed`."""
 
+import contextlib
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from sobook import files
 from sobook.data import loader, pixels
 from sobook.data.image_sets import ImageSet
 from sobook.encoder import Encoder
-from sobook.errors import ImageError
+from sobook.errors import ImageError, SobookError
 
 
 def embed(
@@ -33,7 +35,7 @@ def embed(
         batch_size: images at a time.
         cache: keep the result under ``<data root>/cache`` and read it the next time, also for
             subsets of these images. Of several processes that want the same, one embeds and the
-            others wait for it.
+            others wait for it. Where it cannot be kept, a warning says so.
         progress: show a bar.
         rows: embed only these images (without the cache), where several processes share the work.
 
@@ -42,7 +44,6 @@ def embed(
 
     Raises:
         ImageError: a file is missing or corrupt.
-        SobookError: the cache cannot be written.
     """
     if not cache or rows != slice(None):
         return _compute(encoder, image_set, batch_size, progress, rows)
@@ -52,15 +53,21 @@ def embed(
         name = f"embeddings-{pixels.fingerprint(images, short_side)}{key}.npy"
         return files.data_root() / "cache" / name
 
+    embeddings = _cached(file_of, image_set)  # first without a lock: a cache may be read-only
+    if embeddings is not None:
+        return embeddings
     file = file_of(image_set)
-    waiting = "another process is embedding the same images: waiting for it"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with files.lock(file.with_name(f"{file.name}.lock"), waiting=waiting):
+    waiting = "another process is embedding the same images: waiting for it."
+    with files.lock(file.with_suffix(".lock"), waiting=waiting):
         embeddings = _cached(file_of, image_set)
         if embeddings is None:
+            files.sweep(file)
             embeddings = _compute(encoder, image_set, batch_size, progress, rows)
-            with files.replacing(file) as partial:
-                np.save(partial, embeddings)
+            try:
+                with files.replacing(file) as partial:
+                    np.save(partial, embeddings)
+            except SobookError as error:  # the work is done, and its result is here
+                warnings.warn(f"the embeddings are not kept: {error}", stacklevel=2)
     return embeddings
 
 
@@ -92,7 +99,8 @@ def _cached(file_of: Callable[[ImageSet], Path], image_set: ImageSet) -> np.ndar
             file = file_of(image_set)
         except ImageError:  # an image outside of the subset is gone: it is not needed
             return None
-        if file.exists():
+        # Not there, deleted just now, or empty after a power cut.
+        with contextlib.suppress(FileNotFoundError, EOFError, ValueError):
             return np.load(file)[rows]
         if image_set.origin is None:
             return None

@@ -1,16 +1,24 @@
-"""Files: where things lie, writing them whole or not at all, and locks between processes."""
+"""Files: where things lie, writing them whole or not at all, and what processes share.
+
+Nothing here knows what is written. Start with `replacing` and `lock`.
+"""
 
 import contextlib
+import errno
+import fcntl
+import glob
 import json
 import multiprocessing
 import os
+import shutil
+import socket
 import sys
 import threading
+import time
 import uuid
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from sobook.errors import SobookError, first_line
 
@@ -24,6 +32,18 @@ _CHECKOUT = _PACKAGE.parent if (_PACKAGE.parent / "pyproject.toml").is_file() el
 # What ships with sobook: ``data/`` of a checkout, which the wheel carries as ``sobook/_data``.
 _SHIPPED = _CHECKOUT / "data" if _CHECKOUT else _PACKAGE / "_data"
 
+_HELD = (errno.EAGAIN, errno.EACCES, errno.ESTALE)  # a lock that another process holds
+_NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF)
+_ELSEWHERE = "choose a folder with write permission (SOBOOK_DATA names that of data and caches)"
+_REMEDIES = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room in your quota",
+    errno.EACCES: _ELSEWHERE,
+    errno.EPERM: _ELSEWHERE,
+    errno.EROFS: _ELSEWHERE,
+    errno.EIO: "look after the disk or the connection to it",
+}
+
 
 def shipped(name: str) -> Path:
     """Path of a file that ships with sobook, e.g. ``benchmarks.toml`` or the micro weights."""
@@ -36,7 +56,7 @@ def shipped(name: str) -> Path:
 def data_root(root: str | os.PathLike | None = None) -> Path:
     """Folder for data sets and runs: the argument, else ``$SOBOOK_DATA``, else ``data/``."""
     chosen = root or os.environ.get("SOBOOK_DATA") or (_CHECKOUT or Path.cwd()) / "data"
-    return Path(chosen).expanduser()
+    return Path(os.path.expanduser(chosen))  # Path.expanduser fails where there is no home
 
 
 def read_toml(file: Path) -> dict:
@@ -51,26 +71,73 @@ def read_toml(file: Path) -> dict:
 def replacing(file: str | os.PathLike) -> Iterator[Path]:
     """A temporary path beside `file` that becomes `file` once the block has ended without error.
 
-    The temporary name keeps the suffix of `file`, and its folder is made where it is missing.
-    Where it cannot be written, e.g. on a full disk, a `SobookError` follows.
+    The block makes a file or a folder there. Its name keeps the suffix of `file`, the folder around
+    it is made where it is missing, and the umask decides who may read it, whoever wrote it. Where
+    it cannot be written, e.g. on a full disk, a `SobookError` follows.
     """
-    file = Path(file)
-    partial = file.with_name(f".{file.stem}.{os.getpid()}-{uuid.uuid4().hex[:8]}{file.suffix}")
+    file = Path(os.path.realpath(file)) if os.path.islink(file) else Path(file)
+    if file.exists() and not file.is_file() and not file.is_dir():  # /dev/null stays what it is
+        yield file
+        return
+    unique = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    partial = file.with_name(f".{file.stem[:50]}.{unique}.partial{file.suffix}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()  # fails here where nothing can be written, before the work of the block
+        mode = partial.stat().st_mode
+        partial.unlink()
         yield partial
+        for path in partial.iterdir() if partial.is_dir() else [partial]:
+            if path.is_file():
+                _settle(path, mode)
         os.replace(partial, file)
     except OSError as error:
+        if isinstance(error, SobookError):
+            raise
         raise unwritable(file, error) from None
     finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+        remove(partial)
+
+
+def _settle(path: Path, mode: int) -> None:
+    """Let the umask decide who may read a file, and bring it to the disk before it is renamed.
+
+    Some file systems say only then that they are full, and after a power cut a name may otherwise
+    be there without its content.
+    """
+    with contextlib.suppress(OSError):  # memory cards know no modes
+        path.chmod(mode)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, as far as that is possible."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def sweep(file: Path) -> None:
+    """Delete what killed processes left of `file`: under the lock that all its writers hold."""
+    for partial in file.parent.glob(f".{glob.escape(file.stem[:50])}.*.partial*"):
+        remove(partial)
 
 
 def write_text(file: str | os.PathLike, text: str) -> None:
-    """Write UTF-8 text atomically."""
+    """Write UTF-8 text atomically.
+
+    Bytes of a file name that are not UTF-8 become an escape, which JSON and JavaScript understand.
+    """
     with replacing(file) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(file: str | os.PathLike, values: object) -> None:
@@ -81,33 +148,89 @@ def write_json(file: str | os.PathLike, values: object) -> None:
 def unwritable(file: Path, error: Exception) -> SobookError:
     """The error to raise where a file cannot be written."""
     reason = getattr(error, "strerror", None) or first_line(error)
+    remedy = _REMEDIES.get(getattr(error, "errno", None) or 0, "choose another place")
+    if "space left" in reason:  # said by a library, without a number
+        remedy = _REMEDIES[errno.ENOSPC]
     return SobookError(
-        f"{file} could not be written ({reason}): make room or give the folder write permission; "
-        "what was there before is untouched, and the same command resumes from it."
+        f"{file} could not be written ({reason}): {remedy}; what was there before is untouched, "
+        "and the same command resumes from it."
     )
 
 
 @contextlib.contextmanager
-def lock(file: Path, *, waiting: str | None = None) -> Iterator[None]:
+def lock(file: Path, *, waiting: str = "waiting for another process.") -> Iterator[None]:
     """Hold a lock file; whoever else wants it waits, after printing `waiting` to stderr.
 
-    The lock falls with the process that holds it, however that one ends.
+    The lock falls with the process that holds it, however that one ends. On a file system without
+    locks, as some network drives are, nothing is locked, and a warning says so.
     """
-    held = FileLock(file)
     try:
-        held.acquire(timeout=0)
-    except Timeout:
-        if waiting:
-            print(waiting, file=sys.stderr)
-        held.acquire()
-    except NotImplementedError:
-        pass  # a file system without locks
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if (held := _hold(file)) is None:
+            holder = file.read_text(encoding="utf-8", errors="replace").strip()
+            who = holder or "another process"
+            print(
+                f"{waiting} {who} holds {file}; if that process is gone, delete the file.",
+                file=sys.stderr,
+            )
+        while held is None:
+            time.sleep(0.2)
+            held = _hold(file)
     except OSError as error:
         raise unwritable(file, error) from None
     try:
         yield
     finally:
-        held.release()
+        os.close(held)
+
+
+@contextlib.contextmanager
+def try_lock(file: Path) -> Iterator[bool]:
+    """Hold a lock file where nobody else does; whether that is so."""
+    held = _hold(file)
+    try:
+        yield held is not None
+    finally:
+        if held is not None:
+            os.close(held)
+
+
+def _hold(file: Path) -> int | None:
+    """The descriptor of a lock file that is held now; None where another process holds it."""
+    try:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:  # of another user who shares the folder
+        descriptor = os.open(file, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), os.stat(file)):
+            with contextlib.suppress(OSError):  # for whoever has to wait
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            return descriptor
+    except FileNotFoundError:
+        pass  # deleted meanwhile
+    except OSError as error:
+        if error.errno not in _HELD:
+            warnings.warn(
+                f"{file} cannot be locked ({error.strerror}): let only one process at a time use "
+                f"{file.parent}.",
+                stacklevel=2,
+            )
+            return descriptor
+    os.close(descriptor)
+    return None
+
+
+def launched() -> tuple[int, int]:
+    """Rank of this process, and how many a launcher has started together.
+
+    torchrun, ``accelerate launch`` and its `notebook_launcher` say that it was them. A rank or size
+    alone says nothing: schedulers and containers leave them behind for every command.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ and "FORK_LAUNCHED" not in os.environ:
+        return 0, 1
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def available_cores() -> int:

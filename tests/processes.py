@@ -98,7 +98,7 @@ def _train(config, rank, processes, port, at_step, late_report, queue) -> None:
             "WORLD_SIZE": str(processes),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
-            "ACCELERATE_USE_CPU": "true",
+            "TORCHELASTIC_RUN_ID": "none",  # as torchrun sets it
             "OMP_NUM_THREADS": "1",  # Accelerate would choose more
         }
     if at_step is not None:

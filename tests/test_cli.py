@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from sobook import files
 from sobook.cli import COMMANDS, main
 from sobook.errors import RunError, SobookError
 from sobook.training import loop
@@ -146,7 +147,8 @@ def test_debug_shows_the_traceback(words):
 
 
 def test_a_process_beside_the_first_fails_with_its_number(monkeypatch, capsys):
-    monkeypatch.setenv("RANK", "2")
+    for name, value in {"TORCHELASTIC_RUN_ID": "none", "RANK": "2", "WORLD_SIZE": "3"}.items():
+        monkeypatch.setenv(name, value)
     assert main(["train", "--epochs", "0"]) == 1
     assert capsys.readouterr().err.startswith("sobook (process 2): epochs is 0")
 
@@ -172,7 +174,7 @@ def test_a_recipe_gives_defaults_and_none_can_be_given(monkeypatch):
     fitted = []
     run = SimpleNamespace(path=Path("run"), retrieval={})
     monkeypatch.setattr(loop, "fit", lambda config: fitted.append(config) or run)
-    monkeypatch.setenv("RANK", "1")  # which prints no result
+    monkeypatch.setattr(files, "launched", lambda: (1, 2))  # which prints no result
     assert main(["train", "--recipe=cub200", "--dim", "None", "--seed", "3"]) == 0
     assert main(["train", "--recipe", "cub200", "--weights", "None"]) == 0
     start = TrainConfig.recipe("cub200")

@@ -167,7 +167,6 @@ def install(
         DatasetError: a damaged, hostile or wrong archive; nothing of it is left.
     """
     home, stage = root / card["folder"], root / f".{name}.unpacking"
-    root.mkdir(parents=True, exist_ok=True)
     with files.lock(root / f".{name}.lock"):
         shutil.rmtree(stage, ignore_errors=True)  # of a run that was killed
         if home.exists():

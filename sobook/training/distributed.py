@@ -9,6 +9,7 @@ Notation: B images in the joint batch, b in the local slice of one process, k pr
 import atexit
 import contextlib
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from accelerate import PartialState, utils
 from torch import Tensor, nn
 
+from sobook import files
 from sobook.data.image_sets import ImageSet
 from sobook.embedding import embed
 from sobook.encoder import Encoder
@@ -115,10 +117,10 @@ def join(config: TrainConfig) -> Processes:
     """Meet the other processes of a run, if it was started by ``accelerate launch`` or torchrun.
 
     Raises:
-        SobookError: a device that is not there, a precision it cannot compute in, or more processes
-            than images in a batch.
+        SobookError: a device that is not there, a precision it cannot compute in, more processes
+            than images in a batch or than GPUs, or processes that do not meet.
     """
-    count = int(os.environ.get("WORLD_SIZE", 1))
+    rank, count = files.launched()
     if count > config.batch_size:  # before they meet: one that gives up would cut off others
         raise SobookError(
             f"batch_size is {config.batch_size}, but there are {count} processes: "
@@ -126,8 +128,31 @@ def join(config: TrainConfig) -> Processes:
         )
     joined = Processes(choose_device(config.device))
     if count > 1:
-        state = PartialState(cpu=joined.device.type == "cpu")
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", count))
+        if joined.device.type == "cuda" and here > torch.cuda.device_count():
+            raise SobookError(
+                f"{here} processes were started here, where {torch.cuda.device_count()} GPU(s) "
+                "are: start one for each, or set device to cpu."
+            )
+        try:
+            state = PartialState(cpu=joined.device.type in ("cpu", "mps"))
+        except (RuntimeError, ValueError) as error:  # torch raises either
+            raise SobookError(
+                f"process {rank} of {count} could not meet the others ({first_line(error)}): "
+                "start all of them together, by `accelerate launch` or torchrun."
+            ) from None
+        if state.num_processes != count:  # e.g. an Accelerator made before
+            raise SobookError(
+                f"a launcher started {count} processes, but Accelerate sees "
+                f"{state.num_processes}: make no Accelerator or PartialState before."
+            )
         joined = Processes(state.device, state.num_processes, state.process_index)
+    elif os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        warnings.warn(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but no launcher started this process: it "
+            "trains alone. For several use `accelerate launch` or torchrun.",
+            stacklevel=2,
+        )
     if config.precision == "float16" and joined.device.type != "cuda":
         raise SobookError("precision float16 needs a GPU: choose bfloat16 or float32.")
     return joined

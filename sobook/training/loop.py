@@ -52,10 +52,11 @@ def fit(config: TrainConfig, *, progress: bool = True) -> Run:
         return run
     with distributed.plain_errors(run.path):
         processes = distributed.join(config)
-        training = FineTuning(run, processes)  # settings that cannot work fail here, ...
-        if processes.is_main:
-            run_folder.create(config)  # ... before there is a folder
+        # Settings that cannot work fail here, before there is a folder.
+        training = FineTuning(run, processes)
         with run_folder.held(run.path) if processes.is_main else contextlib.nullcontext():
+            if processes.is_main:
+                run_folder.create(config)
             processes.wait()
             if not run.finished:  # else another program has trained it meanwhile
                 training.train(progress and processes.is_main)

@@ -17,6 +17,7 @@ import contextlib
 import json
 import os
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,19 @@ from torch import Tensor
 
 from sobook import __version__, files
 from sobook.encoder import Encoder
-from sobook.errors import RunError, SobookError
+from sobook.errors import RunError, SobookError, first_line
 from sobook.retrieval import Retrieval
 from sobook.training.config import TrainConfig, run_key
+
+_FILES = (
+    "config.json",
+    "metrics.jsonl",
+    "proxies.safetensors",
+    "checkpoint.safetensors",
+    "state.json",
+    "retrieval.json",
+    "resume.safetensors",
+)
 
 
 @dataclass(frozen=True)
@@ -62,8 +73,11 @@ class Run:
         values.pop("run_key", None)
         try:
             return cls(path, TrainConfig.from_dict(values))
-        except SobookError as error:
-            raise RunError(f"{path} holds a run of another version of sobook: {error}") from None
+        except (SobookError, TypeError) as error:  # a field unknown here, or of another type
+            raise RunError(
+                f"{path} holds a run of another version of sobook ({error}): use that version "
+                "(state.json names it), or train it anew in another folder."
+            ) from None
 
     @property
     def finished(self) -> bool:
@@ -73,7 +87,7 @@ class Run:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """Lines of metrics.jsonl, {"kind": "step" | "epoch", …}."""
-        return [json.loads(line) for line in _metric_lines(self.path)]
+        return _metric_lines(self.path)
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
@@ -97,18 +111,25 @@ class Run:
             epoch: 0: before training; −1: the last one; None: the one that was kept.
         """
         epoch = self.state["selected_epoch"] if epoch is None else epoch
-        with safe_open(self._file("proxies.safetensors"), "pt") as file:
-            known = len(file.keys())
-            if not -known <= epoch < known:
-                raise RunError(f"{self.path} has no proxies of epoch {epoch}: give 0..{known - 1}.")
-            return file.get_tensor(_epoch_key(epoch % known)).float()
+        every = _read_tensors(self._file("proxies.safetensors"))
+        if not -len(every) <= epoch < len(every):
+            raise RunError(
+                f"{self.path} has no proxies of epoch {epoch}: give 0..{len(every) - 1}."
+            )
+        return every[_epoch_key(epoch % len(every))].float()
 
     def encoder(self) -> Encoder:
         """The trained encoder of the epoch that was kept, on the CPU, in evaluation mode."""
-        encoder = Encoder.create(weights=None, **self.state["encoder"])
-        weights = load_file(self._file("checkpoint.safetensors"))
-        weights.pop("proxies")
-        encoder.load_state_dict({key.removeprefix("encoder."): w for key, w in weights.items()})
+        weights = _read_tensors(self._file("checkpoint.safetensors"))
+        weights.pop("proxies", None)
+        try:
+            encoder = Encoder.create(weights=None, **self.state["encoder"])
+            encoder.load_state_dict({key.removeprefix("encoder."): w for key, w in weights.items()})
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise RunError(
+                f"the encoder of {self.path} does not fit this version of sobook or timm "
+                f"({first_line(error)}): use the versions that its state.json names."
+            ) from None
         return encoder.eval()
 
     def _file(self, name: str) -> Path:
@@ -144,18 +165,30 @@ def find(config: TrainConfig) -> Run | None:
 
 
 def create(config: TrainConfig) -> Run:
-    """Make the folder of a run, or reopen it."""
-    if run := find(config):
+    """Make the folder of a run, or reopen it: config.json then says where the data lie now.
+
+    The caller holds the folder, see `held`.
+    """
+    run = find(config) or Run(config.folder(), config)
+    if run.finished:  # meanwhile, by another process
         return run
-    path = config.folder()
-    files.write_json(path / "config.json", {"run_key": run_key(config), **config.to_dict()})
-    return Run(path, config)
+    # Absolute, so that `sobook evaluate` finds the data from anywhere.
+    here = config.replace(root=config.root and os.path.abspath(os.path.expanduser(config.root)))
+    values = {"run_key": run_key(config), **here.to_dict()}
+    file = run.path / "config.json"
+    if not file.exists() or _read_json(file) != values:
+        files.write_json(file, values)
+    return run
 
 
-def held(path: Path) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
     """Hold a run folder: whoever else wants to train that run waits, and then finds it finished."""
     waiting = f"{path} is being trained by another process: waiting for it."
-    return files.lock(path / ".lock", waiting=waiting)
+    with files.lock(path / ".lock", waiting=waiting):
+        for name in _FILES:
+            files.sweep(path / name)
+        yield
 
 
 def write_tensors(file: Path, tensors: dict[str, Tensor], **metadata: Any) -> None:
@@ -183,10 +216,11 @@ def read_resume(path: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
     file = path / "resume.safetensors"
     if not file.exists():
         return None
+    tensors = _read_tensors(file)
     with safe_open(file, "pt") as opened:
         at = json.loads(opened.metadata()["sobook"])
     state: dict[str, Any] = {"model": {}, "loss": {}, "optimizer": {}, "scaler": at["scaler"]}
-    for key, value in load_file(file).items():
+    for key, value in tensors.items():
         part, _, name = key.partition(".")
         if part == "optimizer":
             number, _, name = name.partition(".")
@@ -218,7 +252,7 @@ def write_retrieval(path: Path, retrieval: Retrieval, notes: list[str]) -> None:
 def write_proxies(path: Path, epoch: int, proxies: Tensor) -> None:
     """Add the proxies of an epoch; those of later epochs, left by a killed run, go."""
     file = path / "proxies.safetensors"
-    kept = load_file(file) if file.exists() else {}
+    kept = _read_tensors(file) if file.exists() else {}
     kept = {key: value for key, value in kept.items() if key < _epoch_key(epoch)}
     write_tensors(file, {**kept, _epoch_key(epoch): proxies.to(torch.float16)})
 
@@ -236,9 +270,8 @@ def forget_metrics(path: Path, *, epoch: int, step: int) -> None:
     """Drop what a killed run wrote after the state it resumes from: that comes again."""
     kept = []
     for line in _metric_lines(path):
-        values = json.loads(line)
-        if values["step"] < step if values["kind"] == "step" else values["epoch"] < epoch:
-            kept.append(f"{line}\n")
+        if line["step"] < step if line["kind"] == "step" else line["epoch"] < epoch:
+            kept.append(f"{json.dumps(line)}\n")
     files.write_text(path / "metrics.jsonl", "".join(kept))
 
 
@@ -252,19 +285,40 @@ def epoch_means(run: Run, epoch: int) -> dict[str, float]:
     return {**means, "gradient_norm_largest": max(norms), "gradients_clipped": clipped}
 
 
-def _metric_lines(path: Path) -> list[str]:
-    """Whole lines only: the last one may have been cut off by a kill."""
+def _metric_lines(path: Path) -> list[dict[str, Any]]:
+    """Whole lines only: the last one may have been cut off by a kill or a full disk."""
     file = path / "metrics.jsonl"
-    text = file.read_text(encoding="utf-8") if file.exists() else ""
-    return text[: text.rfind("\n") + 1].splitlines()
+    text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+    try:
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    except json.JSONDecodeError as error:
+        raise _damaged(file, error) from None
 
 
 def _epoch_key(epoch: int) -> str:
     return f"epoch_{epoch:04d}"
 
 
-def _read_json(file: Path):
+def _read_json(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise RunError(f"{file} is not valid JSON ({error}): the run folder is damaged.") from None
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON and of UTF-8 alike
+        raise _damaged(file, error) from None
+    if not isinstance(values, dict):
+        raise _damaged(file, ValueError("no object"))
+    return values
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise _damaged(file, error) from None
+
+
+def _damaged(file: Path, error: Exception) -> RunError:
+    kind = "safetensors file" if file.suffix == ".safetensors" else "JSON"
+    return RunError(
+        f"{file} is not valid {kind} ({first_line(error)}): the run folder is damaged; restore "
+        "that file, or remove the folder and train anew."
+    )
