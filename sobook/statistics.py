@@ -6,6 +6,7 @@ intervals. Notation: C classes, S seeds, U unique profiles (classes with the sam
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,8 +27,9 @@ class Comparison:
     Attributes:
         difference: the mean difference.
         low, high: ends of its 95 % interval.
-        p_value: of a two-sided permutation test: how often a difference at least as large comes
-            about when, in each pair, chance decides which of the two is called first.
+        p_value: two-sided. Over seeds, of a paired t test; over classes, of a permutation test:
+            how often a difference at least as large comes about when, in each pair, chance decides
+            which of the two is called first.
         n: how many classes or seeds.
         over: "classes" or "seeds".
     """
@@ -94,40 +96,24 @@ def compare_classes(first: _Retrieval, second: _Retrieval, k: int = 1) -> Compar
 
 
 def compare_seeds(first: ArrayLike, second: ArrayLike) -> Comparison:
-    """A metric of two methods over the same seeds: t interval and sign-flip permutation test.
+    """A metric of two methods over the same seeds: t interval and paired t test.
 
     Args:
         first, second: (S,) numbers, the metric at each seed, S ≥ 2, in the same order.
+
+    Returns:
+        The comparison; its p value is NaN where the difference does not vary between seeds.
 
     Raises:
         SobookError: not two rows of the same length, or values that are not finite.
 
     >>> print(compare_seeds([0.50, 0.52, 0.51], [0.53, 0.54, 0.53]))
-    +0.0233 [+0.0090, +0.0377] over 3 seeds, p = 0.250
+    +0.0233 [+0.0090, +0.0377] over 3 seeds, p = 0.020
     """
     change = _paired_change(first, second)
-    test = stats.permutation_test(
-        (change,),
-        lambda values, axis: np.round(values.mean(axis=axis), 12),  # rounded: ties stay ties
-        permutation_type="samples",
-        n_resamples=2**14,  # with up to 14 seeds, all sign patterns
-        rng=0,
-    )
+    p_value = float(stats.ttest_1samp(change, 0).pvalue) if np.ptp(change) > 0 else math.nan
     low, high = t_interval(change, LEVEL)
-    return Comparison(float(change.mean()), low, high, float(test.pvalue), len(change), "seeds")
-
-
-def t_test(first: ArrayLike, second: ArrayLike) -> float:
-    """p value of the two-sided paired t test over seeds; NaN where no difference varies.
-
-    Unlike the sign flips of `compare_seeds`, which cannot go below 2/2ˢ, it can be small with few
-    seeds, at the price of assuming normal differences.
-
-    >>> round(t_test([0.50, 0.52, 0.51], [0.53, 0.54, 0.53]), 4)
-    0.0198
-    """
-    change = _paired_change(first, second)
-    return float(stats.ttest_1samp(change, 0).pvalue) if np.ptp(change) > 0 else math.nan
+    return Comparison(float(change.mean()), low, high, p_value, len(change), "seeds")
 
 
 def _paired_change(first: ArrayLike, second: ArrayLike) -> np.ndarray:
@@ -142,23 +128,26 @@ def _paired_change(first: ArrayLike, second: ArrayLike) -> np.ndarray:
     return after - before
 
 
-def verdict(comparison: Comparison, *, p_holm: float | None = None) -> str:
+def verdict(comparison: Comparison, family: Sequence[Comparison]) -> str:
     """What a comparison shows of the second result: "higher", "lower" or "no difference shown".
 
     Args:
-        comparison: by itself decided by whether its interval leaves out 0.
-        p_holm: its p value corrected for the family of comparisons it belongs to (`holm`); if
-            given, this decides.
+        comparison: one of the family.
+        family: all comparisons that were made to answer the same question, decided on before
+            looking. Their p values are corrected together (`holm`); [comparison] where there is
+            only one.
 
-    >>> verdict(Comparison(0.02, 0.01, 0.03, 0.002, 58, "classes"))
-    'higher'
-    >>> verdict(Comparison(0.02, 0.01, 0.03, 0.002, 58, "classes"), p_holm=0.08)
-    'no difference shown'
+    Raises:
+        SobookError: the family does not hold the comparison.
+
+    >>> sure, alone = (Comparison(0.02, 0.01, 0.03, p, 58, "classes") for p in (0.002, 0.04))
+    >>> verdict(alone, [alone]), verdict(alone, [sure, alone]), verdict(alone, [sure, alone, alone])
+    ('higher', 'higher', 'no difference shown')
     """
-    shown = comparison.low > 0 or comparison.high < 0
-    if p_holm is not None:
-        shown = p_holm <= 1 - LEVEL
-    if not shown:
+    if comparison not in family:
+        raise SobookError("a verdict needs the family that the comparison belongs to.")
+    p_values = [member.p_value for member in family]
+    if not holm(p_values)[list(family).index(comparison)] <= 1 - LEVEL:  # NaN: not shown
         return "no difference shown"
     return "higher" if comparison.difference > 0 else "lower"
 

@@ -3,7 +3,6 @@
 Notation: C classes, S seeds.
 """
 
-import itertools
 import math
 import re
 
@@ -12,6 +11,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy import stats
 
+from sobook.errors import SobookError
 from sobook.geometry import off_diagonal
 from sobook.retrieval import Retrieval, evaluate
 from sobook.statistics import (
@@ -22,7 +22,6 @@ from sobook.statistics import (
     holm,
     rank_correlation,
     t_interval,
-    t_test,
     verdict,
 )
 
@@ -190,44 +189,38 @@ def test_comparison_of_results_in_which_other_queries_count():
 # --- Differences over seeds ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seeds", [2, 5, 14, 20])
-def test_comparison_of_seeds_equals_scipy_and_all_sign_flips(rng, seeds):
+@pytest.mark.parametrize("seeds", [2, 5, 20])
+def test_comparison_of_seeds_equals_scipy(rng, seeds):
     first = rng.normal(0.6, 0.02, seeds)
     second = first + rng.normal(0.01, 0.02, seeds)
     found = compare_seeds(first, second)
     test = stats.ttest_rel(second, first)
     ends = test.confidence_interval()
     assert (found.low, found.high) == pytest.approx((ends.low, ends.high))
-    assert t_test(first, second) == pytest.approx(test.pvalue)
+    assert found.p_value == pytest.approx(test.pvalue)
     assert (found.n, found.over) == (seeds, "seeds")
-    if seeds <= 14:
-        change = second - first
-        flips = np.array(list(itertools.product((-1, 1), repeat=seeds))) @ change
-        exact = np.mean(np.abs(flips) >= abs(change.sum()) - 1e-12)
-        assert found.p_value == pytest.approx(exact)
-    else:
-        theirs = stats.permutation_test(
-            (second, first),
-            lambda a, b: np.mean(a - b),
-            permutation_type="samples",
-            vectorized=False,
-            rng=1,
-        )
-        assert found.p_value == pytest.approx(theirs.pvalue, abs=0.02)
+    back = compare_seeds(second, first)
+    assert (back.difference, back.p_value) == pytest.approx((-found.difference, found.p_value))
+
+
+def test_comparison_of_seeds_errs_as_often_as_it_says(rng):
+    """Of unrelated numbers, one in twenty comparisons has p below .05."""
+    pairs = rng.normal(size=(2000, 2, 6))
+    below = np.mean([compare_seeds(*pair).p_value < 0.05 for pair in pairs])
+    assert below == pytest.approx(0.05, abs=0.015)
 
 
 def test_comparison_of_seeds_that_all_say_the_same():
     found = compare_seeds([0.5, 0.25], [0.75, 0.5])
     assert (found.difference, found.low, found.high) == (0.25, 0.25, 0.25)
-    assert math.isnan(t_test([0.5, 0.25], [0.75, 0.5]))
-    assert compare_seeds([0.5, 0.25], [0.5, 0.25]).p_value == 1
+    assert math.isnan(found.p_value)
 
 
 def test_comparison_of_seeds_refuses_what_is_no_pair():
     with pytest.raises(ValueError, match=r"equal length, one number per seed"):
         compare_seeds([1, 2, 3], [1, 2])
     with pytest.raises(ValueError, match="at least two seeds"):
-        t_test([1], [2])
+        compare_seeds([1], [2])
     with pytest.raises(ValueError, match="NaN"):
         compare_seeds([1, 2], [1, float("nan")])
 
@@ -265,22 +258,41 @@ def test_holm_leaves_nan_out_of_the_family():
     assert holm([]).shape == (0,)
 
 
+def seeds_compared(difference, p_value):
+    return Comparison(difference, difference - 0.01, difference + 0.01, p_value, 5, "seeds")
+
+
 @pytest.mark.parametrize(
-    "low, high, p_holm, expected",
+    "difference, p_value, others, expected",
     [
-        (0.01, 0.03, None, "higher"),
-        (-0.03, -0.01, None, "lower"),
-        (-0.01, 0.03, None, "no difference shown"),
-        (0.0, 0.03, None, "no difference shown"),
-        (0.01, 0.03, 0.04, "higher"),
-        (-0.03, -0.01, 0.04, "lower"),
-        (0.01, 0.03, 0.06, "no difference shown"),
-        (0.01, 0.03, math.nan, "no difference shown"),
+        (0.02, 0.04, [], "higher"),
+        (-0.02, 0.04, [], "lower"),
+        (0.02, 0.06, [], "no difference shown"),
+        (0.02, 0.02, [0.5], "higher"),
+        (0.02, 0.03, [0.5], "no difference shown"),
+        (0.02, 0.04, [0.01], "higher"),  # Holm: the largest p of a family is not raised
+        (0.02, 0.03, [math.nan, math.nan], "higher"),
+        (0.02, math.nan, [], "no difference shown"),
     ],
 )
-def test_verdict(low, high, p_holm, expected):
-    found = Comparison((low + high) / 2, low, high, 0.01, 5, "seeds")
-    assert verdict(found, p_holm=p_holm) == expected
+def test_verdict(difference, p_value, others, expected):
+    found = seeds_compared(difference, p_value)
+    family = [seeds_compared(0.5, p) for p in others] + [found]
+    assert verdict(found, family) == expected
+
+
+def test_a_verdict_needs_its_family():
+    with pytest.raises(SobookError, match="family"):
+        verdict(seeds_compared(0.02, 0.04), [seeds_compared(0.02, 0.03)])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_a_larger_family_shows_no_more(p_values):
+    family = [seeds_compared(0.02, p) for p in p_values]
+    shown = [verdict(member, family) for member in family]
+    alone = [verdict(member, [member]) for member in family]
+    assert all(a == b or b == "no difference shown" for a, b in zip(alone, shown, strict=True))
 
 
 def test_comparison_reads_as_a_line():

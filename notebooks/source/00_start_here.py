@@ -226,7 +226,7 @@ figures.interval_plot(
 def describe_change(before, after):
     found = changes[before, after]
     numbers = f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-    return f"Recall@1 of {after} against {before}: {verdict(found)}, {numbers}."
+    return f"Recall@1 of {after} against {before}: {verdict(found, list(changes.values()))}, {numbers}."
 
 
 for before, after in pairs:
@@ -394,7 +394,7 @@ print(
     f"have {start.chance_cosine:.3f}."
 )
 found = changes["PA", "PA+SO"]
-if verdict(found) != "higher":
+if verdict(found, list(changes.values())) != "higher":
     print("- Whatever SO does to the proxies: that it helps retrieval is not shown here.")
 
 # %% [markdown]

@@ -1,36 +1,192 @@
-"""The figure of a study: every setting's difference from the baseline, or its mean."""
+"""The figure of a study: its settings one below the other, or curves over one of its factors.
+
+Every figure shows the frozen encoder; a filled dot is a difference that the study's family shows
+after correction, a hollow one is not shown.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from matplotlib.lines import Line2D
 
-from sobook.figures.curves import interval_plot
-from sobook.figures.style import Figure, alt_text, finish, use_style
+from sobook.figures.style import CHANCE_LINE, COLORS, PALETTE, Figure, finish, new_figure, use_style
+from sobook.statistics import t_interval
 from sobook.studies.study import LABELS, Study
+
+_FROZEN: dict[str, Any] = {"color": COLORS["frozen"], "ls": (0, (4, 2)), "lw": 1.8}
+_MARKERS = "osD^vPX*"
+_WORDS = {
+    "so_weight": "λ",
+    "scale": "α",
+    "margin": "δ",
+    "threshold": "b",
+    "dim": "D",
+    "images_per_class": "images per class in a batch",
+    "mean_cosine": "mean cosine of proxies",
+    "rms_cosine": "RMS cosine of proxies",
+    "embedding_mean_length": "length of the mean embedding",
+    "threshold_at_end": "b at the end",
+}
+
+
+def in_words(name: str) -> str:
+    """A factor or a metric as a figure calls it.
+
+    >>> in_words("so_weight"), in_words("recall_at_1"), in_words("options.species")
+    ('λ', 'Recall@1', 'species')
+    """
+    name = name.rpartition(".")[2]
+    return _WORDS.get(name) or name.replace("recall_at_", "Recall@").replace("_", " ")
 
 
 @use_style()
-def differences(study: Study, summary: pd.DataFrame) -> Figure:
-    """One row per setting of a study: its mean, or its difference from the baseline.
+def draw(study: Study, table: pd.DataFrame, summary: pd.DataFrame) -> Figure:
+    """The figure of a study.
 
     Args:
-        study: what was run.
+        study: what was run; its `x`, `panels` and `curves_of` ask for curves.
+        table: one row per run.
         summary: its `sobook.studies.report.summary`.
     """
-    columns, xlabel = ["mean", "low", "high"], study.metric.replace("recall_at_", "Recall@")
-    paired = "difference" in summary
-    if paired:
-        columns = ["difference", "difference_low", "difference_high"]
-        summary = summary.dropna(subset=["difference"])
-        xlabel = f"{xlabel}, difference from {_setting(study.baseline)}"
+    figure = _curves(study, table, summary) if study.x else _settings(study, summary)
+    figure.suptitle(f"{study.title} ({_seeds(summary)})", x=0.01, ha="left", fontsize=15)
+    return figure
+
+
+def _settings(study: Study, summary: pd.DataFrame) -> Figure:
+    """One row per setting: its mean beside the frozen encoder, its difference from the baseline."""
     labels = labels_of(summary, study.factors[:-1])
-    values = summary[columns].itertuples(index=False)
-    rows = [(label, *value, "PA+SO") for label, value in zip(labels, values, strict=True)]
-    figure = interval_plot(rows, xlabel, reference=0 if paired else None)
-    seeds = " to ".join(f"{n:g}" for n in sorted({summary["seeds"].min(), summary["seeds"].max()}))
-    figure.axes[0].set_title(f"{study.title}\nover {seeds} seeds", loc="left")
-    return finish(figure, f"{study.title}: {alt_text(figure)}")
+    paired = "difference" in summary
+    figure = new_figure(12 if paired else 9, 0.42 * len(summary) + 2.2)
+    axes = figure.subplots(1, 1 + paired, sharey=True, squeeze=False)[0]
+    metric, told = in_words(study.metric), []
+    for y, (label, (_, row)) in enumerate(zip(labels, summary.iterrows(), strict=True)):
+        _interval(axes[0], y, row["mean"], row["low"], row["high"], COLORS["PA+SO"])
+        told.append(f"{label} {row['mean']:.3f}")
+        if paired and pd.notna(row["difference"]):
+            ends, shown = (row["difference_low"], row["difference_high"]), _is_shown(row)
+            _interval(axes[1], y, row["difference"], *ends, COLORS["PA+SO"], filled=shown)
+            told[-1] += f" ({row['difference']:+.3f}, {row['verdict']})"
+    if "frozen" in summary and study.metric == "recall_at_1":
+        steps = np.repeat(summary["frozen"].to_numpy(float), 2)
+        places = np.repeat(np.arange(len(summary)), 2) + np.tile([-0.5, 0.5], len(summary))
+        axes[0].plot(steps, places, **_FROZEN)
+        axes[0].legend(handles=[Line2D([], [], label="frozen encoder", **_FROZEN)], **_ABOVE)
+    axes[0].set_yticks(range(len(labels)), labels)
+    axes[0].set(ylim=(len(labels) - 0.5, -0.5), xlabel=metric)
+    if paired:
+        axes[1].axvline(0, **CHANCE_LINE)
+        axes[1].set_xlabel(f"difference from {_setting(study.baseline)}")
+        axes[1].legend(handles=_shown_handles(), **_ABOVE)
+    for axis in axes:
+        axis.grid(axis="x", color="#E4E4E4", lw=0.8)
+        axis.tick_params(axis="y", length=0)
+    return finish(figure, f"{study.title}, {metric} with 95% intervals: {'; '.join(told)}.")
+
+
+def _curves(study: Study, table: pd.DataFrame, summary: pd.DataFrame) -> Figure:
+    """Metrics over the factor `study.x`: a row of panels each, and one of the differences."""
+    x, metrics = study.x, list(study.curves_of or (study.metric,))
+    paired = "difference" in summary
+    columns = summary[study.panels].drop_duplicates().tolist() if study.panels else [None]
+    others = [name for name in study.factors[:-1] if name not in (x, study.panels)]
+    rows = len(metrics) + paired
+    figure = new_figure(4.6 * len(columns) + 2.6, 3.0 * rows + 0.8)
+    axes = figure.subplots(rows, len(columns), sharex=True, sharey="row", squeeze=False)
+    names = labels_of(summary, others) if others else [""] * len(summary)
+    looks = {
+        name: {"color": PALETTE[i % len(PALETTE)], "marker": _MARKERS[i % len(_MARKERS)]}
+        for i, name in enumerate(dict.fromkeys(names))
+    }
+    places = {value: place for place, value in enumerate(sorted(summary[x].unique()))}
+    told = []
+    for column, panel in enumerate(columns):
+        here = (summary[study.panels] == panel) if study.panels else summary["mean"].notna()
+        for index, (name, look) in enumerate(looks.items()):
+            lines = summary[here & (np.array(names) == name)].sort_values(x)
+            shift = 0.05 * (index - (len(looks) - 1) / 2)  # intervals side by side
+            at = lines[x].map(places).to_numpy() + shift
+            for row, metric in enumerate(metrics):
+                means, low, high = _means(study, table, lines, metric)
+                axes[row, column].plot(at, means, label=name, **look)
+                axes[row, column].vlines(at, low, high, color=look["color"], lw=1.5)
+            ends = zip(lines[x], lines["mean"], strict=True)
+            told += [f"{name} at {x} {value:g}: {mean:.3f}" for value, mean in ends]
+            if paired and lines["difference"].notna().any():
+                axis = axes[-1, column]
+                axis.plot(at, lines["difference"], color=look["color"], lw=1.2)
+                for place, (_, line) in zip(at, lines.iterrows(), strict=True):
+                    ends = line["difference_low"], line["difference_high"]
+                    axis.vlines(place, *ends, color=look["color"], lw=1.5)
+                    axis.plot(
+                        place,
+                        line["difference"],
+                        look["marker"],
+                        ms=8,
+                        mfc=look["color"] if _is_shown(line) else "white",
+                        mec=look["color"],
+                    )
+        for row, metric in enumerate(metrics):
+            if metric == "recall_at_1" and "frozen" in summary:
+                axes[row, column].axhline(summary[here]["frozen"].mean(), **_FROZEN)
+            if metric in ("mean_cosine", "embedding_mean_length"):
+                axes[row, column].axhline(0, **CHANCE_LINE)
+        if paired:
+            axes[-1, column].axhline(0, **CHANCE_LINE)
+        if study.panels:
+            axes[0, column].set_title(f"{in_words(study.panels)} = {panel}")
+        axes[-1, column].set_xlabel(in_words(x))
+        axes[-1, column].set_xticks(list(places.values()), [f"{value:g}" for value in places])
+    for row, metric in enumerate(metrics):
+        axes[row, 0].set_ylabel(in_words(metric))
+    handles = [Line2D([], [], label=name, **look) for name, look in looks.items() if name]
+    handles.append(Line2D([], [], label="frozen encoder", **_FROZEN))
+    if paired:
+        reference = _setting(study.baseline)
+        axes[-1, 0].set_ylabel(f"{in_words(study.metric)},\ndifference from\n{reference}")
+        handles += _shown_handles()
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)))
+    return finish(figure, f"{study.title}. {in_words(study.metric)}: {'; '.join(told)}.")
+
+
+_ABOVE: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2, "fontsize": 11}
+
+
+def _means(study: Study, table: pd.DataFrame, settings: pd.DataFrame, metric: str) -> tuple:
+    """Means and ends of the t intervals of a metric, one for each of the settings."""
+    values = []
+    for _, setting in settings.iterrows():
+        same = np.ones(len(table), bool)
+        for name in study.factors[:-1]:
+            column = table[name]
+            same &= column.isna() if pd.isna(setting[name]) else column == setting[name]
+        values.append(table[same][metric])
+    low, high = zip(*(t_interval(one) for one in values), strict=True)
+    return [one.mean() for one in values], low, high
+
+
+def _interval(axis, y: float, value: float, low: float, high: float, color: str, filled=True):
+    axis.hlines(y, low, high, color=color, lw=2.2)
+    axis.plot(value, y, "o", mfc=color if filled else "white", mec=color, mew=1.8, ms=8)
+
+
+def _is_shown(row: pd.Series) -> bool:
+    return row["verdict"] in ("higher", "lower")
+
+
+def _shown_handles() -> list[Line2D]:
+    look = {"color": "#444444", "marker": "o", "ls": "", "ms": 8}
+    return [
+        Line2D([], [], label="shown, corrected", **look),
+        Line2D([], [], label="not shown", mfc="white", **look),
+    ]
+
+
+def _seeds(summary: pd.DataFrame) -> str:
+    few, many = summary["seeds"].min(), summary["seeds"].max()
+    return f"{few:g} seeds" if few == many else f"{few:g} to {many:g} seeds"
 
 
 def labels_of(rows: pd.DataFrame, factors: Sequence[str]) -> list[str]:
@@ -40,7 +196,7 @@ def labels_of(rows: pd.DataFrame, factors: Sequence[str]) -> list[str]:
     """
     varied = [name for name in factors if rows[name].nunique(dropna=False) > 1] or list(factors)
     if any(name in LABELS for name in varied):
-        varied = [name for name in varied if name in (*LABELS, "so_weight")]
+        varied = [name for name in varied if name in (*LABELS, "so_weight", "epochs")]
     return [_setting(row.dropna().to_dict()) for _, row in rows[varied].iterrows()]
 
 
@@ -49,6 +205,5 @@ def _setting(values: dict[str, Any]) -> str:
     parts = []
     for name, value in values.items():
         shown = f"{value:g}" if isinstance(value, int | float) else str(value)
-        symbol = "λ" if name == "so_weight" else name.rpartition(".")[2]
-        parts.append(shown if name in LABELS else f"{symbol} = {shown}")
+        parts.append(shown if name in LABELS else f"{in_words(name)} = {shown}")
     return ", ".join(parts)

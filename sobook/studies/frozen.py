@@ -115,30 +115,34 @@ def fit_head(config: HeadConfig) -> dict[str, float]:
     measured["frozen_recall_at_1"] = _frozen_recall(source)
     measured["train_classes"] = train_set.num_classes
     if proxies is not None:
-        measured |= _common_mode_columns(proxies.cpu(), embeddings, test_set.labels)
+        proxies = proxies.cpu()
+        measured |= geometry_columns(proxies) | common_mode_columns(proxies, embeddings["train"])
+        without = evaluate(_without_common_mode(proxies, embeddings["test"]), test_set.labels)
+        measured["recall_without_common"] = without.recall[1]
     if isinstance(loss, ProxyAnchor):
-        measured["threshold"] = torch.as_tensor(loss.threshold).item()
+        measured["threshold_at_end"] = torch.as_tensor(loss.threshold).item()
     if config.so_pairs_fraction < 1:
         with torch.inference_mode():
             unseen = model(everything[unused].to(device)).cpu()
         pairs = loss.so_pairs.cpu()
-        measured |= treated_pairs(proxies.cpu(), pairs, unseen, train_labels[unused])
+        measured |= treated_pairs(proxies, pairs, unseen, train_labels[unused])
     return {name: round(float(value), 6) for name, value in measured.items()}
 
 
-def _common_mode_columns(
-    proxies: Tensor, embeddings: dict[str, Tensor], test_labels: np.ndarray
-) -> dict[str, float]:
-    common = F.normalize(F.normalize(proxies, dim=1).mean(0), dim=0)  # (D,)
-    test = embeddings["test"]
-    without = test - (test @ common)[:, None] * common
-    mean = embeddings["train"].mean(0)
+def common_mode_columns(proxies: Tensor, embeddings: Tensor) -> dict[str, float]:
+    """What proxies (C, D), and embeddings (N, D) of the images trained on, share."""
+    mean = embeddings.mean(0)
+    common = F.normalize(proxies, dim=1).mean(0)
     return {
-        **geometry_columns(proxies),
-        "recall_without_common": evaluate(without, test_labels, ks=(1,)).recall[1],
         "embedding_mean_length": float(mean.norm()),
-        "cosine_of_mean_proxy_and_mean_embedding": float(F.normalize(mean, dim=0) @ common),
+        "cosine_of_mean_proxy_and_mean_embedding": float(F.cosine_similarity(mean, common, dim=0)),
     }
+
+
+def _without_common_mode(proxies: Tensor, embeddings: Tensor) -> Tensor:
+    """Embeddings (N, D) with the mean proxy's direction taken out of them."""
+    common = F.normalize(F.normalize(proxies, dim=1).mean(0), dim=0)  # (D,)
+    return embeddings - (embeddings @ common)[:, None] * common
 
 
 def _draw_pairs(num_classes: int, config: HeadConfig) -> Tensor:

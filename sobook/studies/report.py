@@ -1,4 +1,7 @@
-"""What a study found: means over seeds, paired differences from the baseline, and its files."""
+"""What a study found: means over seeds, its family of comparisons with verdicts, and its files.
+
+Start with `summary`. A verdict is that of the whole family (`sobook.statistics.verdict`).
+"""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from sobook import files
-from sobook.statistics import compare_seeds, holm, t_interval, t_test
+from sobook.statistics import Comparison, compare_seeds, holm, t_interval, verdict
 from sobook.studies import figures
 from sobook.studies.study import Study, provenance
 
@@ -15,32 +18,26 @@ from sobook.studies.study import Study, provenance
 def summary(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     """One row per setting: mean over seeds, and the paired difference from the baseline.
 
-    Columns: the factors; seeds; mean of the metric and its 95 % t interval (low, high); the mean of
-    rms_cosine, mean_cosine and `select_by`; difference, its interval (difference_low,
-    difference_high), p (paired t test), p_permutation (sign flips; with n seeds never below 2/2ⁿ)
-    and p_holm, p corrected for all differences in this table; chosen, the best by `select_by`.
+    Columns: the factors; seeds; mean of the metric and its 95 % t interval over seeds (low, high);
+    frozen, the frozen encoder's Recall@1; the mean of rms_cosine, mean_cosine and `select_by`;
+    where the setting is in the study's family, difference, difference_low, difference_high, p,
+    p_holm and verdict, see `comparisons`; chosen, the best by `select_by`.
     """
-    factors = study.factors[:-1]
-    groups = table.groupby(factors, dropna=False, sort=False) if factors else [((), table)]
-    by_setting = {}
-    for key, group in groups:
-        key = tuple(None if pd.isna(value) else value for value in key)  # NaN is not itself
-        by_setting[key] = group.set_index("seed")
-    rows = []
-    for key, runs in by_setting.items():
-        setting = dict(zip(factors, key, strict=True))
+    factors, rows = study.factors[:-1], []
+    for setting, runs in _by_setting(study, table):
         row = {**setting, "seeds": len(runs), "mean": runs[study.metric].mean()}
         row["low"], row["high"] = t_interval(runs[study.metric])
-        for name in ("rms_cosine", "mean_cosine", study.select_by):
-            if name in runs:
-                row[name] = runs[name].mean()
-        baseline = _baseline(study, setting, by_setting)
-        if baseline is not None and baseline is not runs:
-            row |= _difference(baseline[study.metric], runs[study.metric])
+        means = {"frozen": "frozen_recall_at_1"}
+        means |= {name: name for name in ("rms_cosine", "mean_cosine", study.select_by) if name}
+        row |= {name: runs[column].mean() for name, column in means.items() if column in runs}
         rows.append(row)
     result = pd.DataFrame(rows)
-    if "p" in result:
-        result["p_holm"] = holm(result["p"])
+    family = comparisons(study, table)
+    if len(family):
+        of_metric = family[family["metric"] == study.metric].drop(columns=["metric", "seeds"])
+        names = {"low": "difference_low", "high": "difference_high"}
+        compared = of_metric.rename(columns=names).set_index("setting")
+        result = result.join(compared[~compared.index.duplicated()])
     if study.select_by in result:
         varied = [name for name in factors if name not in study.baseline]
         grouping = list(varied if study.within is None else study.within)
@@ -51,77 +48,203 @@ def summary(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     return result
 
 
-def _baseline(study: Study, setting: dict, by_setting: dict) -> pd.DataFrame | None:
+def comparisons(study: Study, table: pd.DataFrame) -> pd.DataFrame:
+    """The study's family: every comparison it declares, corrected together.
+
+    Columns: setting, the row of `summary`; metric, or "second − first" for two metrics of the same
+    run; seeds; difference, low, high (95 % t interval over seeds), p (paired t test), p_holm,
+    verdict. A comparison over fewer than two seeds is left out.
+    """
+    family, by_setting = study.family, _by_setting(study, table)
+    found: list[tuple[int, str, Comparison]] = []
+    for index, (setting, runs) in enumerate(by_setting):
+        if not family.holds(setting):
+            continue
+        for first, second in family.columns:
+            if first in runs and len(runs) > 1:
+                compared = compare_seeds(runs[first], runs[second])
+                found.append((index, f"{second} − {first}", compared))
+        baseline = _baseline(study, setting, by_setting)
+        if baseline is None or baseline is runs:
+            continue
+        seeds = runs.index.intersection(baseline.index)
+        for metric in family.metrics or (study.metric,):
+            pair = baseline.loc[seeds, metric], runs.loc[seeds, metric]
+            if len(seeds) > 1 and not pd.concat(pair).isna().any():
+                found.append((index, metric, compare_seeds(*pair)))
+    members = [compared for *_, compared in found]
+    corrected = holm([compared.p_value for compared in members])
+    return pd.DataFrame(
+        {
+            "setting": index,
+            "metric": metric,
+            "seeds": one.n,
+            "difference": one.difference,
+            "low": one.low,
+            "high": one.high,
+            "p": one.p_value,
+            "p_holm": p_holm,
+            "verdict": verdict(one, members),
+        }
+        for (index, metric, one), p_holm in zip(found, corrected, strict=True)
+    )
+
+
+def convergence(study: Study, table: pd.DataFrame) -> pd.DataFrame:
+    """Whether training was long enough: what twice the epochs change for the baseline.
+
+    A number of epochs has converged when the change of the metric is smaller than the smallest
+    difference that the study claims at that number; where it claims none, than its family's
+    smallest_effect.
+
+    Returns:
+        One row per baseline setting whose double was run: its factors, frozen, mean, change,
+        limit, converged.
+    """
+    by_setting, family = _by_setting(study, table), comparisons(study, table)
+    rows = []
+    for setting, runs in by_setting:
+        if "epochs" not in setting or _baseline(study, setting, by_setting) is not runs:
+            continue  # without a baseline, no run is one
+        doubled = _runs_of(by_setting, setting | {"epochs": 2 * setting["epochs"]})
+        if doubled is None:
+            continue
+        claimed = [
+            abs(row.difference)
+            for row in family.itertuples()
+            if row.metric == study.metric
+            and row.verdict != "no difference shown"
+            and by_setting[row.setting][0]["epochs"] == setting["epochs"]
+        ]
+        limit = min(claimed, default=study.family.smallest_effect)
+        seeds = runs.index.intersection(doubled.index)
+        change = (doubled.loc[seeds, study.metric] - runs.loc[seeds, study.metric]).mean()
+        row = {**setting, "mean": runs[study.metric].mean(), "change": change, "limit": limit}
+        rows.append({**row, "converged": abs(change) < limit})
+    return pd.DataFrame(rows)
+
+
+def headline(study: Study, table: pd.DataFrame) -> str:
+    """The findings in a few sentences: verdicts, the frozen encoder, convergence."""
+    result, family, parts = summary(study, table), comparisons(study, table), []
+    if len(family):
+        counts = family["verdict"].value_counts()
+        kinds = ("higher", "lower", "no difference shown")
+        numbers = ", ".join(f"{counts.get(kind, 0)} {kind}" for kind in kinds)
+        parts.append(f"{len(family)} comparisons, corrected together (Holm): {numbers}.")
+    if "frozen" in result and study.metric == "recall_at_1":
+        below = result[result["mean"] < result["frozen"]]
+        if len(below):
+            parts.append(
+                f"{len(below)} of {len(result)} settings end below the frozen encoder: training "
+                "made retrieval worse there."
+            )
+    doubled = convergence(study, table)
+    if len(doubled):
+        parts.append(
+            f"Twice the epochs change the baseline by less than the smallest difference claimed "
+            f"in {doubled['converged'].sum()} of {len(doubled)} cases."
+        )
+    elif len(family):
+        parts.append("Whether training had converged was not measured in this study.")
+    return " ".join(parts)
+
+
+def _by_setting(study: Study, table: pd.DataFrame) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+    """(factor → value, runs by seed) of every setting, in the order of the study."""
+    factors = study.factors[:-1]
+    groups = table.groupby(factors, dropna=False, sort=False) if factors else [((), table)]
+    found = []
+    for key, group in groups:
+        values = [None if pd.isna(value) else value for value in key]  # NaN is not itself
+        setting = dict(zip(factors, values, strict=True))
+        found.append((setting, group.set_index("seed").sort_index()))
+    return found
+
+
+def _runs_of(by_setting: list, setting: dict) -> pd.DataFrame | None:
+    return next((runs for one, runs in by_setting if one == setting), None)
+
+
+def _baseline(study: Study, setting: dict, by_setting: list) -> pd.DataFrame | None:
     """The runs that those of a setting are compared with.
 
     A baseline names some factors; the others keep the value they have in the setting. Where there
     are no such runs, as when methods have parameters of their own, it is the only setting that fits
-    the baseline.
+    the baseline and has the same values of the grid's factors.
     """
-    same = by_setting.get(tuple((setting | study.baseline).values()))
+    same = _runs_of(by_setting, setting | study.baseline)
     if same is not None or not study.baseline:
         return same
-    fitting = [
-        runs
-        for key, runs in by_setting.items()
-        if study.baseline.items() <= dict(zip(setting, key, strict=True)).items()
-    ]
+    wanted = {name: setting[name] for name in study.grid if name in setting} | study.baseline
+    fitting = [runs for one, runs in by_setting if wanted.items() <= one.items()]
     return fitting[0] if len(fitting) == 1 else None
-
-
-def _difference(baseline: pd.Series, values: pd.Series) -> dict[str, float]:
-    """The paired comparison over the seeds that both have; nothing below two seeds."""
-    seeds = values.index.intersection(baseline.index)
-    if len(seeds) < 2:
-        return {}
-    compared = compare_seeds(baseline[seeds], values[seeds])
-    return {
-        "difference": compared.difference,
-        "difference_low": compared.low,
-        "difference_high": compared.high,
-        "p": t_test(baseline[seeds], values[seeds]),
-        "p_permutation": compared.p_value,
-    }
 
 
 def write(study: Study, table: pd.DataFrame, folder: Path, command: str) -> list[Path]:
     """Write NAME.csv, NAME.md, NAME.json (where it came from) and NAME.png; returns the files."""
     written = [folder / f"{study.name}.{suffix}" for suffix in ("csv", "md", "json", "png")]
     csv, page, origin, picture = written
-    facts, result = provenance(study, command), summary(study, table)
+    facts = provenance(study, command)
     with files.replacing(csv) as partial:
         table.to_csv(partial, index=False)
-    files.write_text(page, markdown(study, result, facts))
+    files.write_text(page, markdown(study, table, facts))
     files.write_json(origin, facts)
     with files.replacing(picture) as partial:
-        figures.differences(study, result).savefig(partial, dpi=80)
+        figures.draw(study, table, summary(study, table)).savefig(partial, dpi=80)
     return written
 
 
-def markdown(study: Study, result: pd.DataFrame, facts: dict[str, Any]) -> str:
-    """The report of a study: its `summary` as a table, and where it came from."""
+def markdown(study: Study, table: pd.DataFrame, facts: dict[str, Any]) -> str:
+    """The report of a study: prediction, findings, `summary` as a table, and where it came from."""
     trained = {
         "head": "Head and proxies trained on frozen features; nothing was fine-tuned.",
         "finetune": "Fine-tuned: backbone, head and proxies.",
     }[study.trainer]
+    result, family, doubled = (make(study, table) for make in (summary, comparisons, convergence))
     fixed = ", ".join(f"{name} = {value}" for name, value in study.fixed.items())
-    rows = [result.columns, ["---"] * result.shape[1], *result.itertuples(index=False)]
-    table = "\n".join(f"| {' | '.join(map(_shown, row))} |" for row in rows)
-    origin = "\n".join(f"- {name}: {value}" for name, value in facts.items())
-    return f"""\
-# {study.title}
+    sections = [f"# {study.title}", trained]
+    if study.family.prediction:
+        sections.append(f"**Predicted, before it ran:** {study.family.prediction.strip()}")
+    if found := headline(study, table):
+        sections.append(f"**Found:** {found}")
+    sections += [
+        f"Metric: {study.metric}, mean over seeds with its 95 % t interval. Baseline: "
+        f"{study.baseline or 'none'}. Differences are paired by seed, with their 95 % t interval "
+        "over seeds; p is from a paired t test, p_holm corrects it for the family (Holm).",
+        f"Fixed: {fixed}. Everything else: the trainer's defaults.",
+        _table(_with_frozen(study, result)),
+    ]
+    if len(family) and (study.family.columns or study.family.metrics):
+        settings = pd.DataFrame(setting for setting, _ in _by_setting(study, table))
+        sections += ["The whole family:", _table(family.join(settings, on="setting"))]
+    if len(doubled):
+        sections += ["Twice the epochs:", _table(doubled)]
+    sections.append("\n".join(f"- {name}: {value}" for name, value in facts.items()))
+    return "\n\n".join(sections) + "\n"
 
-{trained}
-Metric: {study.metric}, mean over seeds with its 95 % t interval. Baseline: \
-{study.baseline or "none"}. Differences are paired by seed; p is from a paired t test, and p_holm \
-corrects it for all differences in this table (Holm).
 
-Fixed: {fixed}. Everything else: the trainer's defaults.
+def _with_frozen(study: Study, result: pd.DataFrame) -> pd.DataFrame:
+    """The summary with a first row for each frozen encoder, in place of the column."""
+    if "frozen" not in result or study.metric != "recall_at_1" or not study.factors[:-1]:
+        return result
+    values = result["frozen"].round(6).dropna()
+    first = study.factors[0]
+    rows = []
+    for value in values.unique():
+        same = result[study.factors[:-1]][values == value]
+        known = {name: same[name].iloc[0] for name in same if same[name].nunique(dropna=False) == 1}
+        varies = values.nunique() > 1
+        rows.append({**(known if varies else {}), "trained": "not at all (frozen)", "mean": value})
+        rows[-1].setdefault(first, None)
+    trained = result.drop(columns="frozen").assign(trained="yes")
+    both = pd.concat([pd.DataFrame(rows).astype(object), trained.astype(object)])
+    return both[["trained", *trained.columns.drop("trained")]]
 
-{table}
 
-{origin}
-"""
+def _table(rows: pd.DataFrame) -> str:
+    lines = [rows.columns, ["---"] * rows.shape[1], *rows.itertuples(index=False)]
+    return "\n".join(f"| {' | '.join(map(_shown, line))} |" for line in lines)
 
 
 def _shown(value: Any) -> str:

@@ -26,14 +26,46 @@ from tqdm.auto import tqdm
 
 from sobook import files
 from sobook.data import image_sets
+from sobook.embedding import embed
 from sobook.errors import SobookError, check_choice, check_fields
-from sobook.studies.frozen import HeadConfig, fit_head, frozen_recall, geometry_columns
+from sobook.studies.frozen import (
+    HeadConfig,
+    common_mode_columns,
+    fit_head,
+    frozen_recall,
+    geometry_columns,
+)
 from sobook.training.config import TrainConfig, run_key
+from sobook.training.distributed import choose_device
 from sobook.training.loop import fit
 
 TRAINERS = {"head": HeadConfig, "finetune": TrainConfig}
 LABELS = ("method", "setting")  # names of a case, not settings
 _PACKAGES = ("sobook", "torch", "timm", "faiss-cpu", "numpy", "pytorch-metric-learning")
+
+
+@dataclass(frozen=True)
+class Family:
+    """The comparisons that a study is made for: written down before it runs, corrected together."""
+
+    prediction: str = ""
+    """What was expected."""
+    metrics: tuple[str, ...] = ()
+    """Compared between a setting and its baseline. None given: the study's metric."""
+    where: tuple[dict, ...] = ({},)
+    """Only settings with these values of factors; a list stands for any of its values."""
+    columns: tuple[tuple[str, str], ...] = ()
+    """Pairs of metrics that are compared within the same run, second minus first."""
+    smallest_effect: float = 0.005
+    """Smaller differences do not matter; a study that claims none has converged to this."""
+
+    def holds(self, setting: dict[str, Any]) -> bool:
+        """Whether a setting, factor → value, takes part."""
+
+        def fits(name: str, wanted: Any) -> bool:
+            return setting.get(name) in (wanted if isinstance(wanted, list) else [wanted])
+
+        return any(all(fits(*item) for item in choice.items()) for choice in self.where)
 
 
 @dataclass(frozen=True)
@@ -47,6 +79,10 @@ class Study:
     baseline: dict = field(default_factory=dict)
     select_by: str | None = None
     within: tuple[str, ...] | None = None
+    x: str | None = None
+    panels: str | None = None
+    curves_of: tuple[str, ...] = ()
+    family: Family = field(default_factory=Family)
     fixed: dict = field(default_factory=dict)
     grid: dict = field(default_factory=dict)
     cases: tuple[dict, ...] = ({},)
@@ -108,13 +144,25 @@ def load(path: str | os.PathLike) -> Study:
     for name, choices in values.get("grid", {}).items():
         if not isinstance(choices, list) or not choices:
             raise SobookError(f"{file}: grid.{name} must be a list of values, e.g. [0, 10, 100].")
+    values["family"] = _family(file, values.get("family", {}))
     values["cases"] = tuple(one for case in values.get("cases", [{}]) for one in _expanded(case))
     values.setdefault("grid", {}).setdefault("seed", [0])
     study = Study(**values)
+    named = [study.x, study.panels, *(name for choice in study.family.where for name in choice)]
+    for name in filter(None, named):
+        check_choice(f"{file.name}: factor", name, study.factors)
     keys = [key for key, _ in study.plan()]
     if len(set(keys)) < len(keys):
         raise SobookError(f"{file}: two runs have the same settings.")
     return study
+
+
+def _family(file: Path, values: dict) -> Family:
+    check_fields(f"{file.name}: family", values, [item.name for item in dataclasses.fields(Family)])
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    if isinstance(values.get("where"), dict):
+        values["where"] = (values["where"],)
+    return Family(**values)
 
 
 def _expanded(case: dict) -> list[dict]:
@@ -218,6 +266,16 @@ def _fine_tune(config: TrainConfig) -> dict[str, float]:
         measured["validation_recall_at_1"] = state["selection_recall_at_1"]
     measured["frozen_recall_at_1"] = frozen_recall(config)
     measured["selected_epoch"] = state["selected_epoch"]
+    lines = {line["epoch"]: line for line in run.epochs}
+    measured["threshold_at_end"] = lines[state["selected_epoch"]]["threshold"]
+    train_set = image_sets.load(config.dataset, "train", **config.load_options)
+    if config.selection == "validation":
+        train_set, _ = image_sets.hold_out(
+            train_set, config.validation_fraction, config.seed, at_least=2
+        )
+    encoder = run.encoder().to(choose_device(config.device))
+    embeddings = embed(encoder, train_set, cache=False, progress=False)
+    measured |= common_mode_columns(proxies, torch.from_numpy(embeddings))
     measured |= {"train_classes": len(proxies), **geometry_columns(proxies)}
     return {name: round(float(value), 6) for name, value in measured.items()}
 

@@ -129,8 +129,10 @@ def test_bad_settings(changes, message):
 
 def test_a_learned_threshold_moves_and_a_fixed_one_does_not(config):
     config = config.replace(epochs=10, threshold=0.1)
-    assert fit_head(config)["threshold"] == pytest.approx(0.1)
-    assert fit_head(config.replace(threshold_lr=0.01))["threshold"] != pytest.approx(0.1, abs=1e-3)
+    assert fit_head(config)["threshold_at_end"] == pytest.approx(0.1)
+    assert fit_head(config.replace(threshold_lr=0.01))["threshold_at_end"] != pytest.approx(
+        0.1, abs=1e-3
+    )
 
 
 def test_soft_orthogonality_spreads_the_treated_pairs_only(config):
