@@ -17,6 +17,7 @@ from sobook.aviary.scene import (
     ENLARGEMENT,
     NUISANCE,
     WHITE,
+    Chance,
     Color,
     Points,
     Sheet,
@@ -132,7 +133,8 @@ WING = places("-.08,0 .08,-.42 .45,-.42 .8,-.22 1.06,.04 .78,.3 .42,.58 .1,.44")
 class Pose:
     """Where the parts of one bird are, before it is placed in the picture (it looks right)."""
 
-    def __init__(self, look: Look, rng: Random) -> None:
+    def __init__(self, look: Look, rng: Chance) -> None:
+        rng.part = "pose"
         lively = NUISANCE.pose
         self.body = turn(look.posture + swing(rng, 7 * lively))
         self.length, self.radius = look.length, look.head
@@ -362,8 +364,9 @@ def _extent(points: Points) -> tuple[complex, float]:
     return middle, max(max(xs) - min(xs), max(ys) - min(ys))
 
 
-def _blank_sheet(pose: Pose, look: Look, rng: Random, side: int) -> Sheet:
+def _blank_sheet(pose: Pose, look: Look, rng: Chance, side: int) -> Sheet:
     """Choose scale, tilt, place and direction such that most of the bird is in the picture."""
+    rng.part = "scale"
     low, high = NUISANCE.scale
     span = (low + (high - low) * rng.random()) * side
     trunk = pose.outline() + ellipse(pose.head, look.head, look.head)
@@ -375,10 +378,13 @@ def _blank_sheet(pose: Pose, look: Look, rng: Random, side: int) -> Sheet:
         ends.append(complex(0, pose.ground))
     core, (middle, whole) = _extent(trunk)[1], _extent(trunk + ends)
     scale = min(0.86 * span / core, 1.06 * span / whole)
+    rng.part = "tilt"
     tilt = swing(rng, NUISANCE.tilt) * (0.35 if look.stance == "swim" else 1)  # water is level
     factor = scale * turn(tilt)
+    rng.part = "direction"
     flip = rng.random() < 0.5
     away = [-z.conjugate() if flip else z for z in (middle * factor, pose.head * factor)]
+    rng.part = "place"
     shift = complex(swing(rng, NUISANCE.place), swing(rng, NUISANCE.place)) * side
     offset = complex(side, side) / 2 + shift - away[0]
     head = offset + away[1]  # with most of the marks on it, it must be well inside
@@ -387,7 +393,7 @@ def _blank_sheet(pose: Pose, look: Look, rng: Random, side: int) -> Sheet:
     return Sheet(canvas, factor, offset + complex(*inside) - head, flip)
 
 
-def paint(look: Look, marks: Marks, rng: Random, size: int) -> Image.Image:
+def paint(look: Look, marks: Marks, rng: Chance, size: int) -> Image.Image:
     """Return one picture of a bird, (size, size) RGB, with all chance taken from `rng`."""
     pose = Pose(look, rng)
     sheet = _blank_sheet(pose, look, rng, ENLARGEMENT * size)

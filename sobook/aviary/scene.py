@@ -38,6 +38,16 @@ class Nuisance:
 
 
 NUISANCE = Nuisance()
+# What chance decides in a picture, in this order; none of it depends on the marks of the bird.
+PARTS = tuple(
+    "pose scale tilt direction place background ground occlusion blur light cast noise".split()
+)
+
+
+class Chance(Random):
+    """All chance in one picture. `part` tells `microscope` what the next draws decide."""
+
+    part = ""
 
 
 def mix(a: Color, b: Color, part: float) -> Color:
@@ -206,7 +216,7 @@ def _draw_support(scene: Sheet, stance: str, ground: float, rng: Random) -> None
             scene.mark([foot - 2, tip, foot + 2], mix(soil, (60, 96, 48), 0.6))
 
 
-def _draw_front(scene: Sheet, stance: str, water: float, rng: Random) -> None:
+def _draw_front(scene: Sheet, stance: str, water: float, rng: Chance) -> None:
     """Water around a swimmer and, now and then, a twig or leaves in front of the bird."""
     if stance == "swim":
         blue = mix((88, 144, 170), (126, 174, 166), rng.random())
@@ -214,6 +224,7 @@ def _draw_front(scene: Sheet, stance: str, water: float, rng: Random) -> None:
         for i in range(6):
             middle = complex(swing(rng, 110), water + 4 + 11 * i)
             scene.mark(ellipse(middle, 34 + 20 * rng.random(), 2.2), mix(blue, WHITE, 0.35))
+    rng.part = "occlusion"
     if rng.random() >= NUISANCE.occluded:
         return
     if rng.random() < 0.5:
@@ -260,22 +271,28 @@ def _lay_on(scene: Image.Image, sheet: Sheet) -> None:
 
 
 def photograph(
-    bird: Sheet, stance: str, ground: float, water: float, size: int, rng: Random
+    bird: Sheet, stance: str, ground: float, water: float, size: int, rng: Chance
 ) -> Image.Image:
     """Return the bird in a scene, (size, size) RGB, with light, blur and noise of a small camera.
 
     `ground` and `water` are the heights in bird coordinates on which it stands or swims.
     """
+    rng.part = "background"
     scene = bird.layer(_background(rng, bird.side))
+    rng.part = "ground"  # and water, which is drawn in front
     _draw_support(scene, stance, ground, rng)
     _lay_on(scene.image, bird)
     _draw_front(scene, stance, water, rng)
     picture = scene.image.reduce(ENLARGEMENT)
+    rng.part = "blur"
     radius = NUISANCE.blur * rng.random() * size / 96
     if radius > 0.25:
         picture = picture.filter(ImageFilter.BoxBlur(radius))
+    rng.part = "light"
     gain = 1 + (1.5 * rng.random() - 1) * NUISANCE.light  # less up than down: white must not burn
+    rng.part = "cast"
     levels = [round(256 * gain * (1 + swing(rng, NUISANCE.cast))) for _ in range(3)]
+    rng.part = "noise"
     amplitude = int(rng.random() * (NUISANCE.noise + 1))
     grain = np.frombuffer(rng.randbytes(3 * size * size), np.int8).reshape(size, size, 3)
     pixels = np.asarray(picture).astype(np.int32) * levels + 2 * amplitude * grain.astype(np.int32)

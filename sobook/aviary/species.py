@@ -9,9 +9,7 @@ is told in `art`.
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -27,7 +25,7 @@ from tqdm.auto import tqdm
 
 from sobook import files
 from sobook.aviary.art import PAINTS, Look, Marks, paint
-from sobook.aviary.scene import Color, mix, pick
+from sobook.aviary.scene import Chance, Color, mix, pick
 from sobook.errors import SobookError
 
 VERSION = 3  # of the drawings; part of the folder's name, so old and new ones never mix
@@ -182,7 +180,7 @@ def _genus_look(name: str, rng: random.Random) -> Look:
     )
 
 
-def _choices(look: Look) -> dict[str, tuple]:
+def visible_choices(look: Look) -> dict[str, tuple]:
     """The values of each mark that can be seen on this look."""
     out = dict(CHOICES)
     hosts = dict.fromkeys(("throat", "breast_band", "belly"), look.under)
@@ -205,7 +203,7 @@ def _differences(a: Marks, b: Marks) -> list[str]:
 
 def _genus_marks(look: Look, rng: random.Random) -> list[Marks]:
     """Ten sets of marks around one prototype, any two of them two to four marks apart."""
-    choices = _choices(look)
+    choices = visible_choices(look)
     usual = {name: values[0] for name, values in choices.items()} | {"bill_length": 1}
     for name, values in choices.items():
         if rng.random() < (0.3 if name in BOLD else 0.5) and name != "bill_length":
@@ -322,8 +320,12 @@ def draw(one: Species, instance: int, *, size: int = 96, seed: int = 0) -> Image
 
     The image depends on nothing but these arguments, so any order of drawing is fine.
     """
-    rng = random.Random(f"aviary image {seed} {one.name} {instance}")
-    return paint(one.look, one.marks, rng, size)
+    return paint(one.look, one.marks, Chance(chance_of(one, instance, seed)), size)
+
+
+def chance_of(one: Species, instance: int, seed: int) -> str:
+    """What seeds the chance in an image. The marks are no part of it: see `microscope`."""
+    return f"aviary image {seed} {one.name} {instance}"
 
 
 # --- the dataset on disk ------------------------------------------------------------------------
@@ -353,32 +355,23 @@ def prepare(
     if split_by_genus not in (0, 1):  # also False and True
         raise SobookError(f"split_by_genus is {split_by_genus!r}: give 1 to split by genus, or 0.")
     if split_by_genus:
-        split_genera(attributes(species, seed=seed)["genus"])  # says so if that cannot be done
+        split_genera(list(attributes(species, seed=seed)["genus"]))  # raises if it cannot be done
     key = f"v{VERSION}-{species}x{images_per_species}-{size}px-seed{seed}"
     folder = Path(root) / "aviary" / key
     if (folder / "aviary.json").is_file():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with files.lock(folder.parent / f".{key}.lock"):
         if (folder / "aviary.json").is_file():  # another process was faster
             return folder
-        draft = folder.with_name(f".{key}-{os.getpid()}")
-        try:
-            _clear_drafts(folder)  # of a run that was killed
+        files.sweep(folder)
+        with files.replacing(folder) as draft:
             draft.mkdir()
             _draw_all(draft, species, images_per_species, size, seed, progress)
             attributes(species, seed=seed).to_csv(draft / "attributes.csv", index=False)
             recipe = {"species": species, "images_per_species": images_per_species, "size": size}
             files.write_json(draft / "aviary.json", {**recipe, "seed": seed, "version": VERSION})
-            os.replace(draft, folder)
-        finally:
-            _clear_drafts(folder)  # again: workers of a killed run may have outlived it by a moment
+        files.sweep(folder)  # again: workers of a killed run may have outlived it by a moment
     return folder
-
-
-def _clear_drafts(folder: Path) -> None:
-    for draft in folder.parent.glob(f".{folder.name}-*"):
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _draw_all(folder: Path, number: int, each: int, size: int, seed: int, progress: bool) -> None:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     {
-        "sobook.figures.curves": "training_curves recall_curves interval_plot paired_differences",
+        "sobook.figures.curves": "training_curves recall_curves interval_plot movement_plot "
+        "paired_differences",
         "sobook.figures.embeddings": "project quality place align embedding_maps map_panel spheres",
         "sobook.figures.pictures": "contact_sheet retrieval_wall retrieval_comparison pick_queries "
         "attention_maps split_chart",

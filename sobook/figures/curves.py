@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -124,6 +125,41 @@ def interval_plot(
     axis.tick_params(axis="y", length=0)
     axis.grid(axis="x", color="#E4E4E4", lw=0.8)
     return finish(figure, f"{xlabel} with 95% intervals: {'; '.join(numbers)}.")
+
+
+@use_style()
+def movement_plot(tables: Mapping[str, pd.DataFrame], *, over: str = "birds") -> Figure:
+    """How far one change in a picture moves its embedding: marks on the left, nuisances right.
+
+    Args:
+        tables: name → a table of `sobook.aviary.microscope.measure`, the same changes in each. The
+            rows are sorted by the first.
+        over: what the intervals are over.
+    """
+    first = next(iter(tables.values()))
+    marks = first["kind"] != "nuisance"
+    figure = new_figure(12, 0.42 * max(marks.sum(), (~marks).sum()) + 1.8)
+    axes = figure.subplots(1, 2, sharex=True)
+    alt = []
+    for axis, title, chosen in zip(axes, ("marks", "nuisances"), (marks, ~marks), strict=True):
+        order = first[chosen].sort_values("moved", ascending=False)["change"]
+        for i, (name, table) in enumerate(tables.items()):
+            rows, shade = table.set_index("change").loc[order], method_color(name)
+            y = np.arange(len(rows)) + 0.24 * (i - (len(tables) - 1) / 2)
+            axis.hlines(y, rows["low"], rows["high"], color=shade, lw=2)
+            axis.plot(rows["moved"], y, _MARKERS[i % 5], color=shade, ms=6, label=name)
+            numbers = (f"{change} {moved:.2f}" for change, moved in rows["moved"].items())
+            alt.append(f"{title}, {name}: {', '.join(numbers)}".replace("_", " "))
+        axis.set_yticks(range(len(order)), [change.replace("_", " ") for change in order])
+        axis.set(title=title, ylim=(len(order) - 0.5, -0.5))
+        axis.set_xlabel(f"distance moved (95% interval over {over})")
+        axis.axvline(1, label="another picture of the species", **style.CHANCE_LINE)
+        axis.tick_params(axis="y", length=0)
+        axis.grid(axis="y", color="#E4E4E4", lw=0.8)
+    axes[0].set_xlim(0, None)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    what = "How far an embedding moves when one thing in its picture changes (1: another picture)"
+    return finish(figure, f"{what}. {'; '.join(alt)}.")
 
 
 @use_style()

@@ -1,6 +1,7 @@
 """Curves and intervals: what is drawn, in which color, over which axis."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -55,6 +56,31 @@ def test_interval_plot_writes_its_numbers():
     assert [t.get_text() for t in axis.get_yticklabels()] == ["PA, Aviary", "PA+SO, Aviary"]
     assert axis.get_ylim()[0] > axis.get_ylim()[1]  # the first row stands above
     assert "0.620  [0.600, 0.650]" in texts(figure) and "95%" in axis.get_xlabel()
+
+
+def test_movement_plot_sorts_marks_and_nuisances_on_one_scale():
+    def table(factor):
+        rows = [("cap", "mark", 0.2), ("eye_ring", "mark", 0.4), ("light", "nuisance", 0.3)]
+        rows += [("wing_tip", "mark", float("nan"))]  # shows on no bird
+        table = pd.DataFrame(rows, columns=["change", "kind", "moved"])
+        table["moved"] *= factor
+        return table.assign(low=table.moved - 0.1, high=table.moved + 0.1, n=9)
+
+    tables = {"frozen": table(1), "PA": table(2), "PA+SO": table(3)}
+    figure = figures.movement_plot(tables, over="seeds")
+    marks, nuisances = figure.axes
+    assert [t.get_text() for t in marks.get_yticklabels()] == ["eye ring", "cap", "wing tip"]
+    assert [t.get_text() for t in nuisances.get_yticklabels()] == ["light"]
+    assert marks.get_xlim() == nuisances.get_xlim() and marks.get_xlim()[0] == 0
+    dots = [line for line in marks.lines if line.get_label() in tables]
+    assert [line.get_color() for line in dots] == [figures.COLORS["frozen"], PA, SO]
+    assert len({line.get_marker() for line in dots}) == 3
+    assert dots[1].get_xdata()[:2].tolist() == [0.8, 0.4]
+    assert marks.collections[2].get_segments()[0][:, 0] == pytest.approx([1.1, 1.3])
+    assert legend(figure) == [*tables, "another picture of the species"]
+    assert "over seeds" in marks.get_xlabel()
+    assert "marks, PA: eye ring 0.80, cap 0.40" in figures.alt_text(figure)
+    assert "nuisances, PA+SO: light 0.90" in figures.alt_text(figure)
 
 
 def test_paired_differences_pair_by_seed():
