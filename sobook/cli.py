@@ -4,8 +4,12 @@ Names of `sobook` are imported when first used, so ``--help`` never loads torch.
 """
 
 import argparse
+import contextlib
 import functools
+import os
+import signal
 import sys
+import threading
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,12 +87,13 @@ def prepare(
         folder = sobook.prepare(name, root, **options)
         notes = sobook.data.notes(name, root)
     _print_notes(notes)
-    print(folder)
+    _say(folder)
 
 
 def train(
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = TrainConfig(),  # noqa: B008 (frozen)
     recipe: str | None = None,
+    dry_run: bool = False,
 ) -> None:
     """Train an encoder, evaluate it on the test classes, and leave a run folder.
 
@@ -96,7 +101,7 @@ def train(
     its last checkpoint. On several devices: accelerate launch -m sobook train ...
 
     For instance:
-      sobook train --so-weight 100 --seed 1
+      sobook train --so-weight 100 --seed 1 --dry-run
       sobook train --recipe cub200 --root ~/data --so-weight 100
       sobook train --recipe photos --root my_pictures --so-weight 100
 
@@ -104,11 +109,15 @@ def train(
         config: the settings; what is not named here is that of the recipe, or the default.
         recipe: settings of data/recipes.toml to start from: cub200, cars196, sop, inshop
             (DeiT-Small), one of these with -tiny, or photos, for a folder of your own.
+        dry_run: check all that can be known, say what the run will do and need, and stop.
     """
+    if dry_run:
+        print(sobook.training.estimate.dry_run(config))
+        return
     run = sobook.fit(config)
     if files.launched()[0] == 0:  # of several processes started together, one reports
         _print_result(run.path.name, run.retrieval)
-        print(run.path)
+        _say(run.path)
 
 
 def evaluate(source: SourceOptions) -> None:
@@ -157,7 +166,7 @@ def compare(runs: Several, /) -> None:
         row |= {"difference": "–" if result is results[0] else difference}
         row |= {"RMS cos": f"{shape.rms_cosine:.3f}", "coherence": f"{shape.coherence:.3f}"}
         rows.append(row)
-    print(pd.DataFrame(rows).to_string(index=False))
+    _say(pd.DataFrame(rows).to_string(index=False))
 
 
 def embed_images(source: SourceOptions, out: Path, split: str = "test") -> None:
@@ -188,7 +197,7 @@ def embed_images(source: SourceOptions, out: Path, split: str = "test") -> None:
             class_names=images.class_names,
             notes=np.array(images.notes, dtype=str),
         )
-    print(f"{out}: {len(embeddings):,} embeddings of dimension {embeddings.shape[1]}")
+    _say(f"{out}: {len(embeddings):,} embeddings of dimension {embeddings.shape[1]}")
     _print_notes(images.notes)
 
 
@@ -210,9 +219,9 @@ def export_run(
         raise SobookError("export: name --onnx, --hub or both.")
     opened = sobook.Run.load(run)
     if onnx is not None:
-        print(sobook.export.to_onnx(opened, onnx))
+        _say(sobook.export.to_onnx(opened, onnx))
     if hub is not None:
-        print(sobook.export.to_hub(opened, hub))
+        _say(sobook.export.to_hub(opened, hub))
 
 
 def explore(
@@ -238,7 +247,7 @@ def explore(
 
     page = explorer.from_runs(opened, classes=classes, per_class=images)
     page.save(out)
-    print(f"{out}: {len(page.source.encode()) / 1e6:.1f} MB")
+    _say(f"{out}: {len(page.source.encode()) / 1e6:.1f} MB")
 
 
 def run_studies(
@@ -275,8 +284,8 @@ def run_studies(
             raise SobookError(f"study {one.name}: no run is finished yet, so there is no table.")
         where = out.name if out.is_absolute() else out.as_posix()
         for written in report.write(one, table, out, f"sobook study {one.name} --out {where}"):
-            print(written)
-        print(f"{one.name}: {len(table)} of {len(one.plan())} runs")
+            _say(written)
+        _say(f"{one.name}: {len(table)} of {len(one.plan())} runs")
 
 
 def search_pictures(
@@ -312,14 +321,14 @@ def search_pictures(
         pictures = search.index_folder(encoder, folder)
         _print_notes(pictures.left_out)
         if index is not None:
-            print(f"{pictures.save(index)}: {len(pictures):,} pictures")
+            _say(f"{pictures.save(index)}: {len(pictures):,} pictures")
     for picture in query:
         similarities, places = pictures.search(encoder, picture, k)
-        print(picture)
+        _say(picture)
         for similarity, i in zip(similarities, places, strict=True):
-            print(f"  {similarity:+.3f}  {pictures.names[i] or '–'}  {pictures.paths[i]}")
+            _say(f"  {similarity:+.3f}  {pictures.names[i] or '–'}  {pictures.paths[i]}")
     if page is not None:
-        print(search.page(pictures, page))
+        _say(search.page(pictures, page))
 
 
 def grade_notebooks(
@@ -350,9 +359,9 @@ def grade_notebooks(
     grades = []
     for path in notebooks:
         found = grading.grade(path, timeout=timeout, execute=execute)
-        print(f"{path}: {sum(grade.passed for grade in found)} of {len(found)} passed")
+        _say(f"{path}: {sum(grade.passed for grade in found)} of {len(found)} passed")
         grades += found
-    print(grading.write(grades, out))
+    _say(grading.write(grades, out))
 
 
 def cache(root: str | None = None, clean: bool = False) -> None:
@@ -371,17 +380,23 @@ def cache(root: str | None = None, clean: bool = False) -> None:
 
     entries = pixels.cache_entries(root)
     for name, size in entries.items():
-        print(f"{size / 1e6:10,.1f} MB  {name}")
-    print(f"{sum(entries.values()) / 1e6:10,.1f} MB  in all")
+        _say(f"{size / 1e6:10,.1f} MB  {name}")
+    _say(f"{sum(entries.values()) / 1e6:10,.1f} MB  in all")
     if clean:
-        print(f"{pixels.clear_cache(root) / 1e6:10,.1f} MB  deleted")
+        _say(f"{pixels.clear_cache(root) / 1e6:10,.1f} MB  deleted")
+
+
+def _say(line: object) -> None:
+    """Print a line at once; the work goes on also where nobody reads it."""
+    print(line)
+    _flush()
 
 
 def _print_result(title: str, result: dict) -> None:
     low, high = result[next(key for key in result if key.endswith("_interval"))]
     recalls = "  ".join(f"R@{k} {value:.3f}" for k, value in result["recall"].items())
-    print(f"{title}: {recalls}")
-    print(
+    _say(f"{title}: {recalls}")
+    _say(
         f"  95 % interval of the first over classes {low:.3f} – {high:.3f}; MAP@R "
         f"{result['map_at_r']:.3f}, R-precision {result['r_precision']:.3f}; "
         f"{result['queries']:,} queries"
@@ -391,7 +406,7 @@ def _print_result(title: str, result: dict) -> None:
 
 def _print_notes(notes) -> None:
     for note in notes:
-        print(f"  note: {note}")
+        _say(f"  note: {note}")
 
 
 COMMANDS = {
@@ -415,6 +430,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit status: 0 well, 1 an error. (Wrong usage exits with 2.)
     """
+    _prepare_process()
     warnings.formatwarning = lambda message, *_, **__: f"sobook: {message}\n"
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
@@ -422,12 +438,43 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         _run(options.command, options.arguments)
     except KeyboardInterrupt:
-        return _fail("stopped; the same command resumes from the last checkpoint.")
+        return _fail("stopped; the same command resumes from what is saved.")
+    except BrokenPipeError:  # of help that nobody reads to its end
+        pass
     except (SobookError, OSError, ImportError) as error:
         if debug:
             raise
         return _fail(str(error))
+    finally:
+        _flush()
     return 0
+
+
+def _prepare_process() -> None:
+    """Let output degrade rather than fail, and end on a signal as on Ctrl-C, with a sentence."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this
+            # The first file opened would take its number, and receive what C code prints there.
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # "…" on a terminal that knows ASCII alone: "\u2026"
+            stream.reconfigure(errors="backslashreplace")
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP
+                signal.signal(number, _stop)
+
+
+def _stop(*_) -> None:
+    raise KeyboardInterrupt
+
+
+def _flush() -> None:
+    """Write out what was printed; where nobody reads any more, as after `| head -1`, drop it."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -453,10 +500,28 @@ def _run(name: str, arguments: list[str]) -> None:
         if recipe := early.parse_known_args(arguments)[0].recipe:
             command = functools.partial(train, config=TrainConfig.recipe(recipe))
     options = (tyro.conf.FlagCreatePairsOff,)
-    tyro.cli(command, prog=f"sobook {name}", args=arguments, config=options)
+    words = _spell_none(arguments)
+    tyro.cli(command, prog=f"sobook {name}", args=words, config=options)
+
+
+def _spell_none(arguments: list[str]) -> list[str]:
+    """``--dim none`` and ``--dim=none`` as tyro wants them: None with a capital.
+
+    >>> _spell_none(["none", "--dim", "none", "--weights=NONE"])
+    ['none', '--dim', 'None', '--weights=None']
+    """
+    words = list(arguments)
+    for i, (option, word) in enumerate(zip(["", *arguments], arguments, strict=False)):
+        name, equals, value = word.partition("=")
+        if word.startswith("--") and equals and value.lower() == "none":
+            words[i] = f"{name}=None"
+        elif option.startswith("--") and word.lower() == "none":
+            words[i] = "None"
+    return words
 
 
 def _fail(message: str) -> int:
     number, _ = files.launched()
-    print(f"sobook{f' (process {number})' if number else ''}: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody reads what is said
+        print(f"sobook{f' (process {number})' if number else ''}: {message}", file=sys.stderr)
     return 1

@@ -65,7 +65,7 @@ class Run:
             RunError: the folder is not there, or holds no run.
         """
         path = Path(path).expanduser()
-        if not (path / "config.json").is_file():
+        if not os.path.isfile(path / "config.json"):  # False also where nobody may look
             raise RunError(
                 f"{path} is not a run folder: it has no config.json that `sobook train` wrote."
             )
@@ -302,6 +302,8 @@ def _epoch_key(epoch: int) -> str:
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunError(f"{file} cannot be read ({error.strerror}): ask its owner.") from None
     except ValueError as error:  # of JSON and of UTF-8 alike
         raise _damaged(file, error) from None
     if not isinstance(values, dict):
