@@ -39,9 +39,8 @@ class Nuisance:
 
 NUISANCE = Nuisance()
 # What chance decides in a picture, in this order; none of it depends on the marks of the bird.
-PARTS = tuple(
-    "pose scale tilt direction place background ground occlusion blur light cast noise".split()
-)
+PARTS: tuple[str, ...] = ("pose", "scale", "tilt", "direction", "place", "background", "ground")
+PARTS += ("occlusion", "blur", "light", "cast", "noise")
 
 
 class Chance(Random):
