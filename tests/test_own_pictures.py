@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -65,9 +66,10 @@ def test_300_mixed_pictures_of_which_20_cannot_be_read(tmp_path, rng, monkeypatc
     left_out = mixed_folder(root, rng)
     assert len(left_out) == 20
     assert main(["prepare", "folder", "--root", str(root)]) == 0
-    listed = capsys.readouterr().out
-    assert listed.count("note: left out") == 20
-    assert all(f"/{name}: " in listed for name in left_out)
+    listed = named(capsys.readouterr().out)
+    assert {path.rsplit("/")[-1] for path in listed} == set(left_out)
+    for path, reason in listed.items():
+        assert left_out[path.rsplit("/")[-1]] in reason
 
     run, out = tmp_path / "run", tmp_path / "test.npz"
     quick = ["--epochs", "1", "--batch-size", "16", "--dim", "16", "--selection", "last"]
@@ -76,13 +78,20 @@ def test_300_mixed_pictures_of_which_20_cannot_be_read(tmp_path, rng, monkeypatc
     assert main(["embed", str(run), "--out", str(out)]) == 0
     with np.load(out) as found:
         used = {path.rsplit("/", 1)[-1] for path in found["paths"]}
-    notes = json.loads((run / "retrieval.json").read_text())["notes"]
     assert not used & set(left_out)
-    reported = {note.split(": ")[0].rsplit("/", 1)[-1]: note.split(": ", 1)[1] for note in notes}
-    for name, reason in reported.items():
-        assert left_out[name] == "broken" or left_out[name] in reason
+    assert named("\n".join(json.loads((run / "retrieval.json").read_text())["notes"])) == listed
+    assert main(["evaluate", str(run)]) == 0
+    assert named(capsys.readouterr().out) == listed
 
     train, test = (image_sets.load("folder", split, root) for split in ("train", "test"))
     assert len({*train.paths, *test.paths}) == 280
-    named = {note.split(": ")[0].rsplit("/", 1)[-1] for note in (*train.notes, *test.notes)}
-    assert named == set(left_out)
+    assert train.notes == test.notes
+
+
+def named(text: str) -> dict[str, str]:
+    """The files that notes name, each with the reason, and the counts are right."""
+    files = {}
+    for count, reason, names in re.findall(r"(\d+) left out \((.*?)\): (.*)", text):
+        assert len(names.split(", ")) == int(count)
+        files |= dict.fromkeys(names.split(", "), reason)
+    return files

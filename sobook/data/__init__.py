@@ -1,7 +1,7 @@
 """Data sets: images with a class each, from a benchmark, a folder, or drawn.
 
-Start with `image_sets`; `benchmarks` reads each publisher's format, `fetch` downloads, `pixels`
-caches decoded images, `loader` makes batches of them.
+Start with `image_sets`; `pictures` reads files as people have them, `benchmarks` each publisher's
+format, `fetch` downloads, `pixels` caches decoded images, `loader` makes batches of them.
 """
 
 from sobook.data.image_sets import (
@@ -11,4 +11,4 @@ from sobook.data.image_sets import (
     notes as notes,
     prepare as prepare,
 )
-from sobook.data.pixels import read_image as read_image
+from sobook.data.pictures import read_image as read_image

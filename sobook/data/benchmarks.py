@@ -1,4 +1,4 @@
-"""How data sets lie on disk: the manifest, folders of pictures, and readers of the official lists.
+"""How data sets lie on disk: the manifest, class folders, and readers of the official lists.
 
 A reader turns a benchmark's layout into a `Listing` of one split. Whether the files are there, and
 as many as the manifest says, is checked in `sobook.data.image_sets`, in the same way for all.
@@ -6,29 +6,14 @@ as many as the manifest says, is checked in `sobook.data.image_sets`, in the sam
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import os
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from PIL import Image
-
 from sobook import files
-from sobook.errors import DatasetError
-
-EXTENSIONS = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-    + (".ppm", ".pgm", ".avif", ".jp2", ".tga")
-)
-# What Pillow raises on files that are no picture, damaged, or unreasonably large.
-DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-_CLUTTER = ("Thumbs.db", "desktop.ini", "__MACOSX")
+from sobook.data import pictures
+from sobook.errors import DatasetError, first_line
 
 
 @cache
@@ -48,84 +33,13 @@ def home(name: str, root: Path) -> Path:
     return root / folder
 
 
-# --- pictures in folders --------------------------------------------------------------------------
-
-
-def picture_files(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The files in a folder and its subfolders, sorted: pictures by their extension, and others.
-
-    What is hidden, and what operating systems leave behind, is in neither list.
-    """
-    found = []
-    for where, subfolders, names in os.walk(folder):
-        subfolders[:] = [name for name in subfolders if not _is_clutter(name)]
-        found += [Path(where, name) for name in names if not _is_clutter(name)]
-    found.sort()
-    pictures = [path for path in found if path.suffix.lower() in EXTENSIONS]
-    return pictures, [path for path in found if path.suffix.lower() not in EXTENSIONS]
-
-
-def _is_clutter(name: str) -> bool:
-    return name.startswith(".") or name in _CLUTTER
-
-
-def class_folders(root: Path) -> tuple[dict[str, list[Path]], dict[Path, str]]:
-    """Pictures by class folder, both sorted; and the other files, each with why it is left out."""
+def class_folders(root: Path) -> dict[str, list[Path]]:
+    """Pictures, by their names alone, of each folder directly in `root`; both sorted."""
     classes: dict[str, list[Path]] = {}
-    left_out: dict[Path, str] = {}
-    for entry in sorted(root.iterdir()):
-        if entry.is_dir() and not _is_clutter(entry.name):
-            pictures, others = picture_files(entry)
-            if pictures:
-                classes[entry.name] = pictures
-            left_out |= dict.fromkeys(others, "not a picture file")
-        elif not _is_clutter(entry.name):
-            left_out[entry] = "not in a class folder"
-    return classes, left_out
-
-
-def unreadable(paths: Iterable[Path], folder: Path) -> dict[Path, str]:
-    """The pictures in `folder` that cannot be decoded, each with the reason.
-
-    Decoding all of a large folder takes a while, so verdicts are kept in the cache and asked for
-    again only when a picture's size or date has changed.
-    """
-    paths = list(paths)
-    key = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
-    memory = files.data_root() / "cache" / f"folder-{key}.json"
-    known = json.loads(memory.read_text(encoding="utf-8")) if memory.is_file() else {}
-
-    def verdict(path: Path) -> list:
-        stat = path.stat()
-        old = known.get(str(path), [])
-        version = [stat.st_size, stat.st_mtime_ns]
-        return old if old[:2] == version else [*version, _why_unreadable(path)]
-
-    with ThreadPoolExecutor(files.available_cores()) as pool:
-        verdicts = dict(zip(map(str, paths), pool.map(verdict, paths), strict=True))
-    if any(known.get(path) != found for path, found in verdicts.items()):
-        files.write_json(memory, {**known, **verdicts})
-    return {Path(path): why for path, (_, _, why) in verdicts.items() if why}
-
-
-def _why_unreadable(path: Path) -> str | None:
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return None
-    except Image.UnidentifiedImageError:
-        return "not a picture, whatever its name says" if path.stat().st_size else "empty file"
-    except DECODING_ERRORS as error:
-        return getattr(error, "strerror", None) or str(error)
-
-
-def header_sizes(paths: Sequence[Path], most: int = 100) -> list[tuple[int, int]]:
-    """(width, height) of `most` pictures, evenly chosen, without those that cannot be opened."""
-    sizes = []
-    for index in np.linspace(0, len(paths) - 1, min(len(paths), most)).astype(int):
-        with contextlib.suppress(*DECODING_ERRORS), Image.open(paths[index]) as image:
-            sizes.append(image.size)
-    return sizes
+    for path in pictures.walk(root)[0]:
+        if path.parent != root:
+            classes.setdefault(path.relative_to(root).parts[0], []).append(path)
+    return classes
 
 
 # --- the official lists ---------------------------------------------------------------------------
@@ -147,7 +61,28 @@ class Listing(NamedTuple):
 
 
 def read(name: str, home: Path, split: str) -> Listing:
-    """Read one split of a benchmark from its own folder."""
+    """Read one split of a benchmark from its own folder.
+
+    Raises:
+        DatasetError: lists that are missing, damaged, or of another data set.
+    """
+    try:
+        listing = _read(name, home, split)
+        if unknown := {k for _, k in listing.images} - listing.names.keys():
+            raise DatasetError(f"{name}: class {min(unknown)} has no name in the lists in {home}.")
+        if any(not 0 <= k < 2**31 for k in listing.names):
+            raise DatasetError(f"{name}: the lists in {home} hold impossible class numbers.")
+        return listing
+    except DatasetError:
+        raise
+    except Exception as error:  # damaged bytes make scipy and Python raise anything
+        raise DatasetError(
+            f"{name}: the lists in {home} cannot be understood ({first_line(error)}): put the "
+            "published ones there."
+        ) from None
+
+
+def _read(name: str, home: Path, split: str) -> Listing:
     if name == "cub200":  # whatever train_test_split.txt says
         return _read_cub(home).only(range(1, 101) if split == "train" else range(101, 201))
     if name == "cars196":  # over the union of the official train and test images
@@ -226,7 +161,7 @@ def _cars_folders(home: Path) -> Listing:
     So the alphabet gives the official split, although not the official order of classes.
     """
     base = _need(home, "train", "car_data/train", "car_data/car_data/train").parent
-    parts = [class_folders(base / part)[0] for part in ("train", "test") if (base / part).is_dir()]
+    parts = [class_folders(base / part) for part in ("train", "test") if (base / part).is_dir()]
     names = sorted(set().union(*parts))
     early = [name for name in names if name.casefold() < "f"]
     late = [name for name in names if name.casefold() >= "f"]
@@ -260,7 +195,7 @@ def _read_inshop(home: Path, split: str) -> Listing:
             listing.images.append((path, class_id))
         if (status == "train") == (split == "train"):  # query and gallery have the same classes
             listing.names[class_id] = item
-    sizes = header_sizes([listing.base / path for path, _ in listing.images], most=3)
+    sizes = pictures.header_sizes([listing.base / path for path, _ in listing.images], most=3)
     if any(max(size) > 256 for size in sizes):
         raise DatasetError(
             f"{home} holds In-Shop's high-resolution pictures, but the benchmark's numbers are "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import unicodedata
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from types import ModuleType
 import numpy as np
 
 from sobook import files
-from sobook.data import benchmarks, fetch
+from sobook.data import benchmarks, fetch, pictures
 from sobook.errors import DatasetError, check_choice, check_fields
 
 NAMES = ("aviary", "cub200", "cars196", "sop", "inshop", "folder")
@@ -51,7 +52,8 @@ class ImageSet:
     def __post_init__(self) -> None:
         what, labels = f"{self.name} {self.split}", np.asarray(self.labels)
         if len(self.paths) == 0:
-            raise DatasetError(f"{what} is empty: no image is left in it.")
+            notes = f" ({'; '.join(self.notes)})" if self.notes else ""
+            raise DatasetError(f"{what} is empty: no image is left in it{notes}.")
         fit = labels.shape == (len(self.paths),) and labels.dtype.kind in "iu"
         if not fit or labels.min() < 0 or labels.max() >= self.num_classes:
             raise DatasetError(
@@ -95,7 +97,7 @@ class ImageSet:
             f"{counts.min()} / {np.median(counts):g} / {counts.max()}",
             f"first and last class: {self.class_names[0]} … {self.class_names[-1]}",
         ]
-        if sizes := benchmarks.header_sizes(self.paths):
+        if sizes := pictures.header_sizes(self.paths):
             width, height = (
                 f"{min(sides)}–{max(sides)}" if min(sides) < max(sides) else str(sides[0])
                 for sides in zip(*sizes, strict=True)
@@ -195,9 +197,9 @@ def load(
         image_set = _read_benchmark(name, listed, home, allow_partial)
     if split == "validation":
         image_set = hold_out(image_set, validation_fraction, validation_seed)[1]
-    if notes := image_set.notes:
-        more = f" (and {len(notes) - 1} more, see .notes)" if len(notes) > 1 else ""
-        warnings.warn(f"{name}: {notes[0]}{more}", stacklevel=2)
+    if image_set.notes:
+        # From here, and not from each caller: so Python shows a note once in a process.
+        warnings.warn(f"{name}: {'; '.join(image_set.notes)}", stacklevel=1)
     return image_set
 
 
@@ -259,9 +261,10 @@ def _aviary() -> ModuleType:
 
 def _read_aviary(split: str, root: str | os.PathLike | None, options: Mapping) -> ImageSet:
     folder = _aviary().prepare(files.data_root(root), **options)
-    classes, _ = benchmarks.class_folders(folder)
+    classes = benchmarks.class_folders(folder)
     # By number, as in the table of attributes: as text, 1000 would come before 101.
-    in_order = sorted(classes, key=lambda name: int(name.partition(".")[0]))
+    numbered = [name for name in classes if name.partition(".")[0].isdecimal()]
+    in_order = sorted(numbered, key=lambda name: int(name.partition(".")[0]))
     classes = {name: classes[name] for name in in_order}
     if options.get("split_by_genus"):
         genera = {name: name.rpartition("_")[2] for name in in_order}
@@ -272,17 +275,61 @@ def _read_aviary(split: str, root: str | os.PathLike | None, options: Mapping) -
 
 
 def _read_folder(split: str, root: str | os.PathLike | None) -> ImageSet:
-    """Subfolders train and test are taken as the split; else the classes are halved by name."""
-    root = _own_folder(root)
-    given = (root / "train").is_dir() and (root / "test").is_dir()
-    classes, left_out = benchmarks.class_folders(root / split if given else root)
-    if not given:
-        classes = _half(classes, split, root)
-    left_out |= benchmarks.unreadable(chain.from_iterable(classes.values()), root)
-    classes = {name: [p for p in paths if p not in left_out] for name, paths in classes.items()}
-    classes = {name: paths for name, paths in classes.items() if paths}
-    notes = [f"left out {path}: {reason}" for path, reason in left_out.items()]
-    return _from_folders(classes, "folder", split, notes)
+    """Subfolders train and test are taken as the split; else the classes are halved by name.
+
+    Both splits have all notes of the folder.
+    """
+    found = pictures.find(_own_folder(root))
+    root, parts = found.folder, _given_split(found.folder)
+    classes: dict[str, dict[str, list[Path]]] = {"train": {}, "test": {}}
+    deeper = set()
+    for path in found.pictures:
+        folders = path.parent.relative_to(root).parts
+        part = "train"  # all of them, until they are halved
+        if parts:
+            part, folders = parts.get("".join(folders[:1]), ""), folders[1:]
+        if not part or not folders:
+            found.left_out[path] = "not in a class folder"
+            continue
+        # A Mac writes é as two characters, others as one: the class is the same.
+        classes[part].setdefault(unicodedata.normalize("NFC", folders[0]), []).append(path)
+        if len(folders) > 1:
+            deeper.add("/".join(folders[:2]))
+    notes = list(found.notes())
+    if deeper:
+        notes.append(
+            "classes are the outer folders: their pictures are also those of the "
+            f"{len(deeper):,} folders inside: {pictures.listed(sorted(deeper))}"
+        )
+    both = sorted(classes["train"].keys() & classes["test"].keys())
+    if both:
+        notes.append(
+            f"train and test share {len(both):,} classes, so retrieval is judged on classes that "
+            f"were trained on: {pictures.listed(both)}"
+        )
+    chosen = dict(sorted(classes[split if parts else "train"].items()))
+    if not parts:
+        chosen = _half(chosen, split, root, notes)
+    return _from_folders(chosen, "folder", split, notes)
+
+
+def _given_split(root: Path) -> dict[str, str]:
+    """The names of the folders that hold the split, each with its part; none where it is not given.
+
+    Raises:
+        DatasetError: a folder train, but a name for the other part that we do not know.
+    """
+    folders = {name: name.casefold() for name in os.listdir(root) if (root / name).is_dir()}
+    parts = {name: part for name, part in folders.items() if part in ("train", "test")}
+    if len(parts) == 2:
+        return parts
+    others = [name for name, part in folders.items() if part in ("val", "valid", "validation")]
+    if parts and others:
+        raise DatasetError(
+            f"{root} holds the folders {next(iter(parts))} and {others[0]}: name them train and "
+            "test, or pass one of them as root, to have its classes halved."
+        )
+    return {}
 
 
 def _own_folder(root: str | os.PathLike | None) -> Path:
@@ -294,12 +341,15 @@ def _own_folder(root: str | os.PathLike | None) -> Path:
     return root
 
 
-def _half(classes: dict[str, list[Path]], split: str, root: Path) -> dict[str, list[Path]]:
+def _half(
+    classes: dict[str, list[Path]], split: str, root: Path, notes: Iterable[str] = ()
+) -> dict[str, list[Path]]:
     """The first half of the classes, in their order, is for training, the second for testing."""
     if len(classes) < 2:
         raise DatasetError(
             f"{root} has {len(classes)} class folder(s) with pictures in them, but a split by "
-            "class needs at least 2: put the pictures of each class into a folder of its own."
+            "class needs at least 2: put the pictures of each class into a folder of its own, and "
+            f"name the folder that holds these.{''.join(f' Note: {note}.' for note in notes)}"
         )
     names, middle = list(classes), (len(classes) + 1) // 2
     chosen = names[:middle] if split == "train" else names[middle:]
@@ -316,7 +366,7 @@ def _read_benchmark(name: str, split: str, home: Path, allow_partial: bool) -> I
     """All images listed and there, if they are as many as the manifest says, or may be fewer."""
     listing = benchmarks.read(name, home, split)
     paths = [listing.base / path for path, _ in listing.images]
-    there = np.array([path.is_file() for path in paths], dtype=bool)
+    there = np.array([os.path.isfile(path) for path in paths], dtype=bool)
     ids = np.array([k for _, k in listing.images], dtype=np.int64)[there]
     official, classes = benchmarks.cards()[name]["splits"][split], len(np.unique(ids))
     notes: tuple[str, ...] = ()

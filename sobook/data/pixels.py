@@ -1,6 +1,6 @@
-"""Decoding: any image file to upright RGB, and a cache of resized pixels on disk.
+"""Decoding a whole image set: resized pixels in a cache on disk.
 
-Start with `read_image`, then `decode`. How batches are cut from the pixels is told in `loader`.
+Start with `decode`. How one file is read is told in `pictures`, how batches are cut in `loader`.
 """
 
 import contextlib
@@ -14,56 +14,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm.auto import tqdm
 
 from sobook import files
-from sobook.data.benchmarks import DECODING_ERRORS, header_sizes
 from sobook.data.image_sets import ImageSet
-from sobook.errors import ImageError, first_line
+from sobook.data.pictures import header_sizes, missing, quiet, read_image
+from sobook.errors import ImageError
 
 RAW_BUDGET = 8 * 2**30  # bytes; training images beyond it are kept as JPEG
 _WORTH_SHARING = 0.1  # a subset this large has the whole set decoded, which other subsets then read
 _SPARE = 1.25  # times the side asked for: resizing by less costs more than it saves
-_VERSION = 3  # part of every cache key: raise it when decoding or resizing changes
-
-
-def read_image(path: str | os.PathLike) -> Image.Image:
-    """Decode one image file to upright 8-bit RGB, whatever it holds.
-
-    Grayscale, palette, alpha (over white), CMYK, 16-bit and EXIF-rotated images are converted; of
-    an animation the first frame is taken.
-
-    Raises:
-        ImageError: the file is missing or cannot be decoded; the message names it.
-    """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image)
-    except FileNotFoundError:
-        raise _missing(path) from None
-    except DECODING_ERRORS as error:
-        raise ImageError(
-            f"image {path} cannot be read ({first_line(error)}): replace it or leave it out."
-        ) from None
-
-
-def _missing(path: str | os.PathLike) -> ImageError:
-    return ImageError(f"image {path} is missing: run `sobook prepare`, or restore it.")
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode == "I":  # 16 bits: keep the upper eight
-        upper = np.asarray(image).astype(np.int64) >> 8
-        return Image.fromarray(upper.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")  # converting would copy
+_LONGEST = 16  # times the shorter side: what is beyond cannot come into an evaluation crop
+_VERSION = 4  # part of every cache key: raise it when decoding or resizing changes
 
 
 def resize(image: Image.Image, short_side: int, *, enlarge: bool = True) -> Image.Image:
@@ -72,11 +35,19 @@ def resize(image: Image.Image, short_side: int, *, enlarge: bool = True) -> Imag
     Args:
         image: a PIL image.
         short_side: pixels.
-        enlarge: also enlarge smaller images. Otherwise they are kept as they are, and so are those
-            that are up to a quarter larger.
+        enlarge: also enlarge smaller images, which is for evaluation: of one that is longer than 16
+            times its shorter side, only the middle is kept. Otherwise they are kept as they are,
+            and so are those that are up to a quarter larger.
     """
+    width, height = image.size
     target = _target(image.size, short_side, enlarge)
-    return image if target == image.size else image.resize(target, Image.Resampling.BICUBIC)
+    if target == image.size:
+        return image
+    if enlarge and max(width, height) > (longest := _LONGEST * min(width, height)):
+        kept_width, kept_height = min(width, longest), min(height, longest)
+        left, top = (width - kept_width) // 2, (height - kept_height) // 2
+        image = image.crop((left, top, left + kept_width, top + kept_height))
+    return image.resize(target, Image.Resampling.BICUBIC)
 
 
 def _target(size: tuple[int, int], short_side: int, enlarge: bool) -> tuple[int, int]:
@@ -84,7 +55,9 @@ def _target(size: tuple[int, int], short_side: int, enlarge: bool) -> tuple[int,
     shorter = min(size)
     if not enlarge and shorter <= _SPARE * short_side:
         return size
-    return short_side * size[0] // shorter, short_side * size[1] // shorter
+    longest = _LONGEST * short_side if enlarge else max(size)
+    width, height = (min(short_side * side // shorter, longest) for side in size)
+    return width, height
 
 
 class Pixels:
@@ -162,6 +135,14 @@ def decode(
     return Pixels(own.folder)
 
 
+def room_needed(
+    image_set: ImageSet, short_side: int, *, enlarge: bool = True, budget: float | None = None
+) -> int:
+    """Bytes on the disk that `decode` of the same would take, roughly; 0 where that has been done."""
+    sets = (image_set, _whole(image_set)[0])
+    return min(_Cache(images, short_side, enlarge, budget).room() for images in sets)
+
+
 def _whole(image_set: ImageSet) -> tuple[ImageSet, np.ndarray | None]:
     """The set that a subset was first taken from, and its rows there; None for all."""
     rows = None
@@ -178,8 +159,8 @@ def fingerprint(image_set: ImageSet, *settings: object) -> str:
         try:
             stat = os.stat(path)
         except FileNotFoundError:
-            raise _missing(path) from None
-        digest.update(f"{path}|{stat.st_size}|{stat.st_mtime_ns}".encode())
+            raise missing(path) from None
+        digest.update(f"{path}|{stat.st_size}|{stat.st_mtime_ns}".encode(errors="surrogatepass"))
     return digest.hexdigest()[:16]
 
 
@@ -198,23 +179,24 @@ class _Cache:
         """Decode, unless that has been done; nothing half done has the folder's name."""
         if self.folder.exists():
             return
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
         with files.lock(Path(f"{self.folder}.lock")):
             if self.folder.exists():  # another process has made it meanwhile
                 return
-            partial = self.folder.with_name(f"{self.folder.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+            files.sweep(self.folder)
             self._check_size()
-            partial.mkdir()
-            try:
+            with files.replacing(self.folder) as partial:
+                partial.mkdir()
                 self._decode_into(partial, progress)
-                os.replace(partial, self.folder)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+
+    def room(self) -> int:
+        """Bytes on the disk that making it takes, roughly."""
+        if self.folder.exists():
+            return 0
+        return self.raw_bytes // 10 if self.as_jpeg else self.raw_bytes
 
     def _check_size(self) -> None:
         where, what = self.folder.parent, f"{self.image_set.name} {self.image_set.split}"
-        size = self.raw_bytes // 10 if self.as_jpeg else self.raw_bytes
+        size = self.room()
         free = shutil.disk_usage(where).free
         if size > free:
             raise ImageError(
@@ -237,7 +219,7 @@ class _Cache:
         hidden = None if progress else True  # None hides it where there is no terminal
         bar = tqdm(total=len(paths), desc="decoding", unit="image", disable=hidden)
         pool = ThreadPoolExecutor(files.available_cores())
-        with bar, pool, open(folder / "pixels.bin", "wb") as file:
+        with quiet(), bar, pool, open(folder / "pixels.bin", "wb") as file:
             for start in range(0, len(paths), 256):  # bounds what waits in memory to be written
                 for shape, data in pool.map(decoded, paths[start : start + 256]):
                     shapes.append(shape)
@@ -262,7 +244,7 @@ def cache_entries(root: str | os.PathLike | None = None) -> dict[str, int]:
     """Bytes of all that lies in the cache of the data root `root`, the largest first."""
     sizes = {
         path.name: sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
-        for path in (files.data_root(root) / "cache").glob("[!.]*")
+        for path in (files.data_root(root) / "cache").glob("*")
         if path.suffix != ".lock"
     }
     return dict(sorted(sizes.items(), key=lambda item: item[1], reverse=True))
@@ -276,9 +258,12 @@ def clear_cache(root: str | os.PathLike | None = None) -> int:
     freed = 0
     for name, size in cache_entries(root).items():
         path = files.data_root(root) / "cache" / name
-        lock = FileLock(path.with_name(f"{name.removesuffix('.partial')}.lock"))
-        with contextlib.suppress(Timeout), lock.acquire(timeout=0):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-            Path(lock.lock_file).unlink(missing_ok=True)
-            freed += size
+        # What a killed process was making, .NAME.NUMBER-…, has the lock of NAME.
+        name = name.removesuffix(".npy") if name[0] != "." else name[1:].partition(".")[0]
+        lock = path.with_name(f"{name}.lock")
+        with files.try_lock(lock) as free:
+            if free:
+                files.remove(path)
+                lock.unlink(missing_ok=True)
+                freed += size
     return freed

@@ -31,7 +31,7 @@ def render(name: str, title: str, data: Any) -> str:
         title: plain text.
         data: what its script finds in `DATA`; whatever JSON can hold.
     """
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))  # ASCII: file names hold bytes
     parts = {
         "title": html.escape(title),
         "style": _read("common.css") + _read(f"{name}.css"),

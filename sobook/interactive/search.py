@@ -10,7 +10,6 @@ from __future__ import annotations
 import html
 import io
 import os
-import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,11 @@ import numpy as np
 import torch
 
 from sobook import files
-from sobook.data import benchmarks, loader, pixels
+from sobook.data import loader, pictures
 from sobook.data.image_sets import ImageSet
 from sobook.embedding import embed
 from sobook.encoder import Encoder
-from sobook.errors import DatasetError, ImageError, SobookError
+from sobook.errors import DatasetError, ImageError, SobookError, first_line
 from sobook.interactive.page import Page, data_url, render, thumbnail
 from sobook.retrieval import nearest_neighbors
 
@@ -40,7 +39,7 @@ class Index:
         embeddings: (N, D) float32, rows of unit length.
         paths: N picture files.
         names: N class names: the folder of a picture, or "" directly below the root.
-        left_out: sentences on files that could not be read.
+        left_out: sentences on what is left out, and on copies: as `ImageSet.notes`.
     """
 
     embeddings: np.ndarray
@@ -52,13 +51,14 @@ class Index:
         return len(self.paths)
 
     def save(self, file: str | os.PathLike) -> Path:
-        """Write what `sobook embed` writes: embeddings, labels, paths, class_names (.npz)."""
+        """Write an .npz as `sobook embed` does: embeddings, labels, paths, class_names, notes."""
         file = Path(file).expanduser()
         if file.suffix != ".npz":
             raise SobookError(f"{file}: the file of an index must end in .npz.")
         classes, labels = np.unique(self.names, return_inverse=True)
         paths = np.array([str(path) for path in self.paths])
         arrays: dict[str, Any] = {"labels": labels, "paths": paths, "class_names": classes}
+        arrays["notes"] = np.array(self.left_out, dtype=str)
         with files.replacing(file) as partial:
             np.savez(partial, embeddings=self.embeddings, **arrays)
         return file
@@ -66,14 +66,18 @@ class Index:
     @classmethod
     def load(cls, file: str | os.PathLike) -> Index:
         """Read what `save` or `sobook embed` has written."""
+        file = Path(file).expanduser()
+        if not file.is_file():
+            raise SobookError(f"there is no index {file}: write it with `sobook search --folder`.")
         try:
-            with np.load(Path(file).expanduser(), allow_pickle=False) as data:
+            with np.load(file, allow_pickle=False) as data:
                 names = data["class_names"][data["labels"]]
                 paths = tuple(Path(path) for path in data["paths"].tolist())
-                return cls(data["embeddings"], paths, tuple(names.tolist()))
-        except (KeyError, ValueError, zipfile.BadZipFile) as error:
+                notes = data["notes"].tolist() if "notes" in data else ()
+                return cls(data["embeddings"], paths, tuple(names.tolist()), tuple(notes))
+        except Exception as error:  # damaged bytes make numpy and zipfile raise anything
             raise SobookError(
-                f"{file} is no index of `sobook embed` or `search`: {error}."
+                f"{file} is no index of `sobook embed` or `search`: {first_line(error)}."
             ) from None
 
     def search(self, encoder: Encoder, picture, k: int = 5) -> tuple[np.ndarray, np.ndarray]:
@@ -111,22 +115,22 @@ def index_folder(encoder: Encoder, folder: str | os.PathLike, *, progress: bool 
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise DatasetError(f"there is no folder {folder}: name the one that holds your pictures.")
-    pictures, _ = benchmarks.picture_files(folder)
-    bad = benchmarks.unreadable(pictures, folder)
-    good = tuple(path for path in pictures if path not in bad)
-    if not good:
-        raise DatasetError(f"there is no picture in {folder} that can be read.")
-    names = tuple(_name(path, folder) for path in good)
+    found = pictures.find(folder)
+    if not found.pictures:
+        notes = "".join(f" Note: {note}." for note in found.notes())
+        raise DatasetError(f"there is no picture in {folder} that can be read.{notes}")
+    names = tuple(_name(path, folder) for path in found.pictures)
     classes, labels = np.unique(names, return_inverse=True)
-    image_set = ImageSet(good, labels, tuple(classes.tolist()), "folder", "search")
-    left_out = tuple(f"left out {path}: {reason}" for path, reason in bad.items())
-    return Index(embed(encoder, image_set, progress=progress), good, names, left_out)
+    class_names = tuple(classes.tolist())
+    image_set = ImageSet(tuple(found.pictures), labels, class_names, "folder", "search")
+    embeddings = embed(encoder, image_set, progress=progress)
+    return Index(embeddings, image_set.paths, names, found.notes())
 
 
 @torch.inference_mode()
 def embed_picture(encoder: Encoder, picture) -> np.ndarray:
     """Embed one picture, a path or an open file, as `embed` would: (D,), unit length."""
-    tensor = loader.evaluation_crop(pixels.read_image(picture), encoder.image_size)  # (3, H, W)
+    tensor = loader.evaluation_crop(pictures.read_image(picture), encoder.image_size)  # (3, H, W)
     device = next(encoder.parameters()).device
     was_training = encoder.training
     encoder.eval()
@@ -146,7 +150,10 @@ def page(index: Index, out: str | os.PathLike, *, k: int = 12, title: str = "My 
             f"{len(index):,} pictures are too many for one page (at most {_MOST_ON_PAGE:,}): "
             "index a part of the folder."
         )
-    similarities, neighbors = nearest_neighbors(index.embeddings, min(k, len(index) - 1))
+    if len(index) > 1:
+        similarities, neighbors = nearest_neighbors(index.embeddings, min(k, len(index) - 1))
+    else:
+        similarities, neighbors = np.zeros((1, 0)), np.zeros((1, 0), int)
     data = {
         "pictures": [
             {
@@ -193,7 +200,8 @@ def answer(index: Index, encoder: Encoder, name: str, content: bytes, k: int = 6
         return f"<p>{html.escape(name)} is not a picture that can be read.</p>"
     shown: list[tuple[str, Any]] = [(f"query: {name}", io.BytesIO(content))]
     for similarity, i in zip(similarities, neighbors, strict=True):
-        shown.append((f"{index.names[i]} {similarity:.2f}".strip(), index.paths[i]))
+        caption = f"{pictures.printable(index.names[i])} {similarity:.2f}".strip()
+        shown.append((caption, index.paths[i]))
     cells = [
         f"<figure style='margin:0;width:{_SIDE}px'>"
         f"<img alt='{html.escape(caption)}' src='{_small(picture)}'>"
@@ -205,11 +213,11 @@ def answer(index: Index, encoder: Encoder, name: str, content: bytes, k: int = 6
 
 def _small(picture) -> str:
     """The address of a small JPEG of a picture, a path or an open file."""
-    return data_url(thumbnail(pixels.read_image(picture), _SIDE), "jpeg", quality=80)
+    return data_url(thumbnail(pictures.read_image(picture), _SIDE), "jpeg", quality=80)
 
 
 def _name(path: Path, folder: Path) -> str:
     parts = path.relative_to(folder).parts[:-1]
-    if parts and parts[0] in ("train", "test"):  # a split given as folders
+    if parts and parts[0].casefold() in ("train", "test"):  # a split given as folders
         parts = parts[1:]
     return "/".join(parts)
