@@ -5,14 +5,23 @@ from __future__ import annotations
 from sobook.errors import SobookError, check_fields
 from sobook.interactive.page import Page, render
 
-_SETTINGS = {"num_classes": 4, "dim": 2, "so_weight": 20.0, "margin": 0.1, "scale": 32.0, "seed": 0}
+_SETTINGS = {
+    "num_classes": 4,
+    "dim": 2,
+    "so_weight": 20.0,
+    "margin": 0.1,
+    "threshold": 0.0,
+    "scale": 32.0,
+    "seed": 0,
+}
 
 
 def page(**settings) -> Page:
     """The playground as a page that needs no kernel and no network.
 
     Args:
-        settings: num_classes (3 to 8), dim (2 or 3), so_weight, margin, scale, seed.
+        settings: num_classes (3 to 8), dim (2 or 3), so_weight, margin, threshold,
+            scale, seed.
 
     Raises:
         SobookError: an unknown setting, or one out of its range.

@@ -31,7 +31,7 @@ def board(page):
 
 
 def torch_loss(scene):
-    settings = {name: scene[name] for name in ("margin", "scale", "so_weight")}
+    settings = {name: scene[name] for name in ("margin", "threshold", "scale", "so_weight")}
     shape = len(scene["proxies"]), len(scene["proxies"][0])
     model = SoftOrthogonalProxyAnchor(*shape, **settings).double()
     model.proxies.data = torch.tensor(scene["proxies"], dtype=torch.float64)
@@ -41,7 +41,8 @@ def torch_loss(scene):
 
 @pytest.mark.parametrize("classes, dim", [(3, 2), (5, 2), (8, 2), (4, 3), (8, 3)])
 def test_playground_numbers_equal_the_losses(visit, classes, dim):
-    page = visit(playground.page(num_classes=classes, dim=dim, so_weight=35, seed=classes).source)
+    settings = {"so_weight": 35, "threshold": 0.1 * (classes - 5), "seed": classes}
+    page = visit(playground.page(num_classes=classes, dim=dim, **settings).source)
     scene, now = board(page)
     model, images, labels = torch_loss(scene)
     parts = model.parts(images, labels)
@@ -49,6 +50,7 @@ def test_playground_numbers_equal_the_losses(visit, classes, dim):
         assert now[name] == pytest.approx(value.item(), abs=1e-4)
     shape = geometry.describe(model.proxies)
     assert now["coherence"] == pytest.approx(shape.coherence, abs=1e-4)
+    assert now["mean_cosine"] == pytest.approx(shape.mean_cosine, abs=1e-4)
     assert now["welch_bound"] == pytest.approx(shape.welch_bound)
     assert now["floor"] == pytest.approx(shape.orthogonality_floor / classes / (classes - 1))
     for name, key in (("proxy_anchor", "anchorGradient"), ("soft_orthogonality", "soGradient")):
@@ -121,8 +123,8 @@ def test_playground_by_keyboard_sliders_and_run(visit):
 def test_in_the_plane_so_alone_ends_at_its_floor(visit):
     page = visit(playground.page(num_classes=3, dim=2, so_weight=1).source)
     final = page.evaluate("""() => {
-        let scene = { ...playground.newScene(3, 2, 0), so_weight: 1e4, margin: 0.1, scale: 1e-3,
-                      rate: 5e-6, images_move: false };
+        let scene = { ...playground.newScene(3, 2, 0), so_weight: 1e4, margin: 0.1, threshold: 0,
+                      scale: 1e-3, rate: 5e-6, images_move: false };
         for (let k = 0; k < 2000; k++) scene = playground.step(scene);
         return playground.evaluate(scene);
     }""")

@@ -21,14 +21,14 @@ function logOnePlusSumExp(z) {
 }
 
 // Proxy Anchor (Kim et al., CVPR 2020), every class among the images: value and gradients.
-function proxyAnchor(proxies, images, labels, margin, scale) {
+function proxyAnchor(proxies, images, labels, { margin, scale, threshold }) {
   const C = proxies.length, zero = (v) => v.map(() => 0);
   const gradient = proxies.map(zero), imageGradient = images.map(zero);
   let value = 0;
   proxies.forEach((p, c) => {
     for (const [own, sign] of [[true, -1], [false, 1]]) { // pull own images, push the others
       const members = [...labels.keys()].filter((b) => (labels[b] === c) === own);
-      const terms = members.map((b) => scale * (sign * dot(images[b], p) + margin));
+      const terms = members.map((b) => scale * (sign * (dot(images[b], p) - threshold) + margin));
       const sum = logOnePlusSumExp(terms);
       value += sum.value / C;
       members.forEach((b, k) => {
@@ -59,16 +59,17 @@ function softOrthogonality(proxies) {
 
 // Both terms, their sum, and what sobook.geometry says of the proxies.
 function evaluate(scene) {
-  const { proxies, images, labels, margin, scale, so_weight } = scene;
-  const anchor = proxyAnchor(proxies, images, labels, margin, scale);
+  const { proxies, images, labels, so_weight } = scene;
+  const anchor = proxyAnchor(proxies, images, labels, scene);
   const so = softOrthogonality(proxies), C = proxies.length, D = proxies[0].length;
-  const cosines = proxies.flatMap((p, i) => proxies.slice(0, i).map((q) => Math.abs(dot(p, q))));
+  const cosines = proxies.flatMap((p, i) => proxies.slice(0, i).map((q) => dot(p, q)));
   return {
     proxy_anchor: anchor.value,
     soft_orthogonality: so.value,
     loss: anchor.value + so_weight * so.value,
     floor: Math.max(0, C * C / D - C) / (C * (C - 1)),
-    coherence: Math.max(...cosines),
+    mean_cosine: cosines.reduce((a, b) => a + b) / cosines.length,
+    coherence: Math.max(...cosines.map(Math.abs)),
     welch_bound: C > D ? Math.sqrt((C - D) / (D * (C - 1))) : 0,
     anchorGradient: anchor.gradient,
     soGradient: so.gradient,
@@ -120,6 +121,7 @@ const SLIDERS = [
   ["num_classes", "classes", 3, 8, 1],
   ["so_weight", "λ (weight of SO)", 0, 200, 1],
   ["margin", "margin δ", 0, 0.5, 0.01],
+  ["threshold", "threshold b", -0.5, 0.9, 0.01],
   ["scale", "scale α", 1, 64, 1],
   ["rate", "step size", 0.0005, 0.02, 0.0005],
 ];
@@ -173,6 +175,7 @@ function update() {
     "SO (mean)": now.soft_orthogonality,
     "floor of SO": now.floor,
     "loss = PA + λ·SO": now.loss,
+    "mean cosine": now.mean_cosine,
     "coherence": now.coherence,
     "Welch bound": now.welch_bound,
   };
