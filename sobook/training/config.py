@@ -258,7 +258,9 @@ def run_key(config: BaseConfig) -> str:
 
 def _listing_hash(root: str | None) -> str:
     """Hash of relative paths and sizes of a folder's files: content, without reading it."""
-    base, lines = Path(root or ".").expanduser(), []
+    if root is None:  # not the folder one happens to be in
+        raise SobookError("'folder' needs root, the folder that holds one folder for each class.")
+    base, lines = Path(root).expanduser(), []
     for file in base.rglob("*"):
         name = file.relative_to(base)
         if file.is_file() and not any(part.startswith(".") for part in name.parts):

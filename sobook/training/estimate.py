@@ -1,14 +1,20 @@
-"""What a training run will need, measured on a few of its steps before it starts."""
+"""What a training run will do and need, said before it starts: `dry_run`, `estimate`."""
 
+import dataclasses
 import time
 from dataclasses import dataclass
 
 import torch
 
+from sobook.errors import SobookError
 from sobook.losses import SoftOrthogonalProxyAnchor
+from sobook.training import run_folder
 from sobook.training.config import TrainConfig
-from sobook.training.distributed import Processes, choose_device
-from sobook.training.loop import Trainer, make_encoder
+from sobook.training.distributed import Processes, choose_device, join
+from sobook.training.loop import Trainer
+from sobook.training.plan import make_encoder, make_plan
+
+_FEW = 8  # images in a batch that is timed without a GPU
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,30 @@ def estimate(config: TrainConfig, images: int, *, steps: int = 3) -> Estimate:
         return Estimate(config.batch_size, minutes, peak)
     torch.cuda.empty_cache()  # here, where the error holds no tensors any more
     return estimate(config.replace(batch_size=config.batch_size // 2), images, steps=steps)
+
+
+def dry_run(config: TrainConfig) -> str:
+    """Check what a run checks, take a few of its steps, and say what it will do; writes nothing.
+
+    Raises:
+        SobookError: what would stop the run, or a batch that does not fit into memory.
+    """
+    run = run_folder.find(config)
+    if run is not None and run.finished:
+        return f"{run.path} is finished: it will be opened, not trained."
+    device = join(config).device
+    plan = make_plan(config, device)
+    # Without a GPU time grows with the batch, and a few images tell it soon enough.
+    few = config.batch_size if device.type == "cuda" else min(config.batch_size, _FEW)
+    found = estimate(config.replace(batch_size=few), len(plan.data.train), steps=1)
+    if found.batch_size < few:
+        raise SobookError(
+            f"batches of {few} do not fit into the memory of {device}: batch_size "
+            f"{found.batch_size} does, or try gradient_checkpointing."
+        )
+    resumes = "" if run is None else "; resumes what is there"
+    found = dataclasses.replace(found, batch_size=config.batch_size)
+    return f"{plan}\nrun folder: {config.folder()}{resumes}\non {device}, in {found}"
 
 
 def _measure(config: TrainConfig, steps: int) -> tuple[float, float | None]:

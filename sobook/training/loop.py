@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -25,6 +24,7 @@ from sobook.retrieval import Retrieval, evaluate
 from sobook.training import distributed, run_folder
 from sobook.training.config import BaseConfig, TrainConfig
 from sobook.training.distributed import Processes
+from sobook.training.plan import check_retrievable, make_plan, training_side, wanted_ks
 from sobook.training.run_folder import Run
 from sobook.training.tracker import Tracker
 
@@ -52,7 +52,7 @@ def fit(config: TrainConfig, *, progress: bool = True) -> Run:
         return run
     with distributed.plain_errors(run.path):
         processes = distributed.join(config)
-        # Settings that cannot work fail here, before there is a folder.
+        # What cannot work fails here, before there is a folder.
         training = FineTuning(run, processes)
         with run_folder.held(run.path) if processes.is_main else contextlib.nullcontext():
             if processes.is_main:
@@ -72,19 +72,9 @@ class FineTuning:
         config = run.config
         self.run, self.config, self.processes = run, config, processes
         torch.manual_seed(config.seed)  # the same start on every process
-        self.encoder = make_encoder(config)
-        self.train_set = image_sets.load(config.dataset, "train", **config.load_options)
-        self.validation_set: image_sets.ImageSet | None = None
-        if config.selection == "validation":
-            self.train_set, self.validation_set = image_sets.hold_out(
-                self.train_set, config.validation_fraction, config.seed, at_least=2
-            )
-        # Larger than a crop, so that a crop of a fifth of the area is not enlarged much.
-        side = round(1.5 * self.encoder.image_size)
-        self.pixels = pixels.decode(
-            self.train_set, side, enlarge=False, budget=pixels.RAW_BUDGET, progress=False
-        )
-        self.steps_per_epoch = len(self._batches(1))
+        plan = make_plan(config, processes.device)
+        self.encoder, self.steps_per_epoch = plan.encoder, plan.data.batches
+        self.train_set, self.validation_set = plan.data.train, plan.data.validation
         self.loss = SoftOrthogonalProxyAnchor(
             self.train_set.num_classes, self.encoder.dim, **config.loss_settings
         )
@@ -122,6 +112,10 @@ class FineTuning:
     def train(self, progress: bool) -> None:
         """All epochs that are still to come, then the evaluation on the test classes."""
         config, run, processes = self.config, self.run, self.processes
+        side = training_side(self.encoder)
+        self.pixels = pixels.decode(
+            self.train_set, side, enlarge=False, budget=pixels.RAW_BUDGET, progress=False
+        )
         if config.tracker and processes.is_main:
             self.tracker = Tracker(config, run.path)
         first, start = self._resume()
@@ -140,6 +134,9 @@ class FineTuning:
         retrieval = evaluate_run(config, encoder, processes, progress=progress)
         if processes.is_main:
             notes = list(image_sets.notes(config.dataset, **config.load_options))
+            if left_out := set(wanted_ks(config.dataset)) - set(retrieval.ks):
+                fewer = ", ".join(map(str, sorted(left_out)))
+                notes.append(f"no Recall@K for K = {fewer}: a query can find fewer images")
             if config.selection == "test":
                 notes.append("peeking: the epoch was chosen on the test classes")
             if self.pixels.as_jpeg:
@@ -388,16 +385,6 @@ def parameter_groups(
     return groups
 
 
-def make_encoder(config: TrainConfig) -> Encoder:
-    """The encoder of a run, before training."""
-    encoder = Encoder.create(config.encoder, dim=config.dim, **config.encoder_options)
-    if config.gradient_checkpointing:
-        encoder.backbone.set_grad_checkpointing()
-    if config.compile:
-        encoder.backbone.compile()  # in place: names of the weights stay
-    return encoder
-
-
 def evaluate_run(
     config: TrainConfig,
     encoder: Encoder,
@@ -408,6 +395,8 @@ def evaluate_run(
 ) -> Retrieval:
     """Evaluate an encoder on the test classes of a config's data set.
 
+    Of the Ks that the literature reports there, those that fit are reported.
+
     Args:
         config: which data.
         encoder: on its device.
@@ -416,16 +405,14 @@ def evaluate_run(
     """
     processes = processes or Processes(encoder.mean.device)
 
-    def embedded(part: str) -> tuple[np.ndarray, np.ndarray]:
-        images = image_sets.load(config.dataset, part, **config.load_options)
-        embeddings = processes.embed(encoder, images, cache=cache, progress=progress)
-        return embeddings, images.labels
-
-    if config.dataset != "inshop":
-        ks = (1, 10, 100, 1000) if config.dataset == "sop" else (1, 2, 4, 8)
-        return evaluate(*embedded("test"), ks=ks)
-    # Test images come as queries and gallery; their labels are numbered alike.
-    (queries, labels), (gallery, gallery_labels) = embedded("query"), embedded("gallery")
-    return evaluate(
-        queries, labels, gallery=gallery, gallery_labels=gallery_labels, ks=(1, 10, 20, 30)
+    parts = image_sets.test_splits(config.dataset)
+    sets = [image_sets.load(config.dataset, part, **config.load_options) for part in parts]
+    ks = check_retrievable(*sets, ks=wanted_ks(config.dataset))  # before they are embedded
+    queries, *gallery = (
+        processes.embed(encoder, images, cache=cache, progress=progress) for images in sets
     )
+    if not gallery:
+        return evaluate(queries, sets[0].labels, ks=ks)
+    # Labels of query and gallery are numbered alike.
+    labels, gallery_labels = (images.labels for images in sets)
+    return evaluate(queries, labels, gallery=gallery[0], gallery_labels=gallery_labels, ks=ks)

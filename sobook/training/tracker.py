@@ -1,9 +1,16 @@
 """Experiment trackers: the numbers of metrics.jsonl, sent to TensorBoard or Weights & Biases."""
 
+import importlib.util
 from pathlib import Path
 
-from sobook.errors import SobookError
+from sobook.errors import SobookError, first_line
 from sobook.training.config import TrainConfig
+
+
+def check_installed(name: str) -> None:
+    """Refuse a tracker whose package is not there, without importing it."""
+    if importlib.util.find_spec(name) is None:
+        raise SobookError(f"tracker {name!r} is not installed: pip install {name}")
 
 
 class Tracker:
@@ -21,9 +28,10 @@ class Tracker:
 
                 self._writer = SummaryWriter(str(path / "tensorboard"))
                 self.log, self.close = self._add_scalars, self._writer.close
-        except ImportError:
+        except Exception as error:  # of its own, of the network, of packages it needs
             raise SobookError(
-                f"tracker {config.tracker!r} is not installed: pip install {config.tracker}"
+                f"tracker {config.tracker!r} does not start ({first_line(error)}): leave tracker "
+                "out; the numbers are in metrics.jsonl."
             ) from None
 
     def _add_scalars(self, values: dict[str, float], step: int) -> None:
