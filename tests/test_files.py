@@ -39,7 +39,7 @@ def test_a_wheel_carries_what_is_asked_for():
     carried = packaged["wheel"]["force-include"]
     assert all(target == f"sobook/_{source}" for source, target in carried.items())
     assert all((ROOT / source).exists() for source in carried)
-    asked = {"benchmarks.toml", "recipes.toml", f"{MICRO}.safetensors", "studies", "results"}
+    asked = {"benchmarks.toml", "recipes.toml", "paper.toml", f"{MICRO}.safetensors", "studies", "results"}
     assert {f"data/{name}" for name in asked} == set(carried)
 
 

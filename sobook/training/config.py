@@ -216,7 +216,9 @@ class TrainConfig(BaseConfig):
         Raises:
             SobookError: no recipe has that name.
         """
-        check_choice("recipe", name, recipes())
+        if name == "paper":
+            return cls.from_dict({**_paper_recipe(), **changes})
+        check_choice("recipe", name, [*recipes(), "paper"])
         return cls.from_dict({**recipes()[name], **changes})
 
     def differences(self, other: "TrainConfig") -> dict[str, tuple[Any, Any]]:
@@ -274,3 +276,16 @@ def recipes() -> dict[str, dict]:
     text = files.read_toml(files.shipped("recipes.toml"))
     shared = {"deit_small": text.pop("deit_small"), "deit_tiny": text.pop("deit_tiny")}
     return {name: {**shared[own.pop("like")], **own} for name, own in text.items()}
+
+
+def _paper_recipe() -> dict[str, Any]:
+    """The settings of ``data/paper.toml``, once somebody has filled them in."""
+    settings = files.read_toml(files.shipped("paper.toml"))
+    if unknown := [name for name, value in settings.items() if value == ""]:
+        raise SobookError(
+            "the paper's own settings are not known to us; fill in data/paper.toml to train with "
+            f"them. Missing: {', '.join(unknown)}."
+        )
+    if not settings.pop("unit_proxies"):
+        raise SobookError("data/paper.toml: SO is implemented for proxies of unit length only.")
+    return settings

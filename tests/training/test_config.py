@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sobook import files
 from sobook.errors import SobookError
 from sobook.training import config as configs
 from sobook.training.config import TrainConfig, identity, run_key
@@ -113,3 +114,22 @@ class TestConfig:
         for make in (TrainConfig().replace, lambda **given: TrainConfig.recipe("cub200", **given)):
             with pytest.raises(SobookError, match=message):
                 make(**changes)
+
+
+def test_the_paper_is_a_recipe_once_its_settings_are_filled_in(tmp_path, monkeypatch):
+    with pytest.raises(SobookError, match=r"fill in data/paper.toml.*encoder, dim, .*so_weight"):
+        TrainConfig.recipe("paper")
+    settings = files.read_toml(files.shipped("paper.toml"))
+    defaults = TrainConfig().to_dict()
+    file = tmp_path / "paper.toml"
+    for unit_proxies in ("true", "false"):
+        filled = {name: defaults.get(name) for name in settings} | {"dataset": "cub200"}
+        lines = [f"{k} = {json.dumps(v)}" for k, v in filled.items() if k != "unit_proxies"]
+        file.write_text("\n".join([*lines, f"unit_proxies = {unit_proxies}"]))
+        monkeypatch.setattr(files, "shipped", lambda name: file)
+        if unit_proxies == "true":
+            recipe = TrainConfig.recipe("paper", so_weight=7)
+            assert recipe == TrainConfig(dataset="cub200", so_weight=7)
+        else:
+            with pytest.raises(SobookError, match="unit length"):
+                TrainConfig.recipe("paper")
