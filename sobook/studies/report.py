@@ -104,7 +104,7 @@ def convergence(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     by_setting, family = _by_setting(study, table), comparisons(study, table)
     rows = []
     for setting, runs in by_setting:
-        if "epochs" not in setting or _baseline(study, setting, by_setting) is not runs:
+        if not setting.get("epochs") or _baseline(study, setting, by_setting) is not runs:
             continue  # without a baseline, no run is one
         doubled = _runs_of(by_setting, setting | {"epochs": 2 * setting["epochs"]})
         if doubled is None:
@@ -205,7 +205,7 @@ def markdown(study: Study, table: pd.DataFrame, facts: dict[str, Any]) -> str:
     fixed = ", ".join(f"{name} = {value}" for name, value in study.fixed.items())
     sections = [f"# {study.title}", trained]
     if study.family.prediction:
-        sections.append(f"**Predicted, before it ran:** {study.family.prediction.strip()}")
+        sections.append(f"**Predicted, before it ran:** {" ".join(study.family.prediction.split())}")
     if found := headline(study, table):
         sections.append(f"**Found:** {found}")
     sections += [
@@ -253,5 +253,7 @@ def _shown(value: Any) -> str:
     if pd.isna(value):
         return ""
     if isinstance(value, float):
+        if 0 < abs(value) < 5e-5:
+            return f"{value:.0e}"
         return f"{value:g}" if value == int(value) or abs(value) >= 10 else f"{value:.4f}"
     return str(value)
