@@ -77,7 +77,14 @@ def check_fields(what: str, names: Iterable[str], known: Iterable[str]) -> None:
             raise SobookError(f"unknown setting {name!r} of {what}.{suggest(name, known)}")
 
 
-_EXPECTED = {int: "a whole number", float: "a finite number", bool: "True or False", str: "text"}
+_EXPECTED = {
+    int: "a whole number",
+    float: "a finite number",
+    bool: "True or False",
+    str: "text",
+    dict: "a table of names and values",
+    tuple: "a list",
+}
 
 
 def plain(name: str, value: Any, kind: Any) -> Any:
@@ -122,8 +129,11 @@ def plain(name: str, value: Any, kind: Any) -> Any:
                 for key, item in value.items()
             }
         if origin is tuple and isinstance(value, list | tuple):
-            return tuple(plain(f"{name}[{i}]", item, inner[0]) for i, item in enumerate(value))
-    names = [_EXPECTED.get(one) or ("None" if one is types.NoneType else str(one)) for one in kinds]
+            each = inner if inner[-1] is not Ellipsis else inner[:1] * len(value)
+            if len(each) == len(value):
+                pairs = enumerate(zip(value, each, strict=True))
+                return tuple(plain(f"{name}[{i}]", item, kind) for i, (item, kind) in pairs)
+    names = [_EXPECTED.get(typing.get_origin(one) or one, "None") for one in kinds]
     raise SobookError(f"{name} is {reprlib.repr(value)}: it must be {' or '.join(names)}.")
 
 

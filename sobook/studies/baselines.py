@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sobook.errors import SobookError, check_choice
+from sobook.errors import SobookError, check_choice, first_line
 
 LOSSES = ("proxy_nca", "soft_triple", "arcface", "multi_similarity", "triplet")
 
@@ -27,7 +27,7 @@ def make(name: str, num_classes: int, dim: int, **options: Any) -> nn.Module:
         **options: of the loss in pytorch-metric-learning, e.g. ``scale=16`` for ArcFace.
 
     Raises:
-        SobookError: an unknown name, or pytorch-metric-learning is not installed.
+        SobookError: an unknown name or option, or pytorch-metric-learning is not installed.
 
     Source: Movshovitz-Attias et al., ICCV 2017 (Proxy-NCA); Qian et al., ICCV 2019 (SoftTriple);
     Deng et al., CVPR 2019 (ArcFace); Wang et al., CVPR 2019 (multi-similarity); Schroff et al.,
@@ -40,18 +40,24 @@ def make(name: str, num_classes: int, dim: int, **options: Any) -> nn.Module:
         raise SobookError(
             f"the loss {name!r} needs pytorch-metric-learning: pip install pytorch-metric-learning"
         ) from None
-    if name == "multi_similarity":
-        return MinedLoss(losses.MultiSimilarityLoss(**options), miners.MultiSimilarityMiner())
-    if name == "triplet":
-        loss = losses.TripletMarginLoss(**options)
-        miner = miners.TripletMarginMiner(margin=loss.margin, type_of_triplets="semihard")
-        return MinedLoss(loss, miner)
-    classes = {
-        "proxy_nca": losses.ProxyNCALoss,
-        "soft_triple": losses.SoftTripleLoss,
-        "arcface": losses.ArcFaceLoss,
-    }
-    return classes[name](num_classes, dim, **options)
+    try:
+        if name == "multi_similarity":
+            return MinedLoss(losses.MultiSimilarityLoss(**options), miners.MultiSimilarityMiner())
+        if name == "triplet":
+            loss = losses.TripletMarginLoss(**options)
+            miner = miners.TripletMarginMiner(margin=loss.margin, type_of_triplets="semihard")
+            return MinedLoss(loss, miner)
+        classes = {
+            "proxy_nca": losses.ProxyNCALoss,
+            "soft_triple": losses.SoftTripleLoss,
+            "arcface": losses.ArcFaceLoss,
+        }
+        return classes[name](num_classes, dim, **options)
+    except (TypeError, ValueError) as error:
+        raise SobookError(
+            f"the loss {name!r} does not take {options} ({first_line(error)}): see its class in "
+            "pytorch-metric-learning."
+        ) from None
 
 
 class MinedLoss(nn.Module):

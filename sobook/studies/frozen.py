@@ -22,13 +22,14 @@ from sobook.data import image_sets
 from sobook.data.loader import batch_plan
 from sobook.embedding import embed
 from sobook.encoder import Encoder, make_head
-from sobook.errors import check_choice
+from sobook.errors import SobookError, check_choice
 from sobook.losses import ProxyAnchor, SoftOrthogonalProxyAnchor
 from sobook.retrieval import evaluate, nearest_neighbors
 from sobook.studies import baselines
 from sobook.training.config import BaseConfig
 from sobook.training.distributed import Processes, choose_device
 from sobook.training.loop import Trainer, loss_rates
+from sobook.training.plan import Data
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,24 @@ class HeadConfig(BaseConfig):
         check_choice("regularizer", self.regularizer, ("none", *baselines.REGULARIZERS))
         self._check(["label_noise"], lambda value: 0 <= value < 1, "in [0, 1)")
         self._check(["so_pairs_fraction"], lambda value: 0 < value <= 1, "in (0, 1]")
+        self._check_range("max_images_per_class", 1, 10**9)
         self._check(["batch_size"], lambda value: value >= 2, "at least 2")
+        if self.loss_options and self.loss == "proxy_anchor":
+            raise SobookError(f"loss_options are {self.loss_options}, but no other loss is chosen.")
+
+
+def check(config: HeadConfig) -> None:
+    """Refuse what would stop `fit_head`: device, loss, encoder and data.
+
+    Raises:
+        SobookError: the first that is not right.
+    """
+    choose_device(config.device)
+    if config.loss != "proxy_anchor":
+        baselines.make(config.loss, 2, 2, **config.loss_options)
+    Encoder.create(config.encoder, **config.encoder_options)
+    held_out, most = config.validation_fraction > 0, config.max_images_per_class
+    Data.load(config, hold_out=held_out, most_per_class=most)
 
 
 def fit_head(config: HeadConfig) -> dict[str, float]:

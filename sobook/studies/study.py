@@ -9,10 +9,13 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import platform
+import re
 import time
+import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import date
@@ -27,7 +30,8 @@ from tqdm.auto import tqdm
 from sobook import files
 from sobook.data import image_sets
 from sobook.embedding import embed
-from sobook.errors import SobookError, check_choice, check_fields
+from sobook.errors import SobookError, check_choice, check_fields, plain
+from sobook.studies import frozen
 from sobook.studies.frozen import (
     HeadConfig,
     common_mode_columns,
@@ -38,9 +42,23 @@ from sobook.studies.frozen import (
 from sobook.training.config import TrainConfig, run_key
 from sobook.training.distributed import choose_device
 from sobook.training.loop import fit
+from sobook.training.plan import make_plan
 
 TRAINERS = {"head": HeadConfig, "finetune": TrainConfig}
 LABELS = ("method", "setting")  # names of a case, not settings
+# What a run measures, beside recall_at_K; a test compares it with what comes out.
+METRICS = (
+    *("recall_at_1", "map_at_r", "r_precision", "validation_recall_at_1", "frozen_recall_at_1"),
+    *("frozen_validation_recall_at_1", "recall_without_common", "threshold_at_end"),
+    *("selected_epoch", "train_classes", "rms_cosine", "mean_cosine", "coherence"),
+    *("effective_rank", "rms_floor", "welch_bound", "rms_cosine_centred", "mean_proxy_length"),
+    *("common_share", "mean_share", "embedding_mean_length"),
+    "cosine_of_mean_proxy_and_mean_embedding",
+    *("treated_rms_cosine", "treated_mean_cosine", "treated_class_cosine", "treated_confusion"),
+    *("untreated_rms_cosine", "untreated_mean_cosine", "untreated_class_cosine"),
+    "untreated_confusion",
+)
+_MOST_RUNS = 100_000
 _PACKAGES = ("sobook", "torch", "timm", "faiss-cpu", "numpy", "pytorch-metric-learning")
 
 
@@ -116,13 +134,14 @@ class Study:
         for name, value in varied.items():
             group, _, option = name.partition(".")
             if option:
-                values[group] = {**values.get(group, {}), option: value}
+                values[group] = {**plain(group, values.get(group, {}), dict), option: value}
             elif name not in LABELS:
                 values[name] = value
         try:
-            if "recipe" in values:
-                return TrainConfig.recipe(values.pop("recipe"), **values)
-            return TRAINERS[self.trainer].from_dict(values)
+            if "recipe" in values and self.trainer == "finetune":
+                recipe = TrainConfig.recipe(values.pop("recipe"))
+                values = {**recipe.to_dict(), **values}
+            return TRAINERS[self.trainer].from_toml(values)
         except SobookError as error:
             raise SobookError(f"study {self.name}: {error}") from None
 
@@ -141,6 +160,12 @@ def load(path: str | os.PathLike) -> Study:
     values = {"name": file.stem, "title": file.stem, "trainer": None, **files.read_toml(file)}
     check_fields(file.name, values, [item.name for item in dataclasses.fields(Study)])
     check_choice("trainer", values["trainer"], TRAINERS)
+    kinds = {**typing.get_type_hints(Study), "family": dict}
+    values = {key: plain(f"{file.name}: {key}", value, kinds[key]) for key, value in values.items()}
+    if Path(values["name"]).name != values["name"]:
+        raise SobookError(
+            f"{file}: name is {values['name']!r}: it becomes a file, without folders."
+        )
     for name, choices in values.get("grid", {}).items():
         if not isinstance(choices, list) or not choices:
             raise SobookError(f"{file}: grid.{name} must be a list of values, e.g. [0, 10, 100].")
@@ -148,25 +173,41 @@ def load(path: str | os.PathLike) -> Study:
     values["cases"] = tuple(one for case in values.get("cases", [{}]) for one in _expanded(case))
     values.setdefault("grid", {}).setdefault("seed", [0])
     study = Study(**values)
-    named = [study.x, study.panels, *(name for choice in study.family.where for name in choice)]
-    for name in filter(None, named):
-        check_choice(f"{file.name}: factor", name, study.factors)
-    keys = [key for key, _ in study.plan()]
-    if len(set(keys)) < len(keys):
+    _check_names(file, study)
+    runs = math.prod(map(len, study.grid.values())) * len(study.cases)
+    if runs > _MOST_RUNS:
+        raise SobookError(f"{file}: it has {runs:,} runs: at most {_MOST_RUNS:,}.")
+    plan = study.plan()
+    if len({key for key, _ in plan}) < len(plan):
         raise SobookError(f"{file}: two runs have the same settings.")
     return study
 
 
+def _check_names(file: Path, study: Study) -> None:
+    """Factors are what varies here, and metrics what a run measures."""
+    family = study.family
+    factors = [study.x, study.panels, *(name for choice in family.where for name in choice)]
+    for name in filter(None, [*factors, *study.baseline, *(study.within or ())]):
+        check_choice(f"{file.name}: factor", name, study.factors)
+    metrics = [study.metric, study.select_by, *study.curves_of]
+    metrics += [*family.metrics, *itertools.chain(*family.columns)]
+    for name in filter(None, metrics):
+        if not re.fullmatch(r"recall_at_[1-9]\d*", name):
+            check_choice(f"{file.name}: metric", name, METRICS)
+
+
 def _family(file: Path, values: dict) -> Family:
     check_fields(f"{file.name}: family", values, [item.name for item in dataclasses.fields(Family)])
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     if isinstance(values.get("where"), dict):
-        values["where"] = (values["where"],)
-    return Family(**values)
+        values = {**values, "where": (values["where"],)}
+    kinds = typing.get_type_hints(Family)
+    return Family(**{k: plain(f"{file.name}: family.{k}", v, kinds[k]) for k, v in values.items()})
 
 
 def _expanded(case: dict) -> list[dict]:
     """The cases that a case with lists among its values stands for."""
+    if math.prod(len(value) for value in case.values() if isinstance(value, list)) > _MOST_RUNS:
+        raise SobookError(f"a case has too many settings: at most {_MOST_RUNS:,}.")
     choices = [value if isinstance(value, list) else [value] for value in case.values()]
     return [dict(zip(case, values, strict=True)) for values in itertools.product(*choices)]
 
@@ -183,8 +224,7 @@ def run(study: Study, *, jobs: int | None = None, progress: bool = True) -> pd.D
     Returns:
         One row per run, see `gather`.
     """
-    plan = study.plan()
-    unfinished = [(key, varied) for key, varied in plan if not _result_file(study, key).exists()]
+    plan, unfinished = study.plan(), check(study)
     if jobs is None:
         cores = files.available_cores() if study.trainer == "head" else 1
         jobs = torch.cuda.device_count() or cores
@@ -200,6 +240,30 @@ def run(study: Study, *, jobs: int | None = None, progress: bool = True) -> pd.D
     for _ in bar:
         pass
     return gather(study)
+
+
+def check(study: Study) -> list[tuple[str, dict[str, Any]]]:
+    """Check what the runs to come need, before the first of them: data, encoder, batches, Ks.
+
+    Returns:
+        (key, varied settings) of the runs that are not finished.
+
+    Raises:
+        SobookError: what would stop one of them.
+    """
+    unfinished = [run for run in study.plan() if not _result_file(study, run[0]).exists()]
+    checked = set()
+    for _, varied in unfinished:
+        config = _on_this_machine(study.config(varied))
+        # Rates, weights and seeds do not decide whether a run can start.
+        kept = {k: v for k, v in config.to_dict().items() if type(v) is not float and k != "seed"}
+        if (settings := json.dumps(kept, sort_keys=True)) not in checked:
+            checked.add(settings)
+            if study.trainer == "head":
+                frozen.check(config)
+            else:
+                make_plan(config, choose_device(config.device))
+    return unfinished
 
 
 def _run_all(study: Study, unfinished: list[tuple[str, dict]], jobs: int) -> Iterator[None]:

@@ -8,6 +8,8 @@ are the same.
 import dataclasses
 import hashlib
 import json
+import typing
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sobook import files
+from sobook.data import pictures
 from sobook.data.image_sets import NAMES
 from sobook.errors import SobookError, check_choice, check_fields, check_types
 
@@ -158,6 +161,19 @@ class BaseConfig:
         check_fields(cls.__name__, values, [item.name for item in dataclasses.fields(cls)])
         return cls(**values)
 
+    @classmethod
+    def from_toml(cls: type[Config], values: dict[str, Any]) -> Config:
+        """`from_dict` for values of a TOML file, which knows no None: there "none" says it.
+
+        >>> TrainConfig.from_toml({"dim": "none"}).dim is None
+        True
+        """
+        kinds = typing.get_type_hints(cls)
+        for name, value in values.items():
+            if value == "none" and type(None) in typing.get_args(kinds.get(name)):
+                values = {**values, name: None}
+        return cls.from_dict(values)
+
 
 @dataclass(frozen=True)
 class TrainConfig(BaseConfig):
@@ -219,7 +235,7 @@ class TrainConfig(BaseConfig):
         if name == "paper":
             return cls.from_dict({**_paper_recipe(), **changes})
         check_choice("recipe", name, [*recipes(), "paper"])
-        return cls.from_dict({**recipes()[name], **changes})
+        return cls.from_toml(recipes()[name]).replace(**changes)
 
     def differences(self, other: "TrainConfig") -> dict[str, tuple[Any, Any]]:
         """Fields that shape the result and differ: {name: (own value, other's value)}."""
@@ -259,15 +275,15 @@ def run_key(config: BaseConfig) -> str:
 
 
 def _listing_hash(root: str | None) -> str:
-    """Hash of relative paths and sizes of a folder's files: content, without reading it."""
+    """Hash of relative paths and sizes of a folder's pictures: content, without reading it."""
     if root is None:  # not the folder one happens to be in
         raise SobookError("'folder' needs root, the folder that holds one folder for each class.")
     base, lines = Path(root).expanduser(), []
-    for file in base.rglob("*"):
-        name = file.relative_to(base)
-        if file.is_file() and not any(part.startswith(".") for part in name.parts):
-            lines.append(f"{name.as_posix()}|{file.stat().st_size}")
-    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:12]
+    for file in pictures.walk(base)[0] if base.is_dir() else ():
+        name = unicodedata.normalize("NFC", file.relative_to(base).as_posix())  # as on any system
+        lines.append(f"{name}|{file.stat().st_size}")
+    listing = "\n".join(sorted(lines)).encode(errors="surrogatepass")  # names are any bytes
+    return hashlib.sha256(listing).hexdigest()[:12]
 
 
 @cache

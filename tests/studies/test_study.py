@@ -86,6 +86,29 @@ def test_workers_give_the_same_table_as_one_process(tiny_study, monkeypatch, tmp
         (("[0, 10, 100]", "10"), "must be a list"),
         (("[0, 10, 100]", "[0, 10, 10.0]"), "the same settings"),
         (("epochs = 2", "epochs = "), "not valid TOML"),
+        (("epochs = 2", 'epochs = "2"'), "study tiny: epochs is '2': it must be a whole number"),
+        (("epochs = 2", 'schedule = "linaer"'), "unknown schedule 'linaer'"),
+        (("epochs = 2", 'schedule = "constnat"'), "Did you mean 'constant'?"),
+        (("epochs = 2", 'loss = "tripplet"'), "Did you mean 'triplet'?"),
+        (("epochs = 2", 'regularizer = "double_soo"'), "Did you mean 'double_so'?"),
+        (("epochs = 2", "loss_options = { scale = 2 }"), "no other loss is chosen"),
+        (("epochs = 2", "max_images_per_class = 0"), "max_images_per_class is 0"),
+        (("epochs = 2", "lr = 1e-3"), "unknown setting 'lr' of HeadConfig"),
+        (("epochs = 2", 'recipe = "cub200"'), "unknown setting 'recipe' of HeadConfig"),
+        (('dataset = "aviary"', 'dataset = "avairy"'), "Did you mean 'aviary'?"),
+        (("[grid]", 'metric = "recal_at_1"\n[grid]'), "unknown setting 'metric'"),  # in [fixed]
+        (('title = "tiny"', 'metric = "recal_at_1"'), "metric 'recal_at_1'"),
+        (('title = "tiny"', 'metric = "map_at_k"'), "Did you mean 'map_at_r'?"),
+        (('select_by = "validation_recall_at_1"', 'select_by = "recall"'), "metric 'recall'"),
+        (("so_weight = 0 }", "so_wieght = 0 }"), "Did you mean 'so_weight'?"),
+        (('title = "tiny"', 'within = ["epochs"]'), "tiny.toml: factor 'epochs': choose so_weight"),
+        (('title = "tiny"', 'within = "seed"'), "tiny.toml: within is 'seed': it must be a list"),
+        (('title = "tiny"', "title = 3"), "tiny.toml: title is 3: it must be text"),
+        (('title = "tiny"', 'name = "../tiny"'), "it becomes a file, without folders"),
+        (("[grid]", "[grid.so_weight]\nx = 1\n[cases]"), "cases"),
+        (("[0, 1, 2, 3]", str(list(range(99_999)))), "it has 299,997 runs: at most 100,000"),
+        (("seed = [", '"options.seed" = [1]\n"epochs.x" = ['), "epochs is 2: it must be a table"),
+        (("so_weight = [0, 10, 100]", 'so_weight = [0, "ten"]'), "so_weight is 'ten'"),
     ],
 )
 def test_mistakes_in_a_study_file_are_named(tiny_study, change, message):
@@ -93,6 +116,58 @@ def test_mistakes_in_a_study_file_are_named(tiny_study, change, message):
     with pytest.raises(SobookError) as raised:
         study.load(tiny_study)
     assert message in str(raised.value)
+
+
+def test_none_is_said_in_a_study_file(tiny_study):
+    tiny_study.write_text(tiny_study.read_text().replace("dim = 8", 'dim = "none"'))
+    one = study.load(tiny_study)
+    assert {one.config(varied).dim for _, varied in one.plan()} == {None}
+    text = 'trainer = "finetune"\nfixed = { recipe = "cub200", dim = "none", so_weight = 1 }\n'
+    tiny_study.write_text(text)
+    config = study.load(tiny_study).config({})
+    assert (config.dim, config.so_weight, config.epochs) == (None, 1.0, 60)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (("batch_size = 10", "batch_size = [10, 1000]"), "batch_size is 1000, but there are only"),
+        (("dim = 8", 'encoder = ["deit_micro_patch8_64", "deit_mikro"]'), "deit_micro_patch8_64"),
+        (("dim = 8", "images_per_class = [0, 7]"), "with 7 images per class"),
+        (
+            ("dim = 8", 'loss = ["triplet", "arcface"]\nloss_options = [{ margn = 1 }]'),
+            "the loss 'triplet' does not take {'margn': 1}",
+        ),
+    ],
+)
+def test_what_would_stop_a_later_run_is_said_before_the_first(
+    tiny_study, change, message, monkeypatch
+):
+    """The settings that cannot work come last; no run may be made before they are found."""
+    name, values = change[1].partition(" = ")[::2]
+    text = tiny_study.read_text().replace(change[0], "")
+    if "loss_options" in change[1]:
+        (name, values), (other, options) = (line.split(" = ", 1) for line in change[1].splitlines())
+        text += f"{other} = {options}\n"
+    tiny_study.write_text(f"{text}{name} = {values}\n")
+    monkeypatch.setattr(study, "run_one", None)
+    with pytest.raises(SobookError) as raised:
+        study.run(study.load(tiny_study), jobs=1, progress=False)
+    assert message in str(raised.value)
+
+
+def test_metrics_are_those_that_runs_measure(tiny_study):
+    """A metric that no run measures was found after all runs were done."""
+    text = tiny_study.read_text().replace("[0, 10, 100]", "[10]").replace("[0, 1, 2, 3]", "[0]")
+    text = text.replace("species = 8", "species = 16").replace("batch_size = 10", "batch_size = 8")
+    measured = set()
+    for extra in ("so_pairs_fraction = 0.5\nmax_images_per_class = 3\n[grid]", "[grid]"):
+        trainer = '"head"' if "pairs" in extra else '"finetune"'
+        tiny_study.write_text(text.replace("[grid]", extra).replace('"head"', trainer))
+        table = study.run(study.load(tiny_study), progress=False)
+        measured |= set(table) - {"so_weight", "seed", "trainer", "config"}
+    measured = {name for name in measured if not name.startswith("recall_at_")} | {"recall_at_1"}
+    assert measured == set(study.METRICS)
 
 
 def test_jobs_are_one_for_each_gpu_or_core(tiny_study, monkeypatch):
