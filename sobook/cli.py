@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -431,7 +432,7 @@ def main(arguments: list[str] | None = None) -> int:
         The exit status: 0 well, 1 an error. (Wrong usage exits with 2.)
     """
     _prepare_process()
-    warnings.formatwarning = lambda message, *_, **__: f"sobook: {message}\n"
+    warnings.formatwarning = _once()
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     options = _parser().parse_args([word for word in arguments if word != "--debug"])
@@ -475,6 +476,19 @@ def _flush() -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _once() -> Callable[..., str]:
+    """How a warning is written: one line, and nothing where it has been said."""
+    said = set()
+
+    def line(message, *_, **__) -> str:
+        text = f"sobook: {message}\n"
+        new = text not in said
+        said.add(text)
+        return text if new else ""
+
+    return line
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -178,8 +178,9 @@ def load(
             the data in `ImageSet.notes`.
         validation_fraction, validation_seed: as for `hold_out`.
         **options: of the aviary: ``species``, ``images_per_species``, ``size``, ``seed``, and
-            ``split_by_genus``: 1 for training and test classes that share no genus. Validation
-            classes are drawn from the training classes one by one all the same.
+            ``split_by_genus``: 1 for training and test classes that share no genus. Each test
+            class then has twice as many relatives among the others: compare only within a split.
+            Validation classes are drawn from the training classes one by one all the same.
 
     Raises:
         SobookError: unknown name, split or option; files missing; counts off.
@@ -198,8 +199,7 @@ def load(
     if split == "validation":
         image_set = hold_out(image_set, validation_fraction, validation_seed)[1]
     if image_set.notes:
-        # From here, and not from each caller: so Python shows a note once in a process.
-        warnings.warn(f"{name}: {'; '.join(image_set.notes)}", stacklevel=1)
+        warnings.warn(f"{name}: {'; '.join(image_set.notes)}", stacklevel=2)
     return image_set
 
 

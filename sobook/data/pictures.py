@@ -13,7 +13,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -71,6 +71,9 @@ _UPRIGHT = {  # by the EXIF orientation
 }
 _MOST_NAMED = 10
 
+# Of odd EXIF and many pixels: they ask nothing of the reader. Last, so that any other filter wins.
+warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
+
 
 def printable(path: object) -> str:
     """A name on one line that any terminal and file takes: odd characters and bytes escaped."""
@@ -114,10 +117,9 @@ def missing(path: object) -> ImageError:
 def header_sizes(paths: Sequence[Path], most: int = 100) -> list[tuple[int, int]]:
     """(width, height) of `most` pictures, evenly chosen, without those that cannot be opened."""
     sizes = []
-    with quiet():
-        for index in np.linspace(0, len(paths) - 1, min(len(paths), most)).astype(int):
-            with contextlib.suppress(Exception), _open(paths[index]) as image:
-                sizes.append(image.size)
+    for index in np.linspace(0, len(paths) - 1, min(len(paths), most)).astype(int):
+        with contextlib.suppress(Exception), _open(paths[index]) as image:
+            sizes.append(image.size)
     return sizes
 
 
@@ -196,17 +198,6 @@ def _readable_suffixes() -> frozenset[str]:
     return EXTENSIONS.intersection(Image.registered_extensions())
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without Pillow's warnings (odd EXIF, many pixels), which ask nothing of the reader.
-
-    Around a pool of threads, not inside: filters of warnings belong to the whole process.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        yield
-
-
 # --- a folder -------------------------------------------------------------------------------------
 
 
@@ -283,7 +274,7 @@ def find(folder: Path) -> Found:
             return None, _why(path, error)
 
     good: dict[Path, list] = {}
-    with quiet(), ThreadPoolExecutor(files.available_cores()) as pool:
+    with ThreadPoolExecutor(files.available_cores()) as pool:
         checked = tqdm(
             zip(names, pool.map(check, names), strict=True),
             total=len(names),

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from sobook import files
 from sobook.data.image_sets import ImageSet
-from sobook.data.pictures import header_sizes, missing, quiet, read_image
+from sobook.data.pictures import header_sizes, missing, read_image
 from sobook.errors import ImageError
 
 RAW_BUDGET = 8 * 2**30  # bytes; training images beyond it are kept as JPEG
@@ -219,7 +219,7 @@ class _Cache:
         hidden = None if progress else True  # None hides it where there is no terminal
         bar = tqdm(total=len(paths), desc="decoding", unit="image", disable=hidden)
         pool = ThreadPoolExecutor(files.available_cores())
-        with quiet(), bar, pool, open(folder / "pixels.bin", "wb") as file:
+        with bar, pool, open(folder / "pixels.bin", "wb") as file:
             for start in range(0, len(paths), 256):  # bounds what waits in memory to be written
                 for shape, data in pool.map(decoded, paths[start : start + 256]):
                     shapes.append(shape)
