@@ -7,7 +7,6 @@ Notation: B batch, T tokens, F features of the backbone, D embedding dimension.
 import hashlib
 import importlib
 import os
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sobook import files
-from sobook.errors import EncoderError, SobookError, check_choice, suggest
+from sobook import files, hub
+from sobook.errors import EncoderError, SobookError, check_choice, first_line
+from sobook.weights import load_into
 
 MICRO = "deit_micro_patch8_64"  # sobook's own, see `sobook.aviary.micro`
 # The tokens whose mean is the feature.
 _TOKENS = {"cls": slice(0, 1), "dist": slice(1, 2), "mean": slice(0, 2)}
+_LARGEST = 4096  # pixels of a side; above, one image fills the memory
 
 
 class Encoder(nn.Module):
@@ -43,7 +44,7 @@ class Encoder(nn.Module):
     ):
         super().__init__()
         self.backbone, self.name, self.image_size, self.token = backbone, name, image_size, token
-        self.num_features = backbone.num_features
+        self.num_features = _feature_size(backbone, name, image_size)
         self.has_head = dim is not None
         self.dim = dim or self.num_features
         self.head = make_head(self.num_features, dim)
@@ -65,12 +66,14 @@ class Encoder(nn.Module):
         """Make an encoder.
 
         Args:
-            name: any timm model, or "deit_micro_patch8_64", sobook's own for laptops.
+            name: any timm model as timm names it ("resnet18.a1_in1k", "hf-hub:owner/model"), the
+                folder of one (also what `sobook export --hub` wrote), or "deit_micro_patch8_64",
+                sobook's own for laptops.
             dim: D, the embedding dimension of the head. None: no head, the embedding is the
                 backbone's feature, normalized.
-            weights: "pretrained" (timm's, downloaded once), "micro" (shipped, for the micro
-                encoder), a file (.safetensors or .pth, also nested as {"model": …}), or None for
-                random weights.
+            weights: "pretrained" (timm's, downloaded once; those in the folder), "micro" (shipped,
+                for the micro encoder), a file or folder of weights of the backbone, or None for
+                random weights. Where a file holds several models, name one: "dino.pth#teacher".
             image_size: side of the input in pixels; None is the backbone's own. Position
                 embeddings are resampled where it differs.
             token: what of a vision transformer becomes the feature: "cls", "dist" (distilled DeiT
@@ -82,17 +85,28 @@ class Encoder(nn.Module):
             EncoderError: unknown name, weights missing or of another architecture.
             SobookError: unknown token.
         """
-        if name.split(".")[0] == MICRO:
-            # Registers it with timm. Imported by name, so that the encoder can be read, and used,
-            # without the aviary.
-            importlib.import_module("sobook.aviary.micro")
         if dim is not None and dim < 1:
             raise EncoderError(f"dim is {dim}: give at least 1, or None for no head.")
-        backbone = _make_backbone(name, weights, image_size)
+        if image_size is not None and not 1 <= image_size <= _LARGEST:
+            raise EncoderError(f"image_size is {image_size}: give 1 to {_LARGEST} pixels.")
         if token is not None:
             check_choice("token", token, _TOKENS)
-            if getattr(backbone, "num_prefix_tokens", 0) < _TOKENS[token].stop:
-                raise EncoderError(f"{name} has no {token!r} token: leave token out (None).")
+        _register_micro(str(name))
+        name, folder = hub.find(name), None
+        if ":" in name:
+            folder = hub.folder(name, weights=weights == "pretrained")
+            config = hub.config(folder)
+            _register_micro(config["architecture"])
+            weights = folder if weights == "pretrained" else weights
+            if about := config.get("sobook"):  # our own: a name in timm's list, and the settings
+                settings = about["encoder"]
+                image_size, token = image_size or settings["image_size"], token or settings["token"]
+                if ":" not in settings["name"]:
+                    name, folder = settings["name"], None
+        backbone = _make_backbone(name, folder, weights, image_size)
+        tokens = ("cls_token", "dist_token")[: _TOKENS[token].stop] if token else ()
+        if any(getattr(backbone, one, None) is None for one in tokens):
+            raise EncoderError(f"{name} has no {token!r} token: leave token out (None).")
         side = image_size or timm.data.resolve_model_data_config(backbone)["input_size"][-1]
         return cls(backbone, name, dim, side, token)
 
@@ -177,45 +191,65 @@ def make_head(features: int, dim: int | None) -> nn.Module:
     return nn.Sequential(nn.LayerNorm(features, elementwise_affine=False), linear)
 
 
-def _make_backbone(name: str, weights: str | os.PathLike | None, image_size: int | None) -> Any:
-    if not timm.is_model(name.split(".")[0]):
-        near = suggest(name, [MICRO, *timm.list_models()])
-        raise EncoderError(f"unknown encoder {name!r}: give the name of a timm model.{near}")
+def _register_micro(name: str) -> None:
+    """Register the micro encoder with timm, where it is named.
+
+    Imported by name, so that the encoder can be read, and used, without the aviary.
+    """
+    if MICRO in name.lower():
+        importlib.import_module("sobook.aviary.micro")
+
+
+def _make_backbone(
+    name: str, folder: Path | None, weights: str | os.PathLike | None, image_size: int | None
+) -> Any:
     is_micro = name.split(".")[0] == MICRO
     if weights == "micro" and not is_micro:
         raise EncoderError(f"weights='micro' belong to {MICRO!r}, not to {name!r}.")
     if is_micro and weights in ("micro", "pretrained"):
         weights = files.shipped(f"{MICRO}.safetensors")
-    options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
-    if weights not in (None, "pretrained"):
-        options["pretrained_cfg_overlay"] = {"file": _existing(weights)}
+    options: dict[str, Any] = {}
+    if folder is None:
+        source, known = name, timm.models.get_pretrained_cfg(name)
+        has_fixed_size = known is None or known.fixed_input_size
+    else:
+        config = hub.config(folder)
+        source, options = config["architecture"], dict(config["model_args"])
+        options["pretrained_cfg"] = config["pretrained_cfg"]
+        has_fixed_size = options["pretrained_cfg"].get("fixed_input_size") or "img_size" in options
+    if image_size is not None and has_fixed_size:  # others take any size
+        options["img_size"] = image_size
+    if weights == "pretrained" and (file := hub.pretrained(name)):
+        options["pretrained_cfg_overlay"] = {"file": file}
     try:
-        backbone = timm.create_model(name, weights is not None, num_classes=0, **options)
-    except Exception as error:  # of timm, hub, network, pickle: they have no common parent
-        remedy = "use another image_size, or name the encoder that the weights belong to"
-        if weights == "pretrained":
-            remedy = (
-                "connect to the network once, or give a local file (weights='deit.pth'), or use "
-                f"the bundled micro encoder (encoder={MICRO!r}, weights='micro')"
-            )
-        raise EncoderError(
-            f"{name} cannot be made with weights {str(weights)!r} and image_size {image_size} "
-            f"({textwrap.shorten(str(error), 240)}): {remedy}."
-        ) from None
+        options["num_classes"] = 0
+        backbone = timm.create_model(source, weights == "pretrained", **options)
+    except Exception as error:  # of timm, network, pickle: they have no common parent
+        size = "" if image_size is None else f" for images of {image_size} pixels"
+        raise EncoderError(f"{name} cannot be made{size}: {first_line(error)}") from None
+    if weights is not None and weights != "pretrained":
+        load_into(backbone, name, weights)
+    return backbone
+
+
+def _feature_size(backbone: Any, name: str, image_size: int) -> int:
+    """F, found by trying: not every model of timm tells it, nor which sizes of image it takes."""
     patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", None)
-    if image_size is not None and patch is not None and image_size % patch[0]:
+    if patch is not None and image_size % patch[0]:
         # timm would silently cut off what does not fill a patch
         raise EncoderError(
             f"{name} cannot be made for images of {image_size} pixels: choose a multiple of its "
             f"patch size, {patch[0]}."
         )
-    return backbone
-
-
-def _existing(file: str | os.PathLike) -> str:
-    if not Path(file).is_file():
+    try:
+        with torch.no_grad():
+            features = backbone.eval()(torch.zeros(1, 3, image_size, image_size))
+    except Exception as error:  # whatever its layers say
         raise EncoderError(
-            f"there is no weights file {str(file)!r}: give the path of a .safetensors or .pth "
-            f"file, 'pretrained', 'micro' or None.{suggest(str(file), ['pretrained', 'micro'])}"
-        )
-    return str(file)
+            f"{name} does not take images of {image_size} pixels ({first_line(error)}): choose "
+            "another image_size."
+        ) from None
+    backbone.train()
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        raise EncoderError(f"{name} gives no single feature of an image: choose another encoder.")
+    return features.shape[1]

@@ -103,12 +103,15 @@ class HubEncoder(Encoder, PyTorchModelHubMixin):
         return encoder.eval()
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        is_transformer = hasattr(self.backbone, "patch_embed")
+        settings = self.settings()
+        if ":" in self.name:  # a model of another folder or the Hub: from now on of this folder
+            settings["name"] = "local-dir:."
+        has_fixed_size = self.backbone.pretrained_cfg.get("fixed_input_size")
         timm.models.save_for_hf(
             self.backbone,
             save_directory,
-            model_config={"sobook": {"encoder": self.settings(), "run": self.facts}},
-            model_args={"img_size": self.image_size} if is_transformer else None,
+            model_config={"sobook": {"encoder": settings, "run": self.facts}},
+            model_args={"img_size": self.image_size} if has_fixed_size else None,
             safe_serialization=True,
         )
         save_file(self.head.state_dict(), save_directory / "head.safetensors")
@@ -122,7 +125,8 @@ class HubEncoder(Encoder, PyTorchModelHubMixin):
         folder = Path(model_id)
         if not folder.is_dir():
             folder = Path(snapshot_download(model_id, **download))
-        encoder = cls.create(weights=None, **config["sobook"]["encoder"])
+        dim = config["sobook"]["encoder"]["dim"]
+        encoder = cls.create(f"local-dir:{folder}", weights=None, dim=dim)
         encoder.backbone.load_state_dict(load_file(folder / "model.safetensors"))
         encoder.head.load_state_dict(load_file(folder / "head.safetensors"))
         encoder.facts = config["sobook"]["run"]
@@ -133,23 +137,27 @@ def to_hub(run: Run, folder: str | Path) -> Path:
     """Write a finished run into a new folder in the layout of the Hub; nothing is uploaded.
 
     Raises:
-        SobookError: the folder is not empty.
+        SobookError: the folder is not empty, or cannot be written.
     """
     folder = Path(folder).expanduser()
-    if folder.exists() and any(folder.iterdir()):
-        raise SobookError(f"{folder} is not empty: name a new folder.")
-    HubEncoder.from_run(run).save_pretrained(folder)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise SobookError(f"{folder} is not an empty folder: name a new one.")
+    with replacing(folder) as partial:
+        HubEncoder.from_run(run).save_pretrained(partial)
     return folder
 
 
 def _facts(run: Run) -> dict[str, Any]:
     """What the card says of a run, without the folders of this machine."""
     weights = run.config.weights and Path(run.config.weights).name
+    encoder = Path(run.state["encoder"]["name"]).name
     root, retrieval = data_root(run.config.root), run.retrieval
     for folder in (root, root.resolve()):
         retrieval["notes"] = [note.replace(f"{folder}{os.sep}", "") for note in retrieval["notes"]]
     return {
-        "config": run.config.replace(root=None, run_dir=None, weights=weights).to_dict(),
+        "config": run.config.replace(
+            root=None, run_dir=None, encoder=encoder, weights=weights
+        ).to_dict(),
         "retrieval": retrieval,
         "train_images": run.state["train_images"],
         "train_classes": len(run.state["class_names"]),
@@ -168,7 +176,7 @@ pipeline_tag: image-feature-extraction
 tags: [image-retrieval, metric-learning, sobook]
 ---
 
-# {encoder.name}, trained for retrieval on {config["dataset"]}
+# {config["encoder"]}, trained for retrieval on {config["dataset"]}
 
 Embeds an image as a unit vector of {encoder.dim} numbers; the cosine of two embeddings says how
 similar the images are. Trained with sobook: Proxy Anchor and soft orthogonality of weight

@@ -16,10 +16,11 @@ import sobook
 
 ROOT = Path(__file__).resolve().parent.parent
 FOUNDATION = ("errors", "files", "lazy")
-TAUGHT = ("losses", "geometry", "retrieval", "statistics", "encoder", "embedding")
+TAUGHT = ("losses", "geometry", "retrieval", "statistics", "encoder", "weights", "hub", "embedding")
 TAUGHT += ("data", "training", "figures")  # "above the line"; all else serves them
 # What these import of sobook beside the foundation, so that each can be read alone.
-STANDS_ALONE = {"losses": (), "statistics": (), "retrieval": ("statistics",), "encoder": ()}
+STANDS_ALONE = {"losses": (), "statistics": (), "retrieval": ("statistics",)}
+STANDS_ALONE |= {"weights": (), "hub": (), "encoder": ("weights", "hub")}
 # The drawn birds are one data set of many: found by name, imported when asked for.
 BY_NAME = {
     ("sobook.data.image_sets", "sobook.aviary.species"),

@@ -6,8 +6,8 @@ import sys
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
+from torch import nn
 
 from sobook import files
 from sobook.aviary import micro
@@ -118,19 +118,6 @@ class TestWeights:
         first, second = (Encoder.create(MICRO, weights=w) for w in ("micro", "pretrained"))
         assert first.fingerprint() == second.fingerprint()
 
-    @pytest.mark.parametrize("kind", ["pth", "nested.pth", "safetensors"])
-    def test_file(self, tmp_path, kind):
-        source = timm.create_model(TINY, num_classes=10)
-        file = tmp_path / f"weights.{kind}"
-        state = source.state_dict()
-        if kind == "safetensors":
-            save_file(state, file)
-        else:
-            torch.save({"model": state} if "nested" in kind else state, file)
-        encoder = Encoder.create(TINY, weights=file)
-        for key, value in encoder.backbone.state_dict().items():
-            torch.testing.assert_close(value, state[key])
-
     @pytest.mark.parametrize("name", [TINY, MICRO])
     def test_positions_are_resampled_for_another_size(self, tmp_path, name):
         source = Encoder.create(name, weights=None).backbone
@@ -151,22 +138,6 @@ class TestWeights:
         )
         assert encoder.num_features == 192 and encoder.image_size == 128
 
-    def test_another_architecture_says_what_differs(self, tmp_path):
-        torch.save(timm.create_model(TINY, num_classes=0).state_dict(), tmp_path / "w.pth")
-        with pytest.raises(EncoderError, match=r"micro.* cannot be made .*w\.pth.*belong"):
-            Encoder.create(MICRO, weights=tmp_path / "w.pth")
-
-    def test_no_network_names_the_alternatives(self, monkeypatch, tmp_path):
-        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        monkeypatch.setenv("HF_HOME", str(tmp_path))
-
-        def offline(*args, **kwargs):
-            raise OSError("Network is unreachable")
-
-        monkeypatch.setattr(timm, "create_model", offline)
-        with pytest.raises(EncoderError, match="unreachable.*local file.*micro"):
-            Encoder.create("deit_tiny_patch16_224")
-
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
@@ -179,20 +150,57 @@ class TestWeights:
             ({"name": TINY, "token": "dist", "weights": None}, "no 'dist' token"),
             ({"name": MICRO, "dim": 0}, "dim is 0"),
             ({"name": MICRO, "image_size": 60, "weights": None}, "60 pixels.*patch size, 8"),
-            ({"name": MICRO, "image_size": 0, "weights": None}, "positive image size"),
-            ({"name": "test_resnet", "image_size": 60, "weights": None}, "image_size 60"),
+            ({"name": MICRO, "image_size": 0, "weights": None}, "image_size is 0: give 1 to 4096"),
+            ({"name": "resnet18", "image_size": 10**6, "weights": None}, "image_size is 1000000"),
+            ({"name": "test_convnext", "image_size": 2, "weights": None}, "take images of 2 pix"),
+            ({"name": "test_vit", "weights": "pretrained.pt"}, "Did you mean 'pretrained'"),
+            (
+                {"name": "vit_small_patch16_18x2_224"},
+                "no pretrained weights of vit_small_patch16_18",
+            ),
+            (
+                {"name": "vit_pwee_patch16_reg1_gap_256", "token": "cls", "weights": None},
+                "no 'cls'",
+            ),
+            ({"name": "test_vit2", "token": "dist", "weights": None}, "no 'dist' token"),
         ],
     )
     def test_bad_arguments(self, arguments, message):
         with pytest.raises(SobookError, match=message):
             Encoder.create(**arguments)
 
-    @pytest.mark.parametrize("content", [b"no weights", None])
-    def test_unreadable_file(self, tmp_path, content):
-        file = tmp_path / "w.pth"
-        if content is None:
-            torch.save([1, 2], file)
-        else:
-            file.write_bytes(content)
-        with pytest.raises(EncoderError, match="cannot be made with weights .*w.pth"):
-            Encoder.create(MICRO, weights=file)
+    @pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_efficientnet"])
+    def test_networks_of_convolutions_take_any_size(self, name):
+        encoder = Encoder.create(name, weights=None, image_size=72).eval()
+        images = torch.randint(0, 256, (2, 3, 72, 72), dtype=torch.uint8)
+        features = timm.create_model(name, num_classes=0).eval()
+        features.load_state_dict(encoder.backbone.state_dict())
+        assert encoder.image_size == 72
+        torch.testing.assert_close(encoder.features(images), features(encoder.normalize(images)))
+
+    @pytest.mark.parametrize(
+        ("name", "features"),
+        [
+            ("mobilenetv3_small_050", 1024),  # its num_features, 288, are those before the pooling
+            ("test_byobnet", 256),
+            ("test_vit3", 96),
+        ],
+    )
+    def test_the_size_of_the_feature_is_measured(self, name, features):
+        encoder = Encoder.create(name, dim=8, weights=None).eval()
+        side = encoder.image_size
+        assert encoder.num_features == encoder.features(torch.zeros(1, 3, side, side)).shape[1]
+        assert encoder.num_features == features
+        assert encoder(torch.zeros(1, 3, side, side)).shape == (1, 8)
+
+    def test_making_one_leaves_no_trace_in_it(self):
+        """The size of the feature is found by trying; norms stay as they were."""
+        torch.manual_seed(0)
+        encoder = Encoder.create("test_resnet", dim=8, weights=None)
+        after = torch.rand(1)
+        torch.manual_seed(0)
+        backbone = timm.create_model("test_resnet", num_classes=0)
+        nn.init.orthogonal_(nn.Linear(backbone.num_features, 8).weight)
+        assert encoder.training and torch.rand(1) == after
+        for key, value in encoder.backbone.state_dict().items():
+            assert torch.equal(value, backbone.state_dict()[key])

@@ -125,7 +125,7 @@ class TestHub:
         assert '"deit.safetensors"' in (folder / "config.json").read_text()
 
     def test_nothing_is_overwritten(self, run, folder):
-        with pytest.raises(SobookError, match="is not empty"):
+        with pytest.raises(SobookError, match="is not an empty folder"):
             export.to_hub(run, folder)
 
     def test_not_a_hub_folder(self, tmp_path):

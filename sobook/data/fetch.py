@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import IO
 
 import requests
+import urllib3
 from tqdm.auto import tqdm
 
 from sobook import files
-from sobook.errors import DatasetError, DownloadError, first_line
+from sobook.errors import DatasetError, DownloadError, SobookError, first_line
 
 _PIECE = 1 << 14  # bytes that a broken connection may cost
 _ENTRY = 512  # bytes that an entry of an archive is taken to cost beside its content
@@ -67,6 +68,7 @@ def fetch(
     part.parent.mkdir(parents=True, exist_ok=True)
     part.touch()
     failures, most = 0, part.stat().st_size
+    begun = most
     while not most or most != size:
         try:
             _continue(part, url, size, progress)
@@ -74,8 +76,10 @@ def fetch(
         except requests.RequestException as error:
             failures = 1 if part.stat().st_size > most else failures + 1
             most = max(most, part.stat().st_size)
-            if failures == _TRIES or not _is_passing(error):
-                raise DownloadError(f"{url} could not be fetched: {_reason(error)}.") from None
+            tries = 1 if most == begun and _is_unreachable(error) else _TRIES
+            if failures == tries or not _is_passing(error):
+                reason = _reason(error, failures)
+                raise DownloadError(f"{url} could not be fetched: {reason}.") from None
             time.sleep(_PAUSE * 2 ** (failures - 1))
     if wrong := _mismatch(part, size, sha256):
         part.unlink()
@@ -107,13 +111,21 @@ def _continue(part: Path, url: str, size: int | None, progress: bool) -> None:
                 bar.update(file.write(chunk))
 
 
+def _is_unreachable(error: requests.RequestException) -> bool:
+    """No connection was made at all: a machine without network, a wrong proxy, a wrong name."""
+    return bool(error.args) and isinstance(error.args[0], urllib3.exceptions.MaxRetryError)
+
+
 def _is_passing(error: requests.RequestException) -> bool:
-    return error.response is None or error.response.status_code in _PASSING
-
-
-def _reason(error: requests.RequestException) -> str:
     if error.response is None:
-        return f"{type(error).__name__} {_TRIES} times in a row (is this machine online?)"
+        return not isinstance(error, ValueError)  # of a wrong address, also of the proxy
+    return error.response.status_code in _PASSING
+
+
+def _reason(error: requests.RequestException, failures: int) -> str:
+    if error.response is None:
+        often = f" {failures} times in a row" if failures > 1 else ""
+        return f"{type(error).__name__}{often} (is this machine online? is its proxy right?)"
     return f"it answered {error.response.status_code} {error.response.reason}"
 
 
@@ -165,6 +177,7 @@ def install(
     Raises:
         DownloadError: an archive cannot be fetched; the message says how to get it by hand.
         DatasetError: a damaged, hostile or wrong archive; nothing of it is left.
+        SobookError: the disk is full, or cannot be written.
     """
     home, stage = root / card["folder"], root / f".{name}.unpacking"
     with files.lock(root / f".{name}.lock"):
@@ -172,8 +185,8 @@ def install(
         if home.exists():
             check(home)
             return home
-        archives = [_obtain(name, archive, card, root, progress) for archive in card["archives"]]
         try:
+            archives = [_obtain(name, each, card, root, progress) for each in card["archives"]]
             for path, archive in zip(archives, card["archives"], strict=True):
                 folder = stage / archive.get("place", "")
                 folder.mkdir(parents=True)
@@ -186,6 +199,10 @@ def install(
                 raise DatasetError(f"{archives[0]} holds no folder {inner.name}: a wrong archive?")
             check(inner)
             os.replace(inner, home)
+        except OSError as error:
+            if isinstance(error, SobookError):
+                raise
+            raise files.unwritable(home, error) from None
         finally:
             shutil.rmtree(stage, ignore_errors=True)
     if progress:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from sobook.data import benchmarks, fetch, image_sets
-from sobook.errors import DatasetError, DownloadError
+from sobook.errors import DatasetError, DownloadError, SobookError
 
 BODY = random.Random(0).randbytes(300_000)
 KNOWN = {"size": len(BODY), "sha256": hashlib.sha256(BODY).hexdigest()}
@@ -320,9 +320,57 @@ def test_install_leaves_nothing_of_a_wrong_archive(archive, install):
     assert left_in(archive.parent.parent) == {"downloads"}
 
 
-def test_unreachable_source_tells_the_way_by_hand(install):
-    with pytest.raises(DownloadError, match="ConnectionError.*online.*Put it into"):
-        install(url="http://127.0.0.1:9/x.tgz")
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("http://127.0.0.1:9/x.tgz", "ConnectionError .*online.*Put it into"),
+        ("http://no-such-host.invalid/x.tgz", "ConnectionError .*online.*Put it into"),
+        ("nowhere", "MissingSchema.*Put it into"),
+    ],
+)
+def test_unreachable_source_is_asked_once_and_tells_the_way_by_hand(
+    install, monkeypatch, url, words
+):
+    monkeypatch.setattr(fetch.time, "sleep", lambda _: pytest.fail("asked again"))
+    with pytest.raises(DownloadError, match=words):
+        install(url=url)
+
+
+def test_wrong_proxy_is_asked_once(install, monkeypatch):
+    monkeypatch.setattr(fetch.time, "sleep", lambda _: pytest.fail("asked again"))
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with pytest.raises(DownloadError, match="ProxyError .*is its proxy right"):
+        install(url="http://example.invalid/x.tgz")
+
+
+def test_connection_lost_midway_is_tried_again(download, server, part, monkeypatch):
+    """Once something has arrived, a moment without network is no reason to give up."""
+    answers, get = [True, False, True], fetch.requests.get
+
+    def lost(url, **options):
+        return get(url if answers.pop(0) else "http://127.0.0.1:9/x", **options)
+
+    monkeypatch.setitem(ANSWERS, "breaks-once", [{"upto": 200_000}, {}])
+    monkeypatch.setattr(fetch.requests, "get", lost)
+    download("breaks-once")
+    assert answers == []
+
+
+@pytest.mark.parametrize("where", ["fetching", "unpacking"])
+def test_full_disk_is_one_sentence_and_leaves_nothing_half_done(
+    install, archive, server, monkeypatch, where
+):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    if where == "fetching":
+        monkeypatch.setattr(fetch, "_bar", full)
+    else:
+        make_tar(archive, GOOD)
+        monkeypatch.setattr(fetch.shutil, "copyfileobj", full)
+    with pytest.raises(SobookError, match="Top could not be written .*No space left.*make room"):
+        install(url=server.url + "good")
+    assert left_in(archive.parent.parent) == {"downloads"}
 
 
 @pytest.fixture
