@@ -14,6 +14,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
+from sobook.figures.style import alt_text
 from sobook.studies import figures as study_figures, report, study
 
 HERE = Path(__file__).resolve().parent
@@ -25,12 +26,12 @@ def assemble(notebooks: Path, source: Path) -> None:
     """Put all that the book is made of into the folder `source`."""
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(HERE, source, ignore=shutil.ignore_patterns("build.py", "__pycache__"))
-    shutil.copy(RESULTS / "hero.png", source / "_static")
-    shutil.copy(RESULTS / "common_mode.md", source)
-    shutil.copy(RESULTS / "common_mode.png", source)
-    text = (HERE / "results.md").read_text(encoding="utf-8")
-    text = re.sub(r"\{\{study (\w+)\}\}", lambda found: study_table(found[1]), text)
-    (source / "results.md").write_text(text, encoding="utf-8")
+    for picture in RESULTS.glob("*.png"):
+        shutil.copy(picture, source / "_static")
+    for page in ("results.md", "replication.md"):
+        text = (HERE / page).read_text(encoding="utf-8")
+        text = re.sub(r"\{\{study (\w+)\}\}", lambda found: study_section(found[1]), text)
+        (source / page).write_text(text, encoding="utf-8")
     (source / "notebooks").mkdir()
     for path in sorted(notebooks.glob("[0-9][0-9]_*.ipynb")):
         book = nbformat.read(path, as_version=4)
@@ -58,28 +59,43 @@ def fit_cell(cell) -> None:
         cell.metadata["mystnb"] = {"image": {"alt": alt}}
 
 
-def study_table(name: str) -> str:
-    """The summary of a committed study, as a Markdown table: one row per setting."""
-    one = study.load(name)
-    result = report.summary(one, pd.read_csv(RESULTS / f"{name}.csv"))
-    if "setting" in result:  # what is compared, side by side
-        result = pd.concat(rows for _, rows in result.groupby("setting", sort=False))
+def study_section(name: str) -> str:
+    """What a committed study predicted and found, its figure and its table."""
+    one, table = study.load(name), pd.read_csv(RESULTS / f"{name}.csv")
+    result, family = report.summary(one, table), report.comparisons(one, table)
+    parts = []
+    if one.family.prediction:
+        parts.append(f"*Predicted, before it ran:* {' '.join(one.family.prediction.split())}")
+    parts.append(f"*Found:* {report.headline(one, table)}")
+    alt = alt_text(study_figures.draw(one, table, result, family)).replace('"', "'")
+    parts.append(f"```{{image}} _static/{name}.png\n:alt: {alt}\n:width: 100%\n```")
+    rows = study_table(one, result)
+    if len(result) > 12:
+        rows = f"<details><summary>All {len(result)} settings</summary>\n\n{rows}\n\n</details>"
+    return "\n\n".join([*parts, rows])
+
+
+def study_table(one: study.Study, result: pd.DataFrame) -> str:
+    """The summary of a study, as a Markdown table: the frozen encoder, then one row per setting."""
+    metric = study_figures.in_words(one.metric)
     lines = [
-        "| setting | seeds | RMS proxy cosine | Recall@1 [95 %] | against the baseline [95 %] "
-        "| p, corrected |",
+        f"| setting | seeds | RMS proxy cosine | {metric} [95 % over seeds] "
+        "| difference from the baseline [95 % over seeds] | verdict, corrected |",
         "|---|---|---|---|---|---|",
     ]
+    for frozen in result.get("frozen", pd.Series(dtype=float)).round(6).dropna().unique():
+        if one.metric == "recall_at_1":
+            lines.append(f"| frozen encoder | – | – | {frozen:.3f} | – | – |")
     names = study_figures.labels_of(result, one.factors[:-1])
     for name, (_, row) in zip(names, result.iterrows(), strict=True):
         if row.get("chosen") is True:
             name += " (chosen)"
         cosine = f"{row['rms_cosine']:.3f}" if pd.notna(row.get("rms_cosine")) else "–"
         recall = f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-        change = "– |"
+        change = "– | –"
         if pd.notna(row.get("difference")):
             low, high = row["difference_low"], row["difference_high"]
-            p = "< 0.001" if row["p_holm"] < 0.001 else f"{row['p_holm']:.3f}"
-            change = f"{row['difference']:+.3f} [{low:+.3f}, {high:+.3f}] | {p}"
+            change = f"{row['difference']:+.3f} [{low:+.3f}, {high:+.3f}] | {row['verdict']}"
         lines.append(f"| {name} | {row['seeds']:.0f} | {cosine} | {recall} | {change} |")
     return "\n".join(lines)
 
