@@ -98,10 +98,12 @@ class ProxyAnchor(nn.Module):
             products = (self.scale * unit) @ proxies.T  # (B, C)
             logits = products / _lengths(proxies, "proxy").T  # (B, C): α·s(x, p)
 
-            # Pull: an embedding is a positive of one proxy, so only classes in the batch take part.
-            present = labels.unique()  # (C⁺,)
+            # Pull: an embedding is a positive of one proxy, so only classes in the batch take part:
+            # one column per embedding, and so n equal columns for a class with n of them.
             own = logits.gather(1, labels[:, None])  # (B, 1)
-            pull = torch.where(labels[:, None] == present, -own, _LEFT_OUT)  # (B, C⁺)
+            same = labels[:, None] == labels  # (B, B)
+            pull = torch.where(same, -own, _LEFT_OUT)  # (B, B)
+            share = 1 / same.sum(dim=0, dtype=logits.dtype)  # (B,): 1/n, summing to |P⁺|
 
             # Push: every class has negatives; an embedding is left out of its own class's sum.
             push = logits.scatter(1, labels[:, None], _LEFT_OUT)  # (B, C)
@@ -110,7 +112,7 @@ class ProxyAnchor(nn.Module):
             # the logarithm of the sum.
             pull = _log_one_plus_sum_exp(pull, self.scale * (self.margin + self.threshold))
             push = _log_one_plus_sum_exp(push, self.scale * (self.margin - self.threshold))
-            return pull.mean() + push.mean()  # over (C⁺,) and (C,)
+            return (share * pull).sum() / share.sum() + push.mean()  # means over classes
 
     def _check(self, embeddings: Tensor, labels: Tensor) -> None:
         (num_classes, dim), shape = self.proxies.shape, tuple(embeddings.shape)
@@ -123,13 +125,12 @@ class ProxyAnchor(nn.Module):
                 f"labels are {labels.dtype} {tuple(labels.shape)}, expected torch.int64 "
                 f"({len(embeddings)},): one label per embedding."
             )
-        if labels.device.type == "cpu":
-            lowest, highest = map(int, labels.aminmax())
-            if not 0 <= lowest <= highest < num_classes:
-                raise SobookError(
-                    f"labels run from {lowest} to {highest}, but the {num_classes} proxies have "
-                    f"0..{num_classes - 1}."
-                )
+        lowest, highest = _extremes(labels) or (0, 0)
+        if not 0 <= lowest <= highest < num_classes:
+            raise SobookError(
+                f"labels run from {lowest} to {highest}, but the {num_classes} proxies have "
+                f"0..{num_classes - 1}."
+            )
 
 
 class SoftOrthogonalProxyAnchor(ProxyAnchor):
@@ -256,15 +257,25 @@ def _lengths(rows: Tensor, what: str) -> Tensor:
     """(N, 1) lengths of rows, never 0; on the CPU, rows that have no direction are refused."""
     lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     tiny = torch.finfo(rows.dtype).tiny
-    if rows.device.type == "cpu":
-        shortest, longest = map(float, lengths.detach().aminmax())  # NaN, if there is one
-        if not tiny < shortest <= longest < math.inf:
-            bad = (~((lengths > tiny) & (lengths < math.inf))).nonzero()
-            raise SobookError(
-                f"{what} {int(bad[0, 0])} is zero, NaN or infinite ({len(bad)} such rows): often "
-                "the learning rate is too high, or an image is empty."
-            )
+    shortest, longest = _extremes(lengths) or (1, 1)  # NaN, if there is one
+    if not tiny < shortest <= longest < math.inf:
+        bad = (~((lengths > tiny) & (lengths < math.inf))).nonzero()
+        raise SobookError(
+            f"{what} {int(bad[0, 0])} is zero, NaN or infinite ({len(bad)} such rows): often "
+            "the learning rate is too high, or an image is empty."
+        )
     return lengths.clamp_min(tiny)
+
+
+def _extremes(values: Tensor) -> tuple[float, float] | None:
+    """Smallest and largest value; None on a GPU, which it would stall, and inside vmap."""
+    if values.device.type != "cpu":
+        return None
+    lowest, highest = values.detach().aminmax()
+    try:
+        return lowest.item(), highest.item()
+    except RuntimeError:  # torch.func.vmap maps over tensors whose values nobody may look at
+        return None
 
 
 def _at_least_float32(*tensors: Tensor) -> list[Tensor]:

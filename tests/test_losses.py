@@ -3,6 +3,7 @@
 Notation: B batch, C classes, D embedding dimension.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -322,6 +323,77 @@ def test_proxy_anchor_first_and_second_derivatives(labels, threshold):
 
     assert torch.autograd.gradcheck(loss, inputs)
     assert torch.autograd.gradgradcheck(loss, inputs)
+
+
+# --- The transforms of torch.func, as people use them on any loss --------------------------------
+
+
+@pytest.mark.parametrize("loss", [ProxyAnchor, SoftOrthogonalProxyAnchor])
+def test_func_grad_and_hessian_equal_autograd(loss):
+    embeddings, proxies, labels = draw(1, 6, 4, 3)
+    module = loss(4, 3, scale=4.0)
+
+    def value(p):
+        return functional_call(module, {"proxies": p}, (embeddings, labels))
+
+    _, (slope,) = gradients(value, proxies)
+    torch.testing.assert_close(torch.func.grad(value)(proxies), slope, **EXACT)
+    curvature = torch.autograd.functional.hessian(value, proxies)
+    torch.testing.assert_close(torch.func.hessian(value)(proxies), curvature, **EXACT)
+    _, along = torch.func.jvp(value, (proxies,), (slope,))
+    torch.testing.assert_close(along, slope.square().sum(), **EXACT)
+
+
+@pytest.mark.parametrize("mapped", [(0, 0, 0), (None, 0, None), (0, None, None)])
+@pytest.mark.parametrize("loss", [ProxyAnchor, SoftOrthogonalProxyAnchor])
+def test_vmap_equals_a_loop(loss, mapped):
+    """Over batches, over models, and over both."""
+    cases = [draw(seed, 7, 4, 3) for seed in range(3)]
+    inputs = [torch.stack([case[i] for case in cases]) for i in range(3)]  # x (3, B, D), p, y
+    inputs = [rows if axis == 0 else rows[0] for rows, axis in zip(inputs, mapped, strict=True)]
+    module = loss(4, 3)
+
+    def value(x, p, y):
+        return functional_call(module, {"proxies": p}, (x, y))
+
+    both = torch.func.grad_and_value(value, argnums=(0, 1))
+    found = torch.func.vmap(both, mapped)(*inputs)
+    for i in range(3):
+        pick = [(rows[i] if axis == 0 else rows) for rows, axis in zip(inputs, mapped, strict=True)]
+        one = both(*pick)
+        torch.testing.assert_close([leaf[i] for leaf in tree_leaves(found)], tree_leaves(one))
+
+
+def test_vmap_gives_a_gradient_per_image():
+    embeddings, proxies, labels = draw(2, 5, 4, 3)
+    module = ProxyAnchor(4, 3)
+
+    def of_one(p, x, y):
+        inputs = (x[None], y[None])
+        return torch.func.grad(lambda p: functional_call(module, {"proxies": p}, inputs))(p)
+
+    slopes = torch.func.vmap(of_one, (None, 0, 0))(proxies, embeddings, labels)
+    for image in range(5):
+        torch.testing.assert_close(slopes[image], of_one(proxies, embeddings[image], labels[image]))
+
+
+@pytest.mark.parametrize("classes, dim", [(3, 5), (6, 3)])
+def test_vmap_over_soft_orthogonality(classes, dim):
+    many = torch.stack([draw(seed, 1, classes, dim)[1] for seed in range(3)])
+    pairs = chosen_pairs(0, classes)
+    for options in ({}, {"reduction": "sum"}, {"pairs": pairs}):
+        of_one = torch.func.grad_and_value(functools.partial(soft_orthogonality, **options))
+        slopes, values = torch.func.vmap(of_one)(many)
+        for i, proxies in enumerate(many):
+            torch.testing.assert_close((slopes[i], values[i]), of_one(proxies))
+
+
+@pytest.mark.slow  # a compiler at work
+def test_compiled_gives_the_same():
+    embeddings, proxies, labels = draw(4, 8, 5, 3, torch.float32)
+    plain = gradients(lambda x, p: proxy_anchor(x, p, labels), embeddings, proxies)
+    compiled = torch.compile(lambda x, p: proxy_anchor(x, p, labels))
+    torch.testing.assert_close(gradients(compiled, embeddings, proxies), plain)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
