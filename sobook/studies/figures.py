@@ -11,7 +11,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 
-from sobook.figures.style import CHANCE_LINE, COLORS, PALETTE, Figure, finish, new_figure, use_style
+from sobook.figures.style import (
+    CHANCE_LINE,
+    COLORS,
+    PALETTE,
+    Figure,
+    finish,
+    new_figure,
+    use_style,
+)
 from sobook.statistics import t_interval
 from sobook.studies.study import LABELS, Study
 
@@ -42,25 +50,28 @@ def in_words(name: str) -> str:
 
 
 @use_style()
-def draw(study: Study, table: pd.DataFrame, summary: pd.DataFrame) -> Figure:
+def draw(study: Study, table: pd.DataFrame, summary: pd.DataFrame, family: pd.DataFrame) -> Figure:
     """The figure of a study.
 
     Args:
         study: what was run; its `x`, `panels` and `curves_of` ask for curves.
         table: one row per run.
         summary: its `sobook.studies.report.summary`.
+        family: its `sobook.studies.report.comparisons`.
     """
-    figure = _curves(study, table, summary) if study.x else _settings(study, summary)
+    figure = _curves(study, table, summary) if study.x else _settings(study, summary, family)
     figure.suptitle(f"{study.title} ({_seeds(summary)})", x=0.01, ha="left", fontsize=15)
     return figure
 
 
-def _settings(study: Study, summary: pd.DataFrame) -> Figure:
+def _settings(study: Study, summary: pd.DataFrame, family: pd.DataFrame) -> Figure:
     """One row per setting: its mean beside the frozen encoder, its difference from the baseline."""
     labels = labels_of(summary, study.factors[:-1])
     paired = "difference" in summary
-    figure = new_figure(12 if paired else 9, 0.42 * len(summary) + 2.2)
-    axes = figure.subplots(1, 1 + paired, sharey=True, squeeze=False)[0]
+    beside = [f"{second} − {first}" for first, second in study.family.columns]
+    panels = 1 + paired + len(beside)
+    figure = new_figure(3.2 * panels + 3, 0.42 * len(summary) + 2.2)
+    axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
     metric, told = in_words(study.metric), []
     for y, (label, (_, row)) in enumerate(zip(labels, summary.iterrows(), strict=True)):
         _interval(axes[0], y, row["mean"], row["low"], row["high"], COLORS["PA+SO"])
@@ -80,9 +91,17 @@ def _settings(study: Study, summary: pd.DataFrame) -> Figure:
         axes[1].axvline(0, **CHANCE_LINE)
         axes[1].set_xlabel(f"difference from {_setting(study.baseline)}")
         axes[1].legend(handles=_shown_handles(), **_ABOVE)
+    for axis, name in zip(axes[1 + paired :], beside, strict=True):
+        axis.axvline(0, **CHANCE_LINE)
+        axis.set_xlabel("\n− ".join(map(in_words, name.split(" − "))))
+        for row in family[family["metric"] == name].itertuples():
+            ends, shown = (row.low, row.high), row.verdict != "no difference shown"
+            _interval(axis, row.setting, row.difference, *ends, COLORS["PA+SO"], filled=shown)
+            told.append(f"{name} at {labels[row.setting]} {row.difference:+.3f} ({row.verdict})")
     for axis in axes:
         axis.grid(axis="x", color="#E4E4E4", lw=0.8)
         axis.tick_params(axis="y", length=0)
+        axis.locator_params(axis="x", nbins=5)
     return finish(figure, f"{study.title}, {metric} with 95% intervals: {'; '.join(told)}.")
 
 
@@ -92,6 +111,8 @@ def _curves(study: Study, table: pd.DataFrame, summary: pd.DataFrame) -> Figure:
     paired = "difference" in summary
     columns = summary[study.panels].drop_duplicates().tolist() if study.panels else [None]
     others = [name for name in study.factors[:-1] if name not in (x, study.panels)]
+    if x in LABELS:  # a case's other factors only say what its name stands for
+        others = [name for name in others if name in study.grid]
     rows = len(metrics) + paired
     figure = new_figure(4.6 * len(columns) + 2.6, 3.0 * rows + 0.8)
     axes = figure.subplots(rows, len(columns), sharex=True, sharey="row", squeeze=False)
@@ -100,12 +121,15 @@ def _curves(study: Study, table: pd.DataFrame, summary: pd.DataFrame) -> Figure:
         name: {"color": PALETTE[i % len(PALETTE)], "marker": _MARKERS[i % len(_MARKERS)]}
         for i, name in enumerate(dict.fromkeys(names))
     }
-    places = {value: place for place, value in enumerate(sorted(summary[x].unique()))}
+    values = summary[x].drop_duplicates()
+    values = values.sort_values() if pd.api.types.is_numeric_dtype(values) else values
+    places = {value: place for place, value in enumerate(values)}
     told = []
     for column, panel in enumerate(columns):
         here = (summary[study.panels] == panel) if study.panels else summary["mean"].notna()
         for index, (name, look) in enumerate(looks.items()):
-            lines = summary[here & (np.array(names) == name)].sort_values(x)
+            lines = summary[here & (np.array(names) == name)]
+            lines = lines.sort_values(x, key=lambda column: column.map(places))
             shift = 0.05 * (index - (len(looks) - 1) / 2)  # intervals side by side
             at = lines[x].map(places).to_numpy() + shift
             for row, metric in enumerate(metrics):
@@ -113,7 +137,7 @@ def _curves(study: Study, table: pd.DataFrame, summary: pd.DataFrame) -> Figure:
                 axes[row, column].plot(at, means, label=name, **look)
                 axes[row, column].vlines(at, low, high, color=look["color"], lw=1.5)
             ends = zip(lines[x], lines["mean"], strict=True)
-            told += [f"{name} at {x} {value:g}: {mean:.3f}" for value, mean in ends]
+            told += [f"{name}, {_setting({x: value})}: {mean:.3f}" for value, mean in ends]
             if paired and lines["difference"].notna().any():
                 axis = axes[-1, column]
                 axis.plot(at, lines["difference"], color=look["color"], lw=1.2)
@@ -136,9 +160,10 @@ def _curves(study: Study, table: pd.DataFrame, summary: pd.DataFrame) -> Figure:
         if paired:
             axes[-1, column].axhline(0, **CHANCE_LINE)
         if study.panels:
-            axes[0, column].set_title(f"{in_words(study.panels)} = {panel}")
-        axes[-1, column].set_xlabel(in_words(x))
-        axes[-1, column].set_xticks(list(places.values()), [f"{value:g}" for value in places])
+            axes[0, column].set_title(_setting({study.panels: panel}))
+        axes[-1, column].set_xlabel("" if x in LABELS else in_words(x))
+        ticks = [value if x in LABELS else f"{value:g}" for value in places]
+        axes[-1, column].set_xticks(list(places.values()), ticks)
     for row, metric in enumerate(metrics):
         axes[row, 0].set_ylabel(in_words(metric))
     handles = [Line2D([], [], label=name, **look) for name, look in looks.items() if name]

@@ -190,8 +190,9 @@ def write(study: Study, table: pd.DataFrame, folder: Path, command: str) -> list
         table.to_csv(partial, index=False)
     files.write_text(page, markdown(study, table, facts))
     files.write_json(origin, facts)
+    figure = figures.draw(study, table, summary(study, table), comparisons(study, table))
     with files.replacing(picture) as partial:
-        figures.draw(study, table, summary(study, table)).savefig(partial, dpi=80)
+        figure.savefig(partial, dpi=80)
     return written
 
 
@@ -205,7 +206,9 @@ def markdown(study: Study, table: pd.DataFrame, facts: dict[str, Any]) -> str:
     fixed = ", ".join(f"{name} = {value}" for name, value in study.fixed.items())
     sections = [f"# {study.title}", trained]
     if study.family.prediction:
-        sections.append(f"**Predicted, before it ran:** {" ".join(study.family.prediction.split())}")
+        sections.append(
+            f"**Predicted, before it ran:** {' '.join(study.family.prediction.split())}"
+        )
     if found := headline(study, table):
         sections.append(f"**Found:** {found}")
     sections += [
