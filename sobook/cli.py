@@ -151,6 +151,8 @@ def compare(runs: Several, /) -> None:
     data = {(run.config.dataset, str(run.config.options)) for run in opened}
     if len(data) > 1:
         raise SobookError(f"the runs are on different data: {sorted(data)}.")
+    for run in opened:
+        run.retrieval  # noqa: B018 (one that is not finished fails here, before any is embedded)
     results = [
         sobook.training.evaluate_run(run.config, run.encoder(), progress=True) for run in opened
     ]
@@ -182,8 +184,7 @@ def embed_images(source: SourceOptions, out: Path, split: str = "test") -> None:
         out: the file to write, ending in .npz.
         split: train, validation, test, query or gallery.
     """
-    if out.suffix != ".npz":
-        raise SobookError(f"--out {out}: the file must end in .npz.")
+    out = _checked_output("--out", out, ".npz")
     import numpy as np
 
     config, encoder = source.open()
@@ -218,6 +219,8 @@ def export_run(
     """
     if onnx is None and hub is None:
         raise SobookError("export: name --onnx, --hub or both.")
+    if onnx is not None:
+        onnx = _checked_output("--onnx", onnx, ".onnx")
     opened = sobook.Run.load(run)
     if onnx is not None:
         _say(sobook.export.to_onnx(opened, onnx))
@@ -241,8 +244,7 @@ def explore(
         classes: most classes shown.
         images: most images of each class.
     """
-    if out.suffix not in (".html", ".htm"):
-        raise SobookError(f"--out {out}: the file must end in .html.")
+    out = _checked_output("--out", out, ".html", ".htm")
     opened = [sobook.Run.load(path) for path in runs]
     from sobook.interactive import explorer
 
@@ -257,6 +259,7 @@ def run_studies(
     out: Path | None = None,
     jobs: int | None = None,
     only_gather: bool = False,
+    dry_run: bool = False,
 ) -> None:
     """Do the runs of a study, a grid in a TOML file, and gather them into a table and a figure.
 
@@ -266,20 +269,30 @@ def run_studies(
     For instance:
       sobook study aviary_lambda_heads --out results
       sobook study my_study.toml --jobs 2
+      sobook study my_study.toml --dry-run
 
     Args:
         studies: study files, or names of studies that come with sobook.
         out: folder for the results; default: <data root>/study_results.
         jobs: runs at a time; default: a run for each GPU, or for each core where only heads learn.
         only_gather: start nothing, gather what is finished.
+        dry_run: check what all runs need, say how many are to come, and stop.
     """
     if not studies:
         raise SobookError("study needs a study file, or the name of one that comes with sobook.")
     from sobook.studies import report, study
+    from sobook.training import plan
 
+    if jobs is not None and jobs < 1:
+        raise SobookError(f"--jobs {jobs}: at least one run at a time.")
     out = files.data_root() / "study_results" if out is None else out.expanduser()
-    for name in studies:
-        one = study.load(name)
+    plan.check_writable(out)
+    loaded = [study.load(name) for name in studies]  # a mistake in the last is said at once
+    for one in loaded:
+        if dry_run:
+            runs, to_come = len(one.plan()), len(study.check(one))
+            _say(f"{one.name}: {runs} runs, {to_come} of them to come; all they need is there")
+            continue
         table = study.gather(one) if only_gather else study.run(one, jobs=jobs)
         if table.empty:
             raise SobookError(f"study {one.name}: no run is finished yet, so there is no table.")
@@ -313,13 +326,23 @@ def search_pictures(
     """
     if folder is None and index is None:
         raise SobookError("search needs --folder, the pictures to index, or --index, a saved one.")
+    if k < 1:
+        raise SobookError(f"--k {k}: at least one neighbor.")
+    for picture in query:
+        if not Path(picture).is_file():
+            raise SobookError(f"--query {picture}: there is no such file.")
+    if page is not None:
+        page = _checked_output("--page", page, ".html", ".htm")
+    if folder is not None and index is not None:
+        index = _checked_output("--index", index, ".npz")
     _, encoder = source.open()
     from sobook.interactive import search
 
     if folder is None:
         pictures = search.Index.load(index)
     else:
-        pictures = search.index_folder(encoder, folder)
+        most = None if page is None else search.MOST_ON_PAGE
+        pictures = search.index_folder(encoder, folder, most=most)
         _print_notes(pictures.left_out)
         if index is not None:
             _say(f"{pictures.save(index)}: {len(pictures):,} pictures")
@@ -393,6 +416,19 @@ def _say(line: object) -> None:
     _flush()
 
 
+def _checked_output(option: str, file: Path, *suffixes: str) -> Path:
+    """The file to write, refused before the work that it is for."""
+    from sobook.training import plan
+
+    file = file.expanduser()
+    if file.suffix not in suffixes:
+        raise SobookError(f"{option} {file}: the file must end in {suffixes[0]}.")
+    if file.is_dir():
+        raise SobookError(f"{option} {file}: that is a folder; name a file.")
+    plan.check_writable(file.parent)
+    return file
+
+
 def _print_result(title: str, result: dict) -> None:
     low, high = result[next(key for key in result if key.endswith("_interval"))]
     recalls = "  ".join(f"R@{k} {value:.3f}" for k, value in result["recall"].items())
@@ -456,7 +492,7 @@ def _prepare_process() -> None:
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started this
             # The first file opened would take its number, and receive what C code prints there.
-            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
+            setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # "…" on a terminal that knows ASCII alone: "\u2026"
             stream.reconfigure(errors="backslashreplace")

@@ -45,8 +45,9 @@ class TrainingError(SobookError, RuntimeError):
 
 def suggest(word: str, choices: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` for a near miss, an empty string otherwise."""
-    near = difflib.get_close_matches(str(word), [str(choice) for choice in choices], n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    known = {str(choice).casefold(): choice for choice in choices}
+    near = difflib.get_close_matches(str(word).casefold(), known, n=1)
+    return f" Did you mean {str(known[near[0]])!r}?" if near else ""
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:

@@ -134,6 +134,8 @@ def evaluate(
     if (gallery is None) != (gallery_labels is None):
         raise SobookError("give gallery and gallery_labels together, or neither.")
     check_choice("unmatched", unmatched, ("exclude", "miss"))
+    if not 0 <= (seed := plain("seed", seed, int)) < 2**31:
+        raise SobookError(f"seed is {seed}: it must be between 0 and {2**31 - 1:,}.")
     own = gallery is None
     queries, gallery = _unit_pair(embeddings, gallery)
     labels = _checked_labels(labels, queries)
@@ -312,7 +314,16 @@ def _unit_pair(embeddings: Any, gallery: Any) -> tuple[Tensor, Tensor]:
 
 def _unit_rows(rows: Any, name: str) -> Tensor:
     """(N, D) float32 rows of unit length, on the device they are on."""
-    rows = rows if torch.is_tensor(rows) else torch.tensor(np.asarray(rows, dtype=np.float32))
+    if not torch.is_tensor(rows):
+        rows = np.asarray(rows)
+        if rows.dtype.kind not in "biufO":
+            raise SobookError(f"{name} are {rows.dtype}, expected numbers (N, D).")
+        try:
+            rows = torch.tensor(rows.astype(np.float32))
+        except (TypeError, ValueError):  # of objects that are no numbers
+            raise SobookError(
+                f"{name} hold something that is no number, expected (N, D)."
+            ) from None
     rows = rows.detach().float()
     if rows.ndim != 2 or rows.numel() == 0:
         raise SobookError(f"{name} have shape {tuple(rows.shape)}, expected (N, D) with N, D ≥ 1.")

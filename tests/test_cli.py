@@ -1,18 +1,21 @@
 """The command line, as a user types it."""
 
+import dataclasses
 import re
 import shutil
 import subprocess
 import sys
+import typing
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from sobook import files
+from sobook import cli, files
 from sobook.cli import COMMANDS, main
 from sobook.errors import RunError, SobookError
+from sobook.interactive import search
 from sobook.training import loop
 from sobook.training.config import TrainConfig
 
@@ -110,6 +113,21 @@ def test_prepare_prints_where(data, capsys):
         (["embed", "--out", "x.csv"], "must end in .npz"),
         (["explore", "no-such-run", "--out", "page.pdf"], "must end in .html"),
         (["explore", "no-such-run"], "not a run folder"),
+        (["explore"], "name one run or two"),
+        (["embed", "--out", "/dev/null/x.npz"], "/dev/null is a file"),
+        (["search", "--folder", ".", "--page", "page.pdf"], "--page page.pdf: .* end in .html"),
+        (["search", "--folder", ".", "--index", "index.csv"], "--index index.csv: .* end in .npz"),
+        (["search", "--folder", ".", "--query", "gone.jpg"], "--query gone.jpg: there is no such"),
+        (["search", "--folder", ".", "--k", "0"], "--k 0"),
+        (["export", "no-such-run", "--onnx", "encoder.pt"], "must end in .onnx"),
+        (["study", "gone"], "no study file 'gone'"),
+        (["study", "gone", "--jobs", "0"], "--jobs 0"),
+        (["train", "--lr", "nan"], "lr is nan: it must be a finite number"),
+        (["train", "--epochs", "1000000000"], "between 1 and 9,999"),
+        (["train", "--schedule", "Constnat"], "Did you mean 'constant'"),
+        (["train", "--token", "none", "--tracker", "wandbb"], "Did you mean 'wandb'"),
+        (["train", "--dataset", "folder", "--dry-run"], "'folder' needs root"),
+        (["train", "--recipe", "cub2000"], "Did you mean 'cub200'"),
     ],
 )
 def test_errors_are_one_sentence_and_status_1(arguments, message, capsys):
@@ -177,9 +195,81 @@ def test_a_recipe_gives_defaults_and_none_can_be_given(monkeypatch):
     monkeypatch.setattr(loop, "fit", lambda config: fitted.append(config) or run)
     monkeypatch.setattr(files, "launched", lambda: (1, 2))  # which prints no result
     assert main(["train", "--recipe=cub200", "--dim", "None", "--seed", "3"]) == 0
-    assert main(["train", "--recipe", "cub200", "--weights", "None"]) == 0
+    assert main(["train", "--recipe", "cub200", "--weights", "none"]) == 0
+    assert main(["train", "--recipe", "cub200", "--dim=none", "--seed", "3"]) == 0
     start = TrainConfig.recipe("cub200")
-    assert fitted == [start.replace(dim=None, seed=3), start.replace(weights=None)]
+    assert fitted[:2] == [start.replace(dim=None, seed=3), start.replace(weights=None)]
+    assert fitted[2] == fitted[0]
+
+
+OPTIONAL = {
+    item.name: kinds
+    for item in dataclasses.fields(TrainConfig)
+    if type(None) in (kinds := typing.get_args(item.type))
+}
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_none_can_be_given_for_every_optional_option(name, monkeypatch):
+    fitted = []
+    run = SimpleNamespace(path=Path("run"), retrieval={})
+    monkeypatch.setattr(loop, "fit", lambda config: fitted.append(config) or run)
+    monkeypatch.setattr(cli, "_print_result", lambda *_: None)
+    assert main(["train", f"--{name.replace('_', '-')}", "none"]) == 0
+    assert getattr(fitted[0], name) is None
+
+
+def test_dry_runs_say_what_will_be_done_and_do_nothing(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SOBOOK_DATA", str(tmp_path))
+    folder = tmp_path / "run"
+    words = ["train", *data, "--batch-size", "8", "--dim", "16", "--selection", "last", "--dry-run"]
+    assert main([*words, "--run-dir", str(folder)]) == 0
+    assert "train: 24 images of 4 classes" in capsys.readouterr().out
+    assert main([*words, "--batch-size", "25"]) == 1
+    assert "batch_size is 25, but there are only 24" in capsys.readouterr().err
+    study = tmp_path / "own.toml"
+    study.write_text(f"""trainer = "head"
+[fixed]
+root = "{data[1]}"
+options = {{ species = 8, images_per_species = 6, size = 64, seed = 0 }}
+validation_fraction = 0.5
+batch_size = 8
+[grid]
+so_weight = [0, 1]
+""")
+    assert main(["study", str(study), "--dry-run"]) == 0
+    assert "own: 2 runs, 2 of them to come" in capsys.readouterr().out
+    assert not folder.exists() and not (tmp_path / "studies").exists()
+
+
+def test_a_page_of_too_many_pictures_is_refused_before_they_are_embedded(
+    tiny_aviary, tmp_path, capsys, monkeypatch
+):
+    """23,000 pictures were embedded for 90 s, and then the page refused their number."""
+    monkeypatch.setattr(search, "MOST_ON_PAGE", 10)
+    monkeypatch.setattr(search, "embed", None)
+    words = ["search", "--folder", str(tiny_aviary / "aviary"), "--page", str(tmp_path / "p.html")]
+    assert main(words) == 1
+    assert "48 pictures are too many for one page (at most 10)" in capsys.readouterr().err
+
+
+def test_compare_opens_all_runs_before_it_embeds_any(train, tmp_path, capsys, monkeypatch):
+    done, half = train("done"), tmp_path / "half"
+    shutil.copytree(done, half)
+    (half / "retrieval.json").unlink()
+    monkeypatch.setattr(loop, "evaluate_run", None)
+    assert main(["compare", str(done), str(half)]) == 1
+    assert "half has no retrieval.json: the run is not finished" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--classes", "0"], "classes: 0 is too few"), (["--images", "-1"], "images of each: -1")],
+)
+def test_sizes_of_the_explorer_are_checked(train, tmp_path, capsys, words, message):
+    run = train("run")
+    assert main(["explore", str(run), "--out", str(tmp_path / "page.html"), *words]) == 1
+    assert message in capsys.readouterr().err
 
 
 def test_cache_says_sizes_and_cleans(tmp_path, capsys):

@@ -54,7 +54,7 @@ class Session:
         "cub200" of data/recipes.toml, with DeiT-Small distilled.
         """
         if self.quick:
-            return TrainConfig(**{"seed": self.seed, **changes})
+            return TrainConfig(seed=self.seed).replace(**changes)
         precision = "float32"
         if self.device == "cuda":  # a T4 only emulates bfloat16
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -84,8 +84,9 @@ def setup(seed: int = 0) -> Session:
         seed: for Python's, NumPy's and torch's global generators.
 
     Raises:
-        SobookError: ``SOBOOK_MODE`` is neither quick nor full.
+        SobookError: ``SOBOOK_MODE`` is neither quick nor full, or no seed.
     """
+    seed = TrainConfig(seed=seed).seed  # checked there
     mode = os.environ.get("SOBOOK_MODE") or "quick"
     check_choice("SOBOOK_MODE", mode, ("quick", "full"))
     device = "cuda" if torch.cuda.is_available() else "cpu"

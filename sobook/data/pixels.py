@@ -138,7 +138,7 @@ def decode(
 def room_needed(
     image_set: ImageSet, short_side: int, *, enlarge: bool = True, budget: float | None = None
 ) -> int:
-    """Bytes on the disk that `decode` of the same would take, roughly; 0 where that has been done."""
+    """Bytes on the disk that `decode` of the same would take, roughly; 0 where that is done."""
     sets = (image_set, _whole(image_set)[0])
     return min(_Cache(images, short_side, enlarge, budget).room() for images in sets)
 

@@ -17,7 +17,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
 
 from sobook import geometry
-from sobook.errors import SobookError, check_choice
+from sobook.errors import SobookError, check_choice, plain
 from sobook.figures import style
 from sobook.figures.proxies import cosine_summary
 from sobook.figures.style import Figure, as_array, finish, method_color, new_figure, use_style
@@ -28,6 +28,7 @@ from sobook.retrieval import nearest_neighbors
 _EXACT_UP_TO = 10_000  # points
 _ROUNDS = 100
 _QUALITY_SAMPLE = 2000  # points
+_FEWEST = 4  # points of a map
 _INK = "#222222"
 _VIEW = (22.0, 38.0)  # of spheres: elevation and azimuth in degrees
 
@@ -67,20 +68,26 @@ def project(
         embeddings: (N, D).
         method: "umap" or "pca".
         seed: of UMAP.
-        n_neighbors: a point's neighbors in UMAP, itself counted.
+        n_neighbors: a point's neighbors in UMAP, itself counted, at least 2; fewer where there
+            are fewer points, see `neighbors_used`.
 
     Returns:
         (N, 2)
+
+    Raises:
+        SobookError: fewer than 4 points or 2 dimensions, or an option that makes no sense.
     """
     check_choice("method", method, ("umap", "pca"))
-    points = geometry.unit_rows(embeddings, "embeddings")
+    points = _checked_points(embeddings)
+    if (n_neighbors := neighbors_used(n_neighbors, len(points))) < 2:
+        raise SobookError(f"n_neighbors is {n_neighbors}: it must be at least 2.")
     if method == "pca":
         from sklearn.decomposition import PCA
 
         return PCA(2, svd_solver="full").fit_transform(points)
     import umap  # here, not above: its import takes seconds
 
-    points, n_neighbors = points.astype(np.float32), min(n_neighbors, len(points) - 1)
+    points = points.astype(np.float32)
     if len(points) > _EXACT_UP_TO:
         options: dict[str, Any] = {"init": "pca", "n_epochs": _ROUNDS}
     else:  # small sets ignore given neighbors unless told to approximate
@@ -90,6 +97,22 @@ def project(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "precomputed_knn", UserWarning)  # nothing is added later
         return umap.UMAP(random_state=seed, n_jobs=1, **options).fit_transform(points)
+
+
+def neighbors_used(n_neighbors: int, points: int) -> int:
+    """The neighbors that UMAP looks at among so many points."""
+    return min(plain("n_neighbors", n_neighbors, int), points - 1)
+
+
+def _checked_points(embeddings) -> np.ndarray:
+    """(N, D) of unit length, enough of them for a map."""
+    points = geometry.unit_rows(embeddings, "embeddings")
+    if len(points) < _FEWEST or points.shape[1] < 2:
+        raise SobookError(
+            f"{len(points)} points in {points.shape[1]} dimension(s) make no map: it takes at "
+            f"least {_FEWEST} in 2."
+        )
+    return points
 
 
 def _exact_neighbors(points: np.ndarray, n_neighbors: int) -> tuple[np.ndarray, np.ndarray]:
@@ -115,8 +138,8 @@ def quality(embeddings, plane, *, n_neighbors: int = 15, seed: int = 0) -> MapQu
     if len(plane) != len(embeddings):
         raise SobookError(f"{len(embeddings)} embeddings but {len(plane)} places on the map")
     chosen = np.random.default_rng(seed).permutation(len(plane))[:_QUALITY_SAMPLE]
-    unit, plane = geometry.unit_rows(embeddings, "embeddings")[chosen], plane[chosen]
-    k = max(1, min(n_neighbors, (len(chosen) - 1) // 2))
+    unit, plane = _checked_points(embeddings)[chosen], plane[chosen]
+    k = max(1, min(plain("n_neighbors", n_neighbors, int), (len(chosen) - 1) // 2))
     in_space = nearest_neighbors(unit, k)[1]
     on_map = NearestNeighbors(n_neighbors=k).fit(plane).kneighbors(return_distance=False)
     kept = [np.isin(a, b) for a, b in zip(in_space, on_map, strict=True)]
@@ -196,9 +219,10 @@ def embedding_maps(
     if proxy_labels is not None:
         proxy_labels = as_array(proxy_labels)
         hollow = ~np.isin(labels, proxy_labels)
+    if not embeddings:
+        raise SobookError("there is nothing to map: give embeddings of one model or more.")
     figure = new_figure(6.2 * len(embeddings) + 2.4, 6.2)
     axes = figure.subplots(1, len(embeddings), squeeze=False)[0]
-    note = f"UMAP, {n_neighbors} neighbors, seed {seed}" if method == "umap" else method.upper()
     alt = []
     for axis, (name, points) in zip(axes, embeddings.items(), strict=True):
         points = _checked(points, labels)
@@ -212,6 +236,8 @@ def embedding_maps(
             _draw_stars(axis, star_places, classes, styles)
         trust = quality(points, places, n_neighbors=n_neighbors)
         axis.set_title(name, color=style.COLORS.get(name, _INK), weight="bold")
+        used = neighbors_used(n_neighbors, len(union))
+        note = f"UMAP, {used} neighbors, seed {seed}" if method == "umap" else method.upper()
         axis.set_xlabel(f"{note}\n{trust}", fontsize=12)
         alt.append(f"{name}: {trust}")
     drawn = {"stars": bool(proxies), "hollow": bool(hollow.any())}
@@ -245,13 +271,16 @@ def map_panel(
     labels = as_array(labels).astype(int)
     points, hollow = _checked(embeddings, labels), np.zeros(len(labels), bool)
     styles, total = class_styles(labels), len(np.unique(labels))
+    if not n_neighbors:
+        raise SobookError("n_neighbors is empty: give one setting of UMAP or more.")
     figure = new_figure(4.0 * (len(seeds) + 1) + 2.4, 4.1 * len(n_neighbors))
     axes = figure.subplots(len(n_neighbors), len(seeds) + 1, squeeze=False)
     panels = [(axes[0, -1], "PCA", project(points, method="pca"))]
     for row, k in zip(axes, n_neighbors, strict=True):
         for axis, seed in zip(row, seeds, strict=False):
             plane = project(points, seed=seed, n_neighbors=k)
-            panels.append((axis, f"{k} neighbors, seed {seed}", plane))
+            used = neighbors_used(k, len(points))
+            panels.append((axis, f"{used} neighbors, seed {seed}", plane))
     for axis in axes[1:, -1]:
         axis.set_axis_off()  # PCA has neither seed nor setting
     alt = []

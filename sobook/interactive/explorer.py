@@ -22,7 +22,7 @@ from sobook import geometry
 from sobook.data import image_sets, pixels
 from sobook.data.image_sets import ImageSet
 from sobook.embedding import embed
-from sobook.errors import SobookError
+from sobook.errors import SobookError, check_choice, plain
 from sobook.figures.embeddings import align, place, project, quality
 from sobook.figures.proxies import class_order, random_angle_density
 from sobook.figures.style import evenly, method_color
@@ -85,9 +85,14 @@ def build(
                 f"{name}: {len(pictures)} pictures, {len(labels)} labels and "
                 f"{len(model.embeddings)} embeddings must be equally many."
             )
+    for method in methods:
+        check_choice("method", method, ("umap", "pca"))
+    if not models:
+        raise SobookError("there is nothing to explore: give one model or more.")
     first = next(iter(models.values()))
     kept = first.epochs[first.kept]
     shown = np.arange(len(kept)) if proxy_classes is None else np.asarray(proxy_classes)
+    _check_size(labels, len(shown))
     runs: list[dict[str, Any]] = []
     for name, model in models.items():
         runs.append(_describe_run(name, model, shown, labels, len(class_names)))
@@ -126,10 +131,17 @@ def from_runs(
     Raises:
         SobookError: runs on different classes.
     """
+    if not runs:
+        raise SobookError("there is nothing to explore: name one run or two.")
+    for name, number in (("classes", classes), ("images of each", per_class)):
+        if plain(name, number, int) < 1:
+            raise SobookError(f"{name}: {number} is too few: show at least 1.")
     trained = runs[0].state["class_names"]
     if any(run.state["class_names"] != trained for run in runs):
         raise SobookError("the runs were trained on different classes: compare like with like.")
     train, test = _shown_sets(runs[0], classes, per_class)
+    labels = np.concatenate([train.labels, test.labels + train.num_classes])
+    _check_size(labels, train.num_classes)
     class_names = [*train.class_names, *test.class_names]
     note = (
         f"{runs[0].config.dataset}: {train.num_classes} of {len(trained)} classes with proxies and "
@@ -143,13 +155,35 @@ def from_runs(
     return build(
         {name: _model(run, (train, test)) for name, run in zip(names, runs, strict=True)},
         [image for part in (train, test) for image in pixels.decode(part, TILE, progress=False)],
-        np.concatenate([train.labels, test.labels + train.num_classes]),
+        labels,
         [name.partition(".")[2].replace("_", " ") or name for name in class_names],
         proxy_classes=[trained.index(name) for name in train.class_names],
         groups=[_group(name) for name in class_names],
         note=" ".join([note, *(f"Note: {one}." for one in runs[0].retrieval["notes"])]),
         seed=seed,
     )
+
+
+def _check_size(labels: np.ndarray, with_proxy: int) -> None:
+    """Refuse, before anything is embedded, what makes no page.
+
+    Args:
+        labels: (N,) classes of the images shown.
+        with_proxy: how many of these have proxies: 0..C−1.
+    """
+    most = (_MOST_SIDE // TILE) ** 2
+    if len(labels) > most:
+        raise SobookError(
+            f"{len(labels):,} pictures are too many for one page (at most {most:,}): show fewer "
+            "classes, or fewer images of each."
+        )
+    trained = int((labels < with_proxy).sum())
+    if with_proxy < 2 or trained < 2 or len(labels) - trained == 1:
+        raise SobookError(
+            f"{with_proxy} class(es) with proxies, {trained} of their images and "
+            f"{len(labels) - trained} of test classes are too few for the explorer: show at least "
+            "two of each."
+        )
 
 
 def _shown_sets(run: Run, classes: int, per_class: int) -> tuple[ImageSet, ImageSet]:
@@ -291,10 +325,6 @@ def _sprite(pictures: Sequence[np.ndarray]) -> tuple[str, int]:
     """All thumbnails in one WebP as a data address, and how many stand in a row."""
     columns = math.isqrt(len(pictures))
     rows = -(-len(pictures) // columns)
-    if rows * TILE > _MOST_SIDE:
-        raise SobookError(
-            f"{len(pictures)} pictures are too many for one page: show fewer classes."
-        )
     sheet = Image.new("RGB", (columns * TILE, rows * TILE))
     for index, picture in enumerate(pictures):
         corner = index % columns * TILE, index // columns * TILE

@@ -28,7 +28,7 @@ from sobook.interactive.page import Page, data_url, render, thumbnail
 from sobook.retrieval import nearest_neighbors
 
 _SIDE = 96  # pixels; about 3 kB per thumbnail
-_MOST_ON_PAGE = 3000  # about 10 MB
+MOST_ON_PAGE = 3000  # about 10 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,16 +101,19 @@ class Index:
         return similarities[0], indices[0]
 
 
-def index_folder(encoder: Encoder, folder: str | os.PathLike, *, progress: bool = True) -> Index:
+def index_folder(
+    encoder: Encoder, folder: str | os.PathLike, *, progress: bool = True, most: int | None = None
+) -> Index:
     """Embed every picture in a folder and its subfolders.
 
     Args:
         encoder: used as it is, on the device it is on.
         folder: of pictures; subfolders are taken as classes, but need not be there.
         progress: show a bar.
+        most: refuse a folder with more pictures, before it is embedded.
 
     Raises:
-        DatasetError: no folder, or no picture that can be read in it.
+        DatasetError: no folder, no picture that can be read in it, or too many.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
@@ -119,6 +122,8 @@ def index_folder(encoder: Encoder, folder: str | os.PathLike, *, progress: bool 
     if not found.pictures:
         notes = "".join(f" Note: {note}." for note in found.notes())
         raise DatasetError(f"there is no picture in {folder} that can be read.{notes}")
+    if most is not None:
+        _check_count(len(found.pictures), most)
     names = tuple(_name(path, folder) for path in found.pictures)
     classes, labels = np.unique(names, return_inverse=True)
     class_names = tuple(classes.tolist())
@@ -145,11 +150,7 @@ def page(index: Index, out: str | os.PathLike, *, k: int = 12, title: str = "My 
     Any indexed picture is a query: click it, or drop or choose its file. A picture that is not
     indexed has no embedding there, and the page says so.
     """
-    if len(index) > _MOST_ON_PAGE:
-        raise SobookError(
-            f"{len(index):,} pictures are too many for one page (at most {_MOST_ON_PAGE:,}): "
-            "index a part of the folder."
-        )
+    _check_count(len(index), MOST_ON_PAGE)
     if len(index) > 1:
         similarities, neighbors = nearest_neighbors(index.embeddings, min(k, len(index) - 1))
     else:
@@ -168,6 +169,14 @@ def page(index: Index, out: str | os.PathLike, *, k: int = 12, title: str = "My 
         "cosines": similarities.astype(float).round(3).tolist(),
     }
     return Page(render("search", title, data), title=title).save(out)
+
+
+def _check_count(count: int, most: int) -> None:
+    if count > most:
+        raise DatasetError(
+            f"{count:,} pictures are too many for one page (at most {most:,}): index a part of the "
+            "folder."
+        )
 
 
 def widget(index: Index, encoder: Encoder, k: int = 6):

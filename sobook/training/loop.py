@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from sobook import geometry
 from sobook.data import image_sets, loader, pixels
 from sobook.encoder import Encoder
-from sobook.errors import TrainingError
+from sobook.errors import SobookError, TrainingError
 from sobook.losses import SoftOrthogonalProxyAnchor
 from sobook.retrieval import Retrieval, evaluate
 from sobook.training import distributed, run_folder
@@ -47,6 +47,8 @@ def fit(config: TrainConfig, *, progress: bool = True) -> Run:
         RunError: the folder belongs to a run with other settings, or cannot be written.
         TrainingError: the loss became NaN or infinite, memory ran out, a process died.
     """
+    if not isinstance(config, TrainConfig):
+        raise SobookError(f"fit takes a TrainConfig, not {type(config).__name__}.")
     run = run_folder.find(config) or Run(config.folder(), config)
     if run.finished:
         return run

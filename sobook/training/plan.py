@@ -161,7 +161,7 @@ def make_plan(config: TrainConfig, device: torch.device) -> Plan:
     """
     root, folder = files.data_root(), config.folder()
     for where in (root, folder):
-        _check_writable(where)
+        check_writable(where)
     if config.tracker:
         tracker.check_installed(config.tracker)
     if config.compile:
@@ -206,13 +206,14 @@ def _check_compiler(device: torch.device) -> None:
         )
 
 
-def _check_writable(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written, as far as that can be seen before."""
     there = _nearest(folder)
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise SobookError(
             f"{folder} cannot be written ({there} is "
-            f"{'read-only' if there.is_dir() else 'a file'}): choose another run_dir, or set "
-            "SOBOOK_DATA to a folder with write permission."
+            f"{'read-only' if there.is_dir() else 'a file'}): choose a folder with write permission "
+            "(SOBOOK_DATA names that of data, caches and runs)."
         )
 
 

@@ -2,6 +2,7 @@
 
 import sys
 import types
+from pathlib import Path
 
 import matplotlib
 import pytest
@@ -41,3 +42,11 @@ def test_a_mode_is_quick_or_full(monkeypatch):
     monkeypatch.setenv("SOBOOK_MODE", "fulll")
     with pytest.raises(SobookError, match="unknown SOBOOK_MODE 'fulll'.*'full'"):
         setup()
+
+
+def test_settings_are_checked_with_the_near_match():
+    session = Session("quick", "cpu", Path("data"), seed=0)
+    with pytest.raises(SobookError, match="unknown setting 'epoch'.*Did you mean 'epochs'"):
+        session.config(epoch=3)
+    with pytest.raises(SobookError, match="seed is -1"):
+        setup(seed=-1)

@@ -7,6 +7,7 @@ from sklearn.manifold import trustworthiness
 from sklearn.neighbors import NearestNeighbors
 
 from sobook import figures, geometry
+from sobook.errors import SobookError
 from sobook.figures import embeddings, style
 from tests.figures.reading import PA, legend, texts
 
@@ -203,3 +204,43 @@ def test_input_is_checked():
         embeddings.quality(np.eye(5), np.zeros((4, 2)))
     with pytest.raises(ValueError, match="choose umap or pca"):
         embeddings.project(np.eye(5), method="tsne")
+    with pytest.raises(SobookError, match="nothing to map"):
+        figures.embedding_maps({}, [])
+    with pytest.raises(SobookError, match="n_neighbors is empty"):
+        figures.map_panel(np.eye(5), range(5), n_neighbors=())
+
+
+@pytest.mark.parametrize("method", ["umap", "pca"])
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [((3, 5), "3 points in 5 dimension.* at least 4 in 2"), ((9, 1), "9 points in 1 dimension")],
+)
+def test_too_little_for_a_map_is_one_sentence(method, shape, message, rng):
+    """UMAP and scikit-learn failed with sentences on eigenvalues and components of their own."""
+    with pytest.raises(SobookError, match=message):
+        embeddings.project(rng.normal(size=shape), method=method)
+    with pytest.raises(SobookError, match=message):
+        embeddings.quality(rng.normal(size=shape), np.zeros((shape[0], 2)))
+
+
+@pytest.mark.parametrize("method", ["umap", "pca"])
+def test_four_points_make_a_map(method, rng):
+    plane = embeddings.project(points := rng.normal(size=(4, 8)), method=method)
+    assert plane.shape == (4, 2) and np.isfinite(plane).all()
+    assert embeddings.quality(points, plane).n_neighbors == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [(1, "n_neighbors is 1: it must be at least 2"), (0, "n_neighbors is 0"), ("5", "is '5'")],
+)
+def test_neighbors_of_a_map_are_checked(given, message, rng):
+    with pytest.raises(SobookError, match=message):
+        embeddings.project(rng.normal(size=(9, 4)), n_neighbors=given)
+
+
+def test_maps_say_the_neighbors_that_were_used(rng):
+    """Of six points no map has 15 neighbors, which is what was printed below it."""
+    points = rng.normal(size=(6, 4))
+    figure = figures.embedding_maps({"PA": points}, [0, 0, 0, 1, 1, 1], n_neighbors=np.int64(15))
+    assert figure.axes[0].get_xlabel().startswith("UMAP, 5 neighbors, seed 0")

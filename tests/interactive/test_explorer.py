@@ -5,6 +5,7 @@ import pytest
 from scipy.integrate import trapezoid
 
 from sobook import geometry
+from sobook.errors import SobookError
 from sobook.interactive import explorer
 
 CLASSES, TEST, EACH, DIM, EPOCHS = 12, 4, 5, 16, 4
@@ -200,3 +201,24 @@ def frames_a_second(visit) -> float:
 def test_two_thousand_points_are_smooth_and_small(visit):
     # 30 on a machine that does nothing else: tests/benchmarks/test_speed_explorer.py
     assert frames_a_second(visit) > 10
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"classes": 1}, "1 class.es. with proxies"),
+        ({"test": 1, "each": 1}, "12 of their images and 1 of test classes"),
+        ({"each": 7}, "112 pictures are too many .*at most 100"),
+    ],
+)
+def test_too_few_and_too_many_are_one_sentence(sizes, message, monkeypatch):
+    """A page of a single test image failed in the search for its neighbors."""
+    monkeypatch.setattr(explorer, "_MOST_SIDE", 10 * explorer.TILE)
+    models, pictures, labels, names = toy(**sizes)
+    with pytest.raises(SobookError, match=message):
+        explorer.build(models, pictures, labels, names, methods=["pca"])
+
+
+def test_kinds_of_map_are_checked():
+    with pytest.raises(SobookError, match="unknown method 'tsne': choose umap or pca"):
+        explorer.build(*toy(), methods=["tsne"])

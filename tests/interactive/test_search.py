@@ -115,7 +115,7 @@ def test_the_page_stands_alone_and_holds_the_true_neighbors(index, tmp_path):
 
 
 def test_too_many_pictures_for_a_page(index, tmp_path, monkeypatch):
-    monkeypatch.setattr(search, "_MOST_ON_PAGE", 5)
+    monkeypatch.setattr(search, "MOST_ON_PAGE", 5)
     with pytest.raises(ValueError, match="too many"):
         search.page(index, tmp_path / "p.html")
 
