@@ -4,6 +4,7 @@ Start with `Encoder.forward`. It knows tensors only; image sets are the business
 Notation: B batch, T tokens, F features of the backbone, D embedding dimension.
 """
 
+import copy
 import hashlib
 import importlib
 import os
@@ -16,12 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sobook import files, hub
-from sobook.errors import EncoderError, SobookError, check_choice, first_line
+from sobook.errors import EncoderError, SobookError, check_choice, first_line, plain
 from sobook.weights import load_into
 
 MICRO = "deit_micro_patch8_64"  # sobook's own, see `sobook.aviary.micro`
 # The tokens whose mean is the feature.
 _TOKENS = {"cls": slice(0, 1), "dist": slice(1, 2), "mean": slice(0, 2)}
+_QUICK = 640  # pixels of a side that any model embeds in a second or two
+_MOST_DIMENSIONS = 65_536
 _LARGEST = 4096  # pixels of a side; above, one image fills the memory
 
 
@@ -85,8 +88,12 @@ class Encoder(nn.Module):
             EncoderError: unknown name, weights missing or of another architecture.
             SobookError: unknown token.
         """
-        if dim is not None and dim < 1:
-            raise EncoderError(f"dim is {dim}: give at least 1, or None for no head.")
+        dim = plain("dim", dim, int | None)
+        image_size = plain("image_size", image_size, int | None)
+        if dim is not None and not 1 <= dim <= _MOST_DIMENSIONS:
+            raise EncoderError(
+                f"dim is {dim}: give at least 1 and at most {_MOST_DIMENSIONS:,}, or None for no head."
+            )
         if image_size is not None and not 1 <= image_size <= _LARGEST:
             raise EncoderError(f"image_size is {image_size}: give 1 to {_LARGEST} pixels.")
         if token is not None:
@@ -177,7 +184,8 @@ class Encoder(nn.Module):
         digest = hashlib.sha256(repr(self.settings()).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            values = tensor.detach().cpu().reshape(-1)  # also single numbers, e.g. of a batch norm
+            digest.update(values.view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
 
 
@@ -234,20 +242,27 @@ def _make_backbone(
 
 def _feature_size(backbone: Any, name: str, image_size: int) -> int:
     """F, found by trying: not every model of timm tells it, nor which sizes of image it takes."""
-    patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", None)
-    if patch is not None and image_size % patch[0]:
-        # timm would silently cut off what does not fill a patch
+    patches = getattr(getattr(backbone, "patch_embed", None), "proj", None)
+    side = 1  # of a patch; those that overlap take any size
+    if isinstance(patches, nn.Conv2d) and patches.kernel_size == patches.stride:
+        side = patches.stride[0]
+    if image_size % side:  # timm would silently cut off what fills no patch
         raise EncoderError(
             f"{name} cannot be made for images of {image_size} pixels: choose a multiple of its "
-            f"patch size, {patch[0]}."
+            f"patch size, {side}."
         )
+    # Large images take minutes; a copy without memory then tells the same, for most models.
+    device = "cpu" if image_size <= _QUICK else "meta"
+    model = backbone if device == "cpu" else copy.deepcopy(backbone).to(device)
     try:
         with torch.no_grad():
-            features = backbone.eval()(torch.zeros(1, 3, image_size, image_size))
+            images = torch.zeros(1, 3, image_size, image_size, device=device)
+            features = model.eval()(images)
     except Exception as error:  # whatever its layers say
+        own = timm.data.resolve_model_data_config(backbone)["input_size"][-1]
+        why = f"its own is {own}" if image_size != own else first_line(error)
         raise EncoderError(
-            f"{name} does not take images of {image_size} pixels ({first_line(error)}): choose "
-            "another image_size."
+            f"{name} does not take color images of {image_size} pixels: {why}."
         ) from None
     backbone.train()
     if not isinstance(features, Tensor) or features.ndim != 2:

@@ -152,7 +152,10 @@ class TestWeights:
             ({"name": MICRO, "image_size": 60, "weights": None}, "60 pixels.*patch size, 8"),
             ({"name": MICRO, "image_size": 0, "weights": None}, "image_size is 0: give 1 to 4096"),
             ({"name": "resnet18", "image_size": 10**6, "weights": None}, "image_size is 1000000"),
-            ({"name": "test_convnext", "image_size": 2, "weights": None}, "take images of 2 pix"),
+            (
+                {"name": "test_convnext", "image_size": 2, "weights": None},
+                "color images of 2 pixels: its own is 160",
+            ),
             ({"name": "test_vit", "weights": "pretrained.pt"}, "Did you mean 'pretrained'"),
             (
                 {"name": "vit_small_patch16_18x2_224"},
@@ -169,7 +172,10 @@ class TestWeights:
         with pytest.raises(SobookError, match=message):
             Encoder.create(**arguments)
 
-    @pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_efficientnet"])
+    # The last is a transformer, whose patches overlap: 72 is no multiple of their 7 pixels.
+    @pytest.mark.parametrize(
+        "name", ["test_resnet", "test_convnext", "test_efficientnet", "pvt_v2_b0"]
+    )
     def test_networks_of_convolutions_take_any_size(self, name):
         encoder = Encoder.create(name, weights=None, image_size=72).eval()
         images = torch.randint(0, 256, (2, 3, 72, 72), dtype=torch.uint8)
@@ -184,6 +190,7 @@ class TestWeights:
             ("mobilenetv3_small_050", 1024),  # its num_features, 288, are those before the pooling
             ("test_byobnet", 256),
             ("test_vit3", 96),
+            ("xcit_nano_12_p16_224", 128),  # its patch size is a plain number
         ],
     )
     def test_the_size_of_the_feature_is_measured(self, name, features):
@@ -192,6 +199,15 @@ class TestWeights:
         assert encoder.num_features == encoder.features(torch.zeros(1, 3, side, side)).shape[1]
         assert encoder.num_features == features
         assert encoder(torch.zeros(1, 3, side, side)).shape == (1, 8)
+
+    def test_fingerprint_of_a_network_with_batch_norm(self):
+        """Its counters of batches are single whole numbers."""
+        one, other = (Encoder.create("test_resnet", weights=None) for _ in range(2))
+        assert one.fingerprint() != other.fingerprint()
+        other.load_state_dict(one.state_dict())
+        assert one.fingerprint() == other.fingerprint()
+        other.backbone.bn1.num_batches_tracked += 1
+        assert one.fingerprint() != other.fingerprint()
 
     def test_making_one_leaves_no_trace_in_it(self):
         """The size of the feature is found by trying; norms stay as they were."""

@@ -1,6 +1,7 @@
 """Encoders taken elsewhere: ONNX against torch, and the Hub's folder."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from sobook import export
 from sobook.cli import main
+from sobook.encoder import Encoder
 from sobook.errors import SobookError
 from sobook.export import HubEncoder
 from sobook.training.config import TrainConfig
@@ -127,6 +129,51 @@ class TestHub:
     def test_nothing_is_overwritten(self, run, folder):
         with pytest.raises(SobookError, match="is not an empty folder"):
             export.to_hub(run, folder)
+
+    def test_the_folder_is_an_encoder_by_name(self, run, folder, monkeypatch):
+        """Its backbone, with the name, size of image and token of the run; also from elsewhere."""
+        trained = run.encoder()
+        monkeypatch.chdir(folder.parent)
+        for name in (str(folder), folder.name, f"local-dir:{folder}"):
+            encoder = Encoder.create(name)
+            assert encoder.settings() == trained.settings() | {"dim": None}
+            for key, value in encoder.backbone.state_dict().items():
+                assert torch.equal(value, trained.backbone.state_dict()[key])
+        random = Encoder.create(folder.name, weights=None).fingerprint()
+        assert random != encoder.fingerprint()
+        assert Encoder.create(trained.name, weights=folder).fingerprint() == encoder.fingerprint()
+
+    def test_a_model_of_another_folder_moves_into_this_one(self, tmp_path):
+        """Its own name is a path of this machine: nobody else could open it."""
+        torch.manual_seed(0)
+        source = timm.create_model("test_vit", num_classes=3)
+        timm.models.save_for_hf(source, tmp_path / "theirs", safe_serialization=True)
+        encoder = HubEncoder.create(str(tmp_path / "theirs"), dim=8).eval()
+        encoder.save_pretrained(tmp_path / "ours")
+        shutil.rmtree(tmp_path / "theirs")
+        moved = (tmp_path / "ours").rename(tmp_path / "moved")
+        assert str(tmp_path) not in (moved / "config.json").read_text()
+        again = HubEncoder.from_pretrained(moved)
+        images = torch.randint(0, 256, (2, 3, 160, 160), dtype=torch.uint8)
+        with torch.inference_mode():
+            torch.testing.assert_close(again(images), encoder(images))
+
+    def test_a_disk_that_is_full_leaves_no_folder(self, run, tmp_path, monkeypatch):
+        def full(*_, **__):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(export, "save_file", full)
+        with pytest.raises(SobookError, match="hub could not be written .*make room"):
+            export.to_hub(run, tmp_path / "hub")
+        assert not list(tmp_path.iterdir())
+
+    def test_others_may_read_the_folder(self, run, tmp_path):
+        before = os.umask(0o022)
+        try:
+            export.to_hub(run, tmp_path / "hub")
+        finally:
+            os.umask(before)
+        assert {file.stat().st_mode & 0o777 for file in (tmp_path / "hub").iterdir()} == {0o644}
 
     def test_not_a_hub_folder(self, tmp_path):
         with pytest.raises(SobookError, match="is not what"):

@@ -29,11 +29,6 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _widened(state: dict, model: VisionTransformerDistilled) -> dict:
-    """timm's filter, which resamples positions, on float32: the weights are shipped in float16."""
-    return checkpoint_filter_fn({name: part.float() for name, part in state.items()}, model)
-
-
 @register_model
 def deit_micro_patch8_64(pretrained: bool = False, **kwargs) -> VisionTransformerDistilled:
     """DeiT micro: 128 features, 6 blocks, 4 heads, 1.2 M parameters."""
@@ -42,6 +37,6 @@ def deit_micro_patch8_64(pretrained: bool = False, **kwargs) -> VisionTransforme
         VisionTransformerDistilled,
         NAME,
         pretrained,
-        pretrained_filter_fn=_widened,
+        pretrained_filter_fn=checkpoint_filter_fn,
         **{**shape, **kwargs},
     )
