@@ -336,6 +336,7 @@ def search_pictures(
     if folder is not None and index is not None:
         index = _checked_output("--index", index, ".npz")
     _, encoder = source.open()
+    from sobook.data.pictures import printable
     from sobook.interactive import search
 
     if folder is None:
@@ -348,9 +349,10 @@ def search_pictures(
             _say(f"{pictures.save(index)}: {len(pictures):,} pictures")
     for picture in query:
         similarities, places = pictures.search(encoder, picture, k)
-        _say(picture)
+        _say(printable(picture))
         for similarity, i in zip(similarities, places, strict=True):
-            _say(f"  {similarity:+.3f}  {pictures.names[i] or '–'}  {pictures.paths[i]}")
+            name, path = map(printable, (pictures.names[i] or "–", pictures.paths[i]))
+            _say(f"  {similarity:+.3f}  {name}  {path}")
     if page is not None:
         _say(search.page(pictures, page))
 

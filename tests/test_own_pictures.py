@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -95,3 +97,48 @@ def named(text: str) -> dict[str, str]:
         assert len(names.split(", ")) == int(count)
         files |= dict.fromkeys(names.split(", "), reason)
     return files
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse the name")
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_names_of_any_bytes_go_through_every_command(tmp_path, rng, monkeypatch, capsys, every):
+    """Classes and pictures named in Latin-1, with a line break, with HTML, from right to left."""
+    monkeypatch.setenv("SOBOOK_DATA", str(tmp_path / "data"))
+    root = tmp_path / "pictures"
+    names = [
+        b"M\xfcll",
+        b"line\nbreak",
+        b"<b>'\"&",
+        "\u202eabc".encode(),
+        b"-rf",
+        b" x ",
+        b"e",
+        b"f",
+    ]
+    for name in names:
+        folder = os.fsdecode(os.fsencode(root) + b"/" + name)
+        os.makedirs(folder)
+        for picture in (*names[:2], b"3", b"4"):
+            array = rng.integers(0, 255, (70, 70, 3), dtype=np.uint8)
+            file = os.fsdecode(os.fsencode(folder) + b"/" + picture + b".png")
+            Image.fromarray(array).save(file)
+    run, own = str(tmp_path / "run"), ["--dataset", "folder", "--root", str(root)]
+    quick = ["--epochs", "1", "--batch-size", "8", "--dim", "16"]
+    assert main(["train", *own, *quick, "--run-dir", run]) == 0
+    assert main(["embed", run, "--out", str(tmp_path / "test.npz")]) == 0
+    if every:
+        assert main(["evaluate", run]) == 0
+        assert main(["explore", run, "--out", str(tmp_path / "explorer.html")]) == 0
+        assert main(["export", run, "--hub", str(tmp_path / "hub")]) == 0
+    index, page = str(tmp_path / "index.npz"), tmp_path / "page.html"
+    query = os.fsdecode(os.fsencode(root) + b"/M\xfcll/M\xfcll.png")
+    indexing = ["--folder", str(root), "--index", index, "--page", str(page)]
+    assert main(["search", run, *indexing, "--query", query]) == 0
+    capsys.readouterr()
+    assert main(["search", run, "--index", index, "--query", query, "--k", "1"]) == 0
+    assert r"M\udcfcll/M\udcfcll.png" in capsys.readouterr().out
+    assert r"M\udcfcll" in page.read_text(encoding="utf-8")
+    for file in (*tmp_path.glob("*.html"), *tmp_path.glob("hub/*.*n")):
+        file.read_text(encoding="utf-8")
+    trained = json.loads((tmp_path / "run" / "state.json").read_text())["class_names"]
+    assert set(trained) < {os.fsdecode(name) for name in names}

@@ -6,8 +6,11 @@ as many as the manifest says, is checked in `sobook.data.image_sets`, in the sam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import cache
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -121,38 +124,65 @@ def _read_cub(home: Path) -> Listing:
 
 def _read_cars(home: Path) -> Listing:
     if (home / "cars_annos.mat").exists():
-        mat = _mat(home / "cars_annos.mat")
-        paths, ids = (mat["annotations"][key] for key in ("relative_im_path", "class"))
-        images = list(zip(map(str, paths), map(int, ids), strict=True))
-        return Listing(home, images, _car_names(mat["class_names"]))
+        (everything,) = _mats(home / "cars_annos.mat")
+        return Listing(home, everything["images"], _car_names(everything))
     if any((home / mark).exists() for mark in ("devkit", "car_devkit", "cars_meta.mat")):
         return _cars_devkit(home)
     return _cars_folders(home)
 
 
-def _mat(path: Path) -> dict:
-    from scipy.io import loadmat
+# Of Cars' .mat files all that is needed: names of classes, and (file, class) of each image.
+_READ_MATS = """
+import json, sys
+from scipy.io import loadmat
 
-    return loadmat(path, squeeze_me=True)
+for path in sys.argv[1:]:
+    content, found = loadmat(path, squeeze_me=True), {}
+    if "class_names" in content:
+        found["names"] = [str(name) for name in content["class_names"]]
+    if "annotations" in content:
+        rows = content["annotations"]
+        file = "fname" if "fname" in rows.dtype.names else "relative_im_path"
+        found["images"] = [(str(row[file]), int(row["class"])) for row in rows]
+    print(json.dumps(found))
+"""
 
 
-def _car_names(names: Iterable[str]) -> dict[int, str]:
-    return {k: str(name).replace("/", "-") for k, name in enumerate(names, 1)}
+def _mats(*paths: Path) -> list[dict]:
+    """What .mat files hold."""
+    return _read_mats(*((str(path), path.stat().st_mtime_ns) for path in paths))
+
+
+@lru_cache(4)
+def _read_mats(*versions: tuple[str, int]) -> list[dict]:
+    """A process of its own reads (path, date), since a damaged file makes SciPy crash."""
+    paths = [path for path, _ in versions]
+    command = [sys.executable, "-c", _READ_MATS, *paths]
+    done = subprocess.run(command, capture_output=True, timeout=300, check=False)
+    if done.returncode:
+        raise DatasetError(f"{' or '.join(paths)} is damaged: put the published one there.")
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def _car_names(mat: dict) -> dict[int, str]:
+    return {k: name.replace("/", "-") for k, name in enumerate(mat["names"], 1)}
 
 
 def _cars_devkit(home: Path) -> Listing:
     def find(file: str) -> Path:
         return _need(home, file, f"devkit/{file}", f"car_devkit/devkit/{file}")
 
+    indices = [
+        find(f"cars_{part}.mat") for part in ("meta", "train_annos", "test_annos_withlabels")
+    ]
+    meta, *parts = _mats(*indices)
     images = []
-    for part, index in (("train", "train_annos"), ("test", "test_annos_withlabels")):
-        folder = f"cars_{part}"
+    for name, part in zip(("train", "test"), parts, strict=True):
+        folder = f"cars_{name}"
         if (home / folder / folder).is_dir():  # one of the Kaggle copies doubles it
             folder = f"{folder}/{folder}"
-        rows = _mat(find(f"cars_{index}.mat"))["annotations"]
-        for file, class_id in zip(rows["fname"], rows["class"], strict=True):
-            images.append((f"{folder}/{file}", int(class_id)))
-    return Listing(home, images, _car_names(_mat(find("cars_meta.mat"))["class_names"]))
+        images += [(f"{folder}/{file}", class_id) for file, class_id in part["images"]]
+    return Listing(home, images, _car_names(meta))
 
 
 def _cars_folders(home: Path) -> Listing:
