@@ -92,7 +92,7 @@ class Encoder(nn.Module):
         image_size = plain("image_size", image_size, int | None)
         if dim is not None and not 1 <= dim <= _MOST_DIMENSIONS:
             raise EncoderError(
-                f"dim is {dim}: give at least 1 and at most {_MOST_DIMENSIONS:,}, or None for no head."
+                f"dim is {dim}: give 1 to {_MOST_DIMENSIONS:,} dimensions, or None for no head."
             )
         if image_size is not None and not 1 <= image_size <= _LARGEST:
             raise EncoderError(f"image_size is {image_size}: give 1 to {_LARGEST} pixels.")

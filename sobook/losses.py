@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sobook.errors import SobookError, check_choice
+from sobook.errors import SobookError, check_choice, plain
 
 SO_WEIGHT = 100.0  # default λ, for reduction "mean"; our choice, not the paper's
 # What a log-sum-exp leaves out: exp(−10⁴) is 0 in any precision, and unlike −inf it leaves no 0·inf
@@ -63,14 +63,16 @@ class ProxyAnchor(nn.Module):
         learn_threshold: bool = False,
     ):
         super().__init__()
+        num_classes, dim = plain("num_classes", num_classes, int), plain("dim", dim, int)
         if num_classes < 2 or dim < 1:
             raise SobookError(f"num_classes is {num_classes}, dim {dim}: give at least 2 and 1.")
-        if not scale > 0:
+        self.margin, self.scale = plain("margin", margin, float), plain("scale", scale, float)
+        if not self.scale > 0:
             raise SobookError(f"scale is {scale}: it must be positive (the usual value is 32).")
-        self.margin, self.scale = float(margin), float(scale)
-        self.threshold: float | nn.Parameter = float(threshold)
+        threshold = plain("threshold", threshold, float)
+        self.threshold: float | nn.Parameter = threshold
         if learn_threshold:
-            self.threshold = nn.Parameter(torch.tensor(float(threshold)))
+            self.threshold = nn.Parameter(torch.tensor(threshold))
         self.proxies = nn.Parameter(torch.empty(num_classes, dim))  # (C, D)
         nn.init.kaiming_normal_(self.proxies, mode="fan_out")
 
@@ -159,10 +161,11 @@ class SoftOrthogonalProxyAnchor(ProxyAnchor):
         **settings: Any,
     ):
         super().__init__(num_classes, dim, **settings)
-        if not so_weight >= 0:
+        self.so_weight = plain("so_weight", so_weight, float)
+        if self.so_weight < 0:
             raise SobookError(f"so_weight is {so_weight}: it must be zero or positive.")
         check_choice("so_reduction", so_reduction, ("mean", "sum"))
-        self.so_weight, self.so_reduction = float(so_weight), so_reduction
+        self.so_reduction = so_reduction
         self.so_pairs: Tensor | None
         self.register_buffer("so_pairs", so_pairs, persistent=False)
 

@@ -138,13 +138,11 @@ def test_proxy_anchor_equals_pytorch_metric_learning(size, classes, dim, dtype):
     embeddings, proxies, labels = draw(0, size, classes, dim, dtype)
     wide = torch.promote_types(dtype, torch.float32)  # their loss does not survive half precision
     theirs = ProxyAnchorLoss(classes, dim, margin=0.1, alpha=32)
-    del theirs.proxies  # a parameter; a plain tensor takes its place
+    theirs.cast_types = lambda *_: None  # of version 2: it would write into .data of the leaf
 
     def library(x, p):
-        theirs.proxies = p
-        return theirs(x.to(wide), labels)
+        return functional_call(theirs, {"proxies": p}, (x.to(wide), labels))
 
-    theirs.cast_types = lambda *_: None  # it would write into .data of the leaf
     value, (by_x, by_p) = gradients(
         lambda x, p: proxy_anchor(x, p, labels), embeddings, proxies.to(wide)
     )
@@ -684,9 +682,9 @@ def with_row(row: int, value: float):
         ({"num_classes": 1}, r"num_classes is 1, dim 4: give at least 2 and 1"),
         ({"dim": 0}, r"num_classes is 3, dim 0: give at least 2 and 1"),
         ({"scale": 0}, r"scale is 0: it must be positive \(the usual value is 32\)"),
-        ({"scale": math.nan}, r"scale is nan: it must be positive"),
+        ({"scale": math.nan}, r"scale is nan: it must be a finite number"),
         ({"so_weight": -1}, r"so_weight is -1: it must be zero or positive"),
-        ({"so_weight": math.nan}, r"so_weight is nan: it must be zero or positive"),
+        ({"so_weight": math.nan}, r"so_weight is nan: it must be a finite number"),
         ({"so_reduction": "men"}, r"so_reduction 'men': .*Did you mean 'mean'\?"),
     ],
 )
@@ -760,3 +758,25 @@ def test_gpu_does_not_stop_to_look_for_nan():
     embeddings = torch.full((4, 3), math.nan, device="cuda")
     loss = ProxyAnchor(3, 3).cuda()(embeddings, torch.zeros(4, dtype=torch.int64, device="cuda"))
     assert loss.isnan().item()  # for the training loop to find
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_classes": "4"}, "num_classes is '4': it must be a whole number"),
+        ({"dim": 2.5}, "dim is 2.5: it must be a whole number"),
+        ({"margin": "0.1"}, "margin is '0.1': it must be a finite number"),
+        ({"margin": math.nan}, "margin is nan"),
+        ({"scale": None}, "scale is None"),
+        ({"threshold": "learned"}, "threshold is 'learned'"),
+        ({"so_weight": math.inf}, "so_weight is inf"),
+    ],
+)
+def test_settings_of_the_wrong_type_are_refused(settings, message):
+    with pytest.raises(SobookError, match=message):
+        SoftOrthogonalProxyAnchor(**{"num_classes": 4, "dim": 3, **settings})
+
+
+def test_settings_may_come_from_numpy():
+    loss = SoftOrthogonalProxyAnchor(np.int64(4), np.int32(3), margin=np.float32(0.1), scale=16)
+    assert loss.proxies.shape == (4, 3) and (loss.margin, loss.scale) == (0.1, 16.0)

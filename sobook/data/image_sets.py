@@ -15,12 +15,13 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from sobook import files
 from sobook.data import benchmarks, fetch, pictures
-from sobook.errors import DatasetError, check_choice, check_fields
+from sobook.errors import DatasetError, check_choice, check_fields, plain
 
 NAMES = ("aviary", "cub200", "cars196", "sop", "inshop", "folder")
 _OPTIONS = {"aviary": ("species", "images_per_species", "size", "seed", "split_by_genus")}
@@ -140,7 +141,7 @@ def prepare(
         DownloadError: what cannot be fetched; the message says how to get it by hand.
     """
     check_choice("data set", name, NAMES)
-    check_fields(name, options, _OPTIONS.get(name, ()))
+    options = _checked_options(name, options)
     if name == "aviary":
         return _aviary().prepare(files.data_root(root), **options, progress=progress)
     if name == "folder":
@@ -187,7 +188,7 @@ def load(
     """
     check_choice("data set", name, NAMES)
     check_choice(f"split of {name}", split, ("train", "validation", *test_splits(name)))
-    check_fields(name, options, _OPTIONS.get(name, ()))
+    options = _checked_options(name, options)
     listed = "train" if split == "validation" else split
     if name == "aviary":
         image_set = _read_aviary(listed, root, options)
@@ -222,6 +223,12 @@ def notes(
     return tuple(dict.fromkeys(note for part in parts for note in part.notes))
 
 
+def _checked_options(name: str, options: Mapping[str, Any]) -> dict[str, int]:
+    """Options of a data set as plain whole numbers."""
+    check_fields(name, options, _OPTIONS.get(name, ()))
+    return {option: plain(option, value, int) for option, value in options.items()}
+
+
 def hold_out(
     image_set: ImageSet, fraction: float = 0.2, seed: int = 0, *, at_least: int = 1
 ) -> tuple[ImageSet, ImageSet]:
@@ -239,8 +246,10 @@ def hold_out(
     Raises:
         DatasetError: a fraction outside (0, 1), or too few classes.
     """
-    classes = image_set.num_classes
-    if not 0 < fraction < 1:
+    classes, seed = image_set.num_classes, plain("seed", seed, int)
+    if seed < 0:
+        raise DatasetError(f"seed is {seed}: it must be 0 or more.")
+    if not 0 < plain("the fraction to hold out", fraction, float) < 1:
         raise DatasetError(f"the fraction to hold out must lie between 0 and 1, not {fraction}.")
     if classes < 2 * at_least:
         raise DatasetError(

@@ -289,9 +289,15 @@ def _listing_hash(root: str | None) -> str:
 @cache
 def recipes() -> dict[str, dict]:
     """``data/recipes.toml``: name → the settings in which it differs from the defaults."""
-    text = files.read_toml(files.shipped("recipes.toml"))
-    shared = {"deit_small": text.pop("deit_small"), "deit_tiny": text.pop("deit_tiny")}
-    return {name: {**shared[own.pop("like")], **own} for name, own in text.items()}
+    file = files.shipped("recipes.toml")
+    text = files.read_toml(file)
+    try:
+        shared = {"deit_small": text.pop("deit_small"), "deit_tiny": text.pop("deit_tiny")}
+        return {name: {**shared[own.pop("like")], **own} for name, own in text.items()}
+    except (AttributeError, KeyError, TypeError) as error:  # it was edited
+        raise SobookError(
+            f"{file}: every recipe is a table with like = deit_small or deit_tiny ({error})."
+        ) from None
 
 
 def _paper_recipe() -> dict[str, Any]:

@@ -488,3 +488,27 @@ def test_manifest_adds_up():
         assert card["license"] and card["citation"] and card["by_hand"] and card["layouts"]
         for archive in card["archives"]:
             assert len(archive.get("sha256", "0" * 64)) == 64
+
+
+def test_options_may_come_from_numpy(tiny_aviary, tiny_options):
+    """np.int64(8) species were refused: "give a whole number"."""
+    drawn = {name: np.int64(value) for name, value in tiny_options.items()}
+    birds = image_sets.load("aviary", "train", tiny_aviary, **drawn)
+    assert birds.paths == image_sets.load("aviary", "train", tiny_aviary, **tiny_options).paths
+    part = image_sets.hold_out(birds, np.float32(0.5), np.int64(1))[1]
+    assert part.class_names == image_sets.hold_out(birds, 0.5, 1)[1].class_names
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"species": "8"}, "species is '8': it must be a whole number"),
+        ({"species": True}, "species is True"),
+        ({"seed": None}, "seed is None"),
+        ({"validation_fraction": "half"}, "hold out is 'half': it must be a finite number"),
+        ({"validation_seed": -1}, "seed is -1"),
+    ],
+)
+def test_options_of_the_wrong_type_are_one_sentence(tiny_aviary, tiny_options, changes, message):
+    with pytest.raises(SobookError, match=message):
+        image_sets.load("aviary", "validation", tiny_aviary, **{**tiny_options, **changes})

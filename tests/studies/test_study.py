@@ -1,10 +1,12 @@
 """Studies: grids, their files, and resuming without repeating."""
 
+import contextlib
 import json
 import time
-from dataclasses import field, make_dataclass
+from dataclasses import field, fields, make_dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -12,6 +14,7 @@ from sobook import cli, files
 from sobook.errors import SobookError
 from sobook.studies import study
 from sobook.studies.frozen import HeadConfig
+from sobook.training.config import TrainConfig, recipes
 from tests import processes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -265,3 +268,76 @@ def test_a_list_in_a_case_is_a_case_for_each_value(tmp_path):
         {"method": "PA", "scale": 16, "so_weight": 0},
     )
     assert cases[4:] == ({"method": "ArcFace", "loss": "arcface", "loss_options.scale": 8},)
+
+
+def mutated(text: str, rng: np.random.Generator) -> str:
+    """A study file as nobody would write it: values, keys, lines and characters that went wrong."""
+    lines = text.splitlines()
+    odd = [
+        "-1",
+        "0",
+        "nan",
+        "inf",
+        "1e400",
+        '"none"',
+        "true",
+        "[]",
+        "{}",
+        "[[1], [2]]",
+        "''",
+        '"é"',
+    ]
+    odd += ["1979-05-27", "9" * 30, "{ a = { b = 1 } }", "[1, 'a']", "8.0", '"cub200"', "2.5"]
+    for _ in range(rng.integers(1, 4)):
+        i, kind = int(rng.integers(len(lines))), rng.integers(6)
+        name, equals, _ = lines[i].partition(" = ")
+        if kind < 3 and equals:
+            lines[i] = f"{name} = {rng.choice(odd)}"
+        elif kind == 3:
+            lines[i] = lines[int(rng.integers(len(lines)))]
+        elif kind == 4:
+            at = int(rng.integers(len(lines[i]) + 1))
+            lines[i] = lines[i][:at] + chr(rng.integers(32, 0x300)) + lines[i][at + 1 :]
+        else:
+            lines[i] = f"{rng.choice(KEYS)} = {rng.choice(odd)}"
+    return "\n".join(lines)
+
+
+KEYS = [item.name for one in (HeadConfig, TrainConfig, study.Study) for item in fields(one)]
+KEYS += ["recipe", '"options.seed"', '"epochs.x"', "family", "family.where", "grid.seed", "a.b.c"]
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(500, marks=pytest.mark.slow)])
+def test_mutated_study_files_are_read_or_refused(tmp_path, count, monkeypatch):
+    """No traceback but the domain errors, and no file takes long."""
+    monkeypatch.chdir(tmp_path)  # where root = "" or a mutated one would be looked for
+    rng, texts = np.random.default_rng(15), [file.read_text() for file in COMMITTED]
+    outcomes = {True: 0, False: 0}
+    for number in range(count):
+        file = tmp_path / "mutated.toml"
+        file.write_text(mutated(texts[number % len(texts)], rng), encoding="utf-8")
+        began = time.perf_counter()
+        try:
+            study.load(file)
+        except SobookError as error:
+            assert str(error)
+            outcomes[False] += 1
+        else:
+            outcomes[True] += 1
+        assert time.perf_counter() - began < 10
+    assert all(outcomes.values())
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(500, marks=pytest.mark.slow)])
+def test_mutated_recipes_are_read_or_refused(tmp_path, count, monkeypatch):
+    rng, text = np.random.default_rng(16), files.shipped("recipes.toml").read_text()
+    names = list(recipes())
+    for number in range(count):
+        file = tmp_path / "recipes.toml"
+        file.write_text(mutated(text, rng), encoding="utf-8")
+        monkeypatch.setattr(files, "shipped", lambda _, file=file: file)
+        recipes.cache_clear()
+        with contextlib.suppress(SobookError):
+            TrainConfig.recipe(names[number % len(names)])
+    monkeypatch.undo()
+    recipes.cache_clear()
