@@ -62,10 +62,14 @@ def test_evaluate_beside_bare_faiss(benchmark, products, k):
 def test_evaluate_beside_accuracy_calculator(benchmark, products):
     """Faster than pytorch-metric-learning for the measures both have."""
     torch = pytest.importorskip("torch")
-    calculator = pytest.importorskip("pytorch_metric_learning.utils.accuracy_calculator")
+    pytest.importorskip("pytorch_metric_learning")
+    try:  # 3
+        from pytorch_metric_learning.evaluation import AccuracyCalculator
+    except ImportError:  # 2
+        from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
     points, labels = products
     measures = ("precision_at_1", "r_precision", "mean_average_precision_at_r")
-    theirs = calculator.AccuracyCalculator(include=measures, k="max_bin_count")
+    theirs = AccuracyCalculator(include=measures, k="max_bin_count")
     rows, classes = torch.from_numpy(points), torch.from_numpy(labels)
     found = {}
     ours = seconds(
