@@ -146,22 +146,24 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB") or image
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    layer = image if image.mode == "RGBA" else image.convert("RGBA")
+    rgb = Image.new("RGB", image.size, "white")
+    rgb.paste(layer, mask=layer.getchannel("A"))
+    return rgb
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image)
-    if values.dtype.itemsize == 2:  # keep the upper eight bits
-        return Image.fromarray((values >> 8).astype(np.uint8))
-    values = np.where(np.isfinite(values), values, 0).astype(np.float32).clip(0)
+    if image.mode.startswith("I;"):  # 16 bits: keep the upper eight
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    values = np.array(image, np.float32)  # all that follows is in place: it may be 100 megapixels
+    values[~np.isfinite(values)] = 0
+    np.clip(values, 0, None, out=values)
     top = float(values.max())
     usual = (1, 255, 65535) if image.mode == "F" else (65535,)
-    white = next((white for white in usual if top <= white), top)
-    return Image.fromarray((values * (255 / white)).round().astype(np.uint8))
+    values *= 255 / next((white for white in usual if top <= white), top)
+    return Image.fromarray(np.rint(values, out=values).astype(np.uint8))
 
 
 def _why(path: str | os.PathLike | IO[bytes], error: Exception) -> str:
