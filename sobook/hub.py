@@ -13,6 +13,7 @@ from typing import Any
 import huggingface_hub
 import requests
 import timm
+from huggingface_hub import constants
 from huggingface_hub.utils import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
 
 from sobook.errors import EncoderError, first_line, suggest
@@ -122,7 +123,7 @@ def _fetch(repository: str, *files: str) -> str:
                 )
         reason = unreachable or f"it has no {' or '.join(files)}"
     except GatedRepoError:
-        page = f"{huggingface_hub.constants.ENDPOINT}/{repo}"
+        page = f"{constants.ENDPOINT}/{repo}"
         reason = f"accept its terms at {page}, then log in (hf auth login, or set HF_TOKEN)"
     except RepositoryNotFoundError:
         reason = "there is no such model, or it is private: log in (hf auth login, or HF_TOKEN)"
@@ -137,10 +138,10 @@ def _fetch(repository: str, *files: str) -> str:
 
 def _unreachable() -> str:
     """Why the Hub cannot be asked, found in one attempt; empty where it can."""
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set, and the cache does not have it"
     try:
-        requests.head(huggingface_hub.constants.ENDPOINT, timeout=_TIMEOUT)
+        requests.head(constants.ENDPOINT, timeout=_TIMEOUT)
     except requests.RequestException as error:
         return f"this machine does not reach it ({type(error).__name__})"
     return ""

@@ -9,6 +9,7 @@ import pytest
 import requests
 import timm
 import torch
+from huggingface_hub import constants
 from huggingface_hub.utils import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
 from safetensors.torch import save_file
 
@@ -34,7 +35,7 @@ def served(monkeypatch, tmp_path):
         return str(found)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub.requests, "head", lambda *_, **__: None)
     return types.SimpleNamespace(files=files, asked=asked)
 
@@ -184,26 +185,26 @@ class TestHub:
     @pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "hf-hub:you/birds"])
     def test_no_network_is_found_out_at_once(self, monkeypatch, tmp_path, name):
         """Of the Hub's own client, which would try for a minute, only the cache is asked."""
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
         begin = time.monotonic()
         with pytest.raises(EncoderError, match="does not reach it .*ConnectionError.*micro"):
             Encoder.create(name)
         assert time.monotonic() - begin < 10
 
     def test_offline_by_wish(self, monkeypatch, tmp_path):
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         monkeypatch.setattr(hub.requests, "head", lambda *_, **__: pytest.fail("asked"))
         with pytest.raises(EncoderError, match="HF_HUB_OFFLINE is set.*local file"):
             Encoder.create("deit_tiny_patch16_224")
 
     def test_wrong_proxy(self, monkeypatch, tmp_path):
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "https://hub.example")
+        monkeypatch.setattr(constants, "ENDPOINT", "https://hub.example")
         with pytest.raises(EncoderError, match=r"does not reach it \(ProxyError\)"):
             Encoder.create("deit_tiny_patch16_224")
 
