@@ -37,7 +37,7 @@ class Source:
     options: dict[str, int] = field(default_factory=dict)
     allow_partial: bool = False  # Accept a benchmark with images missing.
     encoder: str = TrainConfig.encoder  # Name of a timm model, or the bundled micro encoder.
-    weights: str | None = "pretrained"  # pretrained, micro, or a .safetensors or .pth file.
+    weights: str | None = "pretrained"  # pretrained, micro, or a file or folder of weights.
     image_size: int | None = None  # Side of the input in pixels; default: the encoder's own.
     token: str | None = None  # Which token is the feature: cls, dist or mean.
     device: str | None = None  # cpu, cuda …; default: a GPU where there is one.
