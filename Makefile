@@ -16,7 +16,7 @@ FIRST := notebooks/00_start_here.ipynb
 FINGERPRINT = $(PY) -c 'import hashlib, os, sys; print(hashlib.sha256((open("pyproject.toml").read() + sys.version + os.getcwd()).encode()).hexdigest())'
 
 .DEFAULT_GOAL := help
-.PHONY: help tutorial test test-slow lab notebooks book book-test bench lint clean venv install
+.PHONY: help tutorial test test-here test-slow lab notebooks book book-test bench lint clean venv install
 .NOTPARALLEL:
 
 help: ## print this list
@@ -31,8 +31,10 @@ tutorial: install ## run the whole course; executed notebooks and pages land in 
 # Notebook 00 comes first and alone, with all threads: it trains the two runs that others open.
 AT_ONCE := --numprocesses=logical --maxprocesses=4
 BOOKS := --nbmake --nbmake-timeout=900 --timeout=0
-test: export SOBOOK_MODE = quick
-test: install ## run unit tests (without the slow ones), doctests and every notebook
+test: install test-here ## run unit tests (without the slow ones), doctests and every notebook
+
+test-here: export SOBOOK_MODE = quick
+test-here: # with what is in .venv, whatever the versions
 	@tests=0; books=0; \
 	OMP_NUM_THREADS=1 $(PY) -m pytest $(AT_ONCE) || tests=$$?; \
 	$(PY) -m pytest $(BOOKS) $(FIRST) || books=$$?; \

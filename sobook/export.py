@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sobook.data.loader import evaluation_short_side
 from sobook.encoder import Encoder
-from sobook.errors import SobookError
+from sobook.errors import SobookError, first_line
 from sobook.files import data_root, replacing, write_text
 from sobook.training.run_folder import Run
 
@@ -42,11 +42,11 @@ def to_onnx(run: Run, file: str | Path) -> Path:
     output ``embeddings`` is (B, D), of unit length. B is free. The comparison runs in onnxruntime.
 
     Raises:
-        SobookError: packages are missing, or the two disagree; then no file is left.
+        SobookError: packages are missing or too old, or the two disagree; then no file is left.
     """
     try:
         import onnxruntime
-        import onnxscript  # noqa: F401 (torch needs it)
+        import onnxscript  # torch needs it
     except ImportError as error:
         raise SobookError(f"{error.name} is missing: pip install 'sobook[export]'.") from None
     file = Path(file).expanduser()
@@ -56,17 +56,24 @@ def to_onnx(run: Run, file: str | Path) -> Path:
     with replacing(file) as partial:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about torch's own internals
-            torch.onnx.export(
-                model,
-                (images,),
-                str(partial),
-                input_names=["images"],
-                output_names=["embeddings"],
-                dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1, max=4096)}},
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-            )
+            try:
+                torch.onnx.export(
+                    model,
+                    (images,),
+                    str(partial),
+                    input_names=["images"],
+                    output_names=["embeddings"],
+                    dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1, max=4096)}},
+                    dynamo=True,
+                    external_data=False,
+                    verbose=False,
+                )
+            except Exception as error:  # of exporters, which differ: they have no common parent
+                raise SobookError(
+                    f"torch {torch.__version__} cannot write ONNX with onnxscript "
+                    f"{onnxscript.__version__}: {first_line(error)} Newer ones: "
+                    "pip install --upgrade 'sobook[export]'."
+                ) from None
         session = onnxruntime.InferenceSession(partial, providers=["CPUExecutionProvider"])
         with torch.inference_mode():
             expected = model(images[:1]).numpy()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from packaging.version import Version
 
 from sobook import export
 from sobook.cli import main
@@ -40,6 +41,11 @@ def pictures(run, batch: int) -> torch.Tensor:
     return torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
 
 
+needs_onnx = pytest.mark.skipif(
+    Version(torch.__version__) < Version("2.9"), reason="sobook[export] needs torch 2.9"
+)
+
+
 @pytest.fixture(scope="module")
 def file(run, tmp_path_factory):
     pytest.importorskip("onnxscript")
@@ -51,6 +57,7 @@ def folder(run, tmp_path_factory):
     return export.to_hub(run, tmp_path_factory.mktemp("hub") / "model")
 
 
+@needs_onnx
 class TestOnnx:
     @pytest.mark.parametrize("batch", [1, 5])
     def test_same_as_torch(self, run, file, batch):
@@ -62,6 +69,17 @@ class TestOnnx:
             expected = run.encoder()(images).numpy()
         np.testing.assert_allclose(found, expected, atol=1e-5)
         np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+
+    def test_an_exporter_that_fails_is_one_sentence(self, run, tmp_path, monkeypatch):
+        pytest.importorskip("onnxscript")
+
+        def fails(*_, **__):
+            raise RuntimeError("Failed to convert the exported program\nand two pages more")
+
+        monkeypatch.setattr(torch.onnx, "export", fails)
+        with pytest.raises(SobookError, match=r"torch \S+ cannot write ONNX.*program Newer ones"):
+            export.to_onnx(run, tmp_path / "encoder.onnx")
+        assert not list(tmp_path.iterdir())
 
     def test_a_difference_leaves_no_file(self, run, tmp_path, monkeypatch):
         pytest.importorskip("onnxscript")
