@@ -7,7 +7,9 @@ The tree is the table of contents: `losses`, `geometry`, `retrieval`, `statistic
 
 from typing import TYPE_CHECKING
 
-from sobook import lazy
+from sobook import files, lazy
+
+files.find_caches_a_home()  # before anything imports matplotlib or numba
 
 if TYPE_CHECKING:
     from sobook.data.image_sets import load as load, prepare as prepare

@@ -3,6 +3,7 @@
 Nothing here knows what is written. Start with `replacing` and `lock`.
 """
 
+import atexit
 import contextlib
 import errno
 import fcntl
@@ -10,15 +11,19 @@ import glob
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import socket
 import sys
+import tempfile
 import threading
 import time
 import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from sobook.errors import SobookError, first_line
 
@@ -91,7 +96,7 @@ def replacing(file: str | os.PathLike) -> Iterator[Path]:
             if path.is_file():
                 _settle(path, mode)
         os.replace(partial, file)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         if isinstance(error, SobookError):
             raise
         raise unwritable(file, error) from None
@@ -147,13 +152,13 @@ def write_json(file: str | os.PathLike, values: object) -> None:
 
 def unwritable(file: Path, error: Exception) -> SobookError:
     """The error to raise where a file cannot be written."""
-    reason = getattr(error, "strerror", None) or first_line(error)
-    remedy = _REMEDIES.get(getattr(error, "errno", None) or 0, "choose another place")
-    if "space left" in reason:  # said by a library, without a number
-        remedy = _REMEDIES[errno.ENOSPC]
+    number = getattr(error, "errno", None) or 0
+    if hidden := re.search(r"\(os error (\d+)\)", str(error)):  # by safetensors, in its words
+        number = int(hidden[1])
+    reason = os.strerror(number) if number else first_line(error)
     return SobookError(
-        f"{file} could not be written ({reason}): {remedy}; what was there before is untouched, "
-        "and the same command resumes from it."
+        f"{file} could not be written ({reason}): {_REMEDIES.get(number, 'choose another place')}; "
+        "what was there before is untouched, and the same command resumes from it."
     )
 
 
@@ -231,6 +236,19 @@ def launched() -> tuple[int, int]:
     if "TORCHELASTIC_RUN_ID" not in os.environ and "FORK_LAUNCHED" not in os.environ:
         return 0, 1
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def find_caches_a_home() -> None:
+    """Let matplotlib and numba keep their caches elsewhere where the home folder is read-only.
+
+    matplotlib would print warnings, and numba, with which UMAP is compiled, would fail.
+    """
+    if os.access(os.path.expanduser("~"), os.W_OK) or "NUMBA_CACHE_DIR" in os.environ:
+        return
+    folder = Path(tempfile.mkdtemp(prefix="sobook-"))
+    atexit.register(remove, folder)
+    os.environ.setdefault("MPLCONFIGDIR", str(folder / "matplotlib"))
+    os.environ["NUMBA_CACHE_DIR"] = str(folder / "numba")
 
 
 def available_cores() -> int:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from sobook import files
 from sobook.aviary import micro
 from sobook.data import image_sets, pixels
 from sobook.embedding import embed
@@ -127,3 +128,23 @@ def test_a_result_that_cannot_be_kept_is_returned_all_the_same(
         np.testing.assert_array_equal(embed(encoder, birds, progress=False), expected)
     left = [path for path in (tmp_path / "cache").glob("*embeddings-*") if path.suffix != ".lock"]
     assert left == []
+
+
+def test_a_cache_that_may_only_be_read_is_read(encoder, birds, tmp_path, monkeypatch):
+    """As where a teacher shares one; nothing there is locked or written."""
+    monkeypatch.setenv("SOBOOK_DATA", str(tmp_path))
+    first = embed(encoder, birds, progress=False)
+    monkeypatch.setattr(files, "lock", None)
+    monkeypatch.setattr(files, "replacing", None)
+    np.testing.assert_array_equal(embed(encoder, birds, progress=False), first)
+
+
+@pytest.mark.parametrize("content", [b"", b"half", b"\x93NUMPY"])
+def test_a_damaged_cache_is_made_again(encoder, birds, tmp_path, monkeypatch, content):
+    """As after a power cut."""
+    monkeypatch.setenv("SOBOOK_DATA", str(tmp_path))
+    first = embed(encoder, birds, progress=False)
+    (file,) = (tmp_path / "cache").glob("embeddings-*.npy")
+    file.write_bytes(content)
+    np.testing.assert_array_equal(embed(encoder, birds, progress=False), first)
+    np.testing.assert_array_equal(np.load(file), first)

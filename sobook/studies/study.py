@@ -374,7 +374,11 @@ def provenance(study: Study, command: str) -> dict[str, Any]:
 def _finished(study: Study) -> list[tuple[str, dict, dict]]:
     """(key, varied settings, result) of every run that has a result."""
     runs = [(key, varied, _result_file(study, key)) for key, varied in study.plan()]
-    return [(key, varied, json.loads(f.read_text())) for key, varied, f in runs if f.exists()]
+    return [
+        (key, varied, json.loads(f.read_text(encoding="utf-8")))
+        for key, varied, f in runs
+        if f.exists()
+    ]
 
 
 def _cell(value: Any) -> Any:

@@ -293,7 +293,7 @@ def _check_memory(needed: int, device: torch.device) -> None:
     else:
         there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         with contextlib.suppress(OSError, ValueError):  # a container's limit, if it has one
-            there = min(there, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+            there = min(there, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
     if needed > there:
         raise SobookError(
             f"a training step needs about {_in_words(needed)} of memory, and {device} has "

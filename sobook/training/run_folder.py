@@ -188,6 +188,8 @@ def held(path: Path) -> Iterator[None]:
     with files.lock(path / ".lock", waiting=waiting):
         for name in _FILES:
             files.sweep(path / name)
+        for partial in path.glob(".tmp??????"):  # of safetensors
+            files.remove(partial)
         yield
 
 
@@ -195,10 +197,7 @@ def write_tensors(file: Path, tensors: dict[str, Tensor], **metadata: Any) -> No
     """safetensors, atomically, with JSON metadata in its header."""
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     with files.replacing(file) as partial:
-        try:
-            save_file(tensors, partial, {"sobook": json.dumps(metadata)})
-        except SafetensorError as error:  # what it makes of a full disk
-            raise files.unwritable(file, error) from None
+        save_file(tensors, partial, {"sobook": json.dumps(metadata)})
 
 
 def write_resume(path: Path, state: dict[str, Any], at: dict[str, Any]) -> None:

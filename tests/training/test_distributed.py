@@ -1,12 +1,14 @@
 """One process or several: over k of them a run computes the joint batch, and ends when one dies."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import accelerate
 import numpy as np
@@ -14,12 +16,15 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from sobook import files
 from sobook.errors import SobookError
 from sobook.training import distributed, loop as training
 from sobook.training.loop import fit
 from sobook.training.run_folder import Run
 from tests import processes
 from tests.training.reading import losses, weights
+
+ROOT = Path(__file__).parents[2]
 
 
 class TestOneProcess:
@@ -41,6 +46,35 @@ class TestOneProcess:
         with pytest.raises(SobookError, match="device is 'xpu:7', but cannot be used here"):
             fit(config.replace(device="xpu:7"), progress=False)
         assert not config.folder().exists()
+
+    def test_sizes_that_a_scheduler_left_are_said_and_train_one_process(self, config, monkeypatch):
+        monkeypatch.setenv("WORLD_SIZE", "64")
+        with pytest.warns(UserWarning, match="WORLD_SIZE is 64, but no launcher started"):
+            run = fit(config.replace(epochs=1), progress=False)
+        assert run.state["processes"] == 1
+
+    def test_more_processes_than_gpus(self, config, monkeypatch):
+        monkeypatch.setattr(files, "launched", lambda: (0, 2))
+        monkeypatch.setattr(distributed, "choose_device", lambda _: torch.device("cuda"))
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        with pytest.raises(SobookError, match=r"2 processes were started here, where 1 GPU"):
+            distributed.join(config)
+
+    def test_processes_that_do_not_meet(self, config, monkeypatch):
+        def alone(**_):
+            raise torch.distributed.DistStoreError("Timed out waiting for clients")
+
+        monkeypatch.setattr(files, "launched", lambda: (1, 2))
+        monkeypatch.setattr(distributed, "PartialState", alone)
+        with pytest.raises(SobookError, match="process 1 of 2 could not meet the others .Timed"):
+            distributed.join(config)
+
+    def test_a_size_that_accelerate_does_not_see(self, config, monkeypatch):
+        state = SimpleNamespace(num_processes=1, process_index=0, device=torch.device("cpu"))
+        monkeypatch.setattr(files, "launched", lambda: (0, 2))
+        monkeypatch.setattr(distributed, "PartialState", lambda **_: state)
+        with pytest.raises(SobookError, match="started 2 processes, but Accelerate sees 1"):
+            distributed.join(config)
 
 
 @pytest.fixture(scope="module")
@@ -88,22 +122,27 @@ class TestManyProcesses:
         assert all("batch_size is 1, but there are 2 processes" in message for _, message in ends)
 
     @pytest.mark.slow
-    def test_from_the_command_line(self, long_config):
-        """Two processes by torchrun, as Accelerate's launcher starts them on GPUs; one speaks."""
+    def test_the_command_of_the_readme(self, long_config):
+        """Word for word, on a machine without GPUs; one of the two processes speaks."""
+        readme = (ROOT / "README.md").read_text(encoding="utf-8")
+        (command,) = re.findall(r"`(torchrun [^`]+ -m sobook train) …`", readme)
         options = " ".join(f"{key} {value}" for key, value in long_config.options.items())
-        command = (
-            f"-m torch.distributed.run --nproc_per_node 2 --master_port {processes.free_port()} "
-            f"-m sobook train --root {long_config.root} --options {options} --dim 16 "
-            "--batch-size 8 --epochs 1 --selection last --device cpu "
-            f"--run-dir {long_config.run_dir}"
+        command += (
+            f" --root {long_config.root} --options {options} --dim 16 --batch-size 8 --epochs 1 "
+            f"--selection last --run-dir {long_config.run_dir}"
         )
         done = subprocess.run(
-            [sys.executable, *command.split()],
+            command.split(),
             capture_output=True,
             text=True,
             timeout=300,
-            cwd=Path(__file__).parents[2],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "CUDA_VISIBLE_DEVICES": "",
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            },
         )
         assert done.returncode == 0, done.stderr[-2000:]
         assert done.stdout.count("R@1") == 1

@@ -1,7 +1,10 @@
 """The run folder: who may write into it, what opens it again, and a disk that is full."""
 
 import errno
+import json
 import resource
+import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,18 @@ from sobook.training.loop import fit
 from sobook.training.run_folder import Run
 from tests import processes
 from tests.training.reading import assert_same_bits, losses, resumes_at
+
+
+@pytest.fixture(scope="module")
+def once(settings, tmp_path_factory):
+    """A finished run, for tests that copy it."""
+    folder = tmp_path_factory.mktemp("once") / "run"
+    return fit(settings.replace(epochs=1, run_dir=folder), progress=False).path
+
+
+@pytest.fixture
+def copied(once, tmp_path):
+    return Path(shutil.copytree(once, tmp_path / "run"))
 
 
 class TestRunFolder:
@@ -68,6 +83,82 @@ class TestRunFolder:
         monkeypatch.setattr(configs, "SCHEMA", configs.SCHEMA + 1)
         with pytest.raises(RunError, match="another version of sobook"):
             fit(config, progress=False)
+
+    def test_a_run_of_a_newer_version_is_one_sentence(self, finished, config):
+        file = finished.path / "config.json"
+        values = json.loads(file.read_text(encoding="utf-8"))
+        changed = json.dumps({**values, "mixup": 0.2})
+        file.write_text(changed, encoding="utf-8")
+        for use in (lambda: Run.load(finished.path), lambda: fit(config, progress=False)):
+            with pytest.raises(RunError, match="another version of sobook.*'mixup'.*state.json"):
+                use()
+        assert file.read_text(encoding="utf-8") == changed  # nothing is overwritten
+
+    @pytest.mark.parametrize(
+        "name, content",
+        [
+            ("config.json", b"[]"),
+            ("config.json", b"\xff\xfe"),
+            ("state.json", b""),
+            ("retrieval.json", b"null"),
+            ("metrics.jsonl", b"{]\n"),
+            ("proxies.safetensors", b"half"),
+            ("checkpoint.safetensors", b""),
+        ],
+    )
+    def test_a_damaged_file_is_one_sentence(self, copied, name, content):
+        (copied / name).write_bytes(content)
+        with pytest.raises(RunError, match=f"{name} is not valid .*the run folder is damaged"):
+            run = Run.load(copied)
+            run.state, run.retrieval, run.metrics  # noqa: B018
+            run.proxies()
+            run.encoder()
+
+    def test_an_encoder_of_another_version_is_one_sentence(self, copied):
+        state = json.loads((copied / "state.json").read_text(encoding="utf-8"))
+        state["encoder"]["pooling"] = "gem"
+        (copied / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        with pytest.raises(RunError, match="does not fit this version of sobook or timm.*pooling"):
+            Run.load(copied).encoder()
+
+    def test_a_run_that_was_moved_renamed_or_linked(self, copied, tmp_path):
+        expected = Run.load(copied).proxies()
+        (tmp_path / "far").mkdir()
+        moved = copied.rename(tmp_path / "far" / "Läufe 1")
+        (tmp_path / "link").symlink_to(moved)
+        for path in (moved, tmp_path / "link"):
+            run = Run.load(path)
+            assert torch.equal(run.proxies(), expected)
+            opened = fit(run.config.replace(run_dir=path), progress=False)
+            assert opened.path == path and opened.finished
+
+    def test_data_are_found_from_any_folder(self, config, tmp_path, monkeypatch):
+        """Trained with a relative root; then moved, and resumed: config.json says where to."""
+        config = config.replace(root="birds")
+        monkeypatch.chdir(tmp_path)
+        run_folder.create(config)
+        monkeypatch.chdir("/")
+        assert Run.load(config.run_dir).config.root == str(tmp_path / "birds")
+        run_folder.create(config.replace(root="/mnt/birds"))
+        assert Run.load(config.run_dir).config.root == "/mnt/birds"
+
+    def test_what_killed_writers_left_is_cleared_away(self, config):
+        run = run_folder.create(config)
+        for name in (".resume.7-ab.partial.safetensors", ".tmpAb12Cd", ".DS_Store"):
+            (run.path / name).write_text("half")
+        with run_folder.held(run.path):
+            kept = {path.name for path in run.path.iterdir()}
+        assert kept == {"config.json", ".lock", ".DS_Store"}
+
+    def test_a_clock_that_jumps_changes_nothing(self, config, tmp_path, monkeypatch):
+        """Machines without a battery start in 1970; a clock can also go backwards."""
+        times = iter(range(10**6, 0, -1000))
+        monkeypatch.setattr(time, "time", lambda: float(next(times)))
+        monkeypatch.setattr(time, "perf_counter", lambda: 0.0)
+        odd = fit(config, progress=False)
+        monkeypatch.undo()
+        even = fit(config.replace(run_dir=tmp_path / "even"), progress=False)
+        assert_same_bits(odd.path, even.path)
 
     def test_moved_data_train_nothing_anew(self, finished, config, monkeypatch):
         monkeypatch.setattr(training, "FineTuning", None)
