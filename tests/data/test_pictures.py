@@ -550,10 +550,12 @@ def test_a_user_without_rights(tmp_path):
     root = eight(tmp_path / "pictures")
     (root / "a").chmod(0)
     (root / "b" / "0.png").chmod(0)
+    warm = eight(tmp_path / "warm", "x")  # Python's own files may be closed to the other user
     script = f"""
-import os; os.setuid(65534); os.environ["SOBOOK_DATA"] = "/nowhere"
+import os; os.environ["SOBOOK_DATA"] = {str(tmp_path / "data")!r}
 from sobook.data import pictures
 from pathlib import Path
+pictures.find(Path({str(warm)!r})); os.setuid(65534)
 print(*pictures.find(Path({str(root)!r})).notes())"""
     for folder in [tmp_path, *tmp_path.parents][:3]:
         folder.chmod(0o755)
