@@ -14,7 +14,7 @@ from sobook.training.distributed import Processes, choose_device, join
 from sobook.training.loop import Trainer
 from sobook.training.plan import make_encoder, make_plan
 
-_FEW = 8  # images in a batch that is timed without a GPU
+_FEW = 8 * 224 * 224  # pixels in a batch that is timed without a GPU
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,9 @@ def dry_run(config: TrainConfig) -> str:
     device = join(config).device
     plan = make_plan(config, device)
     # Without a GPU time grows with the batch, and a few images tell it soon enough.
-    few = config.batch_size if device.type == "cuda" else min(config.batch_size, _FEW)
+    few = config.batch_size
+    if device.type != "cuda":
+        few = min(few, max(2, _FEW // plan.encoder.image_size**2))
     found = estimate(config.replace(batch_size=few), len(plan.data.train), steps=1)
     if found.batch_size < few:
         raise SobookError(
