@@ -1,8 +1,10 @@
 """The command line, as a user types it."""
 
 import dataclasses
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import typing
@@ -181,6 +183,60 @@ def test_what_stops_a_run_is_one_sentence(error, monkeypatch, capsys):
     assert main(["train"]) == 1
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and ("resumes" in line or str(error) in line)
+
+
+OUTPUT = {
+    "unread": "| true; exit ${PIPESTATUS[0]}",
+    "closed": ">&- 2>&- <&-",
+    "ascii": "| grep -q 'in all'; exit ${PIPESTATUS[0]}",
+}
+
+
+@pytest.mark.parametrize("output", OUTPUT)
+def test_output_that_goes_nowhere_costs_nothing(output, tmp_path):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "pixels-Vögel-–").write_bytes(b"1")
+    command = f"{sys.executable} -m sobook cache --root {tmp_path} {OUTPUT[output]}"
+    poor = {"PYTHONIOENCODING": "ascii"} if output == "ascii" else {}
+    environment = {k: v for k, v in os.environ.items() if k != "TERM"} | poor
+    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_locale_of_ascii_reads_and_writes_utf_8(tmp_path):
+    """Names in files are UTF-8 whatever the locale; what the terminal cannot show is escaped."""
+    ascii_alone = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    code = (
+        "from sobook import cli, files, errors\n"
+        f"files.write_json({str(tmp_path / 'a.json')!r}, 'V\\xf6gel')\n"
+        "cli._prepare_process(); print('V\\xf6gel \\u2013')"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env={**os.environ, **ascii_alone}, capture_output=True)
+    assert done.stdout == rb"V\xf6gel \u2013" + b"\n", done.stderr
+    assert (tmp_path / "a.json").read_bytes() == '"Vögel"\n'.encode()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_as_ctrl_c_does(number, monkeypatch, capsys):
+    """A scheduler ends a job with SIGTERM, a lost connection with SIGHUP."""
+    before = signal.getsignal(number)
+    monkeypatch.setattr(loop, "fit", lambda config: os.kill(os.getpid(), number))
+    try:
+        signal.signal(number, signal.SIG_DFL)
+        assert main(["train"]) == 1
+    finally:
+        signal.signal(number, before)
+    assert "stopped; the same command resumes" in capsys.readouterr().err
+
+
+def test_nohup_is_obeyed():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        main(["cache"])
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_bug_is_not_hidden(monkeypatch):

@@ -176,7 +176,9 @@ class FineTuning:
                 self._write_checkpoint()
             line: dict[str, Any] = {"kind": "epoch", "epoch": epoch, "seconds": round(seconds, 3)}
             if epoch > 0:
-                line["images_per_second"] = round(steps * self.config.batch_size / max(seconds, 1e-3), 1)
+                line["images_per_second"] = round(
+                    steps * self.config.batch_size / max(seconds, 1e-3), 1
+                )
                 line |= run_folder.epoch_means(self.run, epoch)
             if recall is not None:
                 line["recall_at_1"] = recall
