@@ -1,5 +1,6 @@
 """What a config accepts, and which settings make a run another one."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from sobook import files
 from sobook.errors import SobookError
+from sobook.studies.frozen import HeadConfig
 from sobook.training import config as configs
 from sobook.training.config import TrainConfig, identity, run_key
 
@@ -52,6 +54,23 @@ class TestIdentity:
         assert identity(TrainConfig())["margin"] == 0.1  # defaults are part of it
         monkeypatch.setattr(configs, "SCHEMA", configs.SCHEMA + 1)
         assert run_key(TrainConfig()) != before
+
+    @pytest.mark.parametrize("kind", [TrainConfig, HeadConfig])
+    def test_every_field_with_its_default_is_part_of_the_name_of_a_run(self, kind):
+        """But those that say where data lie and how a run computes; so no default hides."""
+        fields = {field.name: field for field in dataclasses.fields(kind)}
+        shaping = set(fields) - set(configs._NOT_IDENTITY)
+        assert shaping <= set(identity(kind()))
+        keys = {run_key(kind())}
+        numbers = {"seed", "epochs", "batch_size", "margin", "scale", "dim"}
+        assert numbers <= shaping
+        for name in numbers:
+            default = (fields[name].type, fields[name].default * 2 or 1)
+            changed = dataclasses.make_dataclass(
+                kind.__name__, [(name, *default)], bases=(kind,), frozen=True
+            )
+            keys.add(run_key(changed()))
+        assert len(keys) == 1 + len(numbers)  # each of them is another run
 
     def test_pictures_of_ones_own_are_known_by_content(self, tmp_path):
         for name in ("here", "there"):
