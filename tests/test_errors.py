@@ -14,7 +14,13 @@ from sobook.errors import SobookError, plain
 
 @pytest.mark.parametrize(
     "word, near",
-    [("cub20", "cub200"), ("aviari", "aviary"), ("car196", "cars196"), ("inshop ", "inshop"), ("SOP", "sop")],
+    [
+        ("cub20", "cub200"),
+        ("aviari", "aviary"),
+        ("car196", "cars196"),
+        ("inshop ", "inshop"),
+        ("SOP", "sop"),
+    ],
 )
 def test_suggest_names_the_nearest(word, near):
     choices = ["aviary", "cub200", "cars196", "sop", "inshop", "inshop-gallery"]

@@ -212,8 +212,8 @@ def check_writable(folder: Path) -> None:
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise SobookError(
             f"{folder} cannot be written ({there} is "
-            f"{'read-only' if there.is_dir() else 'a file'}): choose a folder with write permission "
-            "(SOBOOK_DATA names that of data, caches and runs)."
+            f"{'read-only' if there.is_dir() else 'a file'}): choose a folder with write "
+            "permission (SOBOOK_DATA names that of data, caches and runs)."
         )
 
 

@@ -6,11 +6,12 @@ from collections import namedtuple
 import numpy as np
 import pytest
 import torch
+import torch._dynamo
 from PIL import Image
 
 from sobook.data import pixels
-from sobook.errors import SobookError
-from sobook.training import estimate, plan, tracker
+from sobook.errors import SobookError, TrainingError
+from sobook.training import distributed, estimate, plan, tracker
 from sobook.training.config import TrainConfig
 from sobook.training.loop import evaluate_run, fit
 from sobook.training.plan import make_plan
@@ -200,3 +201,21 @@ def test_plans_are_plain_values(pictures):
     made = make_plan(pictures(*[3] * 8), CPU)
     assert dataclasses.is_dataclass(made) and made.data.batches == 1
     assert made.data.ks == (1, 2, 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+            "too little memory",
+        ),
+        (
+            torch._dynamo.exc.TorchDynamoException("no gcc"),
+            r"not be compiled \(no gcc\): leave comp",
+        ),
+    ],
+)
+def test_memory_and_compilers_that_give_out_are_one_sentence(tmp_path, error, message):
+    with pytest.raises(TrainingError, match=message), distributed.plain_errors(tmp_path):
+        raise error
