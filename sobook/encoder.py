@@ -99,7 +99,7 @@ class Encoder(nn.Module):
         if token is not None:
             check_choice("token", token, _TOKENS)
         _register_micro(str(name))
-        name, folder = hub.find(name), None
+        name, folder = hub.find(name, MICRO), None
         if ":" in name:
             folder = hub.folder(name, weights=weights == "pretrained")
             config = hub.config(folder)

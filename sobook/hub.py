@@ -23,11 +23,15 @@ _TIMEOUT = 5  # seconds to wait for the Hub's first answer
 _ON_HUB = re.compile(r"(?i)hf[-_]hub:|https?://huggingface\.co/|(?=timm/)")
 
 
-def find(name: str) -> str:
+def find(name: str, *more: str) -> str:
     """A name in timm's list, ``hf-hub:owner/model`` or ``local-dir:folder``.
 
     Taken are also ``timm/NAME``, ``hf-hub:timm/NAME``, the address of a model on the Hub, a folder
     without prefix, capitals and spaces.
+
+    Args:
+        name: as somebody writes it.
+        more: names that may be meant beside those of timm.
 
     Raises:
         EncoderError: unknown.
@@ -44,7 +48,7 @@ def find(name: str) -> str:
     path = Path(re.sub("^local[-_]dir:", "", name)).expanduser()
     if name and path.is_dir():
         return f"local-dir:{path.resolve()}"
-    near = suggest(listed, [*timm.list_models(), *timm.list_models(pretrained=True)])
+    near = suggest(listed, [*more, *timm.list_models(), *timm.list_models(pretrained=True)])
     if path.is_file():
         near = f" (To use the weights in {path}, give it as weights.)"
     elif re.fullmatch(r"[\w.-]+/[\w.@-]+", name):
