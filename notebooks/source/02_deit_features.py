@@ -45,7 +45,7 @@ from sobook.data import image_sets, loader, pixels
 from sobook.embedding import embed
 from sobook.encoder import Encoder
 from sobook.retrieval import evaluate, nearest_neighbors
-from sobook.statistics import compare_classes
+from sobook.statistics import compare_classes, verdict
 
 config = session.config()  # quick: the micro DeiT and drawn birds; full: DeiT-Small and CUB
 image_sets.prepare(config.dataset, progress=not session.quick)
@@ -316,11 +316,9 @@ table["chance"] = {"R@1": (np.bincount(test.labels) * (np.bincount(test.labels) 
 pd.DataFrame(table).T.style.format("{:.3f}", na_rep="")
 
 # %%
-for which in ("class token", "distillation token"):
-    found = compare_classes(results[which], results["mean"])
-    change, low, high = found.difference, found.low, found.high
-    says = "a difference" if low > 0 or high < 0 else "no difference is shown"
-    print(f"mean − {which}: Recall@1 {change:+.4f} [{low:+.4f}, {high:+.4f}]: {says}")
+compared = {which: compare_classes(results[which], results["mean"]) for which in ("class token", "distillation token")}
+for which, found in compared.items():
+    print(f"mean compared with {which}: Recall@1 {verdict(found, list(compared.values()))}, {found}")
 
 # %% [markdown]
 # Random weights are not the same as chance: even an untrained network keeps some of what is in the pixels, such as color and rough layout. The distance from there to the other three curves is what training on *other* birds brought. MAP@R looks at all relevant images, not only the first, and is much stricter: the first neighbor is often right where the whole neighborhood is not.

@@ -49,7 +49,7 @@ from sobook.embedding import embed
 from sobook.encoder import Encoder
 from sobook.losses import ProxyAnchor
 from sobook.retrieval import evaluate, nearest_neighbors
-from sobook.statistics import compare_classes
+from sobook.statistics import compare_classes, verdict
 from sobook.training.loop import fit
 
 # %% [markdown]
@@ -730,16 +730,9 @@ figures.interval_plot(
 )
 
 # %%
-for where, image_set in sets.items():
-    found = compare_classes(results[where, "frozen"], results[where, "PA"])
-    change, low, high = found.difference, found.low, found.high
-    if low > 0:
-        finding = "training helped"
-    elif high < 0:
-        finding = "training hurt"
-    else:
-        finding = "no difference is shown"
-    print(f"{where} ({image_set.num_classes} classes): Recall@1 changes by {change:+.3f} [{low:+.3f}, {high:+.3f}]: {finding}")
+compared = {where: compare_classes(results[where, "frozen"], results[where, "PA"]) for where in sets}
+for where, found in compared.items():
+    print(f"{where}: Recall@1 after training {verdict(found, list(compared.values()))}, {found}")
 errors = {name: 1 - results["test species", name].recall[1] for name in encoders}
 print(f"of the frozen encoder's errors on test species, training removes {1 - errors['PA'] / errors['frozen']:.0%}")
 

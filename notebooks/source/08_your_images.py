@@ -47,7 +47,7 @@ from sobook.embedding import embed
 from sobook.encoder import Encoder
 from sobook.losses import SO_WEIGHT
 from sobook.retrieval import evaluate, nearest_neighbors
-from sobook.statistics import compare_classes
+from sobook.statistics import compare_classes, verdict
 from sobook.training.loop import TrainConfig, fit
 
 # %% [markdown]
@@ -162,14 +162,12 @@ figures.interval_plot(
 
 # %%
 found = compare_classes(frozen, trained)
-change, low, high = found.difference, found.low, found.high
-if low > 0:
-    finding = "training helped: search with the trained encoder"
-elif high < 0:
-    finding = "training hurt: search with the frozen encoder"
-else:
-    finding = "no difference is shown: the frozen encoder is the simpler choice, more classes the better investment"
-print(f"trained − frozen: Recall@1 {change:+.3f} [{low:+.3f}, {high:+.3f}]: {finding}")
+advice = {
+    "higher": "search with the trained encoder",
+    "lower": "search with the frozen encoder",
+    "no difference shown": "the frozen encoder is the simpler choice, more classes the better investment",
+}[verdict(found, [found])]
+print(f"trained compared with frozen: Recall@1 {verdict(found, [found])}, {found}: {advice}")
 if test.num_classes < 10:
     print(f"(The interval draws the {test.num_classes} test classes anew; from so few it is too narrow to rely on.)")
 print(f"epoch {run.state['selected_epoch']} of {config.epochs} was kept, of {run.state['train_images']:,} training pictures in {len(run.state['class_names'])} classes")
