@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sobook import files, lazy
 
-files.find_caches_a_home()  # before anything imports matplotlib or numba
+files.prepare_libraries()  # before any of them is imported
 
 if TYPE_CHECKING:
     from sobook.data.image_sets import load as load, prepare as prepare

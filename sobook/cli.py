@@ -40,10 +40,11 @@ class Source:
     weights: str | None = "pretrained"  # pretrained, micro, or a file or folder of weights.
     image_size: int | None = None  # Side of the input in pixels; default: the encoder's own.
     token: str | None = None  # Which token is the feature: cls, dist or mean.
-    device: str | None = None  # cpu, cuda …; default: a GPU where there is one.
+    device: str | None = None  # cpu, cuda …; default: that of the run, else a GPU if there is one.
 
     def open(self) -> "tuple[TrainConfig, sobook.Encoder]":
         """The settings of the data, and the encoder on its device."""
+        choose_device, device = sobook.training.distributed.choose_device, None
         if self.run is None:
             config = TrainConfig(dataset=self.dataset or "aviary", encoder=self.encoder, dim=None)
             encoder = sobook.Encoder.create(
@@ -52,6 +53,8 @@ class Source:
         else:
             run = sobook.Run.load(self.run)
             config, encoder = run.config, run.encoder()
+            with contextlib.suppress(SobookError):  # where it was trained, if that is here
+                device = choose_device(run.state["device"].partition(":")[0])
             if self.dataset not in (None, config.dataset):  # the run's options are of its own data
                 config = config.replace(dataset=self.dataset, options={}, allow_partial=False)
         config = config.replace(
@@ -59,7 +62,9 @@ class Source:
             options=self.options or config.options,
             allow_partial=self.allow_partial or config.allow_partial,
         )
-        return config, encoder.to(sobook.training.distributed.choose_device(self.device))
+        if self.device or device is None:
+            device = choose_device(self.device)
+        return config, encoder.to(device)
 
 
 SourceOptions = Annotated[Source, tyro.conf.arg(name="")]  # its fields, without a prefix
@@ -118,6 +123,7 @@ def train(
     run = sobook.fit(config)
     if files.launched()[0] == 0:  # of several processes started together, one reports
         _print_result(run.path.name, run.retrieval)
+        _say(f"  trained and evaluated on {run.state['device']}")
         _say(run.path)
 
 
@@ -132,6 +138,7 @@ def evaluate(source: SourceOptions) -> None:
     result = sobook.training.evaluate_run(config, encoder, progress=True)
     notes = sobook.data.notes(config.dataset, **config.load_options)
     _print_result(source.run or f"{encoder.name}, frozen", {**result.summary(), "notes": notes})
+    _say(f"  computed on {encoder.mean.device}")
 
 
 def compare(runs: Several, /) -> None:

@@ -238,11 +238,15 @@ def launched() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def find_caches_a_home() -> None:
-    """Let matplotlib and numba keep their caches elsewhere where the home folder is read-only.
+def prepare_libraries() -> None:
+    """Settings that libraries read when they are imported.
 
-    matplotlib would print warnings, and numba, with which UMAP is compiled, would fail.
+    On macOS torch and faiss each bring an OpenMP, and the second one loaded would abort. Where the
+    home folder is read-only, matplotlib and numba keep their caches elsewhere: the one would print
+    warnings, and the other, with which UMAP is compiled, would fail.
     """
+    if sys.platform == "darwin":
+        os.environ.setdefault("KMP_DUPLICATE_LIB_OK", "TRUE")
     if os.access(os.path.expanduser("~"), os.W_OK) or "NUMBA_CACHE_DIR" in os.environ:
         return
     folder = Path(tempfile.mkdtemp(prefix="sobook-"))

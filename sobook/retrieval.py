@@ -4,6 +4,7 @@ Notation: N queries, M gallery images, D embedding dimension, K neighbors looked
 of relevant images of a query: those of its class in the gallery, itself left out.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,9 @@ from torch import Tensor
 
 from sobook import statistics
 from sobook.errors import SobookError, check_choice, plain
+
+if sys.platform == "darwin":  # threads of its OpenMP beside those of torch's would crash
+    faiss.omp_set_num_threads(1)
 
 KS = (1, 2, 4, 8)  # of Recall@K where nothing else is asked for
 _CHUNK = 4096  # queries that faiss searches at a time, which bounds memory

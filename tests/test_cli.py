@@ -20,6 +20,7 @@ from sobook.errors import RunError, SobookError
 from sobook.interactive import search
 from sobook.training import loop
 from sobook.training.config import TrainConfig
+from sobook.training.run_folder import Run
 
 
 @pytest.fixture
@@ -44,7 +45,8 @@ def test_train_evaluate_compare_embed_explore(train, tmp_path, capsys):
     pa, so = train("pa"), train("so", "--so-weight", "100")
     assert "R@1" in capsys.readouterr().out
     assert main(["evaluate", str(pa)]) == 0
-    assert "24 queries" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "24 queries" in said and f"computed on {Run.load(pa).state['device']}" in said
     assert main(["compare", str(pa), str(so)]) == 0
     table = capsys.readouterr().out
     assert "RMS cos" in table and "so_weight" in table and table.count("\n") == 3
@@ -268,7 +270,7 @@ OPTIONAL = {
 @pytest.mark.parametrize("name", OPTIONAL)
 def test_none_can_be_given_for_every_optional_option(name, monkeypatch):
     fitted = []
-    run = SimpleNamespace(path=Path("run"), retrieval={})
+    run = SimpleNamespace(path=Path("run"), retrieval={}, state={"device": "cpu"})
     monkeypatch.setattr(loop, "fit", lambda config: fitted.append(config) or run)
     monkeypatch.setattr(cli, "_print_result", lambda *_: None)
     assert main(["train", f"--{name.replace('_', '-')}", "none"]) == 0

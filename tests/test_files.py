@@ -314,12 +314,22 @@ def test_caches_of_a_home_that_cannot_be_written(tmp_path, monkeypatch):
     for name in ("MPLCONFIGDIR", "NUMBA_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    files.find_caches_a_home()
+    files.prepare_libraries()
     assert "NUMBA_CACHE_DIR" not in os.environ
     monkeypatch.setenv("HOME", str(tmp_path / "nowhere"))
-    files.find_caches_a_home()
+    files.prepare_libraries()
     found = {Path(os.environ[name]).parent for name in ("MPLCONFIGDIR", "NUMBA_CACHE_DIR")}
     assert len(found) == 1 and found.pop().is_dir()
+
+
+def test_two_openmps_on_macos(monkeypatch):
+    """https://github.com/faiss-wheels/faiss-wheels/issues/73"""
+    monkeypatch.delenv("KMP_DUPLICATE_LIB_OK", raising=False)
+    files.prepare_libraries()
+    assert "KMP_DUPLICATE_LIB_OK" not in os.environ or sys.platform == "darwin"
+    monkeypatch.setattr(sys, "platform", "darwin")
+    files.prepare_libraries()
+    assert os.environ["KMP_DUPLICATE_LIB_OK"] == "TRUE"
 
 
 # --- A torch and torchvision that do not belong together -----------------------------------------
