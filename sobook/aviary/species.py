@@ -352,8 +352,7 @@ def prepare(
     _check("images_per_species", images_per_species, 1, 10_000)
     _check("size", size, 32, 512)
     _check("seed", seed, 0, 2**32 - 1)
-    if split_by_genus not in (0, 1):  # also False and True
-        raise SobookError(f"split_by_genus is {split_by_genus!r}: give 1 to split by genus, or 0.")
+    _check("split_by_genus", split_by_genus, 0, 1)
     if split_by_genus:
         split_genera(list(attributes(species, seed=seed)["genus"]))  # raises if it cannot be done
     key = f"v{VERSION}-{species}x{images_per_species}-{size}px-seed{seed}"

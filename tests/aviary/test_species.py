@@ -120,7 +120,7 @@ def test_split_by_genus_is_of_the_same_pictures_and_shares_no_genus(tmp_path):
     for part in (train, test):  # still in the order of the species
         numbers = [int(name.partition(".")[0]) for name in part.class_names]
         assert numbers == sorted(numbers)
-    off = sobook.load("aviary", "train", tmp_path, **options, split_by_genus=False)
+    off = sobook.load("aviary", "train", tmp_path, **options, split_by_genus=0)
     assert off.paths == usual[0].paths
     validation = sobook.load("aviary", "validation", tmp_path, **options, split_by_genus=1)
     assert {*validation.class_names} < {*train.class_names}

@@ -13,6 +13,7 @@ from sobook.statistics import holm
 from sobook.studies import report, study
 
 RESULTS = Path(__file__).resolve().parents[2] / "data/results"
+STUDIES = RESULTS.with_name("studies")
 
 
 def test_table_summary_and_files(tiny_study, tmp_path):
@@ -149,7 +150,7 @@ def test_methods_with_parameters_of_their_own_have_one_baseline():
     assert np.isnan(rows.loc["PA", "difference"])
 
 
-COMMITTED = [file for file in sorted(RESULTS.glob("*.csv")) if file.with_suffix(".json").exists()]
+COMMITTED = [f for f in sorted(RESULTS.glob("*.csv")) if (STUDIES / f"{f.stem}.toml").exists()]
 
 
 @pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
