@@ -201,8 +201,9 @@ class TestPixels:
 
     def test_what_a_killed_run_left_is_cleared_away(self, some_images):
         folder = pixels.decode(some_images, 16, progress=False).folder
-        shutil.move(folder, f"{folder}.partial")  # killed before the renaming
-        os.truncate(f"{folder}.partial/pixels.bin", 100)
+        partial = folder.with_name(f".{folder.name}.99-ab.partial")
+        shutil.move(folder, partial)  # killed before the renaming
+        os.truncate(partial / "pixels.bin", 100)
         source = pixels.decode(some_images, 16, progress=False)
         assert os.path.getsize(folder / "pixels.bin") == source.shapes.prod(axis=1).sum() * 3
         assert left_in(folder.parent) == [folder.name]
@@ -281,14 +282,15 @@ def test_cache_entries_and_clearing(some_images, tmp_path):
     kept = pixels.decode(some_images, 16, progress=False).folder
     pixels.decode(some_images, 17, progress=False)
     (cache / "embeddings-0123.npy").write_bytes(bytes(1000))
-    (cache / "pixels-folder-train-77.partial").mkdir()  # of a run that was killed
-    (cache / ".embeddings-0124.7-ab.npy").write_bytes(bytes(10))  # just being written
+    (cache / ".pixels-folder-train-77.7-ab.partial").mkdir()  # of a run that was killed
+    (cache / ".embeddings-0124.7-ab.partial.npy").write_bytes(bytes(10))  # just being written
     sizes = pixels.cache_entries()
-    assert len(sizes) == 4 and not any(name.endswith(".lock") for name in sizes)
+    assert len(sizes) == 5 and not any(name.endswith(".lock") for name in sizes)
     ordered = list(sizes.values())
     assert ordered == sorted(ordered, reverse=True) and ordered[0] > 10_000
-    with files.lock(Path(f"{kept}.lock")):
-        assert pixels.clear_cache() == sum(ordered) - sizes[kept.name]
-    left = {kept.name, f"{kept.name}.lock", ".embeddings-0124.7-ab.npy"}
+    writing = ".embeddings-0124.7-ab.partial.npy"
+    with files.lock(Path(f"{kept}.lock")), files.lock(cache / "embeddings-0124.lock"):
+        assert pixels.clear_cache() == sum(ordered) - sizes[kept.name] - sizes[writing]
+    left = {kept.name, f"{kept.name}.lock", writing, "embeddings-0124.lock"}
     assert {path.name for path in cache.iterdir()} == left
     assert len(pixels.decode(some_images, 17, progress=False)) == 12  # made again
