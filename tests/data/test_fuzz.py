@@ -11,7 +11,7 @@ from tests.data import fuzzing
 
 
 @pytest.mark.parametrize(
-    ("count", "seed"), [(60, 0), pytest.param(1500, 1, marks=pytest.mark.slow)]
+    ("count", "seed"), [(60, 0), pytest.param(1200, 1, marks=pytest.mark.slow)]
 )
 def test_damaged_files_are_read_or_refused_in_one_sentence(count, seed):
     """The process must also survive: SciPy crashes on some .mat files."""
