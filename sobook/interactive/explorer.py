@@ -16,7 +16,6 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.colors import to_hex
-from PIL import Image
 
 from sobook import geometry
 from sobook.data import image_sets, pixels
@@ -26,7 +25,7 @@ from sobook.errors import SobookError, check_choice, plain
 from sobook.figures.embeddings import align, place, project, quality
 from sobook.figures.proxies import class_order, random_angle_density
 from sobook.figures.style import evenly, method_color
-from sobook.interactive.page import Page, data_url, render, thumbnail
+from sobook.interactive.page import Page, render, sprite
 from sobook.retrieval import nearest_neighbors
 from sobook.training.run_folder import Run
 
@@ -97,7 +96,7 @@ def build(
     for name, model in models.items():
         runs.append(_describe_run(name, model, shown, labels, len(class_names)))
         _add_maps(runs[-1], model, shown, methods, seed, onto=runs[0])
-    sprite, columns = _sprite(pictures)
+    sheet, columns = sprite(pictures, TILE)
     data = {
         "note": note,
         "classes": [
@@ -108,7 +107,7 @@ def build(
         ],
         "order": class_order(kept[shown]).tolist(),
         "labels": labels.tolist(),
-        "sprite": sprite,
+        "sprite": sheet,
         "tile": TILE,
         "columns": columns,
         **_scales(np.concatenate([run["cosines"] for run in runs]), *kept[shown].shape),
@@ -319,14 +318,3 @@ def _scales(cosines: np.ndarray, classes: int, dim: int) -> dict[str, Any]:
         "chance": chance.round(7).tolist(),
         "welch": math.degrees(math.acos(welch)) if welch else 0,
     }
-
-
-def _sprite(pictures: Sequence[np.ndarray]) -> tuple[str, int]:
-    """All thumbnails in one WebP as a data address, and how many stand in a row."""
-    columns = math.isqrt(len(pictures))
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * TILE, rows * TILE))
-    for index, picture in enumerate(pictures):
-        corner = index % columns * TILE, index // columns * TILE
-        sheet.paste(thumbnail(Image.fromarray(picture), TILE), corner)
-    return data_url(sheet, "webp", quality=72, method=4), columns

@@ -1,7 +1,7 @@
 """Pages for a browser: complete in one file, shown inside a notebook or saved.
 
 `render` fills a template of ``assets/`` with a style, a script and data; a page fetches nothing and
-needs no kernel. What a page shows is made by `explorer`, `playground` and `search`.
+needs no kernel. What a page shows is made by `explorer`, `playground`, `search` and `lab`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ import dataclasses
 import html
 import io
 import json
+import math
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from sobook import files
@@ -23,22 +26,23 @@ from sobook import files
 _ASSETS = Path(__file__).resolve().parent / "assets"
 
 
-def render(name: str, title: str, data: Any) -> str:
+def render(name: str, title: str, data: Any, *, scripts: Sequence[str] = ()) -> str:
     """The HTML of a page.
 
     Args:
         name: of its body, style and script: ``assets/NAME.html``, ``.css`` and ``.js``.
         title: plain text.
         data: what its script finds in `DATA`; whatever JSON can hold.
+        scripts: of ``assets/``, that its script builds on.
     """
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))  # ASCII: file names hold bytes
     parts = {
         "title": html.escape(title),
-        "style": _read("common.css") + _read(f"{name}.css"),
+        "style": read_asset("common.css") + read_asset(f"{name}.css"),
         "data": text.replace("<", "\\u003c"),  # so that no string ends or opens a script element
-        "script": _read("common.js") + _read(f"{name}.js"),
+        "script": "".join(map(read_asset, ("common.js", *scripts, f"{name}.js"))),
     }
-    template = _read("page.html").replace("{{body}}", _read(f"{name}.html"))
+    template = read_asset("page.html").replace("{{body}}", read_asset(f"{name}.html"))
     # In one pass, so that what is filled in is never taken for a place to fill.
     return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], template)
 
@@ -53,6 +57,17 @@ def data_url(image: Image.Image, format: str, **options: Any) -> str:
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
     return f"data:image/{format};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def sprite(pictures: Sequence[np.ndarray], side: int, quality: int = 72) -> tuple[str, int]:
+    """All thumbnails in one WebP as a data address, and how many stand in a row."""
+    columns = math.isqrt(len(pictures))
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * side, rows * side))
+    for index, picture in enumerate(pictures):
+        corner = index % columns * side, index // columns * side
+        sheet.paste(thumbnail(Image.fromarray(picture), side), corner)
+    return data_url(sheet, "webp", quality=quality, method=4), columns
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -101,5 +116,6 @@ class Page:
         return f"{self.title}: {len(self.source) / 1e6:.2f} MB of HTML; .save(path) writes it"
 
 
-def _read(name: str) -> str:
+def read_asset(name: str) -> str:
+    """The text of a file in ``assets/``."""
     return (_ASSETS / name).read_text(encoding="utf-8")
