@@ -1,4 +1,4 @@
-"""Draw data/results/ladder.png from committed tables: what moves Recall@1 on the aviary, and how far.
+"""Draw data/results/ladder.png from committed tables: what moves Recall@1 on the aviary.
 
 sobook study finetune_aviary ladder_finetune --out data/results
 python data/studies/ladder.py
