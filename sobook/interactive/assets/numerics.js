@@ -1,0 +1,620 @@
+// The arithmetic of the pages: losses, geometry, retrieval, and a trainer of heads on frozen
+// features. No DOM: it runs in a page, in a worker and in tests alike, which hold it against
+// sobook/losses.py, training/loop.py, geometry.py and retrieval.py. Start with `Trainer.step`.
+//
+// Matrices are typed arrays, row by row; a call names the length D of a row, and the number of
+// rows follows. Notation: N images, B of them in a batch, F features, C classes, D dimensions,
+// X embeddings (B, D), P proxies (C, D); losses take both with rows of unit length.
+
+const numerics = (() => {
+  "use strict";
+
+  // ---- matrices ------------------------------------------------------------------------------
+
+  // a (m, k) times the transpose of b (n, k), as (m, n). Sixteen sums at a time stay in registers;
+  // each is taken in order and in double precision, so equal rows give equal sums.
+  function product(a, b, k, out = new a.constructor((a.length / k) * (b.length / k))) {
+    const m = a.length / k, n = b.length / k, coarse = isCoarse(a, k);
+    const fullRows = coarse ? 0 : m - (m % 4), fullColumns = n - (n % 4);
+    for (let i = 0; i < fullRows; i += 4) {
+      for (let j = 0; j < fullColumns; j += 4) productTile(a, b, k, out, n, i, j);
+      for (let j = fullColumns; j < n; j++) productColumn(a, b, k, out, n, i, i + 4, j);
+    }
+    for (let j = 0; j < n; j++) productColumn(a, b, k, out, n, fullRows, m, j, coarse);
+    return out;
+  }
+
+  function productTile(a, b, k, out, n, i, j) {
+    const a0 = i * k, a1 = a0 + k, a2 = a1 + k, a3 = a2 + k;
+    const b0 = j * k, b1 = b0 + k, b2 = b1 + k, b3 = b2 + k;
+    let s00 = 0, s01 = 0, s02 = 0, s03 = 0, s10 = 0, s11 = 0, s12 = 0, s13 = 0;
+    let s20 = 0, s21 = 0, s22 = 0, s23 = 0, s30 = 0, s31 = 0, s32 = 0, s33 = 0;
+    for (let l = 0; l < k; l++) {
+      const x0 = a[a0 + l], x1 = a[a1 + l], x2 = a[a2 + l], x3 = a[a3 + l];
+      const y0 = b[b0 + l], y1 = b[b1 + l], y2 = b[b2 + l], y3 = b[b3 + l];
+      s00 += x0 * y0; s01 += x0 * y1; s02 += x0 * y2; s03 += x0 * y3;
+      s10 += x1 * y0; s11 += x1 * y1; s12 += x1 * y2; s13 += x1 * y3;
+      s20 += x2 * y0; s21 += x2 * y1; s22 += x2 * y2; s23 += x2 * y3;
+      s30 += x3 * y0; s31 += x3 * y1; s32 += x3 * y2; s33 += x3 * y3;
+    }
+    const o0 = i * n + j, o1 = o0 + n, o2 = o1 + n, o3 = o2 + n;
+    out[o0] = s00; out[o0 + 1] = s01; out[o0 + 2] = s02; out[o0 + 3] = s03;
+    out[o1] = s10; out[o1 + 1] = s11; out[o1 + 2] = s12; out[o1 + 3] = s13;
+    out[o2] = s20; out[o2 + 1] = s21; out[o2 + 2] = s22; out[o2 + 3] = s23;
+    out[o3] = s30; out[o3 + 1] = s31; out[o3 + 2] = s32; out[o3 + 3] = s33;
+  }
+
+  function productColumn(a, b, k, out, n, first, last, j, coarse = false) {
+    for (let i = first; i < last; i++) {
+      let sum = 0;
+      for (let l = 0; l < k; l++) {
+        sum += a[i * k + l] * b[j * k + l];
+        if (coarse) sum = Math.fround(sum);
+      }
+      out[i * n + j] = sum;
+    }
+  }
+
+  function transposed(a, columns) {
+    const rows = a.length / columns, out = new a.constructor(a.length);
+    for (let i = 0; i < rows; i++) {
+      for (let j = 0; j < columns; j++) out[j * rows + i] = a[i * columns + j];
+    }
+    return out;
+  }
+
+  // Sums of rows (k, D) with weights (m, k): (m, D).
+  const weighted = (weights, rows, D) => product(weights, transposed(rows, D), rows.length / D);
+
+  // The chosen rows, one after the other.
+  function gather(matrix, columns, rows) {
+    const out = new matrix.constructor(rows.length * columns);
+    for (let i = 0; i < rows.length; i++) {
+      out.set(matrix.subarray(rows[i] * columns, (rows[i] + 1) * columns), i * columns);
+    }
+    return out;
+  }
+
+  function meanRow(rows, D) {
+    const mean = new Float64Array(D), N = rows.length / D;
+    for (let i = 0; i < rows.length; i++) mean[i % D] += rows[i] / N;
+    return mean;
+  }
+
+  const norm = (vector) => Math.sqrt(vector.reduce((sum, value) => sum + value * value, 0));
+
+  // In two or three dimensions neighbors are nearer than float32 can tell: to get the same ones as
+  // torch and faiss, sums are rounded as there, after every fused multiply-add.
+  const isCoarse = (rows, D) => D <= 3 && rows instanceof Float32Array;
+
+  // Rows scaled to unit length, and their lengths.
+  function unitRows(rows, D) {
+    const unit = new rows.constructor(rows.length), lengths = new rows.constructor(rows.length / D);
+    const coarse = isCoarse(rows, D);
+    for (let i = 0, at = 0; i < lengths.length; i++, at += D) {
+      let sum = 0;
+      for (let d = at; d < at + D; d++) {
+        sum += rows[d] * rows[d];
+        if (coarse) sum = Math.fround(sum);
+      }
+      lengths[i] = Math.sqrt(sum);
+      const length = Math.max(lengths[i], 1e-12);
+      for (let d = at; d < at + D; d++) unit[d] = rows[d] / length;
+    }
+    return { unit, lengths };
+  }
+
+  // In place: what of a gradient turns unit rows (the rest would only change their lengths), and,
+  // divided by the lengths, the gradient of the rows that `unitRows` got.
+  function tangent(gradient, unit, D, lengths = null) {
+    for (let i = 0, at = 0; at < unit.length; i++, at += D) {
+      let along = 0;
+      for (let d = at; d < at + D; d++) along += gradient[d] * unit[d];
+      const length = lengths ? Math.max(lengths[i], 1e-12) : 1;
+      for (let d = at; d < at + D; d++) gradient[d] = (gradient[d] - along * unit[d]) / length;
+    }
+    return gradient;
+  }
+
+  // ---- chance --------------------------------------------------------------------------------
+
+  // A small seeded generator (mulberry32) of numbers in [0, 1): the same for everybody.
+  function generator(seed) {
+    return () => {
+      seed = (seed + 0x6d2b79f5) | 0;
+      let t = Math.imul(seed ^ (seed >>> 15), 1 | seed);
+      t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
+      return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
+    };
+  }
+
+  const normal = (random) =>
+    Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());
+
+  // The whole numbers below n, or the given ones, in random order.
+  function shuffled(random, n) {
+    const order = typeof n === "number" ? Int32Array.from({ length: n }, (_, i) => i) : n.slice();
+    for (let i = order.length - 1; i > 0; i--) {
+      const j = Math.floor(random() * (i + 1));
+      [order[i], order[j]] = [order[j], order[i]];
+    }
+    return order;
+  }
+
+  // Rows of every batch of an epoch, as loader.batch_plan draws them: at random, or m images each
+  // of B / m classes.
+  function batchPlan(random, labels, B, m = 0) {
+    if (!m) {
+      if (B > labels.length) {
+        throw new Error(`batch_size is ${B}, but there are only ${labels.length} training images.`);
+      }
+      const order = shuffled(random, labels.length);
+      return Array.from({ length: Math.floor(labels.length / B) }, (_, i) =>
+        order.slice(i * B, (i + 1) * B));
+    }
+    const members = new Map();
+    labels.forEach((label, row) => members.set(label, [...(members.get(label) ?? []), row]));
+    const classes = [...members.values()];
+    if (B % m || B / m > classes.length) {
+      throw new Error(`batch_size is ${B}: with ${m} images per class it must be a multiple of ${m} `
+        + `and at most ${m * classes.length}.`);
+    }
+    const draw = (rows) => (rows.length < m // theirs are repeated within a batch
+      ? Array.from({ length: m }, () => rows[Math.floor(random() * rows.length)])
+      : shuffled(random, rows).slice(0, m));
+    return Array.from({ length: Math.max(1, Math.floor(labels.length / B)) }, () =>
+      Int32Array.from([...shuffled(random, classes.length).slice(0, B / m)]
+        .flatMap((c) => draw(classes[c]))));
+  }
+
+  // (D, F) with orthonormal rows (columns where D > F), as nn.init.orthogonal_.
+  function orthogonal(random, D, F) {
+    const rows = Math.min(D, F), length = Math.max(D, F), q = new Float64Array(D * F);
+    for (let i = 0; i < rows; i++) {
+      const row = q.subarray(i * length, (i + 1) * length);
+      for (let l = 0; l < length; l++) row[l] = normal(random);
+      for (let round = 0; round < 2; round++) { // the second removes what rounding left
+        for (let j = 0; j < i; j++) {
+          const other = q.subarray(j * length, (j + 1) * length);
+          const along = row.reduce((sum, value, l) => sum + value * other[l], 0);
+          for (let l = 0; l < length; l++) row[l] -= along * other[l];
+        }
+      }
+      row.set(unitRows(row, length).unit);
+    }
+    return Float32Array.from(D > F ? transposed(q, length) : q);
+  }
+
+  // ---- losses --------------------------------------------------------------------------------
+  // Each gives its value and the gradients of unit-length X and P, not yet tangent to the sphere.
+
+  // Proxy Anchor (Kim et al., CVPR 2020), as sobook.ProxyAnchor; with the gradient of b.
+  function proxyAnchor(X, labels, P, D, { margin, scale, threshold }) {
+    const B = X.length / D, C = P.length / D, present = new Set(labels).size;
+    const cosines = product(P, X, D); // (C, B)
+    const slopes = new X.constructor(C * B); // exponents, then terms, then d loss / d cosine
+    let value = 0, thresholdSlope = 0;
+    for (let c = 0, at = 0; c < C; c++, at += B) {
+      let topPull = 0, topPush = 0; // 0 is the exponent of the 1 in log(1 + Σ exp z)
+      for (let b = 0; b < B; b++) {
+        const s = cosines[at + b] - threshold, own = labels[b] === c;
+        const z = slopes[at + b] = scale * (own ? margin - s : margin + s);
+        if (own) topPull = Math.max(topPull, z);
+        else topPush = Math.max(topPush, z);
+      }
+      let pull = Math.exp(-topPull), push = Math.exp(-topPush);
+      for (let b = 0; b < B; b++) {
+        const own = labels[b] === c;
+        const term = slopes[at + b] = Math.exp(slopes[at + b] - (own ? topPull : topPush));
+        if (own) pull += term;
+        else push += term;
+      }
+      value += (topPull + Math.log(pull)) / present + (topPush + Math.log(push)) / C;
+      const byPull = -scale / (present * pull), byPush = scale / (C * push);
+      for (let b = 0; b < B; b++) {
+        thresholdSlope -= slopes[at + b] *= labels[b] === c ? byPull : byPush;
+      }
+    }
+    const embeddings = weighted(transposed(slopes, B), P, D), proxies = weighted(slopes, X, D);
+    return { value, embeddings, proxies, threshold: thresholdSlope };
+  }
+
+  // As sobook.soft_orthogonality, by the smaller of the two Gram matrices.
+  function softOrthogonality(P, D, reduction = "mean") {
+    const C = P.length / D, pairs = reduction === "mean" ? C * (C - 1) : 1;
+    let total = 0, gram;
+    if (C <= D) {
+      gram = product(P, P, D);
+      for (let c = 0; c < C; c++) gram[c * C + c] -= 1;
+    } else {
+      const columns = transposed(P, D);
+      gram = product(columns, columns, C);
+      const { lengths } = unitRows(P, D); // ones, but for rounding, which cancels
+      for (const length of lengths) total -= length ** 4;
+    }
+    for (const value of gram) total += value * value;
+    const proxies = C <= D ? weighted(gram, P, D) : product(P, gram, D);
+    for (let i = 0; i < proxies.length; i++) proxies[i] *= 4 / pairs;
+    return { value: Math.max(0, total) / pairs, proxies };
+  }
+
+  // ArcFace (Deng et al., CVPR 2019), as in pytorch-metric-learning: softmax over cosines, with
+  // `margin` degrees added to the angle to the own proxy. Without margin: NormFace.
+  function arcface(X, labels, P, D, { margin = 28.6, scale = 64 }) {
+    const B = X.length / D, C = P.length / D, added = (margin * Math.PI) / 180;
+    const slopes = product(X, P, D); // (B, C): cosines, then d loss / d cosine
+    let value = 0;
+    for (let b = 0, at = 0; b < B; b++, at += C) {
+      const own = at + labels[b], angle = Math.acos(Math.max(-1, Math.min(1, slopes[own])));
+      const within = angle <= Math.PI - added; // beyond, it goes on falling, as a line
+      const turn = within ? Math.sin(angle + added) / Math.max(Math.sin(angle), 3e-4) : 1; // as float32 has it
+      slopes[own] = within ? Math.cos(angle + added) : Math.cos(angle) - added * Math.sin(added);
+      let top = -Infinity, sum = 0;
+      for (let c = at; c < at + C; c++) top = Math.max(top, slopes[c]);
+      const target = slopes[own];
+      for (let c = at; c < at + C; c++) sum += slopes[c] = Math.exp(scale * (slopes[c] - top));
+      value += (Math.log(sum) + scale * (top - target)) / B;
+      for (let c = at; c < at + C; c++) slopes[c] *= scale / (B * sum);
+      slopes[own] = (slopes[own] - scale / B) * turn;
+    }
+    return {
+      value,
+      embeddings: weighted(slopes, P, D),
+      proxies: weighted(transposed(slopes, C), X, D),
+    };
+  }
+
+  // Triplet loss on all semi-hard triplets (Schroff et al., CVPR 2015), as pytorch-metric-learning
+  // computes it: Euclidean distances of unit rows, mean over the triplets that cost something.
+  function triplet(X, labels, P, D, { margin = 0.05 }) {
+    const B = X.length / D, distances = new Float32Array(B * B), counts = new Int32Array(B * B);
+    for (let i = 0; i < B; i++) {
+      for (let j = 0; j < i; j++) {
+        let sum = 0;
+        for (let d = 0; d < D; d++) sum += (X[i * D + d] - X[j * D + d]) ** 2;
+        distances[i * B + j] = distances[j * B + i] = Math.sqrt(sum);
+      }
+    }
+    let value = 0, number = 0;
+    for (let a = 0, at = 0; a < B; a++, at += B) {
+      for (let p = 0; p < B; p++) {
+        if (p === a || labels[p] !== labels[a]) continue;
+        for (let n = 0; n < B; n++) {
+          const gap = distances[at + n] - distances[at + p];
+          if (labels[n] === labels[a] || gap <= 0 || gap >= margin) continue;
+          value += margin - gap;
+          number += 1;
+          counts[at + p] += 1;
+          counts[at + n] -= 1;
+        }
+      }
+    }
+    const embeddings = new X.constructor(X.length);
+    for (let i = 0; i < B; i++) {
+      for (let j = 0; j < B; j++) {
+        const count = counts[i * B + j] + counts[j * B + i], distance = distances[i * B + j];
+        if (!count || !distance) continue;
+        const by = count / (number * distance);
+        for (let d = 0; d < D; d++) embeddings[i * D + d] += by * (X[i * D + d] - X[j * D + d]);
+      }
+    }
+    return { value: number ? value / number : 0, embeddings, proxies: new X.constructor(P.length) };
+  }
+
+  // ---- training ------------------------------------------------------------------------------
+
+  // As nn.LayerNorm without parameters. Of frozen features once, instead of at every step.
+  function layerNorm(features, F) {
+    const out = new Float32Array(features.length);
+    for (let at = 0; at < features.length; at += F) {
+      let mean = 0, variance = 0;
+      for (let f = at; f < at + F; f++) mean += features[f] / F;
+      for (let f = at; f < at + F; f++) variance += (features[f] - mean) ** 2 / F;
+      const by = 1 / Math.sqrt(variance + 1e-5);
+      for (let f = at; f < at + F; f++) out[f] = (features[f] - mean) * by;
+    }
+    return out;
+  }
+
+  // What loop.learning_rate_factor says.
+  const rateFactor = (step, total, schedule) =>
+    (schedule === "constant" ? 1 : 0.5 * (1 + Math.cos((Math.PI * step) / total)));
+
+  // How many of C classes image_sets.hold_out puts aside; Python rounds half to even.
+  function heldOut(C, fraction) {
+    if (!fraction) return 0;
+    const floor = Math.floor(fraction * C), rest = fraction * C - floor;
+    const rounded = floor + (rest > 0.5 || (rest === 0.5 && floor % 2 === 1) ? 1 : 0);
+    return Math.min(Math.max(rounded, 2), C - 2);
+  }
+
+  // What learns, and how it takes a step: sobook's Trainer with a head and a loss.
+  //
+  // `settings` has the names and the meaning of HeadConfig, and may change between steps. `inputs`
+  // (N, F) have passed `layerNorm`; `labels` are 0 … C − 1; `steps` there will be, for the
+  // schedule; `start` may hold weight (D, F), bias (D), proxies (C, D).
+  class Trainer {
+    constructor(settings, { inputs, labels, F, C, steps, start = {} }) {
+      Object.assign(this, { settings: { ...settings }, inputs, labels, F, C, steps });
+      const D = this.D = settings.dim, random = generator(8 * settings.seed + 1);
+      // Proxy Anchor's proxies start as Kaiming normal, ArcFace's as standard normal.
+      const spread = settings.loss === "arcface" ? 1 : Math.sqrt(2 / C);
+      const proxies = () => Float32Array.from({ length: C * D }, () => spread * normal(random));
+      const parameter = (name, value, rate, decays) => ({
+        name, value: Float32Array.from(value), rate, decays, steps: 0,
+        gradient: new Float32Array(value.length),
+        mean: new Float32Array(value.length), square: new Float32Array(value.length),
+      });
+      this.weight = parameter("weight", start.weight ?? orthogonal(random, D, F), "head_lr", true);
+      this.bias = parameter("bias", start.bias ?? new Float32Array(D), "head_lr", false);
+      this.proxies = parameter("proxies", start.proxies ?? proxies(), "proxy_lr", true);
+      this.threshold = parameter("threshold", [settings.threshold], "threshold_lr", false);
+    }
+
+    // Change a setting between two steps.
+    set(name, value) {
+      this.settings[name] = value;
+      if (name === "threshold") this.threshold.value[0] = value;
+    }
+
+    get isAnchor() { return this.settings.loss === "proxy_anchor"; }
+
+    // What learns now.
+    get learned() {
+      if (this.settings.loss === "triplet") return [this.weight, this.bias];
+      const all = [this.weight, this.bias, this.proxies];
+      return this.isAnchor && this.settings.threshold_lr > 0 ? [...all, this.threshold] : all;
+    }
+
+    // (n, D) outputs of the linear layer for n inputs.
+    linear(inputs) {
+      const { D, F } = this, out = product(inputs, this.weight.value, F);
+      for (let i = 0; i < out.length; i++) out[i] += this.bias.value[i % D];
+      return out;
+    }
+
+    embed(inputs) {
+      return unitRows(this.linear(inputs), this.D).unit;
+    }
+
+    // Proxies as the loss sees them: where settings.center is on, unit rows minus their mean.
+    seenProxies() {
+      const { D } = this, raw = this.proxies.value;
+      const outer = unitRows(raw, D);
+      if (!(this.isAnchor && this.settings.center)) return { seen: raw, ...outer };
+      const mean = meanRow(outer.unit, D), seen = outer.unit.map((value, i) => value - mean[i % D]);
+      return { seen, ...unitRows(seen, D), outer };
+    }
+
+    // One step on the given rows: loss, gradients, clipping, AdamW. Gives the loss's parts and the
+    // norm of the gradient before clipping; `gradients` keeps what each part asks of the unit-length
+    // proxies.
+    step(step, rows) {
+      const parts = this.differentiate(rows);
+      for (const [name, value] of Object.entries(parts)) check(name, value, step);
+      const learned = this.learned;
+      let sum = 0;
+      for (const { gradient } of learned) for (const value of gradient) sum += value * value;
+      const total = check("the gradient", Math.sqrt(sum), step);
+      const clip = Math.min(1, this.settings.clip_norm / (total + 1e-6));
+      const factor = rateFactor(step, this.steps, this.settings.schedule);
+      for (const parameter of learned) {
+        if (clip < 1) for (let i = 0; i < parameter.gradient.length; i++) parameter.gradient[i] *= clip;
+        const decay = parameter.decays ? this.settings.weight_decay : 0;
+        adamW(parameter, factor * this.settings[parameter.rate], decay);
+      }
+      return { parts, gradient_norm: total };
+    }
+
+    // The parts of the loss on a batch; leaves the gradient of each parameter in it.
+    differentiate(rows) {
+      const { D, F, settings } = this;
+      const inputs = gather(this.inputs, F, rows), labels = rows.map((row) => this.labels[row]);
+      const { unit: X, lengths } = unitRows(this.linear(inputs), D);
+      const proxies = this.seenProxies(), P = proxies.unit;
+      const threshold = this.threshold.value[0];
+      const loss = { proxy_anchor: proxyAnchor, arcface, triplet }[settings.loss](
+        X, labels, P, D, this.isAnchor ? { ...settings, threshold } : settings.loss_options ?? {});
+      const parts = { loss: loss.value };
+      if (this.isAnchor) {
+        const so = softOrthogonality(P, D, settings.so_reduction);
+        Object.assign(parts, {
+          proxy_anchor: loss.value,
+          soft_orthogonality: so.value,
+          loss: loss.value + settings.so_weight * so.value,
+        });
+        this.gradients = {
+          proxy_anchor: tangent(loss.proxies.slice(), P, D),
+          soft_orthogonality: tangent(so.proxies.slice(), P, D),
+        };
+        for (let i = 0; i < P.length; i++) loss.proxies[i] += settings.so_weight * so.proxies[i];
+        this.threshold.gradient[0] = loss.threshold;
+      }
+      this.proxies.gradient.set(backThroughProxies(loss.proxies, proxies, D));
+      const slopes = transposed(tangent(loss.embeddings, X, D, lengths), D); // (D, B)
+      product(slopes, transposed(inputs, F), rows.length, this.weight.gradient);
+      for (let d = 0; d < D; d++) {
+        this.bias.gradient[d] = slopes.subarray(d * rows.length, (d + 1) * rows.length)
+          .reduce((sum, value) => sum + value, 0);
+      }
+      return parts;
+    }
+  }
+
+  // From the gradient of unit proxies to that of the parameter.
+  function backThroughProxies(gradient, { unit, lengths, outer }, D) {
+    tangent(gradient, unit, D, lengths);
+    if (!outer) return gradient;
+    const mean = meanRow(gradient, D);
+    return tangent(gradient.map((value, i) => value - mean[i % D]), outer.unit, D, outer.lengths);
+  }
+
+  // AdamW as torch.optim.AdamW: the decay is apart from the gradient, β = (.9, .999), ε = 10⁻⁸.
+  function adamW(parameter, rate, decay) {
+    const { value, gradient, mean, square } = parameter, t = (parameter.steps += 1);
+    const byMean = rate / (1 - 0.9 ** t), bySquare = 1 / Math.sqrt(1 - 0.999 ** t);
+    for (let i = 0; i < value.length; i++) {
+      const g = gradient[i], m = mean[i] += 0.1 * (g - mean[i]);
+      const v = square[i] = 0.999 * square[i] + 0.001 * g * g;
+      value[i] = value[i] * (1 - rate * decay) - (byMean * m) / (Math.sqrt(v) * bySquare + 1e-8);
+    }
+  }
+
+  function check(name, value, step) {
+    if (Number.isFinite(value)) return value;
+    throw new Error(`${name} became ${value} at step ${step}: lower the learning rates `
+      + "(head_lr, proxy_lr).");
+  }
+
+  // ---- features ------------------------------------------------------------------------------
+
+  const bytesOf = (base64) => Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+
+  // Features that were quantized by dimension: low + step · code, (N, F).
+  function decode({ dim: F, low, step, codes }) {
+    const [lows, steps] = [low, step].map((text) => new Float32Array(bytesOf(text).buffer));
+    return Float32Array.from(bytesOf(codes), (code, i) => lows[i % F] + steps[i % F] * code);
+  }
+
+  // ---- retrieval -----------------------------------------------------------------------------
+
+  // The k nearest other rows of the rows first … last − 1, nearest first, in ties by index:
+  // (last − first, k). As retrieval.nearest_neighbors.
+  function nearest(unit, D, k, first = 0, last = unit.length / D) {
+    const N = unit.length / D, out = new Int32Array((last - first) * k), block = 32;
+    const best = new Float64Array(k);
+    for (let start = first; start < last; start += block) {
+      const end = Math.min(start + block, last);
+      const cosines = product(unit.subarray(start * D, end * D), unit, D);
+      for (let i = start; i < end; i++) {
+        const at = (i - start) * N, to = (i - first) * k;
+        best.fill(-Infinity);
+        for (let j = 0; j < N; j++) {
+          const cosine = cosines[at + j];
+          if (!(cosine > best[k - 1]) || j === i) continue;
+          let place = k - 1;
+          for (; place > 0 && cosine > best[place - 1]; place--) {
+            best[place] = best[place - 1];
+            out[to + place] = out[to + place - 1];
+          }
+          best[place] = cosine;
+          out[to + place] = j;
+        }
+      }
+    }
+    return out;
+  }
+
+  // Recall@1 from neighbors (N, k): queries and hits of each of T classes. As retrieval.evaluate,
+  // an image that is alone in its class is no query.
+  function recall(neighbors, k, labels, T) {
+    const size = new Int32Array(T), queries = new Int32Array(T), hits = new Int32Array(T);
+    for (const label of labels) size[label] += 1;
+    labels.forEach((label, i) => {
+      if (size[label] < 2) return;
+      queries[label] += 1;
+      if (labels[neighbors[i * k]] === label) hits[label] += 1;
+    });
+    const sum = (counts) => counts.reduce((a, b) => a + b, 0);
+    return { recall_at_1: sum(hits) / sum(queries), hits, queries };
+  }
+
+  // 95 % percentile bootstrap of hits per query, drawing whole classes: statistics.class_interval.
+  function classInterval(hits, queries, seed = 0, resamples = 2000) {
+    const random = generator(8 * seed + 5), means = new Float64Array(resamples);
+    for (let r = 0; r < resamples; r++) {
+      let hit = 0, asked = 0;
+      for (let i = 0; i < hits.length; i++) {
+        const c = Math.floor(random() * hits.length);
+        hit += hits[c];
+        asked += queries[c];
+      }
+      means[r] = hit / asked;
+    }
+    means.sort();
+    const quantile = (share) => {
+      const at = share * (resamples - 1), below = Math.floor(at);
+      return means[below] + (at - below) * (means[Math.ceil(at)] - means[below]);
+    };
+    return [quantile(0.025), quantile(0.975)];
+  }
+
+  // ---- geometry ------------------------------------------------------------------------------
+
+  // (C, C) cosines of rows of any length.
+  function cosines(rows, D) {
+    const { unit } = unitRows(rows, D);
+    return product(unit, unit, D);
+  }
+
+  // Some of what sobook.describe says of proxies, and the floor of SO "mean".
+  function describe(proxies, D) {
+    const C = proxies.length / D, pairs = C * (C - 1), all = cosines(proxies, D);
+    let sum = 0, squares = 0, coherence = 0;
+    for (let i = 0; i < C; i++) {
+      for (let j = 0; j < i; j++) {
+        const cosine = all[i * C + j];
+        sum += 2 * cosine;
+        squares += 2 * cosine * cosine;
+        coherence = Math.max(coherence, Math.abs(cosine));
+      }
+    }
+    return {
+      mean_cosine: sum / pairs,
+      rms_cosine: Math.sqrt(squares / pairs),
+      coherence,
+      welch_bound: Math.sqrt(Math.max(0, C - D) / (D * (C - 1))),
+      floor: Math.max(0, (C * C) / D - C) / pairs,
+      chance_cosine: 1 / Math.sqrt(D),
+    };
+  }
+
+  // The axes of the two cones: the mean of the unit-length proxies, and of the embeddings.
+  function commonMode(proxies, embeddings, D) {
+    const proxy = meanRow(unitRows(proxies, D).unit, D), embedding = meanRow(embeddings, D);
+    const length = norm(embedding);
+    const along = proxy.reduce((sum, value, d) => sum + value * embedding[d], 0);
+    return {
+      proxy: Float32Array.from(proxy),
+      embedding: Float32Array.from(embedding),
+      cosine: along / Math.max(norm(proxy) * length, 1e-12),
+      embedding_length: length,
+    };
+  }
+
+  // (C, D) mean embedding of each class.
+  function classMeans(embeddings, labels, C, D) {
+    const means = new Float32Array(C * D), counts = new Int32Array(C);
+    for (const label of labels) counts[label] += 1;
+    labels.forEach((c, i) => {
+      for (let d = 0; d < D; d++) means[c * D + d] += embeddings[i * D + d] / counts[c];
+    });
+    return means;
+  }
+
+  const degrees = (cosine) => (Math.acos(Math.max(-1, Math.min(1, cosine))) * 180) / Math.PI;
+
+  // Of cosines: fraction per degree of their angles, in bins of so many degrees.
+  function angleHistogram(values, width) {
+    const counts = new Float32Array(180 / width);
+    for (const value of values) {
+      counts[Math.min(counts.length - 1, Math.floor(degrees(value) / width))] += 1;
+    }
+    return counts.map((count) => count / (values.length * width));
+  }
+
+  // Density, per degree, of the angle between two random directions.
+  function randomAngleDensity(angle, D) {
+    let ratio = 1 / Math.sqrt(Math.PI); // Γ(d/2) / Γ((d − 1)/2) for d = 2
+    for (let d = 2; d < D; d++) ratio = (d - 1) / 2 / ratio;
+    const sine = Math.sin((angle * Math.PI) / 180);
+    return ((ratio / Math.sqrt(Math.PI)) * sine ** (D - 2) * Math.PI) / 180;
+  }
+
+  return {
+    product, transposed, gather, unitRows, tangent, generator, normal, shuffled, batchPlan,
+    proxyAnchor, softOrthogonality, arcface, triplet, layerNorm, heldOut, Trainer, decode,
+    nearest, recall, classInterval, cosines, describe, commonMode, classMeans,
+    degrees, angleHistogram, randomAngleDensity,
+  };
+})();
