@@ -55,8 +55,11 @@ from sobook.training.loop import evaluate_run, fit
 
 
 def committed(name):
-    """The table of a study in data/results, one row per run."""
-    return pd.read_csv(files.shipped(f"results/{name}.csv"), dtype={"config": str})
+    """The table of a study in data/results, one row per run; empty if there is none yet."""
+    try:
+        return pd.read_csv(files.shipped(f"results/{name}.csv"), dtype={"config": str})
+    except SobookError:
+        return pd.DataFrame()
 
 
 def family_of(name):
@@ -439,6 +442,9 @@ if "selected_epoch" in results:
 def shown(name, rows=12):
     """What a committed study predicted and found, its figure, and its table if it is short."""
     one, table = study.load(name), committed(name)
+    if table.empty:
+        print(f"{one.title}: no committed table yet. To make it: sobook study {name}")
+        return
     result, family = report.summary(one, table), report.comparisons(one, table)
     kind = "fine-tuned" if one.trainer == "finetune" else "heads on frozen features"
     print(f"{one.title}: committed, {kind}, {len(table)} of {len(one.plan())} runs")

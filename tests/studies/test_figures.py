@@ -1,22 +1,9 @@
-"""The figure of a study, and the committed page and pictures of single studies."""
-
-import importlib.util
-from pathlib import Path
+"""The figure of a study."""
 
 import pandas as pd
 import pytest
 
 from sobook.studies import figures, report, study
-
-DATA = Path(__file__).resolve().parents[2] / "data"
-
-
-def script(name: str):
-    """A module of data/studies, which is no package."""
-    spec = importlib.util.spec_from_file_location(name, DATA / f"studies/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
@@ -54,25 +41,3 @@ def test_curves_have_a_frozen_line_and_a_hollow_dot_for_what_is_not_shown(rng):
     table["recall_at_1"] = rng.uniform(size=len(table))
     unsure = figures.draw(one, table, report.summary(one, table), report.comparisons(one, table))
     assert faces(unsure.axes[2]) == {"white"}
-
-
-def test_the_committed_page_is_the_one_of_the_committed_tables():
-    common_mode = script("common_mode")
-    tables = {
-        name: pd.read_csv(DATA / f"results/{file}.csv") for name, file in common_mode.TABLES.items()
-    }
-    assert common_mode.page(tables) == (DATA / "results/common_mode.md").read_text()
-    assert len(common_mode.picture(tables).axes) == 6
-
-
-def test_no_panel_of_the_regimes_cuts_its_points_off():
-    table = pd.DataFrame(
-        [
-            {"setting": name, "so_weight": weight, "rms_cosine": rms, "train_classes": classes}
-            for name, classes, high in [("few", 8, 0.16), ("equal", 64, 0.25), ("many", 320, 0.31)]
-            for weight, rms in [(0, high), (100, high / 4)]
-        ]
-    ).assign(seed=0, rms_floor=0.0)
-    axes = script("regimes").picture(table, 64).axes
-    assert len({axis.get_ylim() for axis in axes}) == 1
-    assert axes[0].get_ylim()[0] == 0 and axes[0].get_ylim()[1] > 0.31
