@@ -113,7 +113,8 @@ def build(
         **_scales(np.concatenate([run["cosines"] for run in runs]), *kept[shown].shape),
         "runs": [run | {"cosines": run["cosines"].tolist()} for run in runs],
     }
-    return Page(render("explorer", "Proxy explorer", data), title="Proxy explorer", height=900)
+    source = render("explorer", "Proxy explorer", data, scripts=("numerics.js",))
+    return Page(source, title="Proxy explorer", height=900)
 
 
 def from_runs(

@@ -32,4 +32,5 @@ def page(**settings) -> Page:
         raise SobookError("the playground shows 3 to 8 classes in 2 or 3 dimensions.")
     if values["so_weight"] < 0 or values["scale"] <= 0:
         raise SobookError("so_weight must not be negative, scale must be positive.")
-    return Page(render("playground", "Proxy playground", values), title="Proxy playground")
+    source = render("playground", "Proxy playground", values, scripts=("numerics.js",))
+    return Page(source, title="Proxy playground")

@@ -24,7 +24,7 @@ const run = () => runs[state.run];
 const focus = () => (state.over[0] >= 0 ? state.over : [state.a, state.b]);
 const signed = (value) => value.toFixed(2).replace("-", "−");
 const percent = (value) => `${(100 * value).toFixed(1)} %`;
-const degrees = (cosine) => (Math.acos(clamp(cosine, -1, 1)) * 180) / Math.PI;
+const { degrees } = numerics;
 const nearestEpoch = (one) => Math.min(Math.round(state.epoch), one.epochs.length - 1);
 
 // ---- numbers at the epoch shown, in between by interpolation ----------------------------------
@@ -161,14 +161,8 @@ function pointAt(event) {
 
 // ---- angles ----------------------------------------------------------------------------------
 
-const STEP = 2, BINS = 180 / STEP; // degrees, and how many such bins there are
-
-// Fraction of the pairs per degree.
-function histogram(values) {
-  const counts = new Float32Array(BINS);
-  for (const value of values) counts[Math.min(BINS - 1, Math.floor(degrees(value) / STEP))] += 1;
-  return counts.map((count) => count / (values.length * STEP));
-}
+const STEP = 2; // degrees of a bin
+const histogram = (values) => numerics.angleHistogram(values, STEP);
 
 function drawAngles() {
   const [g, w, h] = context($("angles")), [low, high] = DATA.angles, bottom = h - 26;

@@ -1,79 +1,33 @@
 // The playground: proxies on a circle or a sphere, dragged by hand or moved by descent.
 //
-// First the arithmetic, tested against sobook/losses.py; then the drawing. Notation: C classes,
+// First the scene, whose numbers come from numerics.js; then the drawing. Notation: C classes,
 // D = 2 or 3 dimensions, B images. Proxies and images always have unit length.
 
-// ---- arithmetic ------------------------------------------------------------------------------
+// ---- scene -----------------------------------------------------------------------------------
 
-const dot = (a, b) => a.reduce((sum, value, k) => sum + value * b[k], 0);
 const scaled = (a, by) => a.map((value) => value * by);
 const plus = (a, b) => a.map((value, k) => value + b[k]);
-const unit = (a) => scaled(a, 1 / Math.sqrt(dot(a, a)));
-// What of a gradient turns a unit vector; the rest would only change its length.
-const tangent = (gradient, at) => plus(gradient, scaled(at, -dot(gradient, at)));
+const unit = (a) => scaled(a, 1 / Math.hypot(...a));
+// Vectors as the rows of a matrix, and back.
+const matrix = (vectors) => Float64Array.from(vectors.flat());
+const vectors = (rows, D) =>
+  Array.from({ length: rows.length / D }, (_, i) => [...rows.subarray(i * D, (i + 1) * D)]);
 
-// log(1 + Σ exp z) and the weight of each term in its derivative, without overflow.
-function logOnePlusSumExp(z) {
-  const top = Math.max(0, ...z);
-  const terms = z.map((value) => Math.exp(value - top));
-  const total = terms.reduce((a, b) => a + b, Math.exp(-top));
-  return { value: top + Math.log(total), weights: terms.map((term) => term / total) };
-}
-
-// Proxy Anchor (Kim et al., CVPR 2020), every class among the images: value and gradients.
-function proxyAnchor(proxies, images, labels, { margin, scale, threshold }) {
-  const C = proxies.length, zero = (v) => v.map(() => 0);
-  const gradient = proxies.map(zero), imageGradient = images.map(zero);
-  let value = 0;
-  proxies.forEach((p, c) => {
-    for (const [own, sign] of [[true, -1], [false, 1]]) { // pull own images, push the others
-      const members = [...labels.keys()].filter((b) => (labels[b] === c) === own);
-      const terms = members.map((b) => scale * (sign * (dot(images[b], p) - threshold) + margin));
-      const sum = logOnePlusSumExp(terms);
-      value += sum.value / C;
-      members.forEach((b, k) => {
-        const slope = (sign * scale * sum.weights[k]) / C;
-        gradient[c] = plus(gradient[c], scaled(images[b], slope));
-        imageGradient[b] = plus(imageGradient[b], scaled(p, slope));
-      });
-    }
-  });
-  return {
-    value,
-    gradient: gradient.map((g, c) => tangent(g, proxies[c])),
-    imageGradient: imageGradient.map((g, b) => tangent(g, images[b])),
-  };
-}
-
-// Soft orthogonality, "mean": the mean squared cosine of two different proxies.
-function softOrthogonality(proxies) {
-  const pairs = proxies.length * (proxies.length - 1);
-  let value = 0;
-  const gradient = proxies.map((p, i) => {
-    const others = proxies.filter((_, j) => j !== i), pull = (q) => scaled(q, 4 * dot(p, q) / pairs);
-    value += others.reduce((sum, q) => sum + dot(p, q) ** 2 / pairs, 0);
-    return tangent(others.map(pull).reduce(plus), p);
-  });
-  return { value, gradient };
-}
-
-// Both terms, their sum, and what sobook.geometry says of the proxies.
+// Both terms of the loss, their sum, and what sobook.geometry says of the proxies.
 function evaluate(scene) {
-  const { proxies, images, labels, so_weight } = scene;
-  const anchor = proxyAnchor(proxies, images, labels, scene);
-  const so = softOrthogonality(proxies), C = proxies.length, D = proxies[0].length;
-  const cosines = proxies.flatMap((p, i) => proxies.slice(0, i).map((q) => dot(p, q)));
+  const { labels, so_weight } = scene, D = scene.proxies[0].length;
+  const proxies = matrix(scene.proxies), images = matrix(scene.images);
+  const anchor = numerics.proxyAnchor(images, labels, proxies, D, scene);
+  const so = numerics.softOrthogonality(proxies, D);
+  const turning = (gradient, at) => vectors(numerics.tangent(gradient, at, D), D);
   return {
+    ...numerics.describe(proxies, D),
     proxy_anchor: anchor.value,
     soft_orthogonality: so.value,
     loss: anchor.value + so_weight * so.value,
-    floor: Math.max(0, C * C / D - C) / (C * (C - 1)),
-    mean_cosine: cosines.reduce((a, b) => a + b) / cosines.length,
-    coherence: Math.max(...cosines.map(Math.abs)),
-    welch_bound: C > D ? Math.sqrt((C - D) / (D * (C - 1))) : 0,
-    anchorGradient: anchor.gradient,
-    soGradient: so.gradient,
-    imageGradient: anchor.imageGradient,
+    anchorGradient: turning(anchor.proxies, proxies),
+    soGradient: turning(so.proxies, proxies),
+    imageGradient: turning(anchor.embeddings, images),
   };
 }
 
@@ -86,20 +40,10 @@ function step(scene) {
   return { ...scene, proxies, images: scene.images_move ? moved : scene.images };
 }
 
-// A small seeded generator (mulberry32): the same scene for everybody.
-function generator(seed) {
-  return () => {
-    seed = (seed + 0x6d2b79f5) | 0;
-    let t = Math.imul(seed ^ (seed >>> 15), 1 | seed);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
-  };
-}
-
 // Proxies at random, and a few images around a random center for each class.
 function newScene(classes, dim, seed = 0, each = 5) {
-  const random = generator(1000 * seed + 10 * classes + dim);
-  const normal = () => Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());
+  const random = numerics.generator(1000 * seed + 10 * classes + dim);
+  const normal = () => numerics.normal(random);
   const direction = () => unit(Array.from({ length: dim }, normal));
   const proxies = [], images = [], labels = [];
   for (let c = 0; c < classes; c++) {
