@@ -6,7 +6,7 @@ import pytest
 
 from sobook import figures
 from sobook.aviary import microscope, species
-from tests.studies.test_figures import DATA, script
+from tests.studies.scripts import DATA, script
 
 study = script("microscope")
 
