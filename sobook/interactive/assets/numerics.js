@@ -478,31 +478,43 @@ const numerics = (() => {
 
   // ---- retrieval -----------------------------------------------------------------------------
 
-  // The k nearest other rows of the rows first … last − 1, nearest first, in ties by index:
-  // (last − first, k). As retrieval.nearest_neighbors.
-  function nearest(unit, D, k, first = 0, last = unit.length / D) {
-    const N = unit.length / D, out = new Int32Array((last - first) * k), block = 32;
-    const best = new Float64Array(k);
-    for (let start = first; start < last; start += block) {
-      const end = Math.min(start + block, last);
-      const cosines = product(unit.subarray(start * D, end * D), unit, D);
+  // The k nearest other rows of each row, nearest first, in ties by index: (N, k). As
+  // retrieval.nearest_neighbors. Every pair is looked at once, and rows meet the others in the
+  // order of their index. Yields between blocks, for who has to do something else as well.
+  function* nearestByTurns(unit, D, k) {
+    const N = unit.length / D, block = 32;
+    const found = new Int32Array(N * k), best = new Float32Array(N * k).fill(-Infinity);
+    const consider = (i, j, cosine) => {
+      const first = i * k;
+      let place = first + k - 1;
+      if (!(cosine > best[place])) return;
+      for (; place > first && cosine > best[place - 1]; place--) {
+        best[place] = best[place - 1];
+        found[place] = found[place - 1];
+      }
+      best[place] = cosine;
+      found[place] = j;
+    };
+    for (let start = 0; start < N; start += block) {
+      const end = Math.min(start + block, N), rest = unit.subarray(start * D), width = N - start;
+      const cosines = product(unit.subarray(start * D, end * D), rest, D);
       for (let i = start; i < end; i++) {
-        const at = (i - start) * N, to = (i - first) * k;
-        best.fill(-Infinity);
-        for (let j = 0; j < N; j++) {
-          const cosine = cosines[at + j];
-          if (!(cosine > best[k - 1]) || j === i) continue;
-          let place = k - 1;
-          for (; place > 0 && cosine > best[place - 1]; place--) {
-            best[place] = best[place - 1];
-            out[to + place] = out[to + place - 1];
-          }
-          best[place] = cosine;
-          out[to + place] = j;
+        const at = (i - start) * width - start;
+        for (let j = i + 1; j < N; j++) {
+          consider(i, j, cosines[at + j]);
+          consider(j, i, cosines[at + j]);
         }
       }
+      yield;
     }
-    return out;
+    return found;
+  }
+
+  function nearest(unit, D, k) {
+    const turns = nearestByTurns(unit, D, k);
+    let turn = turns.next();
+    while (!turn.done) turn = turns.next();
+    return turn.value;
   }
 
   // Recall@1 from neighbors (N, k): queries and hits of each of T classes. As retrieval.evaluate,
@@ -614,7 +626,7 @@ const numerics = (() => {
   return {
     product, transposed, gather, unitRows, tangent, generator, normal, shuffled, batchPlan,
     proxyAnchor, softOrthogonality, arcface, triplet, layerNorm, heldOut, Trainer, decode,
-    nearest, recall, classInterval, cosines, describe, commonMode, classMeans,
+    nearestByTurns, nearest, recall, classInterval, cosines, describe, commonMode, classMeans,
     degrees, angleHistogram, randomAngleDensity,
   };
 })();

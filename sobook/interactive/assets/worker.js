@@ -101,12 +101,8 @@ function serveLab(scope) {
     const { sizes, classes, labels, inputs, F } = data, { trainer } = run;
     const first = sizes.train, targets = labels.slice(first);
     const embed = (matrix) => numerics.unitRows(trainer.embed(matrix), trainer.D).unit;
-    const test = embed(inputs.subarray(first * F)), neighbors = new Int32Array(sizes.test * NEIGHBORS);
-    for (let row = 0; row < sizes.test; row += 256) {
-      yield;
-      const end = Math.min(row + 256, sizes.test);
-      neighbors.set(numerics.nearest(test, trainer.D, NEIGHBORS, row, end), row * NEIGHBORS);
-    }
+    const test = embed(inputs.subarray(first * F));
+    const neighbors = yield* numerics.nearestByTurns(test, trainer.D, NEIGHBORS);
     const { recall_at_1, hits, queries } = numerics.recall(neighbors, NEIGHBORS, targets, classes.test);
     let validation_recall_at_1 = null;
     if (run.validation.length) {
