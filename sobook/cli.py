@@ -13,6 +13,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,7 @@ import tyro
 
 import sobook
 from sobook import files
-from sobook.errors import SobookError
+from sobook.errors import SobookError, first_line
 from sobook.training.config import TrainConfig
 
 
@@ -491,9 +492,34 @@ def main(arguments: list[str] | None = None) -> int:
         if debug:
             raise
         return _fail(str(error))
+    except Exception as error:  # a bug, unless it comes of packages that are too old
+        if debug or not (wrong := _unfit_packages()):
+            raise
+        return _fail(f"{first_line(error)}, and {wrong}")
     finally:
         _flush()
     return 0
+
+
+def _unfit_packages() -> str:
+    """What is installed in a version that sobook does not work with, and how to mend it."""
+    from packaging.requirements import Requirement
+
+    told, mend = [], []
+    for line in metadata.requires("sobook") or ():
+        needed = Requirement(line)
+        if needed.marker and not needed.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = metadata.version(needed.name)
+            if needed.specifier.contains(version, prereleases=True):
+                continue
+            told.append(f"{needed.name} {version} is installed, and sobook needs ")
+            told[-1] += f"{needed.name}{needed.specifier}"
+        except metadata.PackageNotFoundError:
+            told.append(f"{needed.name} is not installed")
+        mend.append(f"'{needed.name}{needed.specifier}'")
+    return f"{'; '.join(told)}: pip install {' '.join(mend)}." if told else ""
 
 
 def _prepare_process() -> None:

@@ -247,6 +247,21 @@ def test_a_bug_is_not_hidden(monkeypatch):
         main(["train"])
 
 
+def test_what_fails_with_old_packages_is_one_sentence(monkeypatch, capsys):
+    """As with torch 2.4 from conda: an AttributeError deep inside, of whatever is missing there."""
+    monkeypatch.setattr(loop, "fit", lambda config: config.make_params)
+    needed = ["torch>=2.6", "numpy>=99.1; python_version < '4'", "tqdm>=1", "no-such>=1", "tyro"]
+    needed += ["faiss-cpu>=99; extra == 'dev'"]
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: needed)
+    assert main(["train"]) == 1
+    told = capsys.readouterr().err
+    installed = f"numpy {np.__version__} is installed, and sobook needs numpy>=99.1"
+    assert f"no attribute 'make_params', and {installed}; no-such is not installed" in told
+    assert "pip install 'numpy>=99.1' 'no-such>=1'." in told and told.count("\n") == 1
+    with pytest.raises(AttributeError):
+        main(["train", "--debug"])
+
+
 def test_a_recipe_gives_defaults_and_none_can_be_given(monkeypatch):
     fitted = []
     run = SimpleNamespace(path=Path("run"), retrieval={})
