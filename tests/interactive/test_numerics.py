@@ -17,6 +17,7 @@ from numpy.testing import assert_allclose
 from sobook import geometry
 from sobook.data.loader import batch_plan
 from sobook.figures.proxies import random_angle_density
+from sobook.interactive import playground
 from sobook.interactive.page import read_asset
 from sobook.retrieval import evaluate, nearest_neighbors
 from sobook.studies import frozen
@@ -451,3 +452,15 @@ def test_what_cannot_be_trained_is_one_sentence(lab):
     assert heard[-1]["message"] == "batch_size is 400, but there are only 200 training images."
     heard = talk(lab, ready=[[start(head_lr=1e38, schedule="constant")]])
     assert "lower the learning rates" in heard[-1]["message"]
+
+
+def test_the_worker_starts_under_a_pages_own_policy_and_inside_a_notebook(visit):
+    """No network, no eval, and in a notebook an origin of its own: a worker from a blob is left."""
+    shown = playground.page()
+    ready = [[start(loss="triplet", epochs=1)]]
+    page = visit(shown.source, bypass_csp=False)
+    assert talk(page.evaluate, ready=ready)[-1]["type"] == "done"
+    head = "<!doctype html><html><head><link rel='icon' href='data:,'></head><body>"
+    page = visit(head + shown._repr_html_(), bypass_csp=False)
+    page.frame_locator("iframe").locator("#step").wait_for()
+    assert talk(page.frames[1].evaluate, ready=ready)[-1]["type"] == "done"
