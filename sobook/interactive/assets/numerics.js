@@ -156,8 +156,8 @@ const numerics = (() => {
     labels.forEach((label, row) => members.set(label, [...(members.get(label) ?? []), row]));
     const classes = [...members.values()];
     if (B % m || B / m > classes.length) {
-      throw new Error(`batch_size is ${B}: with ${m} images per class it must be a multiple of ${m} `
-        + `and at most ${m * classes.length}.`);
+      throw new Error(`batch_size is ${B}: with ${m} images per class it must be a multiple of `
+        + `${m} and at most ${m * classes.length}.`);
     }
     const draw = (rows) => (rows.length < m // theirs are repeated within a batch
       ? Array.from({ length: m }, () => rows[Math.floor(random() * rows.length)])
@@ -247,7 +247,8 @@ const numerics = (() => {
     for (let b = 0, at = 0; b < B; b++, at += C) {
       const own = at + labels[b], angle = Math.acos(Math.max(-1, Math.min(1, slopes[own])));
       const within = angle <= Math.PI - added; // beyond, it goes on falling, as a line
-      const turn = within ? Math.sin(angle + added) / Math.max(Math.sin(angle), 3e-4) : 1; // as float32 has it
+      const sine = Math.max(Math.sin(angle), 3e-4); // the least that float32 cosines below 1 give
+      const turn = within ? Math.sin(angle + added) / sine : 1;
       slopes[own] = within ? Math.cos(angle + added) : Math.cos(angle) - added * Math.sin(added);
       let top = -Infinity, sum = 0;
       for (let c = at; c < at + C; c++) top = Math.max(top, slopes[c]);
@@ -323,6 +324,7 @@ const numerics = (() => {
   // How many of C classes image_sets.hold_out puts aside; Python rounds half to even.
   function heldOut(C, fraction) {
     if (!fraction) return 0;
+    if (C < 4) throw new Error(`${C} training classes are too few to hold out 2 for validation.`);
     const floor = Math.floor(fraction * C), rest = fraction * C - floor;
     const rounded = floor + (rest > 0.5 || (rest === 0.5 && floor % 2 === 1) ? 1 : 0);
     return Math.min(Math.max(rounded, 2), C - 2);
@@ -399,7 +401,8 @@ const numerics = (() => {
       const clip = Math.min(1, this.settings.clip_norm / (total + 1e-6));
       const factor = rateFactor(step, this.steps, this.settings.schedule);
       for (const parameter of learned) {
-        if (clip < 1) for (let i = 0; i < parameter.gradient.length; i++) parameter.gradient[i] *= clip;
+        const { gradient } = parameter;
+        if (clip < 1) for (let i = 0; i < gradient.length; i++) gradient[i] *= clip;
         const decay = parameter.decays ? this.settings.weight_decay : 0;
         adamW(parameter, factor * this.settings[parameter.rate], decay);
       }
@@ -483,7 +486,7 @@ const numerics = (() => {
   // order of their index. Yields between blocks, for who has to do something else as well.
   function* nearestByTurns(unit, D, k) {
     const N = unit.length / D, block = 32;
-    const found = new Int32Array(N * k), best = new Float32Array(N * k).fill(-Infinity);
+    const found = new Int32Array(N * k).fill(-1), best = new Float32Array(N * k).fill(-Infinity);
     const consider = (i, j, cosine) => {
       const first = i * k;
       let place = first + k - 1;
@@ -528,7 +531,8 @@ const numerics = (() => {
       if (labels[neighbors[i * k]] === label) hits[label] += 1;
     });
     const sum = (counts) => counts.reduce((a, b) => a + b, 0);
-    return { recall_at_1: sum(hits) / sum(queries), hits, queries };
+    const asked = sum(queries);
+    return { recall_at_1: asked ? sum(hits) / asked : null, hits, queries };
   }
 
   // 95 % percentile bootstrap of hits per query, drawing whole classes: statistics.class_interval.

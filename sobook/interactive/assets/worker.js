@@ -26,9 +26,12 @@ function serveLab(scope) {
     const { labels, sizes, classes, class_order } = data;
     const count = numerics.heldOut(classes.train, validation_fraction);
     const held = new Set(class_order[seed % class_order.length].slice(0, count));
-    const kept = [...Array(classes.train).keys()].filter((c) => !held.has(c)), rows = [], validation = [];
-    for (let row = 0; row < sizes.train; row++) (held.has(labels[row]) ? validation : rows).push(row);
-    return { rows, validation, classes: Int32Array.from(kept) };
+    const all = (n) => [...Array(n).keys()], isHeld = (row) => held.has(labels[row]);
+    return {
+      rows: all(sizes.train).filter((row) => !isHeld(row)),
+      validation: all(sizes.train).filter(isHeld),
+      classes: Int32Array.from(all(classes.train).filter((c) => !held.has(c))),
+    };
   }
 
   // All of a run; yields whenever a turn may end.
@@ -43,8 +46,8 @@ function serveLab(scope) {
     let batches = plan(), shown = -Infinity;
     const per = batches.length, steps = per * settings.epochs, C = classes.length;
     const trainer = run.trainer = new numerics.Trainer(settings, { inputs, labels, F, C, steps });
-    const few = Math.min(SAMPLE, rows.length);
-    const sample = Int32Array.from({ length: few }, (_, i) => rows[Math.floor((i * rows.length) / few)]);
+    const few = Math.min(SAMPLE, rows.length), apart = rows.length / few;
+    const sample = Int32Array.from({ length: few }, (_, i) => rows[Math.floor(i * apart)]);
     Object.assign(run, { rows, validation, classes, labels, sample });
     post("started", { run: run.name, classes, sample, steps });
 
@@ -103,7 +106,8 @@ function serveLab(scope) {
     const embed = (matrix) => numerics.unitRows(trainer.embed(matrix), trainer.D).unit;
     const test = embed(inputs.subarray(first * F));
     const neighbors = yield* numerics.nearestByTurns(test, trainer.D, NEIGHBORS);
-    const { recall_at_1, hits, queries } = numerics.recall(neighbors, NEIGHBORS, targets, classes.test);
+    const { recall_at_1, hits, queries } = numerics.recall(
+      neighbors, NEIGHBORS, targets, classes.test);
     let validation_recall_at_1 = null;
     if (run.validation.length) {
       const rows = embed(numerics.gather(inputs, F, run.validation));
