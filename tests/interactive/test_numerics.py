@@ -239,10 +239,11 @@ def test_recall_is_that_of_evaluate(lab, dim):
 def test_duplicates_and_ties_count_in_the_order_of_their_index(lab):
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(60, 16)).astype(np.float32)[rng.integers(0, 60, 200)]  # many twice
-    labels = rng.integers(0, 9, 200)
-    labels[7] = 9  # alone in its class: no query
+    labels = rng.integers(0, 3, 200)
+    labels[7:13] = range(4, 10)  # alone in their classes: no queries
     seen, expected = searched(lab, rows, labels), evaluate(rows, labels, ks=(1,))
     assert seen["recall_at_1"] == expected.recall[1] and seen["queries"][9] == 0
+    assert_allclose(seen["interval"], expected.interval(1), atol=0.02)
     assert seen["neighbors"] == nearest_neighbors(rows, 4)[1].flatten().tolist()
 
 

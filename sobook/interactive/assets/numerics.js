@@ -538,10 +538,11 @@ const numerics = (() => {
   // 95 % percentile bootstrap of hits per query, drawing whole classes: statistics.class_interval.
   function classInterval(hits, queries, seed = 0, resamples = 2000) {
     const random = generator(8 * seed + 5), means = new Float64Array(resamples);
+    const classes = [...queries.keys()].filter((c) => queries[c]);
     for (let r = 0; r < resamples; r++) {
       let hit = 0, asked = 0;
-      for (let i = 0; i < hits.length; i++) {
-        const c = Math.floor(random() * hits.length);
+      for (let i = 0; i < classes.length; i++) {
+        const c = classes[Math.floor(random() * classes.length)];
         hit += hits[c];
         asked += queries[c];
       }
