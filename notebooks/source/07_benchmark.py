@@ -50,7 +50,7 @@ from sobook.errors import SobookError
 from sobook.studies import figures as study_figures, report, study
 from sobook.losses import SO_WEIGHT
 from sobook.statistics import compare_classes, compare_seeds, verdict
-from sobook.training.config import TrainConfig, run_key
+from sobook.training.config import run_key
 from sobook.training.loop import evaluate_run, fit
 
 
