@@ -261,6 +261,41 @@ def explore(
     _say(f"{out}: {len(page.source.encode()) / 1e6:.1f} MB")
 
 
+def make_lab(
+    source: SourceOptions, out: Path = Path("lab.html"), features: Path | None = None
+) -> None:
+    """Write the lab: a page that trains a head on frozen features in the browser, live.
+
+    The page needs no network and no Python: open it in any browser.
+
+    For instance:
+      sobook lab --out lab.html
+      sobook lab --dataset folder --root my_pictures --out lab.html
+      sobook lab --features mine.npz --out lab.html
+
+    Args:
+        source: which encoder, frozen, on which images.
+        out: the file to write, ending in .html.
+        features: .npz with features of your own, instead of images: features (N, F), labels (N,)
+            and split (N,), "train" or "test".
+    """
+    out = _checked_output("--out", out, ".html", ".htm")
+    from sobook.interactive import lab
+    from sobook.studies.frozen import HeadConfig
+
+    if source.run is not None:
+        raise SobookError("the lab trains a head on a frozen encoder: name no run, but --encoder.")
+    if features is not None:
+        page = lab.from_features(features)
+    else:
+        names = ("root", "options", "allow_partial", "encoder", "weights", "image_size", "token")
+        settings = {name: getattr(source, name) for name in (*names, "device")}
+        dataset = source.dataset or HeadConfig.dataset
+        page = lab.page(HeadConfig(dataset=dataset, dim=64, **settings))
+    page.save(out)
+    _say(f"{out}: {len(page.source.encode()) / 1e6:.1f} MB")
+
+
 def run_studies(
     studies: Several,
     /,
@@ -463,6 +498,7 @@ COMMANDS = {
     "compare": compare,
     "study": run_studies,
     "explore": explore,
+    "lab": make_lab,
     "embed": embed_images,
     "search": search_pictures,
     "export": export_run,
