@@ -511,7 +511,7 @@ shown("baselines", rows=40)
 # A loss is not compared before its own parameter is tuned. And these are *heads on frozen features*: which loss is best there says little about which is best when the backbone learns. On photographs at 224 pixels, the question is even whether *any* head is better than the frozen features themselves:
 
 # %%
-shown("cub_heads", rows=40)
+shown("cub_heads_tuning")
 
 # %% [markdown]
 # ## 10 · Why? The two cones
