@@ -70,6 +70,8 @@ lint: install ## check style, types, the import contract, and that notebooks fit
 	@$(PY) -m mypy
 	@$(PY) -m pytest -q tests/test_contract.py
 	@$(PY) notebooks/build.py check
+	@if npm run --silent biome -- --version >/dev/null 2>&1; then npm run --silent lint; \
+	else echo "lint: the pages' JavaScript is left out: that needs node, and the network once"; fi
 
 clean: ## remove what was built (keeps .venv and data/)
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .benchmarks .hypothesis

@@ -2,8 +2,18 @@
 "use strict";
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
-const PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#882255",
-  "#999933", "#332288", "#44AA99"];
+const PALETTE = [
+  "#0072B2",
+  "#E69F00",
+  "#009E73",
+  "#CC79A7",
+  "#D55E00",
+  "#56B4E9",
+  "#882255",
+  "#999933",
+  "#332288",
+  "#44AA99",
+];
 
 const $ = (id) => document.getElementById(id);
 const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
@@ -25,7 +35,8 @@ function button(text, action, attributes = {}) {
 
 // The 2-D context of a canvas, cleared, with its size in CSS pixels.
 function context(canvas) {
-  const ratio = window.devicePixelRatio, { clientWidth: w, clientHeight: h } = canvas;
+  const ratio = window.devicePixelRatio,
+    { clientWidth: w, clientHeight: h } = canvas;
   canvas.width = Math.round(w * ratio); // this also clears it
   canvas.height = Math.round(h * ratio);
   const g = canvas.getContext("2d");

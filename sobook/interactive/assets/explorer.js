@@ -5,7 +5,9 @@
 // the next frame. Notation: C classes with proxies (the first ones), A all classes, E epochs.
 
 const { classes, labels, order, runs } = DATA;
-const C = order.length, A = classes.length, END = Math.max(...runs.map((one) => one.epochs.length)) - 1;
+const C = order.length,
+  A = classes.length,
+  END = Math.max(...runs.map((one) => one.epochs.length)) - 1;
 const KINDS = Object.keys(runs[0].maps);
 const members = classes.map((_, c) => [...labels.keys()].filter((i) => labels[i] === c));
 const rank = classes.map((_, c) => order.indexOf(c)); // in the heatmap; −1: no proxy
@@ -15,8 +17,14 @@ const colors = classes.map(({ group }) => (groups.length > 1 ? groupColor(group)
 const CHOSEN = ["#E69F00", "#56B4E9"]; // the two classes of a cell, wherever they are drawn
 
 const state = {
-  run: runs.length - 1, map: KINDS[0], epoch: runs[runs.length - 1].kept, playing: false,
-  a: -1, b: -1, image: -1, over: [-1, -1], // classes and image chosen, classes under the pointer
+  run: runs.length - 1,
+  map: KINDS[0],
+  epoch: runs[runs.length - 1].kept,
+  playing: false,
+  a: -1,
+  b: -1,
+  image: -1,
+  over: [-1, -1], // classes and image chosen, classes under the pointer
 };
 const frames = { count: 0 };
 
@@ -30,7 +38,8 @@ const nearestEpoch = (one) => Math.min(Math.round(state.epoch), one.epochs.lengt
 // ---- numbers at the epoch shown, in between by interpolation ----------------------------------
 
 function interpolated(one, valueAt) {
-  const epoch = Math.min(state.epoch, one.epochs.length - 1), low = Math.floor(epoch);
+  const epoch = Math.min(state.epoch, one.epochs.length - 1),
+    low = Math.floor(epoch);
   const t = epoch - low;
   return (1 - t) * valueAt(low) + t * valueAt(Math.ceil(epoch));
 }
@@ -41,7 +50,8 @@ const cosines = (one) => one.cosines[0].map((_, k) => interpolated(one, (e) => o
 // undefined where one of the two has no proxy
 function cosine(one, a, b) {
   if (a === b || !(rank[a] >= 0 && rank[b] >= 0)) return undefined;
-  const i = Math.min(a, b), k = (i * (2 * C - i - 1)) / 2 + Math.abs(a - b) - 1;
+  const i = Math.min(a, b),
+    k = (i * (2 * C - i - 1)) / 2 + Math.abs(a - b) - 1;
   return interpolated(one, (e) => one.cosines[e][k]);
 }
 
@@ -52,7 +62,8 @@ const barWidth = (width) => Math.max(6, width * 0.03); // the groups' colors, le
 
 // Colors of cosines from −limit to +limit, as pixels; the legend shows the same.
 function heatColors() {
-  const g = $("scale").getContext("2d"), ramp = g.createLinearGradient(0, 0, 256, 0);
+  const g = $("scale").getContext("2d"),
+    ramp = g.createLinearGradient(0, 0, 256, 0);
   DATA.gradient.forEach((color, k) => ramp.addColorStop(k / (DATA.gradient.length - 1), color));
   g.fillStyle = ramp;
   g.fillRect(0, 0, 256, 1);
@@ -61,8 +72,12 @@ function heatColors() {
 const HEAT = heatColors();
 
 function drawHeat() {
-  const [g, w] = context($("heat")), bar = barWidth(w), side = w - bar, size = side / C;
-  const picture = cells.createImageData(C, C), values = cosines(run());
+  const [g, w] = context($("heat")),
+    bar = barWidth(w),
+    side = w - bar,
+    size = side / C;
+  const picture = cells.createImageData(C, C),
+    values = cosines(run());
   const pixels = new Uint32Array(picture.data.buffer).fill(0xff969696); // gray, the diagonal
   let k = 0;
   for (let i = 0; i < C; i++) {
@@ -80,7 +95,10 @@ function drawHeat() {
   });
   focus().forEach((c, which) => {
     if (!(rank[c] >= 0)) return;
-    for (const [color, width] of [["#000", 3], [CHOSEN[which], 1.5]]) {
+    for (const [color, width] of [
+      ["#000", 3],
+      [CHOSEN[which], 1.5],
+    ]) {
       g.strokeStyle = color;
       g.lineWidth = width;
       g.strokeRect(bar, rank[c] * size, side, size);
@@ -90,7 +108,9 @@ function drawHeat() {
 }
 
 function cellAt(event) {
-  const width = $("heat").clientWidth, bar = barWidth(width), size = (width - bar) / C;
+  const width = $("heat").clientWidth,
+    bar = barWidth(width),
+    size = (width - bar) / C;
   const [x, y] = pointer(event, $("heat"));
   return [order[Math.floor(y / size)] ?? -1, order[Math.floor((x - bar) / size)] ?? -1];
 }
@@ -107,7 +127,8 @@ function star(c) {
 }
 
 function drawMap() {
-  const [g, w] = context($("map")), chosen = focus();
+  const [g, w] = context($("map")),
+    chosen = focus();
   mapSide = w;
   const dot = (i, color, radius) => {
     g.fillStyle = color;
@@ -138,7 +159,8 @@ function drawStar(g, [x, y], color, radius) {
   g.fillStyle = color;
   g.beginPath();
   for (let k = 0; k < 10; k++) {
-    const r = k % 2 ? radius * 0.45 : radius, angle = (k * Math.PI) / 5 - Math.PI / 2;
+    const r = k % 2 ? radius * 0.45 : radius,
+      angle = (k * Math.PI) / 5 - Math.PI / 2;
     g.lineTo(x + r * Math.cos(angle), y + r * Math.sin(angle));
   }
   g.closePath();
@@ -165,7 +187,9 @@ const STEP = 2; // degrees of a bin
 const histogram = (values) => numerics.angleHistogram(values, STEP);
 
 function drawAngles() {
-  const [g, w, h] = context($("angles")), [low, high] = DATA.angles, bottom = h - 26;
+  const [g, w, h] = context($("angles")),
+    [low, high] = DATA.angles,
+    bottom = h - 26;
   const x = (angle) => 8 + ((w - 16) * (angle - low)) / (high - low);
   const y = (density) => bottom - (bottom - 8) * (density / DATA.tallest);
   g.beginPath();
@@ -178,7 +202,8 @@ function drawAngles() {
   g.setLineDash([4, 4]);
   for (const angle of [90, DATA.welch]) if (angle) line(g, [x(angle), 4], [x(angle), bottom]);
   runs.forEach((one, r) => {
-    const heights = histogram(cosines(one)), shown = one === run();
+    const heights = histogram(cosines(one)),
+      shown = one === run();
     g.setLineDash(r ? [8, 4] : []);
     g.strokeStyle = one.color;
     g.lineWidth = shown ? 3.5 : 1.8;
@@ -194,7 +219,8 @@ function drawAngles() {
   g.setLineDash([]);
   const [a, b] = focus();
   for (const c of order) {
-    const value = cosine(run(), a, c), which = c === b ? 1 : 0;
+    const value = cosine(run(), a, c),
+      which = c === b ? 1 : 0;
     if (value === undefined) continue;
     g.strokeStyle = CHOSEN[which];
     g.lineWidth = [1.5, 4][which];
@@ -210,14 +236,18 @@ function drawAngles() {
 
 // The thumbnail of an image; `relevant` frames and marks it as an answer to a query.
 function thumb(i, relevant) {
-  const asked = relevant !== undefined, side = asked ? 0.9 * DATA.tile : DATA.tile;
-  const verdict = relevant ? "relevant" : "irrelevant", mark = relevant ? "✓" : "✗";
-  const column = i % DATA.columns, row = Math.floor(i / DATA.columns);
+  const asked = relevant !== undefined,
+    side = asked ? 0.9 * DATA.tile : DATA.tile;
+  const verdict = relevant ? "relevant" : "irrelevant",
+    mark = relevant ? "✓" : "✗";
+  const column = i % DATA.columns,
+    row = Math.floor(i / DATA.columns);
   return button(asked ? mark : "", () => select(labels[i], -1, i), {
     class: asked ? `thumb ${verdict}` : "thumb",
     "aria-label": `image of ${classes[labels[i]].name}${asked ? `, ${verdict}` : ""}`,
-    style: `width:${side}px;height:${side}px;background-size:${DATA.columns * side}px;`
-      + `background-position:-${column * side}px -${row * side}px`,
+    style:
+      `width:${side}px;height:${side}px;background-size:${DATA.columns * side}px;` +
+      `background-position:-${column * side}px -${row * side}px`,
   });
 }
 
@@ -232,20 +262,31 @@ function classRow(c, which) {
 
 function pairText(a, b) {
   return runs.map((one) => {
-    const value = cosine(one, a, b), known = value === undefined ? "" : `cosine ${signed(value)}; `;
+    const value = cosine(one, a, b),
+      known = value === undefined ? "" : `cosine ${signed(value)}; `;
     const [there, back] = [percent(one.confusion[a][b]), percent(one.confusion[b][a])];
-    return element("p", { style: `border-color:${one.color}` }, `${one.name}: ${known}${there} of `
-      + `the nearest images of the first are of the second, ${back} the other way`);
+    return element(
+      "p",
+      { style: `border-color:${one.color}` },
+      `${one.name}: ${known}${there} of ` +
+        `the nearest images of the first are of the second, ${back} the other way`,
+    );
   });
 }
 
 function confusedWith(c) {
-  const { name, confusion } = run(), others = [...Array(A).keys()];
-  const worst = others.filter((j) => j !== c && confusion[c][j])
-    .sort((i, j) => confusion[c][j] - confusion[c][i]).slice(0, 4);
+  const { name, confusion } = run(),
+    others = [...Array(A).keys()];
+  const worst = others
+    .filter((j) => j !== c && confusion[c][j])
+    .sort((i, j) => confusion[c][j] - confusion[c][i])
+    .slice(0, 4);
   if (!worst.length) return element("p", {}, `${name}: all its nearest images are its own`);
-  const links = worst.map((j) => button(
-    `${classes[j].name} (${percent(confusion[c][j])})`, () => select(c, j), { class: "link" }));
+  const links = worst.map((j) =>
+    button(`${classes[j].name} (${percent(confusion[c][j])})`, () => select(c, j), {
+      class: "link",
+    }),
+  );
   return element("p", {}, `${name} mixes it up with `, ...links);
 }
 
@@ -259,7 +300,8 @@ function nearestImages(i) {
 }
 
 function drawPictures() {
-  const { a, b, image } = state, content = [];
+  const { a, b, image } = state,
+    content = [];
   if (a < 0) content.push("Choose a class: click a cell, a point, or type its name.");
   else {
     content.push(...(b >= 0 ? pairText(a, b) : [confusedWith(a)]));
@@ -281,7 +323,8 @@ const NUMBERS = [
 function drawNumbers() {
   const head = NUMBERS.map(([title]) => element("th", { scope: "col" }, title));
   const rows = runs.map((one) => {
-    const e = nearestEpoch(one), ended = Math.round(state.epoch) > e;
+    const e = nearestEpoch(one),
+      ended = Math.round(state.epoch) > e;
     const name = one.name + (ended ? ` (epoch ${one.epochs[e]})` : "");
     const title = element("th", { scope: "row", style: `color:${one.color}` }, name);
     const values = NUMBERS.map(([, text]) => element("td", {}, text(one.numbers[e])));
@@ -302,14 +345,17 @@ function draw() {
     drawMap();
     drawAngles();
     drawNumbers();
-    const one = run(), e = nearestEpoch(one);
+    const one = run(),
+      e = nearestEpoch(one);
     $("epoch").value = state.epoch;
     $("when").textContent = `epoch ${one.epochs[e]}${e === one.kept ? " (kept)" : ""}`;
     $("trust").textContent = `${state.map.toUpperCase()}: ${one.trust[state.map]}`;
   });
 }
 
-const announce = (text) => { $("status").textContent = text; };
+const announce = (text) => {
+  $("status").textContent = text;
+};
 
 function nameClasses(a, b) {
   if (b < 0 || a === b) return classes[a].name;
@@ -338,14 +384,18 @@ function hover(over, event, image = -1) {
 
 // One button per choice; the one chosen is pressed.
 function addSwitch(id, names, choose) {
-  const pressOnly = (chosen) => [...$(id).children].forEach(
-    (node, k) => node.setAttribute("aria-pressed", k === chosen));
-  $(id).append(...names.map((name, k) => button(name, () => {
-    choose(k);
-    pressOnly(k);
-    drawPictures();
-    draw();
-  })));
+  const pressOnly = (chosen) =>
+    [...$(id).children].forEach((node, k) => node.setAttribute("aria-pressed", k === chosen));
+  $(id).append(
+    ...names.map((name, k) =>
+      button(name, () => {
+        choose(k);
+        pressOnly(k);
+        drawPictures();
+        draw();
+      }),
+    ),
+  );
   return pressOnly;
 }
 
@@ -377,7 +427,8 @@ function scrub() {
 function search() {
   const wanted = $("search").value.trim().toLowerCase();
   if (!wanted) return;
-  const names = classes.map(({ name }) => name.toLowerCase()), exact = names.indexOf(wanted);
+  const names = classes.map(({ name }) => name.toLowerCase()),
+    exact = names.indexOf(wanted);
   const c = exact >= 0 ? exact : names.findIndex((name) => name.includes(wanted));
   if (c >= 0) select(c);
   else announce(`no class is called ${$("search").value}`);
@@ -390,7 +441,8 @@ function heatKey(event) {
   if (!step) return;
   event.preventDefault();
   const move = (cell) => cell.map((k, axis) => clamp(k + step[axis], 0, C - 1));
-  const row = Math.max(0, rank[state.a] ?? 0), column = rank[state.b] ?? row;
+  const row = Math.max(0, rank[state.a] ?? 0),
+    column = rank[state.b] ?? row;
   let to = move([row, column]);
   if (to[0] === to[1]) to = move(to); // over the diagonal
   if (to[0] !== to[1]) select(order[to[0]], order[to[1]]);
@@ -419,9 +471,23 @@ function pageKey(event) {
 
 function fillPage() {
   $("note").textContent = DATA.note;
-  addSwitch("runs", runs.map(({ name }) => name), (k) => { state.run = k; })(state.run);
-  addSwitch("kinds", KINDS.map((kind) => kind.toUpperCase()), (k) => { state.map = KINDS[k]; })(0);
-  runs.forEach((one, k) => { $("runs").children[k].style.borderColor = one.color; });
+  addSwitch(
+    "runs",
+    runs.map(({ name }) => name),
+    (k) => {
+      state.run = k;
+    },
+  )(state.run);
+  addSwitch(
+    "kinds",
+    KINDS.map((kind) => kind.toUpperCase()),
+    (k) => {
+      state.map = KINDS[k];
+    },
+  )(0);
+  runs.forEach((one, k) => {
+    $("runs").children[k].style.borderColor = one.color;
+  });
   $("names").append(...classes.map(({ name }) => element("option", { value: name })));
   document.head.append(element("style", {}, `.thumb { background-image: url(${DATA.sprite}); }`));
   $("epoch").max = END;
@@ -430,7 +496,8 @@ function fillPage() {
 }
 
 function listen() {
-  const heat = $("heat"), map = $("map");
+  const heat = $("heat"),
+    map = $("map");
   heat.onpointermove = (event) => hover(cellAt(event), event);
   map.onpointermove = (event) => {
     const { c, image } = pointAt(event);

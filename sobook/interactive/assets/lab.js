@@ -7,14 +7,21 @@ const START = DATA.start; // the settings the page opens with, by HeadConfig's n
 const { frozen, classes: CLASSES, sizes: SIZES } = DATA.lab;
 const NOUN = ["aviary", "cub200"].includes(START.dataset) && DATA.in_python ? "species" : "classes";
 const TEST_LABELS = DATA.lab.labels.slice(SIZES.train);
-const QUERIES = Array.from({ length: CLASSES.test }, (_, c) => TEST_LABELS.filter((l) => l === c).length);
+const QUERIES = Array.from(
+  { length: CLASSES.test },
+  (_, c) => TEST_LABELS.filter((l) => l === c).length,
+);
 const CALM = matchMedia("(prefers-reduced-motion: reduce)");
 const BETTER = 0.005; // by so much more Recall@1 SO "wins" a try: as studies' smallest_effect
 const SEEDS = [200, 201, 202, 203, 204]; // fresh ones: no try uses them
 
 const values = (list) => (start) => [...new Set([...list, start])].sort((a, b) => a - b);
 const steps = (low, high, by) => (start) =>
-  values(Array.from({ length: Math.round((high - low) / by) + 1 }, (_, k) => Number((low + k * by).toFixed(4))))(start);
+  values(
+    Array.from({ length: Math.round((high - low) / by) + 1 }, (_, k) =>
+      Number((low + k * by).toFixed(4)),
+    ),
+  )(start);
 // Name in HeadConfig, what the reader calls it, its values; those of Proxy Anchor alone are marked.
 const LIVE = [
   ["so_weight", "λ of SO", values([0, 1, 3, 10, 30, 50, 100, 200, 300, 1000]), true],
@@ -33,8 +40,17 @@ const LOSSES = { proxy_anchor: "Proxy Anchor", arcface: "softmax (ArcFace)", tri
 const SWITCHES = { threshold_lr: ["learn b", 0.01], center: ["center", true] };
 
 const lab = {
-  settings: { ...START }, step: 0, guess: { recall: null, rms: null }, choice: null,
-  runs: [], family: {}, live: null, query: 0, exported: "study", running: null, cancelled: false,
+  settings: { ...START },
+  step: 0,
+  guess: { recall: null, rms: null },
+  choice: null,
+  runs: [],
+  family: {},
+  live: null,
+  query: 0,
+  exported: "study",
+  running: null,
+  cancelled: false,
 };
 
 // ---- workers ---------------------------------------------------------------------------------
@@ -43,7 +59,8 @@ let runCount = 0;
 
 function startWorker() {
   const address = URL.createObjectURL(new Blob([DATA.worker], { type: "text/javascript" }));
-  const worker = new Worker(address), waiting = new Map();
+  const worker = new Worker(address),
+    waiting = new Map();
   worker.onmessage = ({ data }) => {
     const one = waiting.get(data.run);
     if (!one) return;
@@ -54,11 +71,12 @@ function startWorker() {
   };
   worker.postMessage({ type: "load", data: DATA.lab });
   // Resolves to what the worker says when the run is done; `tell` hears everything before.
-  const train = (settings, tell, quiet) => new Promise((resolve, reject) => {
-    const run = ++runCount;
-    waiting.set(run, { resolve, reject, tell });
-    worker.postMessage({ type: "start", run, settings, quiet });
-  });
+  const train = (settings, tell, quiet) =>
+    new Promise((resolve, reject) => {
+      const run = ++runCount;
+      waiting.set(run, { resolve, reject, tell });
+      worker.postMessage({ type: "start", run, settings, quiet });
+    });
   return { train, post: (message) => worker.postMessage(message) };
 }
 
@@ -69,7 +87,8 @@ const helpers = []; // for series of runs that are not shown
 async function series(wanted, said) {
   const number = clamp((navigator.hardwareConcurrency || 2) - 1, 1, 4);
   while (helpers.length < Math.min(number, wanted.length)) helpers.push(startWorker());
-  const results = [], queue = [...wanted.entries()];
+  const results = [],
+    queue = [...wanted.entries()];
   const work = async (helper) => {
     while (queue.length && !lab.cancelled) {
       const [k, settings] = queue.shift();
@@ -84,12 +103,18 @@ async function series(wanted, said) {
 
 // ---- runs ------------------------------------------------------------------------------------
 
-const key = (settings) => JSON.stringify(Object.keys(START).sort().map((name) => settings[name]));
+const key = (settings) =>
+  JSON.stringify(
+    Object.keys(START)
+      .sort()
+      .map((name) => settings[name]),
+  );
 const resolved = (set) => {
-  const epochs = set.epochs === "×4" ? 4 * START.epochs : set.epochs ?? START.epochs;
+  const epochs = set.epochs === "×4" ? 4 * START.epochs : (set.epochs ?? START.epochs);
   return { ...START, ...set, epochs };
 };
-const find = (settings) => lab.runs.findLast((run) => !run.changed && !run.stopped && key(run.settings) === key(settings));
+const find = (settings) =>
+  lab.runs.findLast((run) => !run.changed && !run.stopped && key(run.settings) === key(settings));
 
 function remember(settings, result) {
   const run = { ...result, settings, number: lab.runs.length + 1 };
@@ -101,8 +126,17 @@ function remember(settings, result) {
 
 // What differs from where the page started, in words.
 function inWords(settings) {
-  const names = { so_weight: "λ", threshold: "b", scale: "α", margin: "δ", dim: "D", seed: "seed", epochs: "epochs" };
-  const parts = Object.keys(START).filter((name) => JSON.stringify(settings[name]) !== JSON.stringify(START[name]))
+  const names = {
+    so_weight: "λ",
+    threshold: "b",
+    scale: "α",
+    margin: "δ",
+    dim: "D",
+    seed: "seed",
+    epochs: "epochs",
+  };
+  const parts = Object.keys(START)
+    .filter((name) => JSON.stringify(settings[name]) !== JSON.stringify(START[name]))
     .map((name) => {
       if (name === "loss") return LOSSES[settings.loss];
       if (name === "threshold_lr") return settings[name] > 0 ? "b learned" : "b fixed";
@@ -113,11 +147,19 @@ function inWords(settings) {
 }
 
 function world(settings) {
-  const C = CLASSES.train - heldOut(settings), D = settings.dim;
+  const C = CLASSES.train - heldOut(settings),
+    D = settings.dim;
   const floor = Math.max(0, (C * C) / D - C) / (C * (C - 1));
   return {
-    noun: NOUN, C, D, floor, chance: 1 / Math.sqrt(D), frozen: frozen.recall_at_1, queries: QUERIES,
-    epochs: START.epochs, find: (set) => find(resolved(set)),
+    noun: NOUN,
+    C,
+    D,
+    floor,
+    chance: 1 / Math.sqrt(D),
+    frozen: frozen.recall_at_1,
+    queries: QUERIES,
+    epochs: START.epochs,
+    find: (set) => find(resolved(set)),
   };
 }
 
@@ -127,8 +169,10 @@ async function train() {
   stop();
   await lab.running;
   lab.cancelled = false;
-  const step = STORY[lab.step], wanted = { ...lab.settings };
-  const told = key(wanted) === key(resolved(step.set)), mine = (lab.running = work());
+  const step = STORY[lab.step],
+    wanted = { ...lab.settings };
+  const told = key(wanted) === key(resolved(step.set)),
+    mine = (lab.running = work());
   await mine;
   if (lab.running === mine) lab.running = null;
   busy(false);
@@ -138,10 +182,12 @@ async function train() {
     try {
       let base;
       if (told && step.against) {
-        base = find(resolved(step.against)) ?? (await show(resolved(step.against), "first without: "));
+        base =
+          find(resolved(step.against)) ?? (await show(resolved(step.against), "first without: "));
       }
       const run = lab.cancelled ? null : await show(wanted, "");
-      if (told && run && !run.stopped && !run.changed && !(base?.stopped || base?.changed)) conclude(step, run, base);
+      if (told && run && !run.stopped && !run.changed && !(base?.stopped || base?.changed))
+        conclude(step, run, base);
     } catch (error) {
       announce(`The run ended early: ${error.message}`);
     }
@@ -151,21 +197,37 @@ async function train() {
 // One run on the board, from its start to its end.
 async function show(settings, prefix) {
   const w = world(settings);
+  lab.answered = true;
   const live = (lab.live = {
-    ...w, settings, so_weight: settings.so_weight, curve: [], losses: [], epochs: settings.epochs,
-    classes: [], sampleClasses: [], prefix, color, old: oldCurves(),
+    ...w,
+    settings,
+    so_weight: settings.so_weight,
+    curve: [],
+    losses: [],
+    epochs: settings.epochs,
+    classes: [],
+    sampleClasses: [],
+    prefix,
+    color,
+    old: oldCurves(),
   });
   const result = await stage.train(settings, (message) => hear(live, message), false);
-  Object.assign(live, { proxies: result.proxies ?? live.proxies, means: result.means, geometry: result.geometry });
+  Object.assign(live, {
+    proxies: result.proxies ?? live.proxies,
+    means: result.means,
+    geometry: result.geometry,
+  });
   if (result.proxies) live.cosines = numerics.cosines(live.proxies, live.D);
   live.interval = result.interval;
   const run = remember(settings, { ...result, curve: live.curve });
   lab.neighbors = result.neighbors;
   $("progress").value = 1;
   const [low, high] = result.interval.map((value) => fixed(value));
-  announce(`Recall@1 ${fixed(result.recall_at_1)} on ${CLASSES.test} unseen ${NOUN}, 95 % interval ${low} to ${high}; `
-    + `frozen encoder ${fixed(frozen.recall_at_1)}. RMS cosine ${fixed(result.geometry.rms_cosine)}. `
-    + `${result.stopped ? "Stopped early." : ""}${result.changed ? "Levers moved while it trained." : ""}`);
+  announce(
+    `Recall@1 ${fixed(result.recall_at_1)} on ${CLASSES.test} unseen ${NOUN}, 95 % interval ${low} to ${high}; ` +
+      `frozen encoder ${fixed(frozen.recall_at_1)}. RMS cosine ${fixed(result.geometry.rms_cosine)}. ` +
+      `${result.stopped ? "Stopped early." : ""}${result.changed ? "Levers moved while it trained." : ""}`,
+  );
   draw();
   return run;
 }
@@ -186,12 +248,18 @@ function hear(live, message) {
   } else if (message.type === "evaluated") {
     live.curve.push([message.epoch, message.recall_at_1]);
     lab.neighbors = message.neighbors;
-    announce(`${live.prefix}epoch ${message.epoch} of ${live.epochs}: Recall@1 ${fixed(message.recall_at_1)} on unseen ${NOUN}`);
+    announce(
+      `${live.prefix}epoch ${message.epoch} of ${live.epochs}: Recall@1 ${fixed(message.recall_at_1)} on unseen ${NOUN}`,
+    );
     drawSoon();
   }
 }
 
-const oldCurves = () => lab.runs.filter((run) => run.curve).slice(-4).map((run) => run.curve);
+const oldCurves = () =>
+  lab.runs
+    .filter((run) => run.curve)
+    .slice(-4)
+    .map((run) => run.curve);
 
 function announce(text) {
   $("live").textContent = text.charAt(0).toUpperCase() + text.slice(1);
@@ -212,15 +280,19 @@ function stop() {
 function openStep(number, changed = {}) {
   lab.step = clamp(Math.round(number), 0, STORY.length - 1);
   const step = STORY[lab.step];
-  Object.assign(lab, { choice: null, guess: { recall: null, rms: null } });
+  Object.assign(lab, { choice: null, guess: { recall: null, rms: null }, answered: false });
   lab.settings = { ...resolved(step.set), ...changed };
   $("title").textContent = `${lab.step + 1}. ${step.name}`;
   $("question").textContent = step.question(world(lab.settings));
-  $("choices").replaceChildren(...step.choices.map((text, k) => {
-    const input = element("input", { type: "radio", name: "choice", value: k });
-    input.onchange = () => { lab.choice = k; };
-    return element("label", {}, input, text);
-  }));
+  $("choices").replaceChildren(
+    ...step.choices.map((text, k) => {
+      const input = element("input", { type: "radio", name: "choice", value: k });
+      input.onchange = () => {
+        lab.choice = k;
+      };
+      return element("label", {}, input, text);
+    }),
+  );
   $("after").hidden = true;
   [...$("steps").children].forEach((node, k) => {
     if (k === lab.step) node.setAttribute("aria-current", "step");
@@ -232,15 +304,26 @@ function openStep(number, changed = {}) {
 }
 
 function conclude(step, run, base) {
-  const w = world(run.settings), came = step.came(run, base, w), said = [];
-  const guesses = [["Recall@1", lab.guess.recall, run.recall_at_1], ["RMS cosine", lab.guess.rms, run.geometry.rms_cosine]];
+  const w = world(run.settings),
+    came = step.came(run, base, w),
+    said = [];
+  const guesses = [
+    ["Recall@1", lab.guess.recall, run.recall_at_1],
+    ["RMS cosine", lab.guess.rms, run.geometry.rms_cosine],
+  ];
   for (const [name, guess, truth] of guesses) {
-    if (guess !== null) said.push(`${name}: you said ${fixed(guess)}, it came out ${fixed(truth)}.`);
+    if (guess !== null)
+      said.push(`${name}: you said ${fixed(guess)}, it came out ${fixed(truth)}.`);
   }
-  if (lab.choice !== null) said.unshift(lab.choice === came ? "As you predicted." : "Not what you predicted.");
-  const last = lab.step === STORY.length - 1 ? ["Now try to fool yourself: “Make SO win”, below."] : [];
-  $("after").replaceChildren(...[said.join(" "), ...step.after(run, base, w), ...last].filter(Boolean)
-    .map((text) => element("p", {}, text)));
+  if (lab.choice !== null)
+    said.unshift(lab.choice === came ? "As you predicted." : "Not what you predicted.");
+  const last =
+    lab.step === STORY.length - 1 ? ["Now try to fool yourself: “Make SO win”, below."] : [];
+  $("after").replaceChildren(
+    ...[said.join(" "), ...step.after(run, base, w), ...last]
+      .filter(Boolean)
+      .map((text) => element("p", {}, text)),
+  );
   $("after").hidden = false;
   [...$("choices").children].forEach((label, k) => label.classList.toggle("came", k === came));
   $("steps").children[lab.step].classList.add("done");
@@ -260,21 +343,36 @@ function addGauge(id, name, most) {
 }
 
 function showGauges() {
-  const live = lab.live, w = world(lab.settings), recall = live?.curve.at(-1)?.[1];
+  const live = lab.answered ? lab.live : null,
+    w = world(lab.settings),
+    recall = live?.curve.at(-1)?.[1];
   const at = (id, part, value) => {
-    const box = $(id), most = Number(box.querySelector("input").max), node = box.querySelector(part);
+    const box = $(id),
+      most = Number(box.querySelector("input").max),
+      node = box.querySelector(part);
     node.hidden = value === undefined;
     if (value !== undefined) node.style.left = `${clamp((100 * value) / most, 0, 100)}%`;
   };
-  for (const [id, name, truth] of [["gauge-recall", "recall", recall], ["gauge-rms", "rms", live?.geometry?.rms_cosine]]) {
-    const guess = lab.guess[name], box = $(id);
+  for (const [id, name, truth] of [
+    ["gauge-recall", "recall", recall],
+    ["gauge-rms", "rms", live?.geometry?.rms_cosine],
+  ]) {
+    const guess = lab.guess[name],
+      box = $(id);
     box.classList.toggle("unset", guess === null);
-    const mine = guess === null ? "drag to predict" : `you ${fixed(guess)}`;
-    box.querySelector("output").textContent = truth === undefined ? mine : `${fixed(truth)} · ${mine}`;
-    box.querySelector("input").setAttribute("aria-valuetext", guess === null ? "no prediction yet" : fixed(guess));
+    const words = [
+      truth === undefined ? "" : fixed(truth),
+      guess === null ? "" : `you ${fixed(guess)}`,
+    ];
+    box.querySelector("output").textContent =
+      words.filter(Boolean).join(" · ") || "drag to predict";
+    box
+      .querySelector("input")
+      .setAttribute("aria-valuetext", guess === null ? "no prediction yet" : fixed(guess));
     at(id, ".now", truth);
   }
-  const most = Number($("gauge-recall").querySelector("input").max), band = $("gauge-recall").querySelector(".band");
+  const most = Number($("gauge-recall").querySelector("input").max),
+    band = $("gauge-recall").querySelector(".band");
   band.style.left = `${(100 * frozen.interval[0]) / most}%`;
   band.style.width = `${(100 * (frozen.interval[1] - frozen.interval[0])) / most}%`;
   at("gauge-recall", ".frozen", frozen.recall_at_1);
@@ -282,7 +380,8 @@ function showGauges() {
   at("gauge-rms", ".floor", Math.sqrt(w.floor));
   $("rms-words").replaceChildren(
     element("span", { class: "keyed chance" }, `random directions ${fixed(w.chance)}`),
-    element("span", { class: "keyed floor" }, `least possible ${fixed(Math.sqrt(w.floor))}`));
+    element("span", { class: "keyed floor" }, `least possible ${fixed(Math.sqrt(w.floor))}`),
+  );
 }
 
 // ---- levers ----------------------------------------------------------------------------------
@@ -290,14 +389,23 @@ function showGauges() {
 function addLevers() {
   for (const [name, title, listed] of LIVE) {
     const list = listed(START[name]);
-    const input = element("input", { type: "range", id: name, min: 0, max: list.length - 1, "aria-label": title });
+    const input = element("input", {
+      type: "range",
+      id: name,
+      min: 0,
+      max: list.length - 1,
+      "aria-label": title,
+    });
     input.oninput = () => pull(name, list[Number(input.value)]);
-    $("live-levers").append(element("label", {}, element("span", {}, title, element("output")), input));
+    $("live-levers").append(
+      element("label", {}, element("span", {}, title, element("output")), input),
+    );
     input.list_ = list;
   }
   for (const [name, [title, listed]] of Object.entries(CHOICES)) {
     const select = element("select", { id: name });
-    for (const value of listed(START[name])) select.append(element("option", { value }, LOSSES[value] ?? `${value}`));
+    for (const value of listed(START[name]))
+      select.append(element("option", { value }, LOSSES[value] ?? `${value}`));
     select.onchange = () => pull(name, name === "loss" ? select.value : Number(select.value));
     $("next-levers").append(element("label", {}, title, select));
   }
@@ -321,10 +429,16 @@ function pull(name, value) {
 }
 
 function showSettings() {
-  const settings = lab.settings, anchor = settings.loss === "proxy_anchor";
+  const settings = lab.settings,
+    anchor = settings.loss === "proxy_anchor";
   for (const [name, title, , anchorOnly] of LIVE) {
-    const input = $(name), list = input.list_;
-    const nearest = list.reduce((best, value, k) => (Math.abs(value - settings[name]) < Math.abs(list[best] - settings[name]) ? k : best), 0);
+    const input = $(name),
+      list = input.list_;
+    const nearest = list.reduce(
+      (best, value, k) =>
+        Math.abs(value - settings[name]) < Math.abs(list[best] - settings[name]) ? k : best,
+      0,
+    );
     input.value = nearest;
     input.disabled = Boolean(anchorOnly) && !anchor;
     const text = `${settings[name]}`.replace("-", "−");
@@ -346,38 +460,59 @@ function showSettings() {
 
 // What the board shows before the first run: random directions.
 function untrained(settings) {
-  const w = world(settings), random = numerics.generator(settings.seed);
+  const w = world(settings),
+    random = numerics.generator(settings.seed);
   const proxies = Float32Array.from({ length: w.C * w.D }, () => numerics.normal(random));
-  const zero = new Float32Array(w.D), classes = Array.from({ length: w.C }, (_, c) => c);
+  const zero = new Float32Array(w.D),
+    classes = Array.from({ length: w.C }, (_, c) => c);
   return {
-    ...w, settings, proxies, classes, color, sample: new Float32Array(0), sampleClasses: [], curve: [], losses: [],
-    epochs: settings.epochs, so_weight: settings.so_weight, old: oldCurves(),
-    means: { ...numerics.commonMode(proxies, zero, w.D), embedding_length: 0 }, cosines: numerics.cosines(proxies, w.D),
+    ...w,
+    settings,
+    proxies,
+    classes,
+    color,
+    sample: new Float32Array(0),
+    sampleClasses: [],
+    curve: [],
+    losses: [],
+    epochs: settings.epochs,
+    so_weight: settings.so_weight,
+    old: oldCurves(),
+    means: { ...numerics.commonMode(proxies, zero, w.D), embedding_length: 0 },
+    cosines: numerics.cosines(proxies, w.D),
   };
 }
 
 // The address holds the step and what differs from its settings: a link to any state.
 function writeHash() {
-  const words = new URLSearchParams({ step: lab.step + 1 }), preset = resolved(STORY[lab.step].set);
+  const words = new URLSearchParams({ step: lab.step + 1 }),
+    preset = resolved(STORY[lab.step].set);
   for (const name of Object.keys(START)) {
-    if (lab.settings[name] !== preset[name] && typeof START[name] !== "object") words.set(name, lab.settings[name]);
+    if (lab.settings[name] !== preset[name] && typeof START[name] !== "object")
+      words.set(name, lab.settings[name]);
   }
   try {
     history.replaceState(null, "", `#${words}`);
-  } catch { /* inside a notebook's frame there is no address */ }
+  } catch {
+    /* inside a notebook's frame there is no address */
+  }
 }
 
 function readHash() {
-  const words = new URLSearchParams(location.hash.slice(1)), told = {};
+  const words = new URLSearchParams(location.hash.slice(1)),
+    told = {};
   for (const [name, text] of words) {
-    const limits = [...LIVE.map(([lever, , listed]) => [lever, listed(START[lever])]),
-      ...Object.entries(CHOICES).map(([lever, [, listed]]) => [lever, listed(START[lever])])];
+    const limits = [
+      ...LIVE.map(([lever, , listed]) => [lever, listed(START[lever])]),
+      ...Object.entries(CHOICES).map(([lever, [, listed]]) => [lever, listed(START[lever])]),
+    ];
     const list = limits.find(([lever]) => lever === name)?.[1];
     if (name === "loss" && list.includes(text)) told[name] = text;
     else if (name === "center") told[name] = text === "true";
     else if (name === "threshold_lr") told[name] = Number(text) > 0 ? SWITCHES.threshold_lr[1] : 0;
     else if (name === "seed") told[name] = clamp(Math.round(Number(text)) || 0, 0, 9999);
-    else if (list && text && Number.isFinite(Number(text))) told[name] = clamp(Math.round(Number(text) * 1e6) / 1e6, list[0], list.at(-1));
+    else if (list && text && Number.isFinite(Number(text)))
+      told[name] = clamp(Math.round(Number(text) * 1e6) / 1e6, list[0], list.at(-1));
   }
   if (told.dim) told.dim = Math.round(told.dim);
   if (told.epochs) told.epochs = Math.round(told.epochs);
@@ -389,7 +524,8 @@ function readHash() {
 const groups = { names: [] };
 const groupOf = (c) => DATA.names.train[c].split(" ").at(-1);
 groups.names = [...new Set(DATA.names.train.map((_, c) => groupOf(c)))];
-const color = (c) => PALETTE[(groups.names.length > 30 ? c : groups.names.indexOf(groupOf(c))) % PALETTE.length];
+const color = (c) =>
+  PALETTE[(groups.names.length > 30 ? c : groups.names.indexOf(groupOf(c))) % PALETTE.length];
 
 let drawing = false;
 function drawSoon() {
@@ -420,38 +556,74 @@ const describe = (id, text) => {
 };
 
 function showWords(live) {
-  const { D, C, means, curve, losses } = live, shape = numerics.describe(live.proxies, D);
+  const { D, C, means, curve, losses } = live,
+    shape = numerics.describe(live.proxies, D);
+  const what =
+    live.settings.loss === "triplet" ? "class means (triplets have no proxies)" : "proxies";
   const kind = D > 3 ? "Around the mean proxy" : D === 3 ? "On the sphere" : "On the circle";
   $("space-title").textContent = kind;
-  const cosine = means.embedding_length > 0 ? `Cosine of the two means ${fixed(means.cosine, 2)}.` : "";
-  const how = D > 3 ? "■ proxies, ● images. Up: the mean proxy. Heights are angles with it; around it, classes in order."
-    : `■ proxies, ● images; arrows of descent: orange Proxy Anchor, blue λ·SO.${D === 3 ? " Drag to turn." : ""}`;
+  const cosine =
+    means.embedding_length > 0 ? `Cosine of the two means ${fixed(means.cosine, 2)}.` : "";
+  const how =
+    D > 3
+      ? `■ ${what}, ● images. Up: the mean proxy. Heights are angles with it; around it, classes in order.`
+      : `■ ${what}, ● images; arrows of descent: orange Proxy Anchor, blue λ·SO.${D === 3 ? " Drag to turn." : ""}`;
   $("space-words").textContent = `${how} ${cosine}`;
-  describe("space", `${kind}: ${C} proxies and images. ${cosine} Mean embedding ${fixed(means.embedding_length, 2)} long.`);
-  describe("heat", `heatmap of ${C} by ${C} cosines: mean ${fixed(shape.mean_cosine)}, RMS ${fixed(shape.rms_cosine)}, largest ${fixed(shape.coherence)}`);
-  const words = `Gray: random directions. RMS cosine ${fixed(shape.rms_cosine)}, mean ${fixed(shape.mean_cosine)}; `
-    + (shape.welch_bound > 0 ? `Welch bound (red) ${fixed(shape.welch_bound)}.` : `no Welch bound, since C ≤ D.`);
+  describe(
+    "space",
+    `${kind}: ${C} proxies and images. ${cosine} Mean embedding ${fixed(means.embedding_length, 2)} long.`,
+  );
+  describe(
+    "heat",
+    `heatmap of ${C} by ${C} cosines: mean ${fixed(shape.mean_cosine)}, RMS ${fixed(shape.rms_cosine)}, largest ${fixed(shape.coherence)}`,
+  );
+  const words =
+    `Gray: random directions. RMS cosine ${fixed(shape.rms_cosine)}, mean ${fixed(shape.mean_cosine)}; ` +
+    (shape.welch_bound > 0
+      ? `Welch bound (red) ${fixed(shape.welch_bound)}.`
+      : `no Welch bound, since C ≤ D.`);
   $("angles-words").textContent = words;
   describe("angles", `histogram of the angles between proxies. ${words}`);
   const last = curve.at(-1);
-  describe("curve", last ? `Recall@1 over the epochs: ${fixed(curve[0][1])} at the start, ${fixed(last[1])} at epoch ${last[0]}; frozen encoder ${fixed(frozen.recall_at_1)}` : "Recall@1 over the epochs: no run yet");
-  const [, anchor, so] = losses.at(-1) ?? [0, NaN, NaN], isAnchor = live.settings.loss === "proxy_anchor";
-  const parts = losses.length ? [` ${fixed(anchor, 2)}`, Number.isFinite(so) ? ` ${fixed(so, 2)}` : ""] : ["", ""];
-  $("loss-words").replaceChildren(element("span", { class: "keyed pa" }, `${LOSSES[live.settings.loss]}${parts[0]}`),
+  describe(
+    "curve",
+    last
+      ? `Recall@1 over the epochs: ${fixed(curve[0][1])} at the start, ${fixed(last[1])} at epoch ${last[0]}; frozen encoder ${fixed(frozen.recall_at_1)}`
+      : "Recall@1 over the epochs: no run yet",
+  );
+  const [, anchor, so] = losses.at(-1) ?? [0, NaN, NaN],
+    isAnchor = live.settings.loss === "proxy_anchor";
+  const parts = losses.length
+    ? [` ${fixed(anchor, 2)}`, Number.isFinite(so) ? ` ${fixed(so, 2)}` : ""]
+    : ["", ""];
+  $("loss-words").replaceChildren(
+    element("span", { class: "keyed pa" }, `${LOSSES[live.settings.loss]}${parts[0]}`),
     ...(isAnchor ? [element("span", { class: "keyed so" }, `λ·SO${parts[1]}`)] : []),
-    live.settings.threshold_lr > 0 && live.threshold !== undefined ? `b = ${fixed(live.threshold, 2)}` : "");
-  describe("loss-chart", losses.length ? `loss: ${LOSSES[live.settings.loss]} ${fixed(anchor, 2)}${Number.isFinite(so) ? `, λ·SO ${fixed(so, 2)}` : ""}` : "loss: no run yet");
+    live.settings.threshold_lr > 0 && live.threshold !== undefined
+      ? `b = ${fixed(live.threshold, 2)}`
+      : "",
+  );
+  describe(
+    "loss-chart",
+    losses.length
+      ? `loss: ${LOSSES[live.settings.loss]} ${fixed(anchor, 2)}${Number.isFinite(so) ? `, λ·SO ${fixed(so, 2)}` : ""}`
+      : "loss: no run yet",
+  );
 }
 
 // A test image; as an answer to the query it is framed and marked.
 function bird(i, query) {
-  const name = DATA.names.test[TEST_LABELS[i]], asked = query !== undefined;
+  const name = DATA.names.test[TEST_LABELS[i]],
+    asked = query !== undefined;
   const relevant = asked && TEST_LABELS[i] === TEST_LABELS[query];
   const verdict = asked ? (relevant ? "relevant" : "irrelevant") : "query";
   const look = { class: `bird ${verdict}`, "aria-label": `${name}, ${verdict}`, title: name };
-  const mark = asked ? (relevant ? "✓" : "✗") : "", ask = () => askFor(i);
-  if (!DATA.pictures) return button(`${mark} ${name}`, ask, { ...look, class: `${look.class} text` });
-  const { columns, rows } = DATA.pictures, at = (k, of) => (of > 1 ? (100 * k) / (of - 1) : 0);
+  const mark = asked ? (relevant ? "✓" : "✗") : "",
+    ask = () => askFor(i);
+  if (!DATA.pictures)
+    return button(`${mark} ${name}`, ask, { ...look, class: `${look.class} text` });
+  const { columns, rows } = DATA.pictures,
+    at = (k, of) => (of > 1 ? (100 * k) / (of - 1) : 0);
   const node = button(mark, ask, look);
   node.style.backgroundSize = `${100 * columns}% ${100 * rows}%`;
   node.style.backgroundPosition = `${at(i % columns, columns)}% ${at(Math.floor(i / columns), rows)}%`;
@@ -465,37 +637,67 @@ function askFor(i) {
 }
 
 function showBirds() {
-  const now = lab.neighbors, q = lab.query, head = now ? Array.from(now.slice(6 * q, 6 * q + 6)) : [];
+  const now = lab.neighbors,
+    q = lab.query,
+    head = now ? Array.from(now.slice(6 * q, 6 * q + 6)) : [];
   const shown = JSON.stringify([q, head]);
   if (lab.shown === shown) return; // new elements only where something changed, or focus would be lost
   lab.shown = shown;
   $("pictures").replaceChildren(
-    element("p", {}, `Query: ${DATA.names.test[TEST_LABELS[q]]}`), element("div", { class: "row" }, bird(q)),
-    element("p", {}, "Frozen encoder"), element("div", { class: "row" }, ...DATA.nearest[q].map((i) => bird(i, q))),
+    element("p", {}, `Query: ${DATA.names.test[TEST_LABELS[q]]}`),
+    element("div", { class: "row" }, bird(q)),
+    element("p", {}, "Frozen encoder"),
+    element("div", { class: "row" }, ...DATA.nearest[q].map((i) => bird(i, q))),
     element("p", {}, now ? "The head" : "The head: after the first evaluation"),
-    element("div", { class: "row" }, ...head.map((i) => bird(i, q))));
+    element("div", { class: "row" }, ...head.map((i) => bird(i, q))),
+  );
 }
 
 // ---- notebook of runs, forking paths ----------------------------------------------------------
 
 function fill(table, head, rows) {
   table.replaceChildren(
-    element("thead", {}, element("tr", {}, ...head.map((text) => element("th", { scope: "col" }, text)))),
-    element("tbody", {}, ...rows.map((cells) => element("tr", {}, ...cells.map((cell) => element("td", {}, cell))))));
+    element(
+      "thead",
+      {},
+      element("tr", {}, ...head.map((text) => element("th", { scope: "col" }, text))),
+    ),
+    element(
+      "tbody",
+      {},
+      ...rows.map((cells) => element("tr", {}, ...cells.map((cell) => element("td", {}, cell)))),
+    ),
+  );
 }
 
 function showRuns() {
-  const rows = lab.runs.slice(-60).reverse().map((run) => {
-    const note = run.stopped ? " (stopped)" : run.changed ? " (levers moved)" : "";
-    const again = button(`${run.number}. ${inWords(run.settings)}${note}`, () => restore(run.settings), { class: "link", title: "take these settings" });
-    const validation = run.validation_recall_at_1;
-    return [again, fixed(run.recall_at_1), Number.isFinite(validation) ? fixed(validation) : "–",
-      fixed(run.geometry.rms_cosine), fixed(run.geometry.mean_cosine)];
-  });
+  const rows = lab.runs
+    .slice(-60)
+    .reverse()
+    .map((run) => {
+      const note = run.stopped ? " (stopped)" : run.changed ? " (levers moved)" : "";
+      const again = button(
+        `${run.number}. ${inWords(run.settings)}${note}`,
+        () => restore(run.settings),
+        { class: "link", title: "take these settings" },
+      );
+      const validation = run.validation_recall_at_1;
+      return [
+        again,
+        fixed(run.recall_at_1),
+        Number.isFinite(validation) ? fixed(validation) : "–",
+        fixed(run.geometry.rms_cosine),
+        fixed(run.geometry.mean_cosine),
+      ];
+    });
   fill($("runs"), ["Settings", "Recall@1", "Validation", "RMS cosine", "Mean cosine"], rows);
-  const best = lab.runs.reduce((top, run) => (run.recall_at_1 > (top?.recall_at_1 ?? 0) ? run : top), null);
-  $("notebook-words").textContent = `${lab.runs.length} ${lab.runs.length > 1 ? "runs" : "run"}; the best Recall@1 is that of number ${best.number}. `
-    + "Validation is on training classes held out; choose by it, since the unseen classes are for the last word.";
+  const best = lab.runs.reduce(
+    (top, run) => (run.recall_at_1 > (top?.recall_at_1 ?? 0) ? run : top),
+    null,
+  );
+  $("notebook-words").textContent =
+    `${lab.runs.length} ${lab.runs.length > 1 ? "runs" : "run"}; the best Recall@1 is that of number ${best.number}. ` +
+    "Validation is on training classes held out; choose by it, since the unseen classes are for the last word.";
 }
 
 function restore(settings) {
@@ -505,8 +707,12 @@ function restore(settings) {
 
 // Every pair of runs that differ in λ alone, one of them without SO: a try to make SO win.
 function tries() {
-  const sound = lab.runs.filter((run) => !run.changed && !run.stopped && run.settings.loss === "proxy_anchor" && !run.confirms);
-  const bases = new Map(sound.filter((run) => run.settings.so_weight === 0).map((run) => [key(run.settings), run]));
+  const sound = lab.runs.filter(
+    (run) => !run.changed && !run.stopped && run.settings.loss === "proxy_anchor" && !run.confirms,
+  );
+  const bases = new Map(
+    sound.filter((run) => run.settings.so_weight === 0).map((run) => [key(run.settings), run]),
+  );
   const pairs = new Map();
   for (const run of sound) {
     const base = run.settings.so_weight > 0 && bases.get(key({ ...run.settings, so_weight: 0 }));
@@ -518,11 +724,19 @@ function tries() {
   });
 }
 
-const winner = () => tries().filter((one) => one.difference >= BETTER).sort((a, b) => b.difference - a.difference)[0];
+const winner = () =>
+  tries()
+    .filter((one) => one.difference >= BETTER)
+    .sort((a, b) => b.difference - a.difference)[0];
 
 function showTries() {
-  const all = tries(), best = winner() ?? [...all].sort((a, b) => b.difference - a.difference)[0];
-  const rows = [["best try", best], ["fresh seeds", lab.family.fresh], ["four times longer", lab.family.longer]].filter(([, one]) => one);
+  const all = tries(),
+    best = winner() ?? [...all].sort((a, b) => b.difference - a.difference)[0];
+  const rows = [
+    ["best try", best],
+    ["fresh seeds", lab.family.fresh],
+    ["four times longer", lab.family.longer],
+  ].filter(([, one]) => one);
   const family = [...all.filter((one) => one !== best), ...rows.map(([, one]) => one)];
   const corrected = statistics.holm(family.map((one) => one.p));
   lab.left = rows.map(([name, one]) => {
@@ -530,10 +744,18 @@ function showTries() {
     return { name, ...one, corrected: p, verdict: statistics.verdict(one, p) };
   });
   $("tries").hidden = !all.length;
-  fill($("tries"), ["", "SO − without", "p", "corrected", "shown"], lab.left.map((one) => [
-    `${one.name === "best try" ? `best of ${all.length} ${all.length > 1 ? "tries" : "try"}, λ ${one.run.settings.so_weight}` : one.name}, `
-      + `over ${one.n} ${one.over === "seeds" ? "seeds" : NOUN}`,
-    `${signed(one.difference)} [${signed(one.low)}, ${signed(one.high)}]`, one.p >= 0 ? fixed(one.p) : "–", one.corrected >= 0 ? fixed(one.corrected) : "–", one.verdict]));
+  fill(
+    $("tries"),
+    ["", "SO − without", "p", "corrected", "shown"],
+    lab.left.map((one) => [
+      `${one.name === "best try" ? `best of ${all.length} ${all.length > 1 ? "tries" : "try"}, λ ${one.run.settings.so_weight}` : one.name}, ` +
+        `over ${one.n} ${one.over === "seeds" ? "seeds" : NOUN}`,
+      `${signed(one.difference)} [${signed(one.low)}, ${signed(one.high)}]`,
+      one.p >= 0 ? fixed(one.p) : "–",
+      one.corrected >= 0 ? fixed(one.corrected) : "–",
+      one.verdict,
+    ]),
+  );
   const won = Boolean(winner());
   $("fresh").disabled = $("longer").disabled = !won || Boolean(lab.running);
   $("fork-words").textContent = whatIsLeft(all, won);
@@ -546,41 +768,74 @@ function whatIsLeft(all, won) {
   const count = `${all.length} ${all.length > 1 ? "tries" : "try"}`;
   if (!won) return `${count}, and SO has not won by ${BETTER} yet. Keep trying.`;
   if (!confirmed.length) {
-    return `SO won by ${signed(first.difference)} after ${count}: p = ${fixed(first.p)} alone, ${fixed(first.corrected)} corrected for all tries. `
-      + "Does it hold on fresh seeds, and after four times as many epochs?";
+    return (
+      `SO won by ${signed(first.difference)} after ${count}: p = ${fixed(first.p)} alone, ${fixed(first.corrected)} corrected for all tries. ` +
+      "Does it hold on fresh seeds, and after four times as many epochs?"
+    );
   }
   const parts = confirmed.map((one) => `${one.name} ${signed(one.difference)} (${one.verdict})`);
-  const last = confirmed.at(-1), below = last.recall <= frozen.recall_at_1;
-  const left = last.verdict === "higher" ? "A gain is left." : last.verdict === "lower" ? "It has turned into a loss." : "No difference is shown; nothing of the win is left to report.";
-  return `The win was ${signed(first.difference)}; ${parts.join("; ")}. ${left} The p values are corrected, by Holm, for all ${all.length + confirmed.length} comparisons made here.`
-    + (below ? " These runs are not above the frozen encoder, so the comparison says little either way." : "");
+  const last = confirmed.at(-1),
+    below = last.recall <= frozen.recall_at_1;
+  const left =
+    last.verdict === "higher"
+      ? "A gain is left."
+      : last.verdict === "lower"
+        ? "It has turned into a loss."
+        : "No difference is shown; nothing of the win is left to report.";
+  return (
+    `The win was ${signed(first.difference)}; ${parts.join("; ")}. ${left} The p values are corrected, by Holm, for all ${all.length + confirmed.length} comparisons made here.` +
+    (below
+      ? " These runs are not above the frozen encoder, so the comparison says little either way."
+      : "")
+  );
 }
 
 async function fork(work) {
   stop();
   await lab.running;
   lab.cancelled = false;
-  const mine = (lab.running = work().catch((error) => announce(`The runs ended early: ${error.message}`)));
+  const mine = (lab.running = work().catch((error) =>
+    announce(`The runs ended early: ${error.message}`),
+  ));
   busy(true);
   await mine;
   if (lab.running === mine) lab.running = null;
   busy(false);
   showTries();
   const best = lab.left.at(-1);
-  if (best) announce(`Recall@1 with SO minus without, ${best.name}: ${signed(best.difference)}. ${$("fork-words").textContent}`);
+  if (best)
+    announce(
+      `Recall@1 with SO minus without, ${best.name}: ${signed(best.difference)}, ${best.verdict}.`,
+    );
 }
 
 // Tries until one is won. What each takes could be defended in a paper, which is the trouble.
 async function makeWin() {
-  const from = tries().length, settings = { ...lab.settings, loss: "proxy_anchor", loss_options: {} };
+  const from = tries().length,
+    settings = { ...lab.settings, loss: "proxy_anchor", loss_options: {} };
   lab.family = {};
   for (let k = from; k < from + 20 && !lab.cancelled; k++) {
-    const random = numerics.generator(97 * k + 5), draw = (list) => list[Math.floor(random() * list.length)];
-    const seed = 1 + (k % 60), so_weight = draw([1, 3, 10, 30, 100, 300]), scale = draw([8, 16, 32, 64]);
-    const dim = draw([16, 32, 64, 128]), epochs = Math.ceil(draw([0.25, 0.5, 1]) * lab.settings.epochs);
-    $("fork-words").textContent = `Try ${k + 1}: λ ${so_weight}, α ${scale}, D ${dim}, ${epochs} epochs, seed ${seed} …`;
-    const pair = [0, so_weight].map((weight) => ({ ...settings, seed, scale, dim, epochs, so_weight: weight }));
-    await series(pair.filter((one) => !find(one)), () => {});
+    const random = numerics.generator(97 * k + 5),
+      draw = (list) => list[Math.floor(random() * list.length)];
+    const seed = 1 + (k % 60),
+      so_weight = draw([1, 3, 10, 30, 100, 300]),
+      scale = draw([8, 16, 32, 64]);
+    const dim = draw([16, 32, 64, 128]),
+      epochs = Math.ceil(draw([0.25, 0.5, 1]) * lab.settings.epochs);
+    $("fork-words").textContent =
+      `Try ${k + 1}: λ ${so_weight}, α ${scale}, D ${dim}, ${epochs} epochs, seed ${seed} …`;
+    const pair = [0, so_weight].map((weight) => ({
+      ...settings,
+      seed,
+      scale,
+      dim,
+      epochs,
+      so_weight: weight,
+    }));
+    await series(
+      pair.filter((one) => !find(one)),
+      () => {},
+    );
     const newest = tries().at(-1);
     if (newest?.difference >= BETTER) break;
   }
@@ -588,60 +843,144 @@ async function makeWin() {
 
 // The winner's settings, with and without SO, on five seeds that no try has used.
 async function confirm(name, times) {
-  const { settings } = winner().run, wanted = [];
+  const { settings } = winner().run,
+    wanted = [];
   for (const seed of SEEDS) {
-    for (const so_weight of [0, settings.so_weight]) wanted.push({ ...settings, seed, so_weight, epochs: times * settings.epochs });
+    for (const so_weight of [0, settings.so_weight])
+      wanted.push({ ...settings, seed, so_weight, epochs: times * settings.epochs });
   }
-  const say = (done) => { $("fork-words").textContent = `${name}: ${done} of ${wanted.length} runs …`; };
+  const say = (done) => {
+    $("fork-words").textContent = `${name}: ${done} of ${wanted.length} runs …`;
+  };
   say(0);
   const results = await series(wanted, say);
   if (results.filter(Boolean).length < wanted.length) return;
   for (const run of results) run.confirms = true;
   const recall = (which) => results.filter((_, k) => k % 2 === which).map((run) => run.recall_at_1);
   const mean = (list) => list.reduce((a, b) => a + b) / list.length;
-  lab.family[name] = { ...statistics.compareSeeds(recall(0), recall(1)), recall: Math.max(mean(recall(0)), mean(recall(1))) };
+  lab.family[name] = {
+    ...statistics.compareSeeds(recall(0), recall(1)),
+    recall: Math.max(mean(recall(0)), mean(recall(1))),
+  };
 }
 
 // ---- export ----------------------------------------------------------------------------------
 
-const asPython = (value) => (value === null ? "None" : typeof value === "boolean" ? (value ? "True" : "False") : JSON.stringify(value));
+const asPython = (value) =>
+  value === null
+    ? "None"
+    : typeof value === "boolean"
+      ? value
+        ? "True"
+        : "False"
+      : JSON.stringify(value);
 function asToml(value) {
   if (value === null) return '"none"';
-  if (value && typeof value === "object") return `{ ${Object.entries(value).map(([name, one]) => `${name} = ${asToml(one)}`).join(", ")} }`;
+  if (value && typeof value === "object")
+    return `{ ${Object.entries(value)
+      .map(([name, one]) => `${name} = ${asToml(one)}`)
+      .join(", ")} }`;
   return JSON.stringify(value);
 }
 
 // Settings that differ from those of the package, which are left out.
-const differing = (names) => Object.keys(DATA.defaults)
-  .filter((name) => JSON.stringify(lab.settings[name]) !== JSON.stringify(DATA.defaults[name]) && (!names || names.includes(name)));
+const differing = (names) =>
+  Object.keys(DATA.defaults).filter(
+    (name) =>
+      JSON.stringify(lab.settings[name]) !== JSON.stringify(DATA.defaults[name]) &&
+      (!names || names.includes(name)),
+  );
 
 const EXPORTS = {
-  study: ["study (TOML)", "lab.toml", () => {
-    const so = lab.settings.so_weight, anchor = lab.settings.loss === "proxy_anchor" && so > 0;
-    const varied = ["seed", ...(anchor ? ["so_weight"] : [])];
-    const lines = differing().filter((name) => !varied.includes(name)).map((name) => `${name} = ${asToml(lab.settings[name])}`);
-    const seeds = Array.from({ length: 5 }, (_, k) => lab.settings.seed + k).join(", ");
-    return ["# sobook study lab.toml", 'title = "From the lab"', 'trainer = "head"',
-      ...(anchor ? ["baseline = { so_weight = 0 }"] : []), "", "[fixed]", ...lines, "", "[grid]",
-      ...(anchor ? [`so_weight = [0, ${so}]`] : []), `seed = [${seeds}]`, ""].join("\n");
-  }],
-  head: ["head alone (Python)", "lab_head.py", () => ["from sobook.studies.frozen import HeadConfig, fit_head", "", "config = HeadConfig(",
-    ...differing().map((name) => `    ${name}=${asPython(lab.settings[name])},`), ")", "print(fit_head(config))", ""].join("\n")],
-  train: ["fine-tuning (Python)", "lab_train.py", () => {
-    const shared = ["dataset", "root", "options", "allow_partial", "encoder", "weights", "image_size", "token", "dim", "margin",
-      "scale", "threshold", "threshold_lr", "so_weight", "validation_fraction", "seed"];
-    const only = lab.settings.loss !== "proxy_anchor" || lab.settings.center ? ["# Plain Proxy Anchor: the loss or the centering chosen in the lab is for heads only."] : [];
-    return ["# Fine-tunes the backbone as well: another experiment, with epochs and rates of its own.", ...only, "import sobook", "",
-      "config = sobook.TrainConfig(", ...differing(shared).map((name) => `    ${name}=${asPython(lab.settings[name])},`), ")",
-      "run = sobook.fit(config)", ""].join("\n");
-  }],
+  study: [
+    "study (TOML)",
+    "lab.toml",
+    () => {
+      const so = lab.settings.so_weight,
+        anchor = lab.settings.loss === "proxy_anchor" && so > 0;
+      const varied = ["seed", ...(anchor ? ["so_weight"] : [])];
+      const lines = differing()
+        .filter((name) => !varied.includes(name))
+        .map((name) => `${name} = ${asToml(lab.settings[name])}`);
+      const seeds = Array.from({ length: 5 }, (_, k) => lab.settings.seed + k).join(", ");
+      return [
+        "# sobook study lab.toml",
+        'title = "From the lab"',
+        'trainer = "head"',
+        ...(anchor ? ["baseline = { so_weight = 0 }"] : []),
+        "",
+        "[fixed]",
+        ...lines,
+        "",
+        "[grid]",
+        ...(anchor ? [`so_weight = [0, ${so}]`] : []),
+        `seed = [${seeds}]`,
+        "",
+      ].join("\n");
+    },
+  ],
+  head: [
+    "head alone (Python)",
+    "lab_head.py",
+    () =>
+      [
+        "from sobook.studies.frozen import HeadConfig, fit_head",
+        "",
+        "config = HeadConfig(",
+        ...differing().map((name) => `    ${name}=${asPython(lab.settings[name])},`),
+        ")",
+        "print(fit_head(config))",
+        "",
+      ].join("\n"),
+  ],
+  train: [
+    "fine-tuning (Python)",
+    "lab_train.py",
+    () => {
+      const shared = [
+        "dataset",
+        "root",
+        "options",
+        "allow_partial",
+        "encoder",
+        "weights",
+        "image_size",
+        "token",
+        "dim",
+        "margin",
+        "scale",
+        "threshold",
+        "threshold_lr",
+        "so_weight",
+        "validation_fraction",
+        "seed",
+      ];
+      const only =
+        lab.settings.loss !== "proxy_anchor" || lab.settings.center
+          ? ["# Plain Proxy Anchor: the loss or the centering chosen in the lab is for heads only."]
+          : [];
+      return [
+        "# Fine-tunes the backbone as well: another experiment, with epochs and rates of its own.",
+        ...only,
+        "import sobook",
+        "",
+        "config = sobook.TrainConfig(",
+        ...differing(shared).map((name) => `    ${name}=${asPython(lab.settings[name])},`),
+        ")",
+        "run = sobook.fit(config)",
+        "",
+      ].join("\n");
+    },
+  ],
 };
 
 function showExport() {
-  const [, file, write] = EXPORTS[lab.exported], note = "# The features of this page came from a file; name a data set instead.\n";
+  const [, file, write] = EXPORTS[lab.exported],
+    note = "# The features of this page came from a file; name a data set instead.\n";
   const text = (DATA.in_python ? "" : note) + write();
   $("code").textContent = text;
-  for (const node of $("kinds").children) node.setAttribute("aria-pressed", node.id === `export-${lab.exported}`);
+  for (const node of $("kinds").children)
+    node.setAttribute("aria-pressed", node.id === `export-${lab.exported}`);
   $("download").href = `data:text/plain;charset=utf-8,${encodeURIComponent(text)}`;
   $("download").download = file;
   $("download").hidden = false;
@@ -652,8 +991,11 @@ async function copy() {
   try {
     await navigator.clipboard.writeText($("code").textContent);
     $("copy").textContent = "Copied";
-    setTimeout(() => { $("copy").textContent = "Copy"; }, 1500);
-  } catch { // no right to: select it, so that the keyboard can
+    setTimeout(() => {
+      $("copy").textContent = "Copy";
+    }, 1500);
+  } catch {
+    // no right to: select it, so that the keyboard can
     getSelection().selectAllChildren($("code"));
   }
 }
@@ -678,22 +1020,45 @@ function turnSphere() {
     turn((x - held[0]) / 120, (y - held[1]) / 120);
     held = [x, y];
   };
-  canvas.onpointerup = canvas.onpointercancel = () => { held = null; };
+  canvas.onpointerup = canvas.onpointercancel = () => {
+    held = null;
+  };
   canvas.onkeydown = ({ key: pressed }) => {
-    const by = { ArrowLeft: [-0.1, 0], ArrowRight: [0.1, 0], ArrowUp: [0, -0.1], ArrowDown: [0, 0.1] }[pressed];
+    const by = {
+      ArrowLeft: [-0.1, 0],
+      ArrowRight: [0.1, 0],
+      ArrowUp: [0, -0.1],
+      ArrowDown: [0, 0.1],
+    }[pressed];
     if (by && lab.live.D > 2) turn(...by);
   };
 }
 
-$("lead").textContent = `Frozen features of ${SIZES.train + SIZES.test} images. Here, in your browser, a head and one proxy for each of `
-  + `${world(START).C} training classes learn from them; Recall@1 is measured on ${CLASSES.test} ${NOUN} that no run has trained on. Predict, press Train, watch.`;
+$("lead").textContent =
+  `Frozen features of ${(SIZES.train + SIZES.test).toLocaleString("en")} images. Here, in your browser, a head and one proxy for each of ` +
+  `${world(START).C} training classes learn from them; Recall@1 is measured on ${CLASSES.test} ${NOUN} that no run has trained on. Predict, press Train, watch.`;
 for (const node of document.querySelectorAll(".noun")) node.textContent = NOUN;
-$("frozen-words").textContent = `frozen encoder ${fixed(frozen.recall_at_1)}, 95 % interval ${frozen.interval.map((value) => fixed(value)).join(" to ")}`;
+$("frozen-words").textContent =
+  `frozen encoder ${fixed(frozen.recall_at_1)}, 95 % interval ${frozen.interval.map((value) => fixed(value)).join(" to ")}`;
 $("note").textContent = DATA.note;
-if (DATA.pictures) document.documentElement.style.setProperty("--sheet", `url(${DATA.pictures.sheet})`);
-STORY.forEach(({ name }, k) => $("steps").append(button(`${k + 1}`, () => openStep(k), { "aria-label": `${k + 1}. ${name}`, title: name })));
+if (DATA.pictures)
+  document.documentElement.style.setProperty("--sheet", `url(${DATA.pictures.sheet})`);
+STORY.forEach(({ name }, k) =>
+  $("steps").append(
+    button(`${k + 1}`, () => openStep(k), { "aria-label": `${k + 1}. ${name}`, title: name }),
+  ),
+);
 for (const [name, [title]] of Object.entries(EXPORTS)) {
-  $("kinds").append(button(title, () => { lab.exported = name; showExport(); }, { id: `export-${name}` }));
+  $("kinds").append(
+    button(
+      title,
+      () => {
+        lab.exported = name;
+        showExport();
+      },
+      { id: `export-${name}` },
+    ),
+  );
 }
 addLevers();
 addGauge("gauge-recall", "recall", Math.min(1, Math.ceil(16 * frozen.recall_at_1) / 10));

@@ -8,7 +8,8 @@ const statistics = (() => {
   // Recall of two runs on the same queries, second minus first, paired by class: (T,) hits, hits
   // and queries of each class. The p value is that of a permutation test.
   function compareClasses(first, second, queries) {
-    const change = Array.from(second, (value, c) => value - first[c]), random = numerics.generator(7);
+    const change = Array.from(second, (value, c) => value - first[c]),
+      random = numerics.generator(7);
     const seen = Math.abs(sum(change)) - 1e-9;
     let extreme = 0;
     for (let r = 0; r < RESAMPLES; r++) {
@@ -17,16 +18,20 @@ const statistics = (() => {
       extreme += Math.abs(total) >= seen;
     }
     const [low, high] = numerics.classInterval(change, queries);
-    const difference = sum(change) / sum(queries), p = (extreme + 1) / (RESAMPLES + 1);
+    const difference = sum(change) / sum(queries),
+      p = (extreme + 1) / (RESAMPLES + 1);
     return { difference, low, high, p, n: change.length, over: "classes" };
   }
 
   // A number of two methods over the same seeds: t interval and paired t test.
   function compareSeeds(first, second) {
-    const change = second.map((value, s) => value - first[s]), n = change.length, df = n - 1;
+    const change = second.map((value, s) => value - first[s]),
+      n = change.length,
+      df = n - 1;
     const difference = sum(change) / n;
     const error = Math.sqrt(sum(change.map((value) => (value - difference) ** 2)) / df / n);
-    const half = tQuantile(df) * error, p = error > 0 ? twoSided(difference / error, df) : NaN;
+    const half = tQuantile(df) * error,
+      p = error > 0 ? twoSided(difference / error, df) : NaN;
     return { difference, low: difference - half, high: difference + half, p, n, over: "seeds" };
   }
 
@@ -34,7 +39,8 @@ const statistics = (() => {
 
   // The t that is exceeded, on either side, with probability 0.05.
   function tQuantile(df) {
-    let low = 0, high = 1000;
+    let low = 0,
+      high = 1000;
     for (let k = 0; k < 80; k++) {
       const middle = (low + high) / 2;
       if (twoSided(middle, df) > 0.05) low = middle;
@@ -47,9 +53,13 @@ const statistics = (() => {
   function incompleteBeta(x, a, b) {
     if (x <= 0 || x >= 1) return x <= 0 ? 0 : 1;
     if (x > (a + 1) / (a + b + 2)) return 1 - incompleteBeta(1 - x, b, a);
-    const front = Math.exp(a * Math.log(x) + b * Math.log(1 - x) + logGamma(a + b) - logGamma(a)
-      - logGamma(b)) / a;
-    let c = 1, d = 1 / (1 - ((a + b) * x) / (a + 1)), h = d;
+    const front =
+      Math.exp(
+        a * Math.log(x) + b * Math.log(1 - x) + logGamma(a + b) - logGamma(a) - logGamma(b),
+      ) / a;
+    let c = 1,
+      d = 1 / (1 - ((a + b) * x) / (a + 1)),
+      h = d;
     for (let m = 1; m < 300; m++) {
       const even = (m * (b - m) * x) / ((a + 2 * m - 1) * (a + 2 * m));
       const odd = (-(a + m) * (a + b + m) * x) / ((a + 2 * m) * (a + 2 * m + 1));

@@ -11,7 +11,11 @@ const percent = (value) => `${Math.round(100 * value)} %`;
 
 const STORY = (() => {
   const SMALL = 0.005; // smaller differences of Recall@1 do not matter; as studies' smallest_effect
-  const DIFFERENCE = ["Higher by more than 0.005", "The same, within 0.005", "Lower by more than 0.005"];
+  const DIFFERENCE = [
+    "Higher by more than 0.005",
+    "The same, within 0.005",
+    "Lower by more than 0.005",
+  ];
   const ofDifference = (run, base) => {
     const change = run.recall_at_1 - base.recall_at_1;
     return Math.abs(change) <= SMALL ? 1 : change > 0 ? 0 : 2;
@@ -20,10 +24,14 @@ const STORY = (() => {
   function paired(run, base, world, what) {
     const { difference, low, high } = statistics.compareClasses(base.hits, run.hits, world.queries);
     const sure = low > 0 || high < 0;
-    return `${what}: ${signed(difference)} Recall@1, 95 % interval over ${world.noun} [${signed(low)}, `
-      + `${signed(high)}]. ${sure
-        ? "It leaves out 0, but this is one pair of runs, and another seed may say otherwise."
-        : "It contains 0: this pair of runs shows no difference, which is not to show that there is none."}`;
+    return (
+      `${what}: ${signed(difference)} Recall@1, 95 % interval over ${world.noun} [${signed(low)}, ` +
+      `${signed(high)}]. ${
+        sure
+          ? "It leaves out 0, but this is one pair of runs, and another seed may say otherwise."
+          : "It contains 0: this pair of runs shows no difference, which is not to show that there is none."
+      }`
+    );
   }
 
   function besideFrozen(run, base, { frozen }) {
@@ -37,23 +45,30 @@ const STORY = (() => {
     {
       name: "Crowding",
       set: {},
-      question: ({ C, D, chance }) => `Before training, ${C} proxies in ${D} dimensions point anywhere: `
-        + `the typical (RMS) cosine of two of them is 1/√${D} = ${fixed(chance)}. Proxy Anchor pulls each `
-        + "image to its own proxy and pushes it away from all others; no term compares proxy with "
-        + "proxy. What will training do to the proxies?",
+      question: ({ C, D, chance }) =>
+        `Before training, ${C} proxies in ${D} dimensions point anywhere: ` +
+        `the typical (RMS) cosine of two of them is 1/√${D} = ${fixed(chance)}. Proxy Anchor pulls each ` +
+        "image to its own proxy and pushes it away from all others; no term compares proxy with " +
+        "proxy. What will training do to the proxies?",
       choices: ["Push them apart", "Leave them as they are", "Crowd them together"],
       came: (run, _, { chance }) => {
         const ratio = run.geometry.rms_cosine / chance;
         return ratio > 1.15 ? 2 : ratio < 0.87 ? 0 : 1;
       },
       after: (run, _, { chance }) => {
-        const { rms_cosine: rms, mean_cosine: mean } = run.geometry, ratio = rms / chance;
+        const { rms_cosine: rms, mean_cosine: mean } = run.geometry,
+          ratio = rms / chance;
         const share = (mean / rms) ** 2;
-        const how = ratio > 1.15 ? "They crowded" : ratio < 0.87 ? "They moved apart" : "They stayed about as they were";
+        const how =
+          ratio > 1.15
+            ? "They crowded"
+            : ratio < 0.87
+              ? "They moved apart"
+              : "They stayed about as they were";
         return [
           `${how}: the RMS cosine ended at ${fixed(rms)}, ${fixed(ratio, 1)} times that of random directions.`,
-          `The mean cosine is ${fixed(mean)}, so ${percent(share)} of the mean square is one direction that `
-            + `all proxies share${share > 0.5 ? ": a common mode, more than particular pairs." : "; the rest is particular pairs."}`,
+          `The mean cosine is ${fixed(mean)}, so ${percent(share)} of the mean square is one direction that ` +
+            `all proxies share${share > 0.5 ? ": a common mode, more than particular pairs." : "; the rest is particular pairs."}`,
         ];
       },
     },
@@ -61,9 +76,13 @@ const STORY = (() => {
       name: "The remedy",
       set: { so_weight: 100 },
       against: {},
-      question: ({ C, D, floor }) => "Soft orthogonality (SO) adds λ times the mean squared cosine of two proxies to the "
-        + `loss. ${floor > 0 ? `With ${C} proxies in ${D} dimensions the RMS cosine cannot fall below ${fixed(Math.sqrt(floor))}.`
-          : `With ${C} proxies in ${D} dimensions nothing keeps it from 0.`} How much crowding is left at λ = 100?`,
+      question: ({ C, D, floor }) =>
+        "Soft orthogonality (SO) adds λ times the mean squared cosine of two proxies to the " +
+        `loss. ${
+          floor > 0
+            ? `With ${C} proxies in ${D} dimensions the RMS cosine cannot fall below ${fixed(Math.sqrt(floor))}.`
+            : `With ${C} proxies in ${D} dimensions nothing keeps it from 0.`
+        } How much crowding is left at λ = 100?`,
       choices: ["Nearly all of it", "About half of it", "Less than random directions have"],
       came: (run, base, { chance }) => {
         const { rms_cosine: rms } = run.geometry;
@@ -78,25 +97,30 @@ const STORY = (() => {
       name: "Does it help?",
       set: { so_weight: 100, seed: 1 },
       against: { seed: 1 },
-      question: ({ noun }) => `Proxies at right angles are the means; finding images of unseen ${noun} is the `
-        + "end. Both runs once more, from another seed. Compared with λ = 0, Recall@1 at λ = 100 will be …",
+      question: ({ noun }) =>
+        `Proxies at right angles are the means; finding images of unseen ${noun} is the ` +
+        "end. Both runs once more, from another seed. Compared with λ = 0, Recall@1 at λ = 100 will be …",
       choices: DIFFERENCE,
       came: ofDifference,
-      after: (run, base, world) => [paired(run, base, world, "With SO minus without"), besideFrozen(run, base, world)],
+      after: (run, base, world) => [
+        paired(run, base, world, "With SO minus without"),
+        besideFrozen(run, base, world),
+      ],
     },
     {
       name: "The two cones",
       set: {},
-      question: ({ C }) => "Back to λ = 0. On the globe, up is the direction of the mean proxy. The loss "
-        + `wants each image's cosine with its ${C - 1} foreign proxies below 0. On which side will the images be?`,
+      question: ({ C }) =>
+        "Back to λ = 0. On the globe, up is the direction of the mean proxy. The loss " +
+        `wants each image's cosine with its ${C - 1} foreign proxies below 0. On which side will the images be?`,
       choices: ["On the side of the proxies", "On no particular side", "On the opposite side"],
       came: ({ means }) => (means.cosine > 0.3 ? 0 : means.cosine < -0.3 ? 2 : 1),
       after: ({ means }, _, { C }) => [
-        `The cosine of the mean proxy and the mean embedding is ${fixed(means.cosine, 2)}; the mean embedding is `
-          + `${fixed(means.embedding_length, 2)} long (0: no shared direction, 1: all the same).`,
+        `The cosine of the mean proxy and the mean embedding is ${fixed(means.cosine, 2)}; the mean embedding is ` +
+          `${fixed(means.embedding_length, 2)} long (0: no shared direction, 1: all the same).`,
         means.cosine < -0.3
-          ? "Proxies on one cone, images on the opposite one: turning all proxies one way and all images the "
-            + `other lowers every cosine between them at once, without arranging ${C} proxies one by one.`
+          ? "Proxies on one cone, images on the opposite one: turning all proxies one way and all images the " +
+            `other lowers every cosine between them at once, without arranging ${C} proxies one by one.`
           : "Here the two means do not point away from each other.",
       ],
     },
@@ -104,21 +128,23 @@ const STORY = (() => {
       name: "Move the threshold",
       set: { threshold: 0.4 },
       against: {},
-      question: () => "The loss compares cosines with a threshold b; as published, b = 0. If that 0 is what drives the "
-        + "cones apart, then b = 0.4 should close them, without any SO. What will the mean cosine of the proxies do?",
+      question: () =>
+        "The loss compares cosines with a threshold b; as published, b = 0. If that 0 is what drives the " +
+        "cones apart, then b = 0.4 should close them, without any SO. What will the mean cosine of the proxies do?",
       choices: ["Fall to nearly 0", "Fall by about half", "Stay where it was"],
       came: (run, base) => {
         const left = Math.abs(run.geometry.mean_cosine / base.geometry.mean_cosine);
         return left < 0.25 ? 0 : left < 0.75 ? 1 : 2;
       },
       after: (run, base) => {
-        const [before, now] = [base, run].map((one) => one.geometry.mean_cosine), left = Math.abs(now / before);
+        const [before, now] = [base, run].map((one) => one.geometry.mean_cosine),
+          left = Math.abs(now / before);
         const part = left < 0.25 ? "nearly all" : left < 0.75 ? "a part" : "little";
         return [
-          `Mean cosine ${fixed(before)} at b = 0, ${fixed(now)} at b = 0.4; the cosine of the two means went from `
-            + `${fixed(base.means.cosine, 2)} to ${fixed(run.means.cosine, 2)}.`,
-          `So the threshold made ${part} of the shared direction here. Recall@1 was ${fixed(base.recall_at_1)} `
-            + `before and is ${fixed(run.recall_at_1)} now: one pair of runs.`,
+          `Mean cosine ${fixed(before)} at b = 0, ${fixed(now)} at b = 0.4; the cosine of the two means went from ` +
+            `${fixed(base.means.cosine, 2)} to ${fixed(run.means.cosine, 2)}.`,
+          `So the threshold made ${part} of the shared direction here. Recall@1 was ${fixed(base.recall_at_1)} ` +
+            `before and is ${fixed(run.recall_at_1)} now: one pair of runs.`,
         ];
       },
     },
@@ -126,8 +152,9 @@ const STORY = (() => {
       name: "More epochs",
       set: { so_weight: 100, epochs: "×4" },
       against: { epochs: "×4" },
-      question: ({ epochs }) => `${epochs} epochs are a short training, and a method may only be faster, not better. `
-        + "Both runs once more, four times as long. Compared with λ = 0, Recall@1 at λ = 100 will be …",
+      question: ({ epochs }) =>
+        `${epochs} epochs are a short training, and a method may only be faster, not better. ` +
+        "Both runs once more, four times as long. Compared with λ = 0, Recall@1 at λ = 100 will be …",
       choices: DIFFERENCE,
       came: ofDifference,
       after: (run, base, world) => {
@@ -135,8 +162,8 @@ const STORY = (() => {
         return [
           paired(run, base, world, `After ${run.settings.epochs} epochs, with SO minus without`),
           short
-            ? `Without SO, training four times longer took Recall@1 from ${fixed(short.recall_at_1)} to ${fixed(base.recall_at_1)}: `
-              + `${signed(base.recall_at_1 - short.recall_at_1)}, where SO made ${signed(run.recall_at_1 - base.recall_at_1)}.`
+            ? `Without SO, training four times longer took Recall@1 from ${fixed(short.recall_at_1)} to ${fixed(base.recall_at_1)}: ` +
+              `${signed(base.recall_at_1 - short.recall_at_1)}, where SO made ${signed(run.recall_at_1 - base.recall_at_1)}.`
             : besideFrozen(run, base, world),
         ];
       },
@@ -145,18 +172,23 @@ const STORY = (() => {
       name: "Scale",
       set: { scale: 8 },
       against: {},
-      question: ({ noun }) => "The scale α says how far the loss looks beyond the hardest images; 32 is usual. "
-        + `Now α = 8, without SO. Compared with α = 32, Recall@1 on unseen ${noun} will be …`,
+      question: ({ noun }) =>
+        "The scale α says how far the loss looks beyond the hardest images; 32 is usual. " +
+        `Now α = 8, without SO. Compared with α = 32, Recall@1 on unseen ${noun} will be …`,
       choices: DIFFERENCE,
       came: ofDifference,
       after: (run, base, world) => {
-        const so = world.find({ so_weight: 100 }), by = run.recall_at_1 - base.recall_at_1;
+        const so = world.find({ so_weight: 100 }),
+          by = run.recall_at_1 - base.recall_at_1;
         const remedy = so && so.recall_at_1 - base.recall_at_1;
         return [
           paired(run, base, world, "α = 8 minus α = 32"),
           so
-            ? `SO at λ = 100 made ${signed(remedy)} from the same seed, so ${Math.abs(by) > Math.abs(remedy)
-              ? "the scale, which everybody has to choose anyway, did more." : "SO did more than the scale."}`
+            ? `SO at λ = 100 made ${signed(remedy)} from the same seed, so ${
+                Math.abs(by) > Math.abs(remedy)
+                  ? "the scale, which everybody has to choose anyway, did more."
+                  : "SO did more than the scale."
+              }`
             : besideFrozen(run, base, world),
         ];
       },

@@ -3,18 +3,31 @@
 
 const views = (() => {
   // RdBu_r, as in figures.proxy_heatmaps.
-  const RAMP = ["#053061", "#2166ac", "#4393c3", "#92c5de", "#d1e5f0", "#f7f7f7", "#fddbc7",
-    "#f4a582", "#d6604d", "#b2182b", "#67001f"];
+  const RAMP = [
+    "#053061",
+    "#2166ac",
+    "#4393c3",
+    "#92c5de",
+    "#d1e5f0",
+    "#f7f7f7",
+    "#fddbc7",
+    "#f4a582",
+    "#d6604d",
+    "#b2182b",
+    "#67001f",
+  ];
   const turn = { angles: [0.6, 0.35] }; // of the sphere
   const cells = element("canvas").getContext("2d");
   let colors;
 
-  const fontOf = (canvas) => `${parseFloat(getComputedStyle(canvas).fontSize) * 0.8}px system-ui, sans-serif`;
+  const fontOf = (canvas) =>
+    `${parseFloat(getComputedStyle(canvas).fontSize) * 0.8}px system-ui, sans-serif`;
   const rowOf = (rows, i, D) => rows.subarray(i * D, (i + 1) * D);
   const inner = (a, b) => a.reduce((total, value, d) => total + value * b[d], 0);
 
   function heatColors() {
-    const g = $("ramp").getContext("2d"), ramp = g.createLinearGradient(0, 0, 200, 0);
+    const g = $("ramp").getContext("2d"),
+      ramp = g.createLinearGradient(0, 0, 200, 0);
     RAMP.forEach((color, k) => ramp.addColorStop(k / (RAMP.length - 1), color));
     g.fillStyle = ramp;
     g.fillRect(0, 0, 200, 1);
@@ -26,21 +39,26 @@ const views = (() => {
   // Where a direction stands, in units of the radius, and how near it is (1 near, −1 far).
   function place(v) {
     if (v.length === 2) return [v[0], v[1], 1];
-    const [x, y, z] = v, [a, b] = turn.angles;
-    const right = Math.cos(a) * x + Math.sin(a) * y, depth = -Math.sin(a) * x + Math.cos(a) * y;
+    const [x, y, z] = v,
+      [a, b] = turn.angles;
+    const right = Math.cos(a) * x + Math.sin(a) * y,
+      depth = -Math.sin(a) * x + Math.cos(a) * y;
     return [right, Math.cos(b) * z + Math.sin(b) * depth, Math.sin(b) * z - Math.cos(b) * depth];
   }
 
   // In more than three dimensions a direction stands on the sphere as high as its angle with the
   // mean proxy, which points up, says; where it stands around that axis only tells the classes apart.
   const onCone = (axis, C) => (v, c, shift) => {
-    const up = clamp(inner(v, axis), -1, 1), out = Math.sqrt(1 - up * up);
+    const up = clamp(inner(v, axis), -1, 1),
+      out = Math.sqrt(1 - up * up);
     const around = (2 * Math.PI * (c + shift)) / C;
     return place([out * Math.cos(around), out * Math.sin(around), up]);
   };
 
   function drawSpace(state) {
-    const [g, size] = context($("space")), D = state.D, radius = 0.43 * size;
+    const [g, size] = context($("space")),
+      D = state.D,
+      radius = 0.43 * size;
     const at = ([x, y, near]) => [size / 2 + radius * x, size / 2 - radius * y, near];
     const { unit } = numerics.unitRows(state.proxies, D);
     const axis = numerics.unitRows(state.means.proxy, D).unit;
@@ -78,27 +96,41 @@ const views = (() => {
 
   // The circles on which proxies and images stand on average.
   function drawCones(g, state, unit, axis, at) {
-    const kinds = [[unit, state.classes.length, "--pa"], [state.sample, state.sampleClasses.length, "--so"]];
+    const kinds = [
+      [unit, state.classes.length, "--pa"],
+      [state.sample, state.sampleClasses.length, "--so"],
+    ];
     for (const [rows, number, color] of kinds) {
       let angle = 0;
-      for (let i = 0; i < number; i++) angle += Math.acos(clamp(inner(rowOf(rows, i, state.D), axis), -1, 1)) / number;
+      for (let i = 0; i < number; i++)
+        angle += Math.acos(clamp(inner(rowOf(rows, i, state.D), axis), -1, 1)) / number;
       g.strokeStyle = cssColor(color);
       g.lineWidth = 2.5;
-      if (number) drawRing(g, at, (t) => [Math.sin(angle) * Math.cos(t), Math.sin(angle) * Math.sin(t), Math.cos(angle)], 0.9);
+      if (number)
+        drawRing(
+          g,
+          at,
+          (t) => [Math.sin(angle) * Math.cos(t), Math.sin(angle) * Math.sin(t), Math.cos(angle)],
+          0.9,
+        );
     }
     g.strokeStyle = cssColor("--quiet");
   }
 
   function drawAxes(g, { means, D }, at, size) {
-    const length = Math.sqrt(inner(means.proxy, means.proxy)), middle = [size / 2, size / 2];
-    const arrows = [["proxies", means.proxy, length, "--pa"],
-      ["images", means.embedding, means.embedding_length, "--so"]];
+    const length = Math.sqrt(inner(means.proxy, means.proxy)),
+      middle = [size / 2, size / 2];
+    const arrows = [
+      ["proxies", means.proxy, length, "--pa"],
+      ["images", means.embedding, means.embedding_length, "--so"],
+    ];
     g.font = `600 ${fontOf($("space"))}`;
     g.textBaseline = "middle";
     let taken = -99; // height of the label before
     for (const [name, mean, long, color] of arrows) {
       const [u, v] = at(numerics.unitRows(mean, D).unit);
-      const x = middle[0] + long * (u - middle[0]), y = middle[1] + long * (v - middle[1]);
+      const x = middle[0] + long * (u - middle[0]),
+        y = middle[1] + long * (v - middle[1]);
       if (long < 0.04 || Math.hypot(x - middle[0], y - middle[1]) < 6) continue;
       g.strokeStyle = g.fillStyle = cssColor(color);
       arrow(g, middle, [x, y], 4);
@@ -106,7 +138,8 @@ const views = (() => {
       g.fillStyle = cssColor("--ink");
       g.lineWidth = 4;
       g.textAlign = "left";
-      const text = `mean of the ${name}`, left = clamp(x + 10, 2, size - g.measureText(text).width - 4);
+      const text = `mean of the ${name}`,
+        left = clamp(x + 10, 2, size - g.measureText(text).width - 4);
       const height = Math.abs(y - taken) < 18 ? taken + 18 : y;
       taken = height;
       g.strokeText(text, left, height);
@@ -129,9 +162,13 @@ const views = (() => {
 
   // Where each loss would move the proxies; lengths level off, directions are exact.
   function drawGradients(g, state, unit, at, size) {
-    const kinds = [["proxy_anchor", "--pa", -1], ["soft_orthogonality", "--so", -state.so_weight]];
+    const kinds = [
+      ["proxy_anchor", "--pa", -1],
+      ["soft_orthogonality", "--so", -state.so_weight],
+    ];
     state.classes.forEach((_, i) => {
-      const p = rowOf(unit, i, state.D), from = at(p);
+      const p = rowOf(unit, i, state.D),
+        from = at(p);
       for (const [name, color, weight] of kinds) {
         const slope = rowOf(state.gradients[name], i, state.D).map((value) => weight * value);
         const steepness = Math.sqrt(inner(slope, slope));
@@ -139,7 +176,8 @@ const views = (() => {
         const to = at(p.map((value, d) => value + (0.35 * slope[d]) / (steepness + 0.3)));
         g.globalAlpha = from[2] < 0 ? 0.2 : 0.85;
         g.strokeStyle = g.fillStyle = cssColor(color);
-        if (Math.hypot(to[0] - from[0], to[1] - from[1]) > 3) arrow(g, from.slice(0, 2), to.slice(0, 2), size * 0.005);
+        if (Math.hypot(to[0] - from[0], to[1] - from[1]) > 3)
+          arrow(g, from.slice(0, 2), to.slice(0, 2), size * 0.005);
       }
     });
     g.globalAlpha = 1;
@@ -156,9 +194,20 @@ const views = (() => {
 
   function drawGrid(g, at) {
     for (let k = 0; k < 6; k++) {
-      const a = (k * Math.PI) / 6, h = -Math.PI / 2 + ((k + 0.5) * Math.PI) / 6;
-      drawRing(g, at, (t) => [Math.cos(a) * Math.cos(t), Math.sin(a) * Math.cos(t), Math.sin(t)], 0.25);
-      drawRing(g, at, (t) => [Math.cos(h) * Math.cos(t), Math.cos(h) * Math.sin(t), Math.sin(h)], 0.25);
+      const a = (k * Math.PI) / 6,
+        h = -Math.PI / 2 + ((k + 0.5) * Math.PI) / 6;
+      drawRing(
+        g,
+        at,
+        (t) => [Math.cos(a) * Math.cos(t), Math.sin(a) * Math.cos(t), Math.sin(t)],
+        0.25,
+      );
+      drawRing(
+        g,
+        at,
+        (t) => [Math.cos(h) * Math.cos(t), Math.cos(h) * Math.sin(t), Math.sin(h)],
+        0.25,
+      );
     }
   }
 
@@ -168,9 +217,11 @@ const views = (() => {
 
   function drawHeat({ cosines, C, D }) {
     colors ??= heatColors();
-    const [g, size] = context($("heat")), limit = heatLimit(D);
+    const [g, size] = context($("heat")),
+      limit = heatLimit(D);
     cells.canvas.width = cells.canvas.height = C;
-    const picture = cells.createImageData(C, C), pixels = new Uint32Array(picture.data.buffer);
+    const picture = cells.createImageData(C, C),
+      pixels = new Uint32Array(picture.data.buffer);
     cosines.forEach((value, k) => {
       pixels[k] = colors[clamp(Math.round(99.5 * (1 + value / limit)), 0, 199)];
     });
@@ -183,25 +234,32 @@ const views = (() => {
   }
 
   function drawAngles({ cosines, C, D }) {
-    const [g, w, h] = context($("angles")), bottom = h - 24, bin = D <= 3 ? 6 : 3;
+    const [g, w, h] = context($("angles")),
+      bottom = h - 24,
+      bin = D <= 3 ? 6 : 3;
     const [low, high] = D <= 8 ? [0, 180] : [30, 150];
     const pairs = [];
     for (let i = 0; i < C; i++) for (let j = 0; j < i; j++) pairs.push(cosines[i * C + j]);
     const heights = numerics.angleHistogram(pairs, bin);
     const chance = Array.from({ length: 181 }, (_, angle) => numerics.randomAngleDensity(angle, D));
-    const top = Math.max(1.6 * Math.max(...chance.slice(2, 179)), Math.min(0.25, 1.05 * Math.max(...heights)));
+    const top = Math.max(
+      1.6 * Math.max(...chance.slice(2, 179)),
+      Math.min(0.25, 1.05 * Math.max(...heights)),
+    );
     const x = (angle) => 6 + ((w - 12) * (angle - low)) / (high - low);
     const y = (density) => bottom - (bottom - 22) * Math.min(1.02, density / top);
     g.fillStyle = "#88888855";
     g.beginPath();
     g.moveTo(x(low), bottom);
-    for (let angle = Math.max(low, 1); angle < Math.min(high, 180); angle++) g.lineTo(x(angle), y(chance[angle]));
+    for (let angle = Math.max(low, 1); angle < Math.min(high, 180); angle++)
+      g.lineTo(x(angle), y(chance[angle]));
     g.lineTo(x(high), bottom);
     g.fill();
     g.fillStyle = cssColor("--so");
     g.globalAlpha = 0.75;
     heights.forEach((height, k) => {
-      if (height > 0) g.fillRect(x(k * bin) + 0.5, y(height), x(bin) - x(0) - 1, bottom - y(height));
+      if (height > 0)
+        g.fillRect(x(k * bin) + 0.5, y(height), x(bin) - x(0) - 1, bottom - y(height));
     });
     g.globalAlpha = 1;
     g.font = fontOf($("angles"));
@@ -209,12 +267,15 @@ const views = (() => {
     g.setLineDash([4, 4]);
     g.lineWidth = 1.5;
     g.fillStyle = g.strokeStyle = cssColor("--ink");
-    const spread = 1 / Math.sqrt(D), welch = Math.sqrt(Math.max(0, C - D) / (D * (C - 1)));
-    for (const cosine of [-spread, spread]) line(g, [x(numerics.degrees(cosine)), 18], [x(numerics.degrees(cosine)), bottom]);
+    const spread = 1 / Math.sqrt(D),
+      welch = Math.sqrt(Math.max(0, C - D) / (D * (C - 1)));
+    for (const cosine of [-spread, spread])
+      line(g, [x(numerics.degrees(cosine)), 18], [x(numerics.degrees(cosine)), bottom]);
     g.fillText("±1/√D", x(90), 12);
     if (welch > 0) {
       g.strokeStyle = cssColor("--bad");
-      for (const cosine of [-welch, welch]) line(g, [x(numerics.degrees(cosine)), 30], [x(numerics.degrees(cosine)), bottom]);
+      for (const cosine of [-welch, welch])
+        line(g, [x(numerics.degrees(cosine)), 30], [x(numerics.degrees(cosine)), bottom]);
     }
     g.setLineDash([]);
     const by = high - low > 120 ? 45 : 30;
@@ -228,7 +289,9 @@ const views = (() => {
 
   // Axes of a small chart; returns where a value stands.
   function chart(canvas, [left, right], [low, high], digits) {
-    const [g, w, h] = context(canvas), font = fontOf(canvas), margin = 2.9 * parseFloat(font);
+    const [g, w, h] = context(canvas),
+      font = fontOf(canvas),
+      margin = 2.9 * parseFloat(font);
     const x = (value) => margin + ((w - margin - 12) * (value - left)) / (right - left || 1);
     const y = (value) => h - 24 - ((h - 36) * (value - low)) / (high - low || 1);
     g.font = font;
@@ -258,9 +321,18 @@ const views = (() => {
 
   // `old`: curves of earlier runs; `guess`: the reader's prediction, if there is one.
   function drawCurve({ curve, interval, epochs, frozen, old, guess }) {
-    const values = [...curve.map(([, recall]) => recall), frozen.recall_at_1, ...frozen.interval,
-      ...(interval ?? []), ...old.flat().map(([, recall]) => recall), ...(guess === null ? [] : [guess])];
-    const range = [Math.max(0, Math.min(...values) - 0.02), Math.min(1, Math.max(...values) + 0.02)];
+    const values = [
+      ...curve.map(([, recall]) => recall),
+      frozen.recall_at_1,
+      ...frozen.interval,
+      ...(interval ?? []),
+      ...old.flat().map(([, recall]) => recall),
+      ...(guess === null ? [] : [guess]),
+    ];
+    const range = [
+      Math.max(0, Math.min(...values) - 0.02),
+      Math.min(1, Math.max(...values) + 0.02),
+    ];
     const most = Math.max(epochs, ...old.flat().map(([epoch]) => epoch));
     const { g, x, y, w, margin } = chart($("curve"), [0, most], range, 2);
     const [low, high] = frozen.interval;
@@ -297,15 +369,26 @@ const views = (() => {
 
   function drawLoss({ losses, epochs, so_weight }) {
     const values = losses.flatMap(([, anchor, so]) => [anchor, so]).filter(Number.isFinite);
-    const top = Math.max(1, ...values), digits = top < 10 ? 1 : 0;
+    const top = Math.max(1, ...values),
+      digits = top < 10 ? 1 : 0;
     const { g, x, y } = chart($("loss-chart"), [0, epochs], [0, top], digits);
     g.lineWidth = 2.5;
     g.strokeStyle = cssColor("--pa");
-    path(g, losses.map(([epoch, anchor]) => [epoch, anchor]), x, y);
+    path(
+      g,
+      losses.map(([epoch, anchor]) => [epoch, anchor]),
+      x,
+      y,
+    );
     g.strokeStyle = cssColor("--so");
     g.setLineDash(so_weight > 0 ? [] : [4, 4]);
     const so = losses.filter((one) => Number.isFinite(one[2]));
-    path(g, so.map((one) => [one[0], one[2]]), x, y);
+    path(
+      g,
+      so.map((one) => [one[0], one[2]]),
+      x,
+      y,
+    );
     g.setLineDash([]);
   }
 

@@ -14,8 +14,11 @@ const numerics = (() => {
   // a (m, k) times the transpose of b (n, k), as (m, n). Sixteen sums at a time stay in registers;
   // each is taken in order and in double precision, so equal rows give equal sums.
   function product(a, b, k, out = new a.constructor((a.length / k) * (b.length / k))) {
-    const m = a.length / k, n = b.length / k, coarse = isCoarse(a, k);
-    const fullRows = coarse ? 0 : m - (m % 4), fullColumns = n - (n % 4);
+    const m = a.length / k,
+      n = b.length / k,
+      coarse = isCoarse(a, k);
+    const fullRows = coarse ? 0 : m - (m % 4),
+      fullColumns = n - (n % 4);
     for (let i = 0; i < fullRows; i += 4) {
       for (let j = 0; j < fullColumns; j += 4) productTile(a, b, k, out, n, i, j);
       for (let j = fullColumns; j < n; j++) productColumn(a, b, k, out, n, i, i + 4, j);
@@ -25,23 +28,76 @@ const numerics = (() => {
   }
 
   function productTile(a, b, k, out, n, i, j) {
-    const a0 = i * k, a1 = a0 + k, a2 = a1 + k, a3 = a2 + k;
-    const b0 = j * k, b1 = b0 + k, b2 = b1 + k, b3 = b2 + k;
-    let s00 = 0, s01 = 0, s02 = 0, s03 = 0, s10 = 0, s11 = 0, s12 = 0, s13 = 0;
-    let s20 = 0, s21 = 0, s22 = 0, s23 = 0, s30 = 0, s31 = 0, s32 = 0, s33 = 0;
+    const a0 = i * k,
+      a1 = a0 + k,
+      a2 = a1 + k,
+      a3 = a2 + k;
+    const b0 = j * k,
+      b1 = b0 + k,
+      b2 = b1 + k,
+      b3 = b2 + k;
+    let s00 = 0,
+      s01 = 0,
+      s02 = 0,
+      s03 = 0,
+      s10 = 0,
+      s11 = 0,
+      s12 = 0,
+      s13 = 0;
+    let s20 = 0,
+      s21 = 0,
+      s22 = 0,
+      s23 = 0,
+      s30 = 0,
+      s31 = 0,
+      s32 = 0,
+      s33 = 0;
     for (let l = 0; l < k; l++) {
-      const x0 = a[a0 + l], x1 = a[a1 + l], x2 = a[a2 + l], x3 = a[a3 + l];
-      const y0 = b[b0 + l], y1 = b[b1 + l], y2 = b[b2 + l], y3 = b[b3 + l];
-      s00 += x0 * y0; s01 += x0 * y1; s02 += x0 * y2; s03 += x0 * y3;
-      s10 += x1 * y0; s11 += x1 * y1; s12 += x1 * y2; s13 += x1 * y3;
-      s20 += x2 * y0; s21 += x2 * y1; s22 += x2 * y2; s23 += x2 * y3;
-      s30 += x3 * y0; s31 += x3 * y1; s32 += x3 * y2; s33 += x3 * y3;
+      const x0 = a[a0 + l],
+        x1 = a[a1 + l],
+        x2 = a[a2 + l],
+        x3 = a[a3 + l];
+      const y0 = b[b0 + l],
+        y1 = b[b1 + l],
+        y2 = b[b2 + l],
+        y3 = b[b3 + l];
+      s00 += x0 * y0;
+      s01 += x0 * y1;
+      s02 += x0 * y2;
+      s03 += x0 * y3;
+      s10 += x1 * y0;
+      s11 += x1 * y1;
+      s12 += x1 * y2;
+      s13 += x1 * y3;
+      s20 += x2 * y0;
+      s21 += x2 * y1;
+      s22 += x2 * y2;
+      s23 += x2 * y3;
+      s30 += x3 * y0;
+      s31 += x3 * y1;
+      s32 += x3 * y2;
+      s33 += x3 * y3;
     }
-    const o0 = i * n + j, o1 = o0 + n, o2 = o1 + n, o3 = o2 + n;
-    out[o0] = s00; out[o0 + 1] = s01; out[o0 + 2] = s02; out[o0 + 3] = s03;
-    out[o1] = s10; out[o1 + 1] = s11; out[o1 + 2] = s12; out[o1 + 3] = s13;
-    out[o2] = s20; out[o2 + 1] = s21; out[o2 + 2] = s22; out[o2 + 3] = s23;
-    out[o3] = s30; out[o3 + 1] = s31; out[o3 + 2] = s32; out[o3 + 3] = s33;
+    const o0 = i * n + j,
+      o1 = o0 + n,
+      o2 = o1 + n,
+      o3 = o2 + n;
+    out[o0] = s00;
+    out[o0 + 1] = s01;
+    out[o0 + 2] = s02;
+    out[o0 + 3] = s03;
+    out[o1] = s10;
+    out[o1 + 1] = s11;
+    out[o1 + 2] = s12;
+    out[o1 + 3] = s13;
+    out[o2] = s20;
+    out[o2 + 1] = s21;
+    out[o2 + 2] = s22;
+    out[o2 + 3] = s23;
+    out[o3] = s30;
+    out[o3 + 1] = s31;
+    out[o3 + 2] = s32;
+    out[o3 + 3] = s33;
   }
 
   function productColumn(a, b, k, out, n, first, last, j, coarse = false) {
@@ -56,7 +112,8 @@ const numerics = (() => {
   }
 
   function transposed(a, columns) {
-    const rows = a.length / columns, out = new a.constructor(a.length);
+    const rows = a.length / columns,
+      out = new a.constructor(a.length);
     for (let i = 0; i < rows; i++) {
       for (let j = 0; j < columns; j++) out[j * rows + i] = a[i * columns + j];
     }
@@ -76,7 +133,8 @@ const numerics = (() => {
   }
 
   function meanRow(rows, D) {
-    const mean = new Float64Array(D), N = rows.length / D;
+    const mean = new Float64Array(D),
+      N = rows.length / D;
     for (let i = 0; i < rows.length; i++) mean[i % D] += rows[i] / N;
     return mean;
   }
@@ -89,7 +147,8 @@ const numerics = (() => {
 
   // Rows scaled to unit length, and their lengths.
   function unitRows(rows, D) {
-    const unit = new rows.constructor(rows.length), lengths = new rows.constructor(rows.length / D);
+    const unit = new rows.constructor(rows.length),
+      lengths = new rows.constructor(rows.length / D);
     const coarse = isCoarse(rows, D);
     for (let i = 0, at = 0; i < lengths.length; i++, at += D) {
       let sum = 0;
@@ -150,30 +209,39 @@ const numerics = (() => {
       }
       const order = shuffled(random, labels.length);
       return Array.from({ length: Math.floor(labels.length / B) }, (_, i) =>
-        order.slice(i * B, (i + 1) * B));
+        order.slice(i * B, (i + 1) * B),
+      );
     }
     const members = new Map();
     labels.forEach((label, row) => members.set(label, [...(members.get(label) ?? []), row]));
     const classes = [...members.values()];
     if (B % m || B / m > classes.length) {
-      throw new Error(`batch_size is ${B}: with ${m} images per class it must be a multiple of `
-        + `${m} and at most ${m * classes.length}.`);
+      throw new Error(
+        `batch_size is ${B}: with ${m} images per class it must be a multiple of ` +
+          `${m} and at most ${m * classes.length}.`,
+      );
     }
-    const draw = (rows) => (rows.length < m // theirs are repeated within a batch
-      ? Array.from({ length: m }, () => rows[Math.floor(random() * rows.length)])
-      : shuffled(random, rows).slice(0, m));
+    const draw = (rows) =>
+      rows.length < m // theirs are repeated within a batch
+        ? Array.from({ length: m }, () => rows[Math.floor(random() * rows.length)])
+        : shuffled(random, rows).slice(0, m);
     return Array.from({ length: Math.max(1, Math.floor(labels.length / B)) }, () =>
-      Int32Array.from([...shuffled(random, classes.length).slice(0, B / m)]
-        .flatMap((c) => draw(classes[c]))));
+      Int32Array.from(
+        [...shuffled(random, classes.length).slice(0, B / m)].flatMap((c) => draw(classes[c])),
+      ),
+    );
   }
 
   // (D, F) with orthonormal rows (columns where D > F), as nn.init.orthogonal_.
   function orthogonal(random, D, F) {
-    const rows = Math.min(D, F), length = Math.max(D, F), q = new Float64Array(D * F);
+    const rows = Math.min(D, F),
+      length = Math.max(D, F),
+      q = new Float64Array(D * F);
     for (let i = 0; i < rows; i++) {
       const row = q.subarray(i * length, (i + 1) * length);
       for (let l = 0; l < length; l++) row[l] = normal(random);
-      for (let round = 0; round < 2; round++) { // the second removes what rounding left
+      for (let round = 0; round < 2; round++) {
+        // the second removes what rounding left
         for (let j = 0; j < i; j++) {
           const other = q.subarray(j * length, (j + 1) * length);
           const along = row.reduce((sum, value, l) => sum + value * other[l], 0);
@@ -190,39 +258,49 @@ const numerics = (() => {
 
   // Proxy Anchor (Kim et al., CVPR 2020), as sobook.ProxyAnchor; with the gradient of b.
   function proxyAnchor(X, labels, P, D, { margin, scale, threshold }) {
-    const B = X.length / D, C = P.length / D, present = new Set(labels).size;
+    const B = X.length / D,
+      C = P.length / D,
+      present = new Set(labels).size;
     const cosines = product(P, X, D); // (C, B)
     const slopes = new X.constructor(C * B); // exponents, then terms, then d loss / d cosine
-    let value = 0, thresholdSlope = 0;
+    let value = 0,
+      thresholdSlope = 0;
     for (let c = 0, at = 0; c < C; c++, at += B) {
-      let topPull = 0, topPush = 0; // 0 is the exponent of the 1 in log(1 + Σ exp z)
+      let topPull = 0,
+        topPush = 0; // 0 is the exponent of the 1 in log(1 + Σ exp z)
       for (let b = 0; b < B; b++) {
-        const s = cosines[at + b] - threshold, own = labels[b] === c;
-        const z = slopes[at + b] = scale * (own ? margin - s : margin + s);
+        const s = cosines[at + b] - threshold,
+          own = labels[b] === c;
+        const z = (slopes[at + b] = scale * (own ? margin - s : margin + s));
         if (own) topPull = Math.max(topPull, z);
         else topPush = Math.max(topPush, z);
       }
-      let pull = Math.exp(-topPull), push = Math.exp(-topPush);
+      let pull = Math.exp(-topPull),
+        push = Math.exp(-topPush);
       for (let b = 0; b < B; b++) {
         const own = labels[b] === c;
-        const term = slopes[at + b] = Math.exp(slopes[at + b] - (own ? topPull : topPush));
+        const term = (slopes[at + b] = Math.exp(slopes[at + b] - (own ? topPull : topPush)));
         if (own) pull += term;
         else push += term;
       }
       value += (topPull + Math.log(pull)) / present + (topPush + Math.log(push)) / C;
-      const byPull = -scale / (present * pull), byPush = scale / (C * push);
+      const byPull = -scale / (present * pull),
+        byPush = scale / (C * push);
       for (let b = 0; b < B; b++) {
         thresholdSlope -= slopes[at + b] *= labels[b] === c ? byPull : byPush;
       }
     }
-    const embeddings = weighted(transposed(slopes, B), P, D), proxies = weighted(slopes, X, D);
+    const embeddings = weighted(transposed(slopes, B), P, D),
+      proxies = weighted(slopes, X, D);
     return { value, embeddings, proxies, threshold: thresholdSlope };
   }
 
   // As sobook.soft_orthogonality, by the smaller of the two Gram matrices.
   function softOrthogonality(P, D, reduction = "mean") {
-    const C = P.length / D, pairs = reduction === "mean" ? C * (C - 1) : 1;
-    let total = 0, gram;
+    const C = P.length / D,
+      pairs = reduction === "mean" ? C * (C - 1) : 1;
+    let total = 0,
+      gram;
     if (C <= D) {
       gram = product(P, P, D);
       for (let c = 0; c < C; c++) gram[c * C + c] -= 1;
@@ -241,16 +319,20 @@ const numerics = (() => {
   // ArcFace (Deng et al., CVPR 2019), as in pytorch-metric-learning: softmax over cosines, with
   // `margin` degrees added to the angle to the own proxy. Without margin: NormFace.
   function arcface(X, labels, P, D, { margin = 28.6, scale = 64 }) {
-    const B = X.length / D, C = P.length / D, added = (margin * Math.PI) / 180;
+    const B = X.length / D,
+      C = P.length / D,
+      added = (margin * Math.PI) / 180;
     const slopes = product(X, P, D); // (B, C): cosines, then d loss / d cosine
     let value = 0;
     for (let b = 0, at = 0; b < B; b++, at += C) {
-      const own = at + labels[b], angle = Math.acos(Math.max(-1, Math.min(1, slopes[own])));
+      const own = at + labels[b],
+        angle = Math.acos(Math.max(-1, Math.min(1, slopes[own])));
       const within = angle <= Math.PI - added; // beyond, it goes on falling, as a line
       const sine = Math.max(Math.sin(angle), 3e-4); // the least that float32 cosines below 1 give
       const turn = within ? Math.sin(angle + added) / sine : 1;
       slopes[own] = within ? Math.cos(angle + added) : Math.cos(angle) - added * Math.sin(added);
-      let top = -Infinity, sum = 0;
+      let top = -Infinity,
+        sum = 0;
       for (let c = at; c < at + C; c++) top = Math.max(top, slopes[c]);
       const target = slopes[own];
       for (let c = at; c < at + C; c++) sum += slopes[c] = Math.exp(scale * (slopes[c] - top));
@@ -268,7 +350,9 @@ const numerics = (() => {
   // Triplet loss on all semi-hard triplets (Schroff et al., CVPR 2015), as pytorch-metric-learning
   // computes it: Euclidean distances of unit rows, mean over the triplets that cost something.
   function triplet(X, labels, P, D, { margin = 0.05 }) {
-    const B = X.length / D, distances = new Float32Array(B * B), counts = new Int32Array(B * B);
+    const B = X.length / D,
+      distances = new Float32Array(B * B),
+      counts = new Int32Array(B * B);
     for (let i = 0; i < B; i++) {
       for (let j = 0; j < i; j++) {
         let sum = 0;
@@ -276,7 +360,8 @@ const numerics = (() => {
         distances[i * B + j] = distances[j * B + i] = Math.sqrt(sum);
       }
     }
-    let value = 0, number = 0;
+    let value = 0,
+      number = 0;
     for (let a = 0, at = 0; a < B; a++, at += B) {
       for (let p = 0; p < B; p++) {
         if (p === a || labels[p] !== labels[a]) continue;
@@ -293,7 +378,8 @@ const numerics = (() => {
     const embeddings = new X.constructor(X.length);
     for (let i = 0; i < B; i++) {
       for (let j = 0; j < B; j++) {
-        const count = counts[i * B + j] + counts[j * B + i], distance = distances[i * B + j];
+        const count = counts[i * B + j] + counts[j * B + i],
+          distance = distances[i * B + j];
         if (!count || !distance) continue;
         const by = count / (number * distance);
         for (let d = 0; d < D; d++) embeddings[i * D + d] += by * (X[i * D + d] - X[j * D + d]);
@@ -308,7 +394,8 @@ const numerics = (() => {
   function layerNorm(features, F) {
     const out = new Float32Array(features.length);
     for (let at = 0; at < features.length; at += F) {
-      let mean = 0, variance = 0;
+      let mean = 0,
+        variance = 0;
       for (let f = at; f < at + F; f++) mean += features[f] / F;
       for (let f = at; f < at + F; f++) variance += (features[f] - mean) ** 2 / F;
       const by = 1 / Math.sqrt(variance + 1e-5);
@@ -319,13 +406,14 @@ const numerics = (() => {
 
   // What loop.learning_rate_factor says.
   const rateFactor = (step, total, schedule) =>
-    (schedule === "constant" ? 1 : 0.5 * (1 + Math.cos((Math.PI * step) / total)));
+    schedule === "constant" ? 1 : 0.5 * (1 + Math.cos((Math.PI * step) / total));
 
   // How many of C classes image_sets.hold_out puts aside; Python rounds half to even.
   function heldOut(C, fraction) {
     if (!fraction) return 0;
     if (C < 4) throw new Error(`${C} training classes are too few to hold out 2 for validation.`);
-    const floor = Math.floor(fraction * C), rest = fraction * C - floor;
+    const floor = Math.floor(fraction * C),
+      rest = fraction * C - floor;
     const rounded = floor + (rest > 0.5 || (rest === 0.5 && floor % 2 === 1) ? 1 : 0);
     return Math.min(Math.max(rounded, 2), C - 2);
   }
@@ -338,14 +426,20 @@ const numerics = (() => {
   class Trainer {
     constructor(settings, { inputs, labels, F, C, steps, start = {} }) {
       Object.assign(this, { settings: { ...settings }, inputs, labels, F, C, steps });
-      const D = this.D = settings.dim, random = generator(8 * settings.seed + 1);
+      const D = (this.D = settings.dim),
+        random = generator(8 * settings.seed + 1);
       // Proxy Anchor's proxies start as Kaiming normal, ArcFace's as standard normal.
       const spread = settings.loss === "arcface" ? 1 : Math.sqrt(2 / C);
       const proxies = () => Float32Array.from({ length: C * D }, () => spread * normal(random));
       const parameter = (name, value, rate, decays) => ({
-        name, value: Float32Array.from(value), rate, decays, steps: 0,
+        name,
+        value: Float32Array.from(value),
+        rate,
+        decays,
+        steps: 0,
         gradient: new Float32Array(value.length),
-        mean: new Float32Array(value.length), square: new Float32Array(value.length),
+        mean: new Float32Array(value.length),
+        square: new Float32Array(value.length),
       });
       this.weight = parameter("weight", start.weight ?? orthogonal(random, D, F), "head_lr", true);
       this.bias = parameter("bias", start.bias ?? new Float32Array(D), "head_lr", false);
@@ -359,7 +453,9 @@ const numerics = (() => {
       if (name === "threshold") this.threshold.value[0] = value;
     }
 
-    get isAnchor() { return this.settings.loss === "proxy_anchor"; }
+    get isAnchor() {
+      return this.settings.loss === "proxy_anchor";
+    }
 
     // What learns now.
     get learned() {
@@ -370,7 +466,8 @@ const numerics = (() => {
 
     // (n, D) outputs of the linear layer for n inputs.
     linear(inputs) {
-      const { D, F } = this, out = product(inputs, this.weight.value, F);
+      const { D, F } = this,
+        out = product(inputs, this.weight.value, F);
       for (let i = 0; i < out.length; i++) out[i] += this.bias.value[i % D];
       return out;
     }
@@ -381,10 +478,12 @@ const numerics = (() => {
 
     // Proxies as the loss sees them: where settings.center is on, unit rows minus their mean.
     seenProxies() {
-      const { D } = this, raw = this.proxies.value;
+      const { D } = this,
+        raw = this.proxies.value;
       const outer = unitRows(raw, D);
       if (!(this.isAnchor && this.settings.center)) return { seen: raw, ...outer };
-      const mean = meanRow(outer.unit, D), seen = outer.unit.map((value, i) => value - mean[i % D]);
+      const mean = meanRow(outer.unit, D),
+        seen = outer.unit.map((value, i) => value - mean[i % D]);
       return { seen, ...unitRows(seen, D), outer };
     }
 
@@ -412,12 +511,19 @@ const numerics = (() => {
     // The parts of the loss on a batch; leaves the gradient of each parameter in it.
     differentiate(rows) {
       const { D, F, settings } = this;
-      const inputs = gather(this.inputs, F, rows), labels = rows.map((row) => this.labels[row]);
+      const inputs = gather(this.inputs, F, rows),
+        labels = rows.map((row) => this.labels[row]);
       const { unit: X, lengths } = unitRows(this.linear(inputs), D);
-      const proxies = this.seenProxies(), P = proxies.unit;
+      const proxies = this.seenProxies(),
+        P = proxies.unit;
       const threshold = this.threshold.value[0];
       const loss = { proxy_anchor: proxyAnchor, arcface, triplet }[settings.loss](
-        X, labels, P, D, this.isAnchor ? { ...settings, threshold } : settings.loss_options ?? {});
+        X,
+        labels,
+        P,
+        D,
+        this.isAnchor ? { ...settings, threshold } : (settings.loss_options ?? {}),
+      );
       const parts = { loss: loss.value };
       if (this.isAnchor) {
         const so = softOrthogonality(P, D, settings.so_reduction);
@@ -437,7 +543,8 @@ const numerics = (() => {
       const slopes = transposed(tangent(loss.embeddings, X, D, lengths), D); // (D, B)
       product(slopes, transposed(inputs, F), rows.length, this.weight.gradient);
       for (let d = 0; d < D; d++) {
-        this.bias.gradient[d] = slopes.subarray(d * rows.length, (d + 1) * rows.length)
+        this.bias.gradient[d] = slopes
+          .subarray(d * rows.length, (d + 1) * rows.length)
           .reduce((sum, value) => sum + value, 0);
       }
       return parts;
@@ -449,24 +556,33 @@ const numerics = (() => {
     tangent(gradient, unit, D, lengths);
     if (!outer) return gradient;
     const mean = meanRow(gradient, D);
-    return tangent(gradient.map((value, i) => value - mean[i % D]), outer.unit, D, outer.lengths);
+    return tangent(
+      gradient.map((value, i) => value - mean[i % D]),
+      outer.unit,
+      D,
+      outer.lengths,
+    );
   }
 
   // AdamW as torch.optim.AdamW: the decay is apart from the gradient, β = (.9, .999), ε = 10⁻⁸.
   function adamW(parameter, rate, decay) {
-    const { value, gradient, mean, square } = parameter, t = (parameter.steps += 1);
-    const byMean = rate / (1 - 0.9 ** t), bySquare = 1 / Math.sqrt(1 - 0.999 ** t);
+    const { value, gradient, mean, square } = parameter,
+      t = (parameter.steps += 1);
+    const byMean = rate / (1 - 0.9 ** t),
+      bySquare = 1 / Math.sqrt(1 - 0.999 ** t);
     for (let i = 0; i < value.length; i++) {
-      const g = gradient[i], m = mean[i] += 0.1 * (g - mean[i]);
-      const v = square[i] = 0.999 * square[i] + 0.001 * g * g;
+      const g = gradient[i],
+        m = (mean[i] += 0.1 * (g - mean[i]));
+      const v = (square[i] = 0.999 * square[i] + 0.001 * g * g);
       value[i] = value[i] * (1 - rate * decay) - (byMean * m) / (Math.sqrt(v) * bySquare + 1e-8);
     }
   }
 
   function check(name, value, step) {
     if (Number.isFinite(value)) return value;
-    throw new Error(`${name} became ${value} at step ${step}: lower the learning rates `
-      + "(head_lr, proxy_lr).");
+    throw new Error(
+      `${name} became ${value} at step ${step}: lower the learning rates ` + "(head_lr, proxy_lr).",
+    );
   }
 
   // ---- features ------------------------------------------------------------------------------
@@ -485,8 +601,10 @@ const numerics = (() => {
   // retrieval.nearest_neighbors. Every pair is looked at once, and rows meet the others in the
   // order of their index. Yields between blocks, for who has to do something else as well.
   function* nearestByTurns(unit, D, k) {
-    const N = unit.length / D, block = 32;
-    const found = new Int32Array(N * k).fill(-1), best = new Float32Array(N * k).fill(-Infinity);
+    const N = unit.length / D,
+      block = 32;
+    const found = new Int32Array(N * k).fill(-1),
+      best = new Float32Array(N * k).fill(-Infinity);
     const consider = (i, j, cosine) => {
       const first = i * k;
       let place = first + k - 1;
@@ -499,7 +617,9 @@ const numerics = (() => {
       found[place] = j;
     };
     for (let start = 0; start < N; start += block) {
-      const end = Math.min(start + block, N), rest = unit.subarray(start * D), width = N - start;
+      const end = Math.min(start + block, N),
+        rest = unit.subarray(start * D),
+        width = N - start;
       const cosines = product(unit.subarray(start * D, end * D), rest, D);
       for (let i = start; i < end; i++) {
         const at = (i - start) * width - start;
@@ -523,7 +643,9 @@ const numerics = (() => {
   // Recall@1 from neighbors (N, k): queries and hits of each of T classes. As retrieval.evaluate,
   // an image that is alone in its class is no query.
   function recall(neighbors, k, labels, T) {
-    const size = new Int32Array(T), queries = new Int32Array(T), hits = new Int32Array(T);
+    const size = new Int32Array(T),
+      queries = new Int32Array(T),
+      hits = new Int32Array(T);
     for (const label of labels) size[label] += 1;
     labels.forEach((label, i) => {
       if (size[label] < 2) return;
@@ -537,10 +659,12 @@ const numerics = (() => {
 
   // 95 % percentile bootstrap of hits per query, drawing whole classes: statistics.class_interval.
   function classInterval(hits, queries, seed = 0, resamples = 2000) {
-    const random = generator(8 * seed + 5), means = new Float64Array(resamples);
+    const random = generator(8 * seed + 5),
+      means = new Float64Array(resamples);
     const classes = [...queries.keys()].filter((c) => queries[c]);
     for (let r = 0; r < resamples; r++) {
-      let hit = 0, asked = 0;
+      let hit = 0,
+        asked = 0;
       for (let i = 0; i < classes.length; i++) {
         const c = classes[Math.floor(random() * classes.length)];
         hit += hits[c];
@@ -550,7 +674,8 @@ const numerics = (() => {
     }
     means.sort();
     const quantile = (share) => {
-      const at = share * (resamples - 1), below = Math.floor(at);
+      const at = share * (resamples - 1),
+        below = Math.floor(at);
       return means[below] + (at - below) * (means[Math.ceil(at)] - means[below]);
     };
     return [quantile(0.025), quantile(0.975)];
@@ -566,8 +691,12 @@ const numerics = (() => {
 
   // Some of what sobook.describe says of proxies, and the floor of SO "mean".
   function describe(proxies, D) {
-    const C = proxies.length / D, pairs = C * (C - 1), all = cosines(proxies, D);
-    let sum = 0, squares = 0, coherence = 0;
+    const C = proxies.length / D,
+      pairs = C * (C - 1),
+      all = cosines(proxies, D);
+    let sum = 0,
+      squares = 0,
+      coherence = 0;
     for (let i = 0; i < C; i++) {
       for (let j = 0; j < i; j++) {
         const cosine = all[i * C + j];
@@ -588,7 +717,8 @@ const numerics = (() => {
 
   // The axes of the two cones: the mean of the unit-length proxies, and of the embeddings.
   function commonMode(proxies, embeddings, D) {
-    const proxy = meanRow(unitRows(proxies, D).unit, D), embedding = meanRow(embeddings, D);
+    const proxy = meanRow(unitRows(proxies, D).unit, D),
+      embedding = meanRow(embeddings, D);
     const length = norm(embedding);
     const along = proxy.reduce((sum, value, d) => sum + value * embedding[d], 0);
     return {
@@ -601,7 +731,8 @@ const numerics = (() => {
 
   // (C, D) mean embedding of each class.
   function classMeans(embeddings, labels, C, D) {
-    const means = new Float32Array(C * D), counts = new Int32Array(C);
+    const means = new Float32Array(C * D),
+      counts = new Int32Array(C);
     for (const label of labels) counts[label] += 1;
     labels.forEach((c, i) => {
       for (let d = 0; d < D; d++) means[c * D + d] += embeddings[i * D + d] / counts[c];
@@ -629,9 +760,33 @@ const numerics = (() => {
   }
 
   return {
-    product, transposed, gather, unitRows, tangent, generator, normal, shuffled, batchPlan,
-    proxyAnchor, softOrthogonality, arcface, triplet, layerNorm, heldOut, Trainer, decode,
-    nearestByTurns, nearest, recall, classInterval, cosines, describe, commonMode, classMeans,
-    degrees, angleHistogram, randomAngleDensity,
+    product,
+    transposed,
+    gather,
+    unitRows,
+    tangent,
+    generator,
+    normal,
+    shuffled,
+    batchPlan,
+    proxyAnchor,
+    softOrthogonality,
+    arcface,
+    triplet,
+    layerNorm,
+    heldOut,
+    Trainer,
+    decode,
+    nearestByTurns,
+    nearest,
+    recall,
+    classInterval,
+    cosines,
+    describe,
+    commonMode,
+    classMeans,
+    degrees,
+    angleHistogram,
+    randomAngleDensity,
   };
 })();

@@ -15,8 +15,10 @@ const vectors = (rows, D) =>
 
 // Both terms of the loss, their sum, and what sobook.geometry says of the proxies.
 function evaluate(scene) {
-  const { labels, so_weight } = scene, D = scene.proxies[0].length;
-  const proxies = matrix(scene.proxies), images = matrix(scene.images);
+  const { labels, so_weight } = scene,
+    D = scene.proxies[0].length;
+  const proxies = matrix(scene.proxies),
+    images = matrix(scene.images);
   const anchor = numerics.proxyAnchor(images, labels, proxies, D, scene);
   const so = numerics.softOrthogonality(proxies, D);
   const turning = (gradient, at) => vectors(numerics.tangent(gradient, at, D), D);
@@ -33,9 +35,11 @@ function evaluate(scene) {
 
 // One step of gradient descent; every vector goes back to unit length.
 function step(scene) {
-  const now = evaluate(scene), down = (v, slope) => unit(plus(v, scaled(slope, -scene.rate)));
+  const now = evaluate(scene),
+    down = (v, slope) => unit(plus(v, scaled(slope, -scene.rate)));
   const proxies = scene.proxies.map((p, c) =>
-    down(p, plus(now.anchorGradient[c], scaled(now.soGradient[c], scene.so_weight))));
+    down(p, plus(now.anchorGradient[c], scaled(now.soGradient[c], scene.so_weight))),
+  );
   const moved = scene.images.map((x, b) => down(x, now.imageGradient[b]));
   return { ...scene, proxies, images: scene.images_move ? moved : scene.images };
 }
@@ -45,7 +49,9 @@ function newScene(classes, dim, seed = 0, each = 5) {
   const random = numerics.generator(1000 * seed + 10 * classes + dim);
   const normal = () => numerics.normal(random);
   const direction = () => unit(Array.from({ length: dim }, normal));
-  const proxies = [], images = [], labels = [];
+  const proxies = [],
+    images = [],
+    labels = [];
   for (let c = 0; c < classes; c++) {
     const center = direction();
     proxies.push(direction());
@@ -59,7 +65,8 @@ function newScene(classes, dim, seed = 0, each = 5) {
 
 // ---- drawing ---------------------------------------------------------------------------------
 
-const ANCHOR = "#D55E00", ORTHOGONALITY = "#0072B2"; // PA and SO, as in every figure of the book
+const ANCHOR = "#D55E00",
+  ORTHOGONALITY = "#0072B2"; // PA and SO, as in every figure of the book
 const REACH = 0.4; // radius of the circle, in sides of the canvas
 const SLIDERS = [
   ["num_classes", "classes", 3, 8, 1],
@@ -72,9 +79,13 @@ const SLIDERS = [
 
 const canvas = $("board");
 const board = {
-  scene: { rate: 0.004, images_move: false, ...DATA }, seed: DATA.seed,
+  scene: { rate: 0.004, images_move: false, ...DATA },
+  seed: DATA.seed,
   turn: [0.5, 0.4], // how the sphere is turned: around, and towards the reader
-  chosen: 0, held: null, running: false, size: 0, // size: side of the canvas in pixels
+  chosen: 0,
+  held: null,
+  running: false,
+  size: 0, // size: side of the canvas in pixels
 };
 
 function restart() {
@@ -113,18 +124,21 @@ function run(on) {
 
 // Everything follows from the scene: numbers, arrows and controls.
 function update() {
-  const now = board.now = evaluate(board.scene);
+  const now = (board.now = evaluate(board.scene));
   const rows = {
     "Proxy Anchor": now.proxy_anchor,
     "SO (mean)": now.soft_orthogonality,
     "floor of SO": now.floor,
     "loss = PA + λ·SO": now.loss,
     "mean cosine": now.mean_cosine,
-    "coherence": now.coherence,
+    coherence: now.coherence,
     "Welch bound": now.welch_bound,
   };
-  $("numbers").replaceChildren(...Object.entries(rows).map(([name, value]) =>
-    element("div", {}, element("dt", {}, name), element("dd", {}, value.toFixed(4)))));
+  $("numbers").replaceChildren(
+    ...Object.entries(rows).map(([name, value]) =>
+      element("div", {}, element("dt", {}, name), element("dd", {}, value.toFixed(4))),
+    ),
+  );
   for (const [name] of SLIDERS) {
     $(name).value = $(name).nextSibling.textContent = board.scene[name];
   }
@@ -134,23 +148,31 @@ function update() {
 
 // Where a direction stands on the canvas, and how near it is to the reader (1 near, −1 far).
 function place(v) {
-  const middle = board.size / 2, radius = board.size * REACH;
+  const middle = board.size / 2,
+    radius = board.size * REACH;
   if (v.length === 2) return [middle + radius * v[0], middle - radius * v[1], 1];
-  const [x, y, z] = v, [a, b] = board.turn;
-  const right = Math.cos(a) * x + Math.sin(a) * y, depth = -Math.sin(a) * x + Math.cos(a) * y;
-  const up = Math.cos(b) * z + Math.sin(b) * depth, near = Math.sin(b) * z - Math.cos(b) * depth;
+  const [x, y, z] = v,
+    [a, b] = board.turn;
+  const right = Math.cos(a) * x + Math.sin(a) * y,
+    depth = -Math.sin(a) * x + Math.cos(a) * y;
+  const up = Math.cos(b) * z + Math.sin(b) * depth,
+    near = Math.sin(b) * z - Math.cos(b) * depth;
   return [middle + radius * right, middle - radius * up, near];
 }
 
 // The direction under the pointer: the inverse of `place`, on the half facing the reader.
 function unplace(px, py) {
-  const middle = board.size / 2, radius = board.size * REACH;
-  let right = (px - middle) / radius, up = (middle - py) / radius;
+  const middle = board.size / 2,
+    radius = board.size * REACH;
+  let right = (px - middle) / radius,
+    up = (middle - py) / radius;
   if (board.scene.dim === 2) return right || up ? unit([right, up]) : [1, 0];
   const reach = Math.max(1, Math.hypot(right, up));
   [right, up] = [right / reach, up / reach];
-  const near = Math.sqrt(Math.max(0, 1 - right * right - up * up)), [a, b] = board.turn;
-  const z = Math.cos(b) * up + Math.sin(b) * near, depth = Math.sin(b) * up - Math.cos(b) * near;
+  const near = Math.sqrt(Math.max(0, 1 - right * right - up * up)),
+    [a, b] = board.turn;
+  const z = Math.cos(b) * up + Math.sin(b) * near,
+    depth = Math.sin(b) * up - Math.cos(b) * near;
   const x = Math.cos(a) * right - Math.sin(a) * depth;
   return unit([x, Math.sin(a) * right + Math.cos(a) * depth, z]);
 }
@@ -182,7 +204,8 @@ function drawGlobe(g) {
   g.stroke();
   if (board.scene.dim === 2) return;
   for (let k = 0; k < 6; k++) {
-    const a = k * Math.PI / 6, h = -Math.PI / 2 + (k + 0.5) * Math.PI / 6;
+    const a = (k * Math.PI) / 6,
+      h = -Math.PI / 2 + ((k + 0.5) * Math.PI) / 6;
     drawRing(g, (t) => [Math.cos(a) * Math.cos(t), Math.sin(a) * Math.cos(t), Math.sin(t)]);
     drawRing(g, (t) => [Math.cos(h) * Math.cos(t), Math.cos(h) * Math.sin(t), Math.sin(h)]);
   }
@@ -190,8 +213,8 @@ function drawGlobe(g) {
 
 function drawRing(g, point) {
   for (let k = 0; k < 60; k++) {
-    const [x0, y0, near] = place(point(k * Math.PI / 30));
-    const [x1, y1] = place(point((k + 1) * Math.PI / 30));
+    const [x0, y0, near] = place(point((k * Math.PI) / 30));
+    const [x1, y1] = place(point(((k + 1) * Math.PI) / 30));
     g.globalAlpha = near < 0 ? 0.07 : 0.22;
     line(g, [x0, y0], [x1, y1]);
   }
@@ -201,8 +224,10 @@ function drawRing(g, point) {
 function drawArrow(g, at, slope, color, side) {
   const steepness = Math.hypot(...slope);
   if (steepness < 1e-4) return;
-  const [x, y, near] = place(at), end = place(plus(at, scaled(slope, 0.5 / (steepness + 1.5))));
-  const [dx, dy] = [end[0] - x, end[1] - y], length = Math.hypot(dx, dy);
+  const [x, y, near] = place(at),
+    end = place(plus(at, scaled(slope, 0.5 / (steepness + 1.5))));
+  const [dx, dy] = [end[0] - x, end[1] - y],
+    length = Math.hypot(dx, dy);
   if (length < 1) return;
   const rim = board.size * 0.032; // arrows begin at the edge of the disc, side by side
   g.save();
@@ -240,27 +265,41 @@ function drawDisc(g, c, px, py, near) {
 
 function addControls() {
   for (const [name, title, min, max, by] of SLIDERS) {
-    const input = element("input", { type: "range", id: name, min, max, step: by, "aria-label": title });
+    const input = element("input", {
+      type: "range",
+      id: name,
+      min,
+      max,
+      step: by,
+      "aria-label": title,
+    });
     input.oninput = () => change(name, Number(input.value));
     $("controls").append(
-      element("label", {}, element("span", {}, title), input, element("output")));
+      element("label", {}, element("span", {}, title), input, element("output")),
+    );
   }
   const moves = element("input", { type: "checkbox", id: "images_move" });
   moves.onchange = () => change("images_move", moves.checked);
   $("controls").append(element("label", { class: "check" }, moves, "images move too"));
-  const redraw = () => { board.seed += 1; restart(); };
+  const redraw = () => {
+    board.seed += 1;
+    restart();
+  };
   $("buttons").append(
     button("Step", descend, { id: "step" }),
     button("Run", () => run(!board.running), { id: "run" }),
     button("New draw", redraw),
-    button("", () => change("dim", 5 - board.scene.dim), { id: "shape" }));
+    button("", () => change("dim", 5 - board.scene.dim), { id: "shape" }),
+  );
 }
 
 function press(event) {
-  const [x, y] = pointer(event, canvas), reach = Math.max(24, board.size * 0.05);
+  const [x, y] = pointer(event, canvas),
+    reach = Math.max(24, board.size * 0.05);
   const places = board.scene.proxies.map(place);
   const gaps = places.map(([px, py]) => Math.hypot(px - x, py - y));
-  const c = gaps.indexOf(Math.min(...gaps)), hit = gaps[c] < reach;
+  const c = gaps.indexOf(Math.min(...gaps)),
+    hit = gaps[c] < reach;
   board.held = hit ? { proxy: c } : { turn: [x, y] };
   if (hit) board.chosen = c;
   canvas.setPointerCapture(event.pointerId);
@@ -270,7 +309,8 @@ function press(event) {
 
 function drag(event) {
   if (!board.held) return;
-  const [x, y] = pointer(event, canvas), { proxy, turn } = board.held;
+  const [x, y] = pointer(event, canvas),
+    { proxy, turn } = board.held;
   if (proxy !== undefined) {
     setProxy(proxy, unplace(x, y));
   } else if (board.scene.dim === 3) {
@@ -299,7 +339,8 @@ function nudge(right, up) {
     const angle = Math.atan2(p[1], p[0]) - 0.05 * (right || up);
     setProxy(board.chosen, [Math.cos(angle), Math.sin(angle)]);
   } else {
-    const [px, py] = place(p), by = board.size * 0.02;
+    const [px, py] = place(p),
+      by = board.size * 0.02;
     setProxy(board.chosen, unplace(px + right * by, py - up * by));
   }
 }
@@ -307,7 +348,9 @@ function nudge(right, up) {
 addControls();
 canvas.onpointerdown = press;
 canvas.onpointermove = drag;
-canvas.onpointerup = canvas.onpointercancel = () => { board.held = null; };
+canvas.onpointerup = canvas.onpointercancel = () => {
+  board.held = null;
+};
 canvas.onkeydown = key;
 restart();
 redrawWith(draw, canvas);

@@ -11,10 +11,12 @@ function tile(i, caption) {
 }
 
 function show(i) {
-  const { file } = DATA.pictures[i], query = tile(i, `query: ${file}`);
+  const { file } = DATA.pictures[i],
+    query = tile(i, `query: ${file}`);
   query.classList.add("query");
   const nearest = DATA.neighbors[i].map((j, rank) =>
-    tile(j, `${DATA.pictures[j].name} ${DATA.cosines[i][rank].toFixed(2)}`));
+    tile(j, `${DATA.pictures[j].name} ${DATA.cosines[i][rank].toFixed(2)}`),
+  );
   $("found").replaceChildren(query, ...nearest);
   $("status").textContent = `Neighbors of ${file}, nearest first, with their cosines.`;
   $("status").scrollIntoView({ block: "nearest" });
@@ -23,7 +25,8 @@ function show(i) {
 function list() {
   const wanted = $("filter").value.toLowerCase();
   const tiles = DATA.pictures.flatMap((picture, i) =>
-    (nameOf(picture).toLowerCase().includes(wanted) ? [tile(i, picture.name)] : []));
+    nameOf(picture).toLowerCase().includes(wanted) ? [tile(i, picture.name)] : [],
+  );
   $("all").replaceChildren(...tiles);
 }
 
@@ -43,8 +46,9 @@ async function ask(file) {
     return;
   }
   $("found").replaceChildren();
-  $("status").textContent = `${file.name} is not among the indexed pictures, and a page without `
-    + `Python cannot embed it: use \`sobook search … --query ${file.name}\`, or the notebook.`;
+  $("status").textContent =
+    `${file.name} is not among the indexed pictures, and a page without ` +
+    `Python cannot embed it: use \`sobook search … --query ${file.name}\`, or the notebook.`;
 }
 
 $("file").onchange = (event) => ask(event.target.files[0]);

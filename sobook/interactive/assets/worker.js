@@ -6,17 +6,33 @@
 
 function serveLab(scope) {
   "use strict";
-  const NEIGHBORS = 6, SAMPLE = 200; // kept for each test image; training images that are drawn
-  const FRAME = 33, TURN = 12; // milliseconds: between two reports, and until messages are heard
-  const LIVE = ["scale", "margin", "threshold", "threshold_lr", "so_weight", "center", "head_lr",
-    "proxy_lr", "weight_decay", "clip_norm", "loss_options"]; // may change while it trains
+  const NEIGHBORS = 6,
+    SAMPLE = 200; // kept for each test image; training images that are drawn
+  const FRAME = 33,
+    TURN = 12; // milliseconds: between two reports, and until messages are heard
+  const LIVE = [
+    "scale",
+    "margin",
+    "threshold",
+    "threshold_lr",
+    "so_weight",
+    "center",
+    "head_lr",
+    "proxy_lr",
+    "weight_decay",
+    "clip_norm",
+    "loss_options",
+  ]; // may change while it trains
   const turns = new MessageChannel();
-  let data, current = null, waiting = false;
+  let data,
+    current = null,
+    waiting = false;
 
   const post = (type, message = {}) => scope.postMessage({ type, ...message });
 
   function load({ features, labels, sizes, classes, class_order }) {
-    const decoded = numerics.decode(features), F = features.dim;
+    const decoded = numerics.decode(features),
+      F = features.dim;
     data = { inputs: numerics.layerNorm(decoded, F), F, labels, sizes, classes, class_order };
     post("ready");
   }
@@ -26,7 +42,8 @@ function serveLab(scope) {
     const { labels, sizes, classes, class_order } = data;
     const count = numerics.heldOut(classes.train, validation_fraction);
     const held = new Set(class_order[seed % class_order.length].slice(0, count));
-    const all = (n) => [...Array(n).keys()], isHeld = (row) => held.has(labels[row]);
+    const all = (n) => [...Array(n).keys()],
+      isHeld = (row) => held.has(labels[row]);
     return {
       rows: all(sizes.train).filter((row) => !isHeld(row)),
       validation: all(sizes.train).filter(isHeld),
@@ -36,17 +53,24 @@ function serveLab(scope) {
 
   // All of a run; yields whenever a turn may end.
   function* train(run) {
-    const { settings, quiet } = run, { inputs, F } = data;
-    const { rows, validation, classes } = split(settings), place = new Map();
+    const { settings, quiet } = run,
+      { inputs, F } = data;
+    const { rows, validation, classes } = split(settings),
+      place = new Map();
     classes.forEach((c, k) => place.set(c, k));
     const labels = data.labels.slice(0, data.sizes.train).map((c) => place.get(c) ?? -1);
-    const own = rows.map((row) => labels[row]), chance = numerics.generator(8 * settings.seed + 3);
-    const plan = () => numerics.batchPlan(
-      chance, own, settings.batch_size, settings.images_per_class);
-    let batches = plan(), shown = -Infinity;
-    const per = batches.length, steps = per * settings.epochs, C = classes.length;
-    const trainer = run.trainer = new numerics.Trainer(settings, { inputs, labels, F, C, steps });
-    const few = Math.min(SAMPLE, rows.length), apart = rows.length / few;
+    const own = rows.map((row) => labels[row]),
+      chance = numerics.generator(8 * settings.seed + 3);
+    const plan = () =>
+      numerics.batchPlan(chance, own, settings.batch_size, settings.images_per_class);
+    let batches = plan(),
+      shown = -Infinity;
+    const per = batches.length,
+      steps = per * settings.epochs,
+      C = classes.length;
+    const trainer = (run.trainer = new numerics.Trainer(settings, { inputs, labels, F, C, steps }));
+    const few = Math.min(SAMPLE, rows.length),
+      apart = rows.length / few;
     const sample = Int32Array.from({ length: few }, (_, i) => rows[Math.floor(i * apart)]);
     Object.assign(run, { rows, validation, classes, labels, sample });
     post("started", { run: run.name, classes, sample, steps });
@@ -69,18 +93,30 @@ function serveLab(scope) {
     if (!run.evaluated) yield* evaluate(run, run.epoch ?? 0);
     if (!quiet) report(run, Math.round((run.epoch ?? 0) * per) - 1);
     const { parts, threshold, geometry, means, proxies_are } = state(run, rows);
-    post("done", { run: run.name, settings: trainer.settings, ...run.result, parts, threshold,
-      geometry, means, proxies_are, stopped: run.stopped, changed: run.changed });
+    post("done", {
+      run: run.name,
+      settings: trainer.settings,
+      ...run.result,
+      parts,
+      threshold,
+      geometry,
+      means,
+      proxies_are,
+      stopped: run.stopped,
+      changed: run.changed,
+    });
   }
 
   // What the proxies look like beside the embeddings of some training rows.
   function state(run, rows) {
-    const { trainer, labels, classes } = run, { D, F } = trainer;
+    const { trainer, labels, classes } = run,
+      { D, F } = trainer;
     const embeddings = trainer.embed(numerics.gather(data.inputs, F, rows));
     const isTriplet = trainer.settings.loss === "triplet";
     const some = Array.from(rows, (row) => labels[row]);
     const proxies = isTriplet
-      ? numerics.classMeans(embeddings, some, classes.length, D) : trainer.seenProxies().seen;
+      ? numerics.classMeans(embeddings, some, classes.length, D)
+      : trainer.seenProxies().seen;
     return {
       parts: run.last?.parts ?? null,
       threshold: trainer.threshold.value[0],
@@ -93,21 +129,35 @@ function serveLab(scope) {
   }
 
   function report(run, step) {
-    const { embeddings, ...rest } = state(run, run.sample), { trainer, epoch, settings } = run;
+    const { embeddings, ...rest } = state(run, run.sample),
+      { trainer, epoch, settings } = run;
     const gradients = trainer.D <= 3 ? trainer.gradients : undefined;
-    post("progress", { run: run.name, step, epoch, epochs: settings.epochs, sample: embeddings,
-      gradients, ...rest });
+    post("progress", {
+      run: run.name,
+      step,
+      epoch,
+      epochs: settings.epochs,
+      sample: embeddings,
+      gradients,
+      ...rest,
+    });
   }
 
   // Recall@1 on the test classes and on the validation classes.
   function* evaluate(run, epoch) {
-    const { sizes, classes, labels, inputs, F } = data, { trainer } = run;
-    const first = sizes.train, targets = labels.slice(first);
+    const { sizes, classes, labels, inputs, F } = data,
+      { trainer } = run;
+    const first = sizes.train,
+      targets = labels.slice(first);
     const embed = (matrix) => numerics.unitRows(trainer.embed(matrix), trainer.D).unit;
     const test = embed(inputs.subarray(first * F));
     const neighbors = yield* numerics.nearestByTurns(test, trainer.D, NEIGHBORS);
     const { recall_at_1, hits, queries } = numerics.recall(
-      neighbors, NEIGHBORS, targets, classes.test);
+      neighbors,
+      NEIGHBORS,
+      targets,
+      classes.test,
+    );
     let validation_recall_at_1 = null;
     if (run.validation.length) {
       const rows = embed(numerics.gather(inputs, F, run.validation));
