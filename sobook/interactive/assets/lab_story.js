@@ -136,13 +136,14 @@ const STORY = (() => {
         const left = Math.abs(run.geometry.mean_cosine / base.geometry.mean_cosine);
         return left < 0.25 ? 0 : left < 0.75 ? 1 : 2;
       },
-      after: (run, base) => {
+      after: (run, base, { C }) => {
         const [before, now] = [base, run].map((one) => one.geometry.mean_cosine),
           left = Math.abs(now / before);
+        const length = (mean) => Math.sqrt(Math.max(0, 1 + (C - 1) * mean) / C); // of the mean proxy
         const part = left < 0.25 ? "nearly all" : left < 0.75 ? "a part" : "little";
         return [
-          `Mean cosine ${fixed(before)} at b = 0, ${fixed(now)} at b = 0.4; the cosine of the two means went from ` +
-            `${fixed(base.means.cosine, 2)} to ${fixed(run.means.cosine, 2)}.`,
+          `Mean cosine ${fixed(before)} at b = 0, ${fixed(now)} at b = 0.4; the mean proxy, ${fixed(length(before), 2)} ` +
+            `long before, is now ${fixed(length(now), 2)} long (random directions: ${fixed(1 / Math.sqrt(C), 2)}).`,
           `So the threshold made ${part} of the shared direction here. Recall@1 was ${fixed(base.recall_at_1)} ` +
             `before and is ${fixed(run.recall_at_1)} now: one pair of runs.`,
         ];
