@@ -50,12 +50,17 @@ def page(config: HeadConfig | None = None) -> Page:
     config = HeadConfig(dim=64) if config is None else config
     encoder = Encoder.create(config.encoder, **config.encoder_options)
     encoder = encoder.to(choose_device(config.device))
-    splits = {}
+    splits, notes = {}, []
     for name in ("train", "test"):
         images = image_sets.load(config.dataset, name, **config.load_options)
         splits[name] = images.subset(_some(images.labels, encoder.dim))
+        notes += images.notes
+        if len(splits[name]) < len(images):
+            notes.append(
+                f"{len(splits[name]):,} of {len(images):,} {name} images fit into the page"
+            )
     features = {name: embed(encoder, images) for name, images in splits.items()}
-    note = "".join(f" Note: {note}." for note in splits["test"].notes)
+    note = "".join(f" Note: {note}." for note in dict.fromkeys(notes))
     return _build(
         features,
         {name: images.labels for name, images in splits.items()},

@@ -123,6 +123,12 @@ def test_a_file_that_is_none(tmp_path):
         lab.from_features(tmp_path / "text.npz")
 
 
+def test_what_does_not_fit_is_said(tiny_aviary, tiny_options, monkeypatch):
+    monkeypatch.setattr(lab, "_MOST_BYTES", 16 * 128)  # 16 of 24 images
+    source = lab.page(HeadConfig(root=str(tiny_aviary), options=tiny_options)).source
+    assert "16 of 24 train images fit into the page" in source
+
+
 def test_command(tiny_aviary, tmp_path, capsys):
     """A teacher's own lab, from a folder of pictures and from a file of features."""
     pictures, out = next(tiny_aviary.glob("aviary/v*")), tmp_path / "lab.html"
