@@ -78,7 +78,7 @@ def findings(name, metric="recall_at_1"):
     """A line for each comparison of a study's family in this metric."""
     rows = family_of(name).query("metric == @metric")
     labels = study_figures.labels_of(rows, study.load(name).factors[:-1])
-    return "\n".join(f"- {label}: {said(row)}" for label, (_, row) in zip(labels, rows.iterrows()))
+    return "\n".join(f"- {label}: {said(row)}" for label, (_, row) in zip(labels, rows.iterrows(), strict=True))
 
 
 # %% tags=["finding"]
