@@ -40,7 +40,7 @@ def small(tmp_path_factory):
 
 
 def wait(page, condition="lab.running === null && lab.runs.length"):
-    page.wait_for_function(condition, timeout=20_000)
+    page.wait_for_function(condition, timeout=60_000)
 
 
 def live(page):
