@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, ImageFile
+from PIL import Image, ImageCms, ImageFile, features
 
 from sobook.data import image_sets, pictures, pixels
 from sobook.data.image_sets import load
@@ -112,6 +112,11 @@ class TestExif:
         np.testing.assert_array_equal(np.asarray(pictures.read_image(file)), upright)
 
 
+AVIF = pytest.param(
+    "a.avif", marks=pytest.mark.skipif(not features.check("avif"), reason="needs Pillow 11.3")
+)
+
+
 class TestModes:
     """Whatever the file holds: upright 8-bit RGB of the right color."""
 
@@ -184,7 +189,7 @@ class TestModes:
         image.save(tmp_path / "clear.png", **options)
         assert middle(tmp_path / "clear.png") == WHITE
 
-    @pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png", "a.tif", "a.mpo", "a.avif"])
+    @pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png", "a.tif", "a.mpo", AVIF])
     def test_of_many_frames_or_pages_the_first(self, tmp_path, name):
         frames = [Image.new("RGB", (32, 32), color) for color in (RED, BLACK)]
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
