@@ -38,7 +38,7 @@ KINDS = {RELATIVE: "marks", **dict.fromkeys(MARKS, "mark"), **dict.fromkeys(NUIS
 class _Replay(Chance):
     """Chance that gives a part what it was given before, where that is known."""
 
-    def __new__(cls, seed: str, given: Mapping[str, Iterable] = {}) -> "_Replay":  # noqa: B006
+    def __new__(cls, seed: str, given: Mapping[str, Iterable] = {}) -> _Replay:  # noqa: B006
         return super().__new__(cls, seed)  # which takes nothing else before Python 3.11
 
     def __init__(self, seed: str, given: Mapping[str, Iterable] = {}) -> None:  # noqa: B006
