@@ -66,7 +66,7 @@ def family_of(name):
     """All comparisons that a study declared, corrected together, with the settings they are of."""
     one, table = study.load(name), committed(name)
     settings = report.summary(one, table)[one.factors[:-1]]
-    return report.comparisons(one, table).join(settings, on="setting")
+    return report.comparisons(one, table).join(settings, on="row")
 
 
 def said(row):

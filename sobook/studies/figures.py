@@ -96,8 +96,8 @@ def _settings(study: Study, summary: pd.DataFrame, family: pd.DataFrame) -> Figu
         axis.set_xlabel("\n− ".join(map(in_words, name.split(" − "))))
         for row in family[family["metric"] == name].itertuples():
             ends, shown = (row.low, row.high), row.verdict != "no difference shown"
-            _interval(axis, row.setting, row.difference, *ends, COLORS["PA+SO"], filled=shown)
-            told.append(f"{name} at {labels[row.setting]} {row.difference:+.3f} ({row.verdict})")
+            _interval(axis, row.row, row.difference, *ends, COLORS["PA+SO"], filled=shown)
+            told.append(f"{name} at {labels[row.row]} {row.difference:+.3f} ({row.verdict})")
     for axis in axes:
         axis.grid(axis="x", color="#E4E4E4", lw=0.8)
         axis.tick_params(axis="y", length=0)

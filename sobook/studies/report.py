@@ -36,7 +36,7 @@ def summary(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     if len(family):
         of_metric = family[family["metric"] == study.metric].drop(columns=["metric", "seeds"])
         names = {"low": "difference_low", "high": "difference_high"}
-        compared = of_metric.rename(columns=names).set_index("setting")
+        compared = of_metric.rename(columns=names).set_index("row")
         result = result.join(compared[~compared.index.duplicated()])
     if study.select_by in result:
         varied = [name for name in factors if name not in study.baseline]
@@ -51,7 +51,7 @@ def summary(study: Study, table: pd.DataFrame) -> pd.DataFrame:
 def comparisons(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     """The study's family: every comparison it declares, corrected together.
 
-    Columns: setting, the row of `summary`; metric, or "second − first" for two metrics of the same
+    Columns: row, that of `summary`; metric, or "second − first" for two metrics of the same
     run; seeds; difference, low, high (95 % t interval over seeds), p (paired t test), p_holm,
     verdict. A comparison over fewer than two seeds is left out.
     """
@@ -76,7 +76,7 @@ def comparisons(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     corrected = holm([compared.p_value for compared in members])
     return pd.DataFrame(
         {
-            "setting": index,
+            "row": index,
             "metric": metric,
             "seeds": one.n,
             "difference": one.difference,
@@ -114,7 +114,7 @@ def convergence(study: Study, table: pd.DataFrame) -> pd.DataFrame:
             for row in family.itertuples()
             if row.metric == study.metric
             and row.verdict != "no difference shown"
-            and by_setting[row.setting][0]["epochs"] == setting["epochs"]
+            and by_setting[row.row][0]["epochs"] == setting["epochs"]
         ]
         limit = min(claimed, default=study.family.smallest_effect)
         seeds = runs.index.intersection(doubled.index)
@@ -220,7 +220,8 @@ def markdown(study: Study, table: pd.DataFrame, facts: dict[str, Any]) -> str:
     ]
     if len(family) and (study.family.columns or study.family.metrics):
         settings = pd.DataFrame(setting for setting, _ in _by_setting(study, table))
-        sections += ["The whole family:", _table(family.join(settings, on="setting"))]
+        named = settings.iloc[family["row"]].reset_index(drop=True)
+        sections += ["The whole family:", _table(named.join(family.drop(columns="row")))]
     if len(doubled):
         sections += ["Twice the epochs:", _table(doubled)]
     sections.append("\n".join(f"- {name}: {value}" for name, value in facts.items()))

@@ -150,6 +150,29 @@ def test_methods_with_parameters_of_their_own_have_one_baseline():
     assert np.isnan(rows.loc["PA", "difference"])
 
 
+SHIPPED = sorted(STUDIES.glob("*.toml"))
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_every_declared_study_can_be_reported(file, rng, monkeypatch):
+    """Before its runs, with made-up results: also where a factor is called "setting"."""
+    monkeypatch.setenv("CUB_58_42", "photographs")
+    monkeypatch.setenv("DEIT_TINY", "weights.pth")
+    one = study.load(file.stem)
+    columns = {*one.family.metrics, one.metric, *sum(one.family.columns, ())} - {"recall_at_1"}
+    if one.select_by:
+        columns.add(one.select_by)
+    columns |= {"frozen_recall_at_1", "rms_cosine", "mean_cosine"}
+    table = made_up(one, rng)
+    for column in sorted(columns):
+        table[column] = rng.uniform(0.1, 0.9, len(table))
+    table["seed"] = table["seed"].astype(int)
+    family = report.comparisons(one, table)
+    assert bool(len(family)) == bool(one.baseline or one.family.columns)
+    page = report.markdown(one, table, {})
+    assert ("The whole family:" in page) == bool(one.family.metrics or one.family.columns)
+
+
 COMMITTED = [f for f in sorted(RESULTS.glob("*.csv")) if (STUDIES / f"{f.stem}.toml").exists()]
 
 
