@@ -84,8 +84,7 @@ def study_table(one: study.Study, result: pd.DataFrame) -> str:
         "|---|---|---|---|---|---|",
     ]
     for frozen in result.get("frozen", pd.Series(dtype=float)).round(6).dropna().unique():
-        if one.metric == "recall_at_1":
-            lines.append(f"| frozen encoder | – | – | {frozen:.3f} | – | – |")
+        lines.append(f"| frozen encoder | – | – | {frozen:.3f} | – | – |")
     names = study_figures.labels_of(result, one.factors[:-1])
     for name, (_, row) in zip(names, result.iterrows(), strict=True):
         if row.get("chosen") is True:

@@ -4,6 +4,7 @@ Every figure shows the frozen encoder; a filled dot is a difference that the stu
 after correction, a hollow one is not shown.
 """
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from sobook.statistics import t_interval
 from sobook.studies.study import LABELS, Study
 
 _FROZEN: dict[str, Any] = {"color": COLORS["frozen"], "ls": (0, (4, 2)), "lw": 1.8}
+_FEWEST = 3  # seeds for an interval in a figure: over two it is wider than the figure
 _MARKERS = "osD^vPX*"
 _WORDS = {
     "so_weight": "λ",
@@ -60,7 +62,8 @@ def draw(study: Study, table: pd.DataFrame, summary: pd.DataFrame, family: pd.Da
         family: its `sobook.studies.report.comparisons`.
     """
     figure = _curves(study, table, summary) if study.x else _settings(study, summary, family)
-    figure.suptitle(f"{study.title} ({_seeds(summary)})", x=0.01, ha="left", fontsize=15)
+    title = textwrap.fill(f"{study.title} ({_seeds(summary)})", int(figure.get_figwidth() / 0.105))
+    figure.suptitle(title, x=0.01, ha="left", fontsize=15)
     return figure
 
 
@@ -74,13 +77,14 @@ def _settings(study: Study, summary: pd.DataFrame, family: pd.DataFrame) -> Figu
     axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
     metric, told = in_words(study.metric), []
     for y, (label, (_, row)) in enumerate(zip(labels, summary.iterrows(), strict=True)):
-        _interval(axes[0], y, row["mean"], row["low"], row["high"], COLORS["PA+SO"])
+        ends = (row["low"], row["high"]) if row["seeds"] >= _FEWEST else (np.nan, np.nan)
+        _interval(axes[0], y, row["mean"], *ends, COLORS["PA+SO"])
         told.append(f"{label} {row['mean']:.3f}")
         if paired and pd.notna(row["difference"]):
             ends, shown = (row["difference_low"], row["difference_high"]), _is_shown(row)
             _interval(axes[1], y, row["difference"], *ends, COLORS["PA+SO"], filled=shown)
             told[-1] += f" ({row['difference']:+.3f}, {row['verdict']})"
-    if "frozen" in summary and study.metric == "recall_at_1":
+    if "frozen" in summary:
         steps = np.repeat(summary["frozen"].to_numpy(float), 2)
         places = np.repeat(np.arange(len(summary)), 2) + np.tile([-0.5, 0.5], len(summary))
         axes[0].plot(steps, places, **_FROZEN)
@@ -152,6 +156,11 @@ def _curves(study: Study, table: pd.DataFrame, summary: pd.DataFrame) -> Figure:
                         mfc=look["color"] if _is_shown(line) else "white",
                         mec=look["color"],
                     )
+        if paired and summary[here]["difference"].isna().all():
+            style = {"ha": "center", "va": "center", "color": "#666666"}
+            axes[-1, column].text(
+                0.5, 0.6, "not in the family", transform=axes[-1, column].transAxes, **style
+            )
         for row, metric in enumerate(metrics):
             if metric == "recall_at_1" and "frozen" in summary:
                 axes[row, column].axhline(summary[here]["frozen"].mean(), **_FROZEN)

@@ -19,15 +19,16 @@ def summary(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     """One row per setting: mean over seeds, and the paired difference from the baseline.
 
     Columns: the factors; seeds; mean of the metric and its 95 % t interval over seeds (low, high);
-    frozen, the frozen encoder's Recall@1; the mean of rms_cosine, mean_cosine and `select_by`;
-    where the setting is in the study's family, difference, difference_low, difference_high, p,
-    p_holm and verdict, see `comparisons`; chosen, the best by `select_by`.
+    frozen, the frozen encoder's value of it, where that was measured; the mean of rms_cosine,
+    mean_cosine and `select_by`; where the setting is in the study's family, difference,
+    difference_low, difference_high, p, p_holm and verdict, see `comparisons`; chosen, the best by
+    `select_by`.
     """
     factors, rows = study.factors[:-1], []
     for setting, runs in _by_setting(study, table):
         row = {**setting, "seeds": len(runs), "mean": runs[study.metric].mean()}
         row["low"], row["high"] = t_interval(runs[study.metric])
-        means = {"frozen": "frozen_recall_at_1"}
+        means = {"frozen": f"frozen_{study.metric}"}
         means |= {name: name for name in ("rms_cosine", "mean_cosine", study.select_by) if name}
         row |= {name: runs[column].mean() for name, column in means.items() if column in runs}
         rows.append(row)
@@ -132,7 +133,7 @@ def headline(study: Study, table: pd.DataFrame) -> str:
         kinds = ("higher", "lower", "no difference shown")
         numbers = ", ".join(f"{counts.get(kind, 0)} {kind}" for kind in kinds)
         parts.append(f"{len(family)} comparisons, corrected together (Holm): {numbers}.")
-    if "frozen" in result and study.metric == "recall_at_1":
+    if "frozen" in result:
         below = result[result["mean"] < result["frozen"]]
         if len(below):
             parts.append(
@@ -230,7 +231,7 @@ def markdown(study: Study, table: pd.DataFrame, facts: dict[str, Any]) -> str:
 
 def _with_frozen(study: Study, result: pd.DataFrame) -> pd.DataFrame:
     """The summary with a first row for each frozen encoder, in place of the column."""
-    if "frozen" not in result or study.metric != "recall_at_1" or not study.factors[:-1]:
+    if "frozen" not in result or not study.factors[:-1]:
         return result
     values = result["frozen"].round(6).dropna()
     first = study.factors[0]
