@@ -68,7 +68,7 @@ if importlib.util.find_spec("sobook") is None:
 
 
 def sources(names: Sequence[str] = ()) -> list[Path]:
-    """Source scripts in course order: all of them, or those named (``03`` is enough)."""
+    """Source scripts in course order: all of them, or those named (``04`` is enough)."""
     scripts = sorted(SOURCE.glob("[0-9][0-9]_*.py"))
     wanted = {Path(name).stem for name in names}
     for name in wanted:
@@ -345,7 +345,7 @@ def main(arguments: list[str] | None = None) -> int:
         sub = commands.add_parser(command.__name__)
         sub.set_defaults(command=command)
         if command in (generate, execute):
-            sub.add_argument("names", nargs="*", help="such as 03 or 03_proxy_anchor; default all")
+            sub.add_argument("names", nargs="*", help="such as 04 or 04_proxy_anchor; default all")
         if command is execute:
             sub.add_argument("--out", type=Path, help="write here, not over the notebooks")
             sub.add_argument("--solutions", action="store_true", help="the solved notebooks")

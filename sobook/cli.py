@@ -416,7 +416,7 @@ def grade_notebooks(
       sobook grade handed-in/*.ipynb --out grades.csv --timeout 300
 
     Args:
-        notebooks: the files handed in; 03_….ipynb, or any name, since the exercises tell.
+        notebooks: the files handed in; 04_….ipynb, or any name, since the exercises tell.
         out: the CSV to write.
         timeout: seconds for each notebook.
         execute: run them anew; --no-execute only reads the verdicts saved in the file.

@@ -167,7 +167,7 @@ exercises.check("00.1", recall_at_k)
 # %% [markdown]
 # ## 4 · Train: Proxy Anchor, and Proxy Anchor with soft orthogonality
 #
-# Proxy Anchor gives every training class a learned vector $p_c$, its *proxy*, and pulls the pictures of a class to their proxy and away from all others ([03](03_proxy_anchor.ipynb) derives the formula). Soft orthogonality adds one term, which asks that different proxies be at right angles. With $\hat p_c$ the proxies at unit length, $C$ of them,
+# Proxy Anchor gives every training class a learned vector $p_c$, its *proxy*, and pulls the pictures of a class to their proxy and away from all others ([04](04_proxy_anchor.ipynb) derives the formula). Soft orthogonality adds one term, which asks that different proxies be at right angles. With $\hat p_c$ the proxies at unit length, $C$ of them,
 #
 # $$L = L_{\text{PA}} + \lambda\,L_{\text{SO}}, \qquad L_{\text{SO}} = \frac{1}{C(C-1)}\sum_{c \ne c'} \big(\hat p_c^\top \hat p_{c'}\big)^2 .$$
 #
@@ -233,7 +233,7 @@ for before, after in pairs:
     print(describe_change(before, after))
 
 # %% [markdown]
-# One reservation belongs to the last of these sentences. The interval covers the choice of *species*, not the luck of *one training run*: another seed gives other weights. [07 · Benchmark](07_benchmark.ipynb) trains over several seeds before it says anything about PA against PA+SO.
+# One reservation belongs to the last of these sentences. The interval covers the choice of *species*, not the luck of *one training run*: another seed gives other weights. [08 · Benchmark](08_benchmark.ipynb) trains over several seeds before it says anything about PA against PA+SO.
 
 # %% [markdown]
 # ### Exercise 2 · The share of errors removed (warm-up)
@@ -298,7 +298,7 @@ figures.retrieval_comparison(
 )
 
 # %% [markdown]
-# Look at the crossed pictures first. Are they nonsense, or do they have the right shape and the wrong marks? [02 · DeiT features](02_deit_features.ipynb) counts how many are relatives, and [06 · Embedding maps](06_embedding_maps.ipynb) draws all of this as a map.
+# Look at the crossed pictures first. Are they nonsense, or do they have the right shape and the wrong marks? [02 · DeiT features](02_deit_features.ipynb) counts how many are relatives, and [07 · Embedding maps](07_embedding_maps.ipynb) draws all of this as a map.
 
 # %% [markdown]
 # ## 7 · Proxies drift
@@ -341,7 +341,7 @@ for name, shape in shapes.items():
     print(f"{name:6} mean cosine of two proxies: {shape.cosines[kin].mean():+.3f} within a genus, {shape.cosines[other].mean():+.3f} between genera")
 
 # %% [markdown]
-# Two things to take along. Near-orthogonality at the start is *chance*, not merit; correlation is *made by training*, and that is what SO works against. And where relatives have the larger cosines, correlation is information as much as redundancy: whether removing it helps retrieval is a question for section 5, not for the heatmap. [04](04_soft_orthogonality.ipynb) derives the term and its limits, [05](05_proxy_geometry.ipynb) measures the geometry.
+# Two things to take along. Near-orthogonality at the start is *chance*, not merit; correlation is *made by training*, and that is what SO works against. And where relatives have the larger cosines, correlation is information as much as redundancy: whether removing it helps retrieval is a question for section 5, not for the heatmap. [05](05_soft_orthogonality.ipynb) derives the term and its limits, [06](06_proxy_geometry.ipynb) measures the geometry.
 #
 # ### Exercise 3 · The RMS cosine by hand
 #
@@ -403,12 +403,12 @@ print(f"- Whatever SO does to the proxies, Recall@1 with it, compared with PA al
 # |---|---|---|
 # | 01 | [Data](01_data.ipynb) | section 1 and 2: species, splits, crops, the real benchmarks |
 # | 02 | [DeiT features](02_deit_features.ipynb) | section 3: patches, tokens, attention, frozen retrieval |
-# | 03 | [Proxy Anchor](03_proxy_anchor.ipynb) | section 4: the loss, built, checked, seen on a sphere, trained |
-# | 04 | [Soft orthogonality](04_soft_orthogonality.ipynb) | section 4: the term, its floor, its weight |
-# | 05 | [Proxy geometry](05_proxy_geometry.ipynb) | section 7: heatmaps, angles, spectra against chance and theory |
-# | 06 | [Embedding maps](06_embedding_maps.ipynb) | section 6: UMAP, and what not to read in it |
-# | 07 | [Benchmark](07_benchmark.ipynb) | section 5: several seeds, intervals, a sober comparison |
-# | 08 | [Your images](08_your_images.ipynb) | section 2: a search of your own, from a folder of pictures |
+# | 04 | [Proxy Anchor](04_proxy_anchor.ipynb) | section 4: the loss, built, checked, seen on a sphere, trained |
+# | 05 | [Soft orthogonality](05_soft_orthogonality.ipynb) | section 4: the term, its floor, its weight |
+# | 06 | [Proxy geometry](06_proxy_geometry.ipynb) | section 7: heatmaps, angles, spectra against chance and theory |
+# | 07 | [Embedding maps](07_embedding_maps.ipynb) | section 6: UMAP, and what not to read in it |
+# | 08 | [Benchmark](08_benchmark.ipynb) | section 5: several seeds, intervals, a sober comparison |
+# | 10 | [Your images](10_your_images.ipynb) | section 2: a search of your own, from a folder of pictures |
 #
 # Each runs alone, so start wherever your question is. Behind all of them is the package `sobook`, short files meant to be read: what a cell calls is never more than one file away.
 #

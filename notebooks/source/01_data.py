@@ -337,7 +337,7 @@ for key, card in benchmarks.cards().items():
 pd.DataFrame(rows).T.style.set_properties(**{"text-align": "left", "vertical-align": "top"})
 
 # %% [markdown]
-# Read the column *images per class* before any Recall@K. Where a query has dozens of relevant images, one of them is easily first; where it has four, Recall@1 is another task altogether. And read *classes*: from CUB to SOP the number of proxies grows a hundredfold, which will decide whether proxies *can* be orthogonal at all ([04](04_soft_orthogonality.ipynb)).
+# Read the column *images per class* before any Recall@K. Where a query has dozens of relevant images, one of them is easily first; where it has four, Recall@1 is another task altogether. And read *classes*: from CUB to SOP the number of proxies grows a hundredfold, which will decide whether proxies *can* be orthogonal at all ([05](05_soft_orthogonality.ipynb)).
 #
 # To get one, in a terminal:
 #

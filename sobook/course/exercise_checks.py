@@ -439,19 +439,19 @@ def class_centers(answer) -> None:
     )
 
 
-_BY_NOTEBOOK = (
-    (recall_at_k, errors_removed, rms_cosine),  # 00 · start here
-    (split_by_class, chance_recall, labels_from_zero),  # 01 · data
-    (patchify, tokens, genus_recall),  # 02 · DeiT features
-    (loss_at_zero, row_softmax, effective_negatives),  # 03 · Proxy Anchor
-    (so_from_spectrum, simplex, one_sided),  # 04 · soft orthogonality
-    (closest_pair, mean_cosine, centered),  # 05 · proxy geometry
-    (directions_for, shared_neighbors, nearest_in_plane),  # 06 · embedding maps
-    (interval_by_hand, seeds_needed, optimism),  # 07 · benchmark
-    (nearest, threshold_for, class_centers),  # 08 · your images
-)
+_BY_NOTEBOOK = {
+    "00": (recall_at_k, errors_removed, rms_cosine),  # start here
+    "01": (split_by_class, chance_recall, labels_from_zero),  # data
+    "02": (patchify, tokens, genus_recall),  # DeiT features
+    "04": (loss_at_zero, row_softmax, effective_negatives),  # Proxy Anchor
+    "05": (so_from_spectrum, simplex, one_sided),  # soft orthogonality
+    "06": (closest_pair, mean_cosine, centered),  # proxy geometry
+    "07": (directions_for, shared_neighbors, nearest_in_plane),  # embedding maps
+    "08": (interval_by_hand, seeds_needed, optimism),  # benchmark
+    "10": (nearest, threshold_for, class_centers),  # your images
+}
 CHECKS: dict[str, Check] = {
-    f"{notebook:02}.{number}": check
-    for notebook, checks in enumerate(_BY_NOTEBOOK)
+    f"{notebook}.{number}": check
+    for notebook, checks in _BY_NOTEBOOK.items()
     for number, check in enumerate(checks, 1)
 }

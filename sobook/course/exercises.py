@@ -1,6 +1,6 @@
 """The exercises of the course: `check` says whether an answer is right and, if not, what is off.
 
-An exercise is known by notebook and number, ``"03.2"``. Its answer is usually the function that
+An exercise is known by notebook and number, ``"04.2"``. Its answer is usually the function that
 the notebook asks for. How each exercise is judged is in `exercise_checks`.
 """
 
@@ -33,7 +33,7 @@ def check(exercise: str, answer: object = None) -> Verdict:
     """Judge an answer and show the verdict; never raises, whatever the answer is.
 
     Args:
-        exercise: notebook and number, such as ``"03.2"``.
+        exercise: notebook and number, such as ``"04.2"``.
         answer: what the exercise asks for, usually a function.
 
     Returns:
@@ -69,9 +69,9 @@ def judge(exercise: str, answer: object) -> Verdict:
 
 
 def known(notebook: str = "") -> tuple[str, ...]:
-    """The exercises there are, of one notebook (``"03"``) or of all.
+    """The exercises there are, of one notebook (``"04"``) or of all.
 
-    >>> known("03")
-    ('03.1', '03.2', '03.3')
+    >>> known("04")
+    ('04.1', '04.2', '04.3')
     """
     return tuple(sorted(name for name in CHECKS if name.startswith(notebook)))

@@ -29,7 +29,7 @@ class Grade:
     """One exercise of one notebook."""
 
     notebook: str  # the file's name
-    exercise: str  # such as "03.2"; "" where nothing of the notebook could be judged
+    exercise: str  # such as "04.2"; "" where nothing of the notebook could be judged
     passed: bool
     reason: str  # "right.", or what was wrong
 

@@ -170,7 +170,7 @@ def test_text_can_be_read_in_either_theme(tab, page, theme):
     assert (brightness > 128) == (theme == "light")
 
 
-@pytest.mark.parametrize("word, page", [("Welch", "04_soft"), ("misconceptions", "teaching")])
+@pytest.mark.parametrize("word, page", [("Welch", "05_soft"), ("misconceptions", "teaching")])
 def test_the_search_finds(tab, word, page):
     tab.goto((HTML / "search.html").as_uri() + f"?q={word}")
     tab.wait_for_selector("#search-results li a", timeout=60_000)
@@ -190,7 +190,7 @@ def test_every_notebook_has_a_launch_button():
 
 
 def test_answers_are_folded_and_unfold(tab):
-    go(tab, "notebooks/03_proxy_anchor.html")
+    go(tab, "notebooks/04_proxy_anchor.html")
     folded = tab.locator("article details").last
     assert folded.get_attribute("open") is None
     folded.locator("summary").click()

@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # 04 · Soft orthogonality
+# # 05 · Soft orthogonality
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/sobook/sobook/blob/main/notebooks/04_soft_orthogonality.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/sobook/sobook/blob/main/notebooks/05_soft_orthogonality.ipynb)
 #
 # Proxy Anchor has no term between proxies. Soft orthogonality adds one: different proxies should be at right angles. This notebook derives it, finds out what it can and cannot reach, and then asks whether it helps.
 #
@@ -21,7 +21,7 @@
 # - how low it can get when there are more classes than dimensions, and why that says little about the worst pair;
 # - what SO did to the proxies and to retrieval in two runs that differ in nothing else, and over a range of weights $\lambda$.
 #
-# **Before you start** Notebook 03. You need matrix products, traces, singular values and the gradient of a function of a matrix.
+# **Before you start** Notebook 04. You need matrix products, traces, singular values and the gradient of a function of a matrix.
 #
 # **Time** About a minute on a two-core laptop once the two training runs exist, and the minutes of their training (notebook 00) if they do not; on a T4 GPU in full mode: not measured.
 #
@@ -96,7 +96,7 @@ for name, shape in shapes.items():
     print(f"{name:>15}: RMS cosine {shape.rms_cosine:.3f} = {shape.rms_cosine / shape.chance_cosine:.2f} × chance, mean cosine {shape.mean_cosine:+.3f}, spread about it {math.sqrt(shape.rms_cosine**2 - shape.mean_cosine**2):.3f}, coherence {shape.coherence:.3f}")
 
 # %% [markdown]
-# **What we see.** At the start the histogram follows the curve of random directions. That is not a virtue of the start values. Training moves the whole histogram away from 90°, to one side. *Correlation is made by training.* It has two parts, and the printed line separates them: a mean, the lean that all proxies share (03 showed where it comes from), and a spread about it, pairs that are closer or further apart than others (05 asks which). The squares of the two add up to the square of the RMS cosine.
+# **What we see.** At the start the histogram follows the curve of random directions. That is not a virtue of the start values. Training moves the whole histogram away from 90°, to one side. *Correlation is made by training.* It has two parts, and the printed line separates them: a mean, the lean that all proxies share (04 showed where it comes from), and a spread about it, pairs that are closer or further apart than others (06 asks which). The squares of the two add up to the square of the RMS cosine.
 #
 # Is crowding bad? Not obviously. Two proxies may be close because their species look alike, and then the closeness is knowledge. The paper that this course is named after holds that it is redundancy, and penalizes it. We first build the penalty, then ask.
 
@@ -336,7 +336,7 @@ def compare_spectrum(function):
 
 
 compare_spectrum(so_from_spectrum)
-exercises.check("04.1", so_from_spectrum)
+exercises.check("05.1", so_from_spectrum)
 
 # %% tags=["solution"]
 def so_from_spectrum(singular_values, num_classes):
@@ -344,7 +344,7 @@ def so_from_spectrum(singular_values, num_classes):
 
 
 compare_spectrum(so_from_spectrum)
-exercises.check("04.1", so_from_spectrum)
+exercises.check("05.1", so_from_spectrum)
 
 # %% [markdown]
 # ## 6 · How low can it get?
@@ -455,7 +455,7 @@ def simplex(dim):
 for dim in (2, 3, 16):
     corners = geometry.describe(simplex(dim))
     print(f"D = {dim:>2}: largest |cosine| {corners.coherence:.4f}, Welch bound {corners.welch_bound:.4f}, SO {corners.orthogonality:.4f}, floor {corners.orthogonality_floor:.4f}")
-exercises.check("04.2", simplex)
+exercises.check("05.2", simplex)
 
 # %% tags=["solution"]
 def simplex(dim):
@@ -467,16 +467,16 @@ def simplex(dim):
 for dim in (2, 3, 16):
     corners = geometry.describe(simplex(dim))
     print(f"D = {dim:>2}: largest |cosine| {corners.coherence:.4f}, Welch bound {corners.welch_bound:.4f}, SO {corners.orthogonality:.4f}, floor {corners.orthogonality_floor:.4f}")
-exercises.check("04.2", simplex)
+exercises.check("05.2", simplex)
 
 # %% [markdown]
 # ## 7 · Do the two terms want the same?
 #
-# Notebook 03 ended its sphere with seven classes whose proxies had merged, for want of a term between them. Here is the term. **Predict:** with SO, will the seven classes come apart? In three dimensions, and in sixteen?
+# Notebook 04 ended its sphere with seven classes whose proxies had merged, for want of a term between them. Here is the term. **Predict:** with SO, will the seven classes come apart? In three dimensions, and in sixteen?
 
 # %%
 def train_toy(dim, so_weight, classes=7, steps=300):
-    """The toy of notebook 03, with SO: PA loss, largest cosine of two proxies, share of points nearest to their own."""
+    """The toy of notebook 04, with SO: PA loss, largest cosine of two proxies, share of points nearest to their own."""
     torch.manual_seed(session.seed)
     toy = torch.Generator().manual_seed(session.seed)
     centers = 1.5 * torch.randn(classes, 16, generator=toy)
@@ -536,7 +536,7 @@ def compare_one_sided(function, C=4, D=3, steps=400):
 
 
 compare_one_sided(one_sided)
-exercises.check("04.3", one_sided)
+exercises.check("05.3", one_sided)
 
 # %% tags=["solution"]
 def one_sided(P):
@@ -547,7 +547,7 @@ def one_sided(P):
 
 
 compare_one_sided(one_sided)
-exercises.check("04.3", one_sided)
+exercises.check("05.3", one_sided)
 
 # %% [markdown]
 # This is not the paper's term, only a question worth asking of it. Nothing here says that it would retrieve better.
@@ -599,7 +599,7 @@ for k, found in compared.items():
 print(f"MAP@R: {results['PA'].map_at_r:.3f} with PA, {results['PA+SO'].map_at_r:.3f} with PA+SO")
 
 # %% [markdown]
-# Two warnings before anyone quotes these lines. The interval tells how the difference would vary with other *species*; it knows nothing about the luck of *one* training run. Another seed may give another sign; notebook 07 repeats the pair over several. And "no difference shown" is not "no difference": it says that a difference, if there is one, lies within the interval.
+# Two warnings before anyone quotes these lines. The interval tells how the difference would vary with other *species*; it knows nothing about the luck of *one* training run. Another seed may give another sign; notebook 08 repeats the pair over several. And "no difference shown" is not "no difference": it says that a difference, if there is one, lies within the interval.
 
 # %% [markdown]
 # ## 9 · How much λ?
@@ -671,7 +671,7 @@ for weight, cosine, change in zip(LAMBDAS[1:], rms.mean(0)[1:], family, strict=T
     print(f"λ = {weight:>4}: RMS cosine {cosine / rms.mean(0)[0]:.3f} × that of λ = 0; Recall@1 {verdict(change, family)}, {change}")
 
 # %% [markdown]
-# **What we see.** The proxies obey $\lambda$ over the whole range: their RMS cosine falls far below chance. Whether Recall@1 follows, the printed lines say; their verdicts are corrected for the four comparisons (Holm), since four weights are four chances of a find. Three seeds give wide intervals, and 25 epochs are few. Notebook 07 asks again, with ten seeds and with more epochs.
+# **What we see.** The proxies obey $\lambda$ over the whole range: their RMS cosine falls far below chance. Whether Recall@1 follows, the printed lines say; their verdicts are corrected for the four comparisons (Holm), since four weights are four chances of a find. Three seeds give wide intervals, and 25 epochs are few. Notebook 08 asks again, with ten seeds and with more epochs.
 #
 # Why did it take a $\lambda$ of such a size to do anything? Compare the two gradients that a proxy feels:
 
@@ -692,7 +692,7 @@ print(f"gradient of the proxies: PA {pa_gradient.norm():.2f}, SO (mean) at λ = 
 # - $\text{SO} = \lVert\hat P\hat P^\top - I\rVert_F^2$ is the sum of squared cosines. Normalize rows, or it is about lengths; average over pairs, or $\lambda$ means something else on every data set.
 # - Its gradient is $4(\hat P\hat P^\top-I)\hat P$, projected to the tangents of the sphere: linear in the cosines, blind to images. $\lVert\hat P^\top\hat P\rVert_F^2 - C$ is the same number and cheap for many classes.
 # - For $C > D$ the floor is $C^2/D - C$. SO reaches it; the worst pair stays above the Welch bound.
-# - SO makes proxies orthogonal, reliably. Whether that helps retrieval is a separate question; the cells of sections 8 and 9 print what was found here, and notebook 07 asks it over several seeds.
+# - SO makes proxies orthogonal, reliably. Whether that helps retrieval is a separate question; the cells of sections 8 and 9 print what was found here, and notebook 08 asks it over several seeds.
 #
 # ## Questions
 #

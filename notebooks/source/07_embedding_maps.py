@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # 06 · Embedding maps
+# # 07 · Embedding maps
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/sobook/sobook/blob/main/notebooks/06_embedding_maps.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/sobook/sobook/blob/main/notebooks/07_embedding_maps.ipynb)
 #
 # Every paper on metric learning has a picture with colored islands. This notebook makes such pictures, and then asks them for their papers.
 #
@@ -21,7 +21,7 @@
 # - where the proxies lie among the embeddings of their own classes, and why test classes have none;
 # - what no map can show, and which number to look at instead.
 #
-# **Before you start** Notebooks 03 and 04 for the two models, 05 for the proxies. Nearest neighbors by cosine are all the mathematics needed.
+# **Before you start** Notebooks 04 and 05 for the two models, 06 for the proxies. Nearest neighbors by cosine are all the mathematics needed.
 #
 # **Time** About half a minute on a two-core laptop once the two training runs exist, and the minutes of their training (notebook 00) if they do not; on a T4 GPU in full mode: not measured.
 #
@@ -83,7 +83,7 @@ for name, points in spaces.items():
     print(f"{name:>6}: {evaluate(points, test.labels)}")
 
 # %% [markdown]
-# (These recalls are not those of notebook 07, where every test image takes part: here a query has fewer wrong images to meet, but fewer right ones as well. Recalls may be compared on the same images only.)
+# (These recalls are not those of notebook 08, where every test image takes part: here a query has fewer wrong images to meet, but fewer right ones as well. Recalls may be compared on the same images only.)
 #
 # ## 2 · The best flat picture: PCA
 #
@@ -126,7 +126,7 @@ def directions_for(share, points):
 
 expected = PCA(0.9, svd_solver="full").fit(spaces["PA"]).n_components_
 print(f"yours {directions_for(0.9, spaces['PA'])}, expected {expected}")
-exercises.check("06.1", directions_for)
+exercises.check("07.1", directions_for)
 
 # %% tags=["solution"]
 def directions_for(share, points):
@@ -135,7 +135,7 @@ def directions_for(share, points):
 
 print({name: directions_for(0.9, points) for name, points in spaces.items()})
 print(f"yours {directions_for(0.9, spaces['PA'])}, expected {expected}")
-exercises.check("06.1", directions_for)
+exercises.check("07.1", directions_for)
 
 # %% [markdown]
 # ## 3 · The neighborhood map: UMAP
@@ -196,7 +196,7 @@ def shared_neighbors(near, near_on_map):
 
 small = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3]]), np.array([[3, 2, 1], [0, 4, 5], [4, 5, 6]])
 print(f"yours {shared_neighbors(*small):.4f}, expected {4 / 9:.4f}")
-exercises.check("06.2", shared_neighbors)
+exercises.check("07.2", shared_neighbors)
 
 # %% tags=["solution"]
 def shared_neighbors(near, near_on_map):
@@ -204,7 +204,7 @@ def shared_neighbors(near, near_on_map):
 
 
 print(f"yours {shared_neighbors(*small):.4f}, expected {4 / 9:.4f}")
-exercises.check("06.2", shared_neighbors)
+exercises.check("07.2", shared_neighbors)
 
 # %%
 def nearest_on_map(plane, k):
@@ -433,8 +433,8 @@ wall("broken") if len(broken) else print("none was broken")
 #
 # ## 8 · What a map cannot show
 #
-# - **That a model is better.** Retrieval quality is a number over all queries; a map is one seed of one layout of some of them. Use Recall@1 with an interval (notebook 07).
-# - **Orthogonality of proxies.** Forty directions at right angles have no arrangement in the plane which shows it; the heatmap of notebook 05 does.
+# - **That a model is better.** Retrieval quality is a number over all queries; a map is one seed of one layout of some of them. Use Recall@1 with an interval (notebook 08).
+# - **Orthogonality of proxies.** Forty directions at right angles have no arrangement in the plane which shows it; the heatmap of notebook 06 does.
 # - **Distances, sizes and gaps.** Tested in section 5.
 # - **The queries that fail.** They are a few points of the wrong color under others. Retrieval walls show them (above).
 #
@@ -459,7 +459,7 @@ def nearest_on_the_map(plane):
 
 own_map = figures.project(spaces["PA"], method="pca")  # (N, 2)
 print(f"Recall@1 on the map: {(test.labels[nearest_on_the_map(own_map)] == test.labels).mean():.3f}; in the space: {evaluate(spaces['PA'], test.labels).recall[1]:.3f}")
-exercises.check("06.3", nearest_on_the_map)
+exercises.check("07.3", nearest_on_the_map)
 
 # %% tags=["solution"]
 def nearest_on_the_map(plane):
@@ -470,7 +470,7 @@ def nearest_on_the_map(plane):
 
 own_map = figures.project(spaces["PA"], method="pca")  # (N, 2)
 print(f"Recall@1 on the map: {(test.labels[nearest_on_the_map(own_map)] == test.labels).mean():.3f}; in the space: {evaluate(spaces['PA'], test.labels).recall[1]:.3f}")
-exercises.check("06.3", nearest_on_the_map)
+exercises.check("07.3", nearest_on_the_map)
 
 # %% [markdown]
 # ## Summary

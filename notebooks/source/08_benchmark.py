@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # 07 · Benchmark
+# # 08 · Benchmark
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/sobook/sobook/blob/main/notebooks/07_benchmark.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/sobook/sobook/blob/main/notebooks/08_benchmark.ipynb)
 #
 # Does soft orthogonality help retrieval? **The finding is the first paragraph below the set-up**, in plain words, written by a cell from the results in the repository. If a results file changes, the finding changes with it.
 #
@@ -23,7 +23,7 @@
 # - how much one can gain, without any better model, by choosing on the test set;
 # - which published numbers may stand beside ours, and how to run the four real benchmarks.
 #
-# **Before you start** Notebook 04 for what is compared; 00 for Recall@K. From statistics: mean, standard deviation, and the idea of a confidence interval.
+# **Before you start** Notebook 05 for what is compared; 00 for Recall@K. From statistics: mean, standard deviation, and the idea of a confidence interval.
 #
 # **Time** About half a minute on a two-core laptop once the two training runs exist, and the minutes of their training (notebook 00) if they do not; on a T4 GPU in full mode: not measured.
 #
@@ -114,7 +114,7 @@ Markdown(f"""
 #
 # Two limits should be named here rather than in a footnote. The paper's own λ and settings are unknown to us, so this is a test of the *idea* in our implementation, not of the paper's numbers. And λ was not tuned separately for every data set: a tuned λ may do better, and would need its own honest choice.
 #
-# **Predict.** Notebook 05 showed what SO does to proxies. How many points of Recall@1 do you expect from it: several, one, none, fewer than none? And how large a difference do you think two *seeds of the same method* have?
+# **Predict.** Notebook 06 showed what SO does to proxies. How many points of Recall@1 do you expect from it: several, one, none, fewer than none? And how large a difference do you think two *seeds of the same method* have?
 
 # %% [markdown]
 # ## 2 · The results, with their papers
@@ -269,7 +269,7 @@ def interval_by_hand(differences):
 
 print("yours    [{:+.6f}, {:+.6f}]".format(*interval_by_hand(d)))
 print(f"expected [{low:+.6f}, {high:+.6f}]")
-exercises.check("07.1", interval_by_hand)
+exercises.check("08.1", interval_by_hand)
 
 # %% tags=["solution"]
 def interval_by_hand(differences):
@@ -280,7 +280,7 @@ def interval_by_hand(differences):
 
 print("yours    [{:+.6f}, {:+.6f}]".format(*interval_by_hand(d)))
 print(f"expected [{low:+.6f}, {high:+.6f}]")
-exercises.check("07.1", interval_by_hand)
+exercises.check("08.1", interval_by_hand)
 
 # %% [markdown]
 # ### Exercise 2 · How many seeds?
@@ -303,7 +303,7 @@ needed, scatter = seeds_needed(0.005, d.std(ddof=1)), d.std(ddof=1)
 print(f"{needed} seeds: expected half-width {stats.t.ppf(0.975, needed - 1) * scatter / np.sqrt(needed):.4f}, should be at most 0.0050")
 if needed > 2:
     print(f"{needed - 1} seeds: {stats.t.ppf(0.975, needed - 2) * scatter / np.sqrt(needed - 1):.4f}, should be more than 0.0050")
-exercises.check("07.2", seeds_needed)
+exercises.check("08.2", seeds_needed)
 
 # %% tags=["solution"]
 def seeds_needed(half_width, scatter):
@@ -315,7 +315,7 @@ def seeds_needed(half_width, scatter):
 
 for half_width in (0.01, 0.005, 0.0025):
     print(f"±{half_width}: {seeds_needed(half_width, scatter)} seeds")
-exercises.check("07.2", seeds_needed)
+exercises.check("08.2", seeds_needed)
 
 # %% [markdown]
 # ## 5 · Another chance: other classes
@@ -624,7 +624,7 @@ else:
 #
 # - `prepare` downloads CUB and SOP, and tells you what to fetch by hand for Cars and In-Shop. Sizes and licenses are in `data/README.md`.
 # - The recipes start from HIER's published settings for DeiT; learning rates, epochs and schedule are our choice, and **have not been run by us on a GPU**. Expect to tune them: on the validation classes.
-# - SOP has many more classes than dimensions: its proxies *cannot* be orthogonal (notebook 04), and with `--so-reduction mean` λ keeps its meaning all the same.
+# - SOP has many more classes than dimensions: its proxies *cannot* be orthogonal (notebook 05), and with `--so-reduction mean` λ keeps its meaning all the same.
 # - Check the pipeline first: `sobook evaluate --dataset cub200 --encoder deit_small_distilled_patch16_224` should come near the row "no training" above.
 
 # %% [markdown]
@@ -647,7 +647,7 @@ def optimism(recalls):
 for looks in (1, 10, 60):
     recalls = 0.6 + 0.01 * np.random.default_rng(0).standard_normal((2000, looks))  # a scatter of one point
     print(f"best of {looks:>2}: {optimism(recalls):+.4f}")
-exercises.check("07.3", optimism)
+exercises.check("08.3", optimism)
 
 # %% tags=["solution"]
 def optimism(recalls):
@@ -657,7 +657,7 @@ def optimism(recalls):
 for looks in (1, 10, 60):
     recalls = 0.6 + 0.01 * np.random.default_rng(0).standard_normal((2000, looks))  # a scatter of one point
     print(f"best of {looks:>2}: {optimism(recalls):+.4f}")
-exercises.check("07.3", optimism)
+exercises.check("08.3", optimism)
 
 # %% [markdown]
 # ## Summary

@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # 05 · Proxy geometry
+# # 06 · Proxy geometry
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/sobook/sobook/blob/main/notebooks/05_proxy_geometry.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/sobook/sobook/blob/main/notebooks/06_proxy_geometry.ipynb)
 #
 # A heatmap of proxy cosines is the picture this course is named after. This notebook makes it, and then does not stop there: what do the colors amount to, where do they come from, and does any of it matter for retrieval?
 #
@@ -23,7 +23,7 @@
 # - whether two proxies are close because the two classes look alike;
 # - whether it matters: are classes with close proxies the ones whose images get mixed up?
 #
-# **Before you start** Notebooks 03 (Proxy Anchor) and 04 (soft orthogonality). You need cosines, singular values and the idea of a rank correlation.
+# **Before you start** Notebooks 04 (Proxy Anchor) and 05 (soft orthogonality). You need cosines, singular values and the idea of a rank correlation.
 #
 # **Time** Less than a minute on a two-core laptop once the two training runs exist, and the minutes of their training (notebook 00) if they do not; on a T4 GPU in full mode: not measured.
 #
@@ -51,7 +51,7 @@ from sobook.training.loop import fit
 # %% [markdown]
 # ## 1 · Two sets of proxies
 #
-# The same two runs as in notebook 04: Proxy Anchor alone (PA), and Proxy Anchor with soft orthogonality (PA+SO). Data, encoder, seed and number of epochs are the same; only the weight of the SO term differs. A run that is finished on this machine is loaded, not repeated.
+# The same two runs as in notebook 05: Proxy Anchor alone (PA), and Proxy Anchor with soft orthogonality (PA+SO). Data, encoder, seed and number of epochs are the same; only the weight of the SO term differs. A run that is finished on this machine is loaded, not repeated.
 
 # %%
 runs = {
@@ -70,7 +70,7 @@ for name, run in runs.items():
 #
 # Below are both runs in one page, on a few species so that this notebook stays small. It needs no kernel. **What to look at first:** press ▶ and watch heatmap and angles while PA trains, then switch to PA+SO and play again. Then click the reddest cell that is left: the pictures say whether the two species look alike, and how often either run takes one for the other.
 #
-# **What would mislead you.** Only proxies move with the slider: the images stand where the encoder of the kept epoch put them. On the map, proxies are placed by a rule, and their distances mean little (notebook 06). And a few species are not all: the numbers in the table are those of all proxies, the heatmap shows those of the species drawn.
+# **What would mislead you.** Only proxies move with the slider: the images stand where the encoder of the kept epoch put them. On the map, proxies are placed by a rule, and their distances mean little (notebook 07). And a few species are not all: the numbers in the table are those of all proxies, the heatmap shows those of the species drawn.
 
 # %%
 heatmaps = figures.proxy_heatmaps(proxies, difference=True)
@@ -186,7 +186,7 @@ def compare(closest_pair):
 
 
 compare(closest_pair)
-exercises.check("05.1", closest_pair)
+exercises.check("06.1", closest_pair)
 
 # %% tags=["solution"]
 def closest_pair(cosines):
@@ -195,7 +195,7 @@ def closest_pair(cosines):
 
 
 compare(closest_pair)
-exercises.check("05.1", closest_pair)
+exercises.check("06.1", closest_pair)
 
 # %% [markdown]
 # ## 3 · The heatmap
@@ -378,7 +378,7 @@ for name in proxies:
 #
 # ### How far are class means from their proxies?
 #
-# A proxy is often called the center of its class. It is not (notebook 06 draws it): the loss asks that it separates, not that it sits in the middle. *Neural collapse* (Papyan, Han and Donoho, 2020) names what happens when a classifier is trained to the very end: images collapse onto their class means (NC1 → 0), the means become equally long and equally far apart, a simplex with cosines $-1/(C-1)$ (NC2 → 0), and classifier and means become the same (NC3 → 0). With proxies in place of the classifier we can ask how far these runs are from that end.
+# A proxy is often called the center of its class. It is not (notebook 07 draws it): the loss asks that it separates, not that it sits in the middle. *Neural collapse* (Papyan, Han and Donoho, 2020) names what happens when a classifier is trained to the very end: images collapse onto their class means (NC1 → 0), the means become equally long and equally far apart, a simplex with cosines $-1/(C-1)$ (NC2 → 0), and classifier and means become the same (NC3 → 0). With proxies in place of the classifier we can ask how far these runs are from that end.
 #
 # **Predict.** SO pushes proxies towards right angles. Does that bring the *class means* nearer to a simplex as well?
 
@@ -413,7 +413,7 @@ def mean_cosine(unit):
 
 
 print(f"yours {mean_cosine(geometry.unit_rows(proxies['PA'])):.6f}, expected {shapes['PA'].mean_cosine:.6f}")
-exercises.check("05.2", mean_cosine)
+exercises.check("06.2", mean_cosine)
 
 # %% tags=["solution"]
 def mean_cosine(unit):
@@ -422,7 +422,7 @@ def mean_cosine(unit):
 
 
 print(f"yours {mean_cosine(geometry.unit_rows(proxies['PA'])):.6f}, expected {shapes['PA'].mean_cosine:.6f}")
-exercises.check("05.2", mean_cosine)
+exercises.check("06.2", mean_cosine)
 
 # %% [markdown]
 # ### Exercise 3 · Remove the common mode
@@ -444,7 +444,7 @@ def without_lean(unit):
 for name, p in proxies.items():
     left = geometry.describe(without_lean(geometry.unit_rows(p)))
     print(f"{name:>6}: RMS cosine {shapes[name].rms_cosine:.3f}, without the common mode {left.rms_cosine:.3f}; chance {left.chance_cosine:.3f}")
-exercises.check("05.3", without_lean)
+exercises.check("06.3", without_lean)
 
 # %% tags=["solution"]
 def without_lean(unit):
@@ -455,7 +455,7 @@ def without_lean(unit):
 for name, p in proxies.items():
     left = geometry.describe(without_lean(geometry.unit_rows(p)))
     print(f"{name:>6}: RMS cosine {shapes[name].rms_cosine:.3f}, without the common mode {left.rms_cosine:.3f}; chance {left.chance_cosine:.3f}")
-exercises.check("05.3", without_lean)
+exercises.check("06.3", without_lean)
 
 # %% [markdown]
 # ## 8 · Does proxy cosine follow the look of the species?
@@ -617,7 +617,7 @@ else:
     print(f"→ Pairs whose proxies SO pushed apart became {'less' if value > 0 else 'more'} often confused than the others.")
 
 # %% [markdown]
-# The sentence after the arrow is computed, and it is about *one* pair of runs on training images. Whether any of this reaches new species, over several seeds and with an interval, is the question of notebook 07. Geometry is a diagnosis, retrieval is the outcome: never report the first as if it were the second.
+# The sentence after the arrow is computed, and it is about *one* pair of runs on training images. Whether any of this reaches new species, over several seeds and with an interval, is the question of notebook 08. Geometry is a diagnosis, retrieval is the outcome: never report the first as if it were the second.
 
 # %% [markdown]
 # ## Summary

@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # 08 · Your images
+# # 10 · Your images
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/sobook/sobook/blob/main/notebooks/08_your_images.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/sobook/sobook/blob/main/notebooks/10_your_images.ipynb)
 #
 # A folder of pictures goes in; a trained encoder, an index and a page to search with come out. Everything before this notebook was practice for it.
 #
@@ -231,7 +231,7 @@ def nearest(query, gallery, k):
 
 
 print("yours", nearest(search.embed_picture(encoder, queries[0]), index.embeddings, 5), "expected", answers[0][1])
-exercises.check("08.1", nearest)
+exercises.check("10.1", nearest)
 
 # %% tags=["solution"]
 def nearest(query, gallery, k):
@@ -240,7 +240,7 @@ def nearest(query, gallery, k):
 
 
 print("yours", nearest(search.embed_picture(encoder, queries[0]), index.embeddings, 5), "expected", answers[0][1])
-exercises.check("08.1", nearest)
+exercises.check("10.1", nearest)
 
 # %% [markdown]
 # ## 5 · When not to answer
@@ -267,7 +267,7 @@ axis.legend(loc="upper left")
 figures.finish(figure, f"Histogram of the cosine of the nearest neighbor: right ones have a mean of {similarity[right].mean():.2f}, wrong ones {similarity[~right].mean():.2f}; a picture of noise has {strange[0]:.2f}.")
 
 # %% [markdown]
-# The two overlap: a threshold trades coverage for correctness. Where to put it is a decision about costs, not about embeddings, but the exchange rate can be measured. And look at the dotted line: a picture of pure noise need not have a *small* cosine. At best a threshold sorts out doubtful birds; it is no detector of things that are not birds at all. And read the horizontal axis: the nearest cosines lie in a narrow band near 1, because all embeddings share a direction (the lean of notebook 03). A rule of thumb such as "0.8 is similar" means nothing for an encoder that has not been measured.
+# The two overlap: a threshold trades coverage for correctness. Where to put it is a decision about costs, not about embeddings, but the exchange rate can be measured. And look at the dotted line: a picture of pure noise need not have a *small* cosine. At best a threshold sorts out doubtful birds; it is no detector of things that are not birds at all. And read the horizontal axis: the nearest cosines lie in a narrow band near 1, because all embeddings share a direction (the lean of notebook 04). A rule of thumb such as "0.8 is similar" means nothing for an encoder that has not been measured.
 #
 # ### Exercise 2 · A threshold
 #
@@ -294,7 +294,7 @@ def report(threshold_for):
 
 
 report(threshold_for)
-exercises.check("08.2", threshold_for)
+exercises.check("10.2", threshold_for)
 
 # %% tags=["solution"]
 def threshold_for(similarities, right, wanted):
@@ -305,7 +305,7 @@ def threshold_for(similarities, right, wanted):
 
 
 report(threshold_for)
-exercises.check("08.2", threshold_for)
+exercises.check("10.2", threshold_for)
 
 # %% [markdown]
 # A threshold found on these queries holds for queries like these. Another camera, another light, another kind of object: measure again.
@@ -335,7 +335,7 @@ def by_center(class_centers):
 
 
 by_center(class_centers)
-exercises.check("08.3", class_centers)
+exercises.check("10.3", class_centers)
 
 # %% tags=["solution"]
 def class_centers(embeddings, labels):
@@ -344,7 +344,7 @@ def class_centers(embeddings, labels):
 
 
 by_center(class_centers)
-exercises.check("08.3", class_centers)
+exercises.check("10.3", class_centers)
 
 # %% [markdown]
 # ## 6 · Drop in a picture

@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # 03 · Proxy Anchor
+# # 04 · Proxy Anchor
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/sobook/sobook/blob/main/notebooks/03_proxy_anchor.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/sobook/sobook/blob/main/notebooks/04_proxy_anchor.ipynb)
 #
 # The loss that trains every model of this course fits into fifteen lines. Here you write them, check them against two other implementations, look inside the gradient, watch it work on a sphere, and then train with it.
 #
@@ -302,7 +302,7 @@ def compare_at_zero(function, B=90, C=40):
 
 
 compare_at_zero(loss_at_zero_cosines)
-exercises.check("03.1", loss_at_zero_cosines)
+exercises.check("04.1", loss_at_zero_cosines)
 
 # %% tags=["solution"]
 def loss_at_zero_cosines(labels, num_classes, margin=0.1, scale=32.0):
@@ -315,7 +315,7 @@ def loss_at_zero_cosines(labels, num_classes, margin=0.1, scale=32.0):
 
 
 compare_at_zero(loss_at_zero_cosines)
-exercises.check("03.1", loss_at_zero_cosines)
+exercises.check("04.1", loss_at_zero_cosines)
 
 # %% [markdown]
 # Why do random vectors in few dimensions start higher? Their cosines are not 0 but spread with a standard deviation of $1/\sqrt D$, and the largest of a column counts most.
@@ -419,7 +419,7 @@ for alpha, share in hardest_tenth.items():
 # - Middle: once the companion is harder, the one at 0.2 is let go, though its own position has not changed. **Weights depend on the rest of the batch.** This is how images see each other after all: through their proxy's column. The step is again a few $1/\alpha$ wide.
 # - Right: small $\alpha$ treats all negatives alike (the curve comes near the diagonal), large $\alpha$ listens to the few hardest. At $\alpha\to\infty$ only the single hardest would count: mining of hard examples, without any miner.
 #
-# One thing is *not* in the formula: a term between two proxies. Nothing in Proxy Anchor looks at how proxies lie relative to each other; images alone push them about. Keep that for notebook 04.
+# One thing is *not* in the formula: a term between two proxies. Nothing in Proxy Anchor looks at how proxies lie relative to each other; images alone push them about. Keep that for notebook 05.
 
 # %% [markdown]
 # ### Exercise 2 · Rows instead of columns
@@ -454,7 +454,7 @@ def compare_influence(function, own=own, labels=labels):
 
 
 compare_influence(row_softmax)
-exercises.check("03.2", row_softmax)
+exercises.check("04.2", row_softmax)
 
 # %% tags=["solution"]
 def row_softmax(cosines, labels, scale=32.0):
@@ -462,7 +462,7 @@ def row_softmax(cosines, labels, scale=32.0):
 
 
 compare_influence(row_softmax)
-exercises.check("03.2", row_softmax)
+exercises.check("04.2", row_softmax)
 
 # %% [markdown]
 # Along rows, an image's gradient depends on its own cosines alone. Down columns, on those of its competitors too. That is the difference between the two families, in one line of code.
@@ -487,7 +487,7 @@ def effective_negatives(weights):
 for alpha in SCALES:
     shared = effective_negatives((alpha * random_cosines).softmax(0))  # (100,)
     print(f"α = {alpha:>2}: of {len(random_cosines)} negatives, effectively {shared.mean():.1f} share the push")
-exercises.check("03.3", effective_negatives)
+exercises.check("04.3", effective_negatives)
 
 # %% tags=["solution"]
 def effective_negatives(weights):
@@ -497,7 +497,7 @@ def effective_negatives(weights):
 for alpha in SCALES:
     shared = effective_negatives((alpha * random_cosines).softmax(0))  # (100,)
     print(f"α = {alpha:>2}: of {len(random_cosines)} negatives, effectively {shared.mean():.1f} share the push")
-exercises.check("03.3", effective_negatives)
+exercises.check("04.3", effective_negatives)
 
 # %% [markdown]
 # ## 4 · On a sphere, where one can see it
@@ -576,7 +576,7 @@ figures.spheres({"after training": seven["after"]}, seven["labels"])
 pd.DataFrame({"four classes": describe_toy(four), "seven classes": describe_toy(seven)}).round(3)
 
 # %% [markdown]
-# **What we see.** Not seven neat clouds. The loss stays high, and some proxies have merged: the largest cosine of two of them says how closely. Space for seven directions is not the problem; the loss asks for more than different directions. A class must have *negative* cosines, comfortably below $-\delta$, with all proxies but its own. Four classes can have that in three dimensions: they stand like the corners of a tetrahedron. For seven it is tight, and no term of the loss keeps two proxies apart, so nothing resists when some of them fall together. (Whether they *had* to is another question: notebook 04 adds such a term and tries again.)
+# **What we see.** Not seven neat clouds. The loss stays high, and some proxies have merged: the largest cosine of two of them says how closely. Space for seven directions is not the problem; the loss asks for more than different directions. A class must have *negative* cosines, comfortably below $-\delta$, with all proxies but its own. Four classes can have that in three dimensions: they stand like the corners of a tetrahedron. For seven it is tight, and no term of the loss keeps two proxies apart, so nothing resists when some of them fall together. (Whether they *had* to is another question: notebook 05 adds such a term and tries again.)
 #
 # In general $C$ directions can be pairwise at obtuse angles only if $C \le D+1$; then they can form a *simplex*, like the triangle in the plane and the tetrahedron in space. **So how will the loss of seven classes depend on $D$?**
 
@@ -655,7 +655,7 @@ print(f"{config.epochs} epochs (the backbone is frozen in the first {config.warm
 figures.training_curves({"PA": run.metrics}, dim=config.dim)
 
 # %% [markdown]
-# Read it from the left: the loss falls; the RMS cosine of the proxies *leaves* the level of random directions (dotted); retrieval of held-out classes improves. Whether the middle panel is a problem is the question of notebook 04.
+# Read it from the left: the loss falls; the RMS cosine of the proxies *leaves* the level of random directions (dotted); retrieval of held-out classes improves. Whether the middle panel is a problem is the question of notebook 05.
 #
 # Compare the first loss values with exercise 1:
 
@@ -711,7 +711,7 @@ print(f"length of the mean proxy: {start.norm():.2f} before training, {mean_prox
 print(f"cosine of the mean image and the mean proxy: {F.cosine_similarity(mean_image, mean_proxy, dim=0):+.2f}")
 
 # %% [markdown]
-# A common mode makes *all* proxies more alike without telling any two classes apart. It is part of what the middle panel of the training curves shows; notebook 05 measures how much of it.
+# A common mode makes *all* proxies more alike without telling any two classes apart. It is part of what the middle panel of the training curves shows; notebook 06 measures how much of it.
 #
 # ### Does it retrieve new species?
 #
@@ -789,7 +789,7 @@ figures.retrieval_wall(
 #
 # <details><summary>Answer</summary>
 #
-# All images of the batch are its negatives, so it is pushed away from them (and they from it); it is pulled by nobody. Where many classes are absent from most batches (SOP), a proxy is pushed far more often than pulled, always away from where images are. That is one way in which proxies come to lean in a common direction; notebooks 04 and 05 measure it.
+# All images of the batch are its negatives, so it is pushed away from them (and they from it); it is pulled by nobody. Where many classes are absent from most batches (SOP), a proxy is pushed far more often than pulled, always away from where images are. That is one way in which proxies come to lean in a common direction; notebooks 05 and 06 measure it.
 #
 # </details>
 #
@@ -799,4 +799,4 @@ figures.retrieval_wall(
 # - Y. Movshovitz-Attias et al., No Fuss Distance Metric Learning Using Proxies, ICCV 2017: Proxy-NCA, where proxies come from; rows instead of columns.
 # - K. Musgrave, S. Belongie, S.-N. Lim, [A Metric Learning Reality Check](https://arxiv.org/abs/2003.08505), ECCV 2020: what remains of reported gains when everything but the loss is held fixed. Read it before believing any table, ours included.
 # - [pytorch-metric-learning](https://github.com/KevinMusgrave/pytorch-metric-learning): this loss and many others behind one interface; the check in section 2 uses it.
-# - F. Saberi-Movahed et al., [Deep Metric Learning with Soft Orthogonal Proxies](https://arxiv.org/abs/2306.13055), 2023: adds the missing term between proxies; notebook 04.
+# - F. Saberi-Movahed et al., [Deep Metric Learning with Soft Orthogonal Proxies](https://arxiv.org/abs/2306.13055), 2023: adds the missing term between proxies; notebook 05.
