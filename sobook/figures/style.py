@@ -82,9 +82,8 @@ class Figure(_MatplotlibFigure):
         with use_style():  # matplotlib makes tick labels only now, from the settings of the moment
             super().draw(renderer)
 
-    def _ipython_display_(self) -> None:
-        from IPython.display import display
-
+    def encoded(self) -> tuple[str, str]:
+        """The picture for a notebook, as small as it can be: its MIME type, and base64."""
         png, encoded = io.BytesIO(), io.BytesIO()
         self.savefig(png, format="png")
         picture = Image.open(png).convert("RGB")
@@ -94,7 +93,12 @@ class Figure(_MatplotlibFigure):
         else:
             mime = "image/png"
             _with_palette(picture).save(encoded, format="png", optimize=True)
-        data = base64.b64encode(encoded.getvalue()).decode()
+        return mime, base64.b64encode(encoded.getvalue()).decode()
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        mime, data = self.encoded()
         alt = alt_text(self)
         display({mime: data, "text/plain": alt}, raw=True, metadata={mime: {"alt": alt}})
 
