@@ -23,6 +23,8 @@ if sys.platform == "darwin":  # threads of its OpenMP beside those of torch's wo
 
 KS = (1, 2, 4, 8)  # of Recall@K where nothing else is asked for
 _CHUNK = 4096  # queries that faiss searches at a time, which bounds memory
+_ROUNDING = 1.5e-6  # cosines this close may be in either order in float32, up to 2,048 dimensions
+_SPARE = 8  # neighbors searched beyond the last one wanted, to see those that are as near
 _GPU_PAYS = 10**7  # queries × gallery images from which a search is moved to a GPU, our guess
 
 
@@ -233,9 +235,11 @@ def _search(
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
     """Yields, a chunk of queries at a time, which they are, and their k neighbors by index in ties.
 
-    With `own`, queries and gallery are the same images and each leaves out itself.
+    With `own`, queries and gallery are the same images and each leaves out itself. The search is in
+    float32; where that cannot tell which of two is nearer, cosines in float64, rounded once to
+    float32, decide: so no rank depends on k, on the chunk, or on how a library adds up.
     """
-    listed = min(k + own + 1, len(gallery))  # one more, to see a tie at the cut
+    listed = min(k + own + _SPARE, len(gallery))
     if gallery.device.type == "cpu":
         top, size = _top_by_faiss, _CHUNK
     else:
@@ -245,19 +249,51 @@ def _search(
         similarities, indices = top(queries[rows], gallery, listed)
         if own:
             similarities, indices = _without_own(similarities, indices, rows)
-        tied = similarities[:, 1:] == similarities[:, :-1]
-        for i in np.flatnonzero(tied[:, k - 1 :].any(1)):  # the k-th and the next: look at all
-            cosines = (gallery @ queries[start + i]).cpu().numpy()
-            if own:
-                cosines[start + i] = -np.inf
-            indices[i, :k] = np.argsort(-cosines, kind="stable")[:k]
-            similarities[i, :k] = cosines[indices[i, :k]]
-        similarities, indices = similarities[:, :k], indices[:, :k]
-        some = np.flatnonzero(tied.any(1))
-        order = np.lexsort((indices[some], -similarities[some]), axis=1)
-        similarities[some] = np.take_along_axis(similarities[some], order, 1)
-        indices[some] = np.take_along_axis(indices[some], order, 1)
-        yield rows, similarities, indices
+        close = similarities[:, :-1] - similarities[:, 1:] <= _ROUNDING
+        _settle(queries[rows], gallery, similarities, indices, close)
+        # Close down to the last one listed: what is not listed may be as near.
+        unsure = np.flatnonzero(close[:, k - 1 :].all(1) & (listed < len(gallery)))
+        for at in range(0, len(unsure), block := 1 + 2**23 // len(gallery)):
+            some = unsure[at : at + block]
+            found = _rank_all(queries, gallery, start + some, k, own)
+            similarities[some, :k], indices[some, :k] = found
+        yield rows, similarities[:, :k], indices[:, :k]
+
+
+def _settle(
+    queries: Tensor,
+    gallery: Tensor,
+    similarities: np.ndarray,
+    indices: np.ndarray,
+    close: np.ndarray,
+) -> None:
+    """Put groups of neighbors (n, L), each close to the next one (n, L − 1), in order, in place."""
+    follows = np.pad(close, ((0, 0), (1, 0)))
+    row, place = np.nonzero(follows | np.pad(close, ((0, 0), (0, 1))))
+    found, cosines = indices[row, place], similarities[row, place]
+    for at in range(0, len(row), block := 1 + 2**18 // queries.shape[1]):
+        some = slice(at, at + block)
+        products = _double(queries[row[some]]) * _double(gallery[found[some]])  # (block, D)
+        cosines[some] = products.sum(1).float().cpu().numpy()
+    group = np.cumsum(~follows[row, place])
+    order = np.lexsort((found, -cosines, group))
+    similarities[row, place], indices[row, place] = cosines[order], found[order]
+
+
+def _rank_all(
+    queries: Tensor, gallery: Tensor, rows: np.ndarray, k: int, own: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest of the whole gallery for some of the queries, in float64."""
+    cosines = (_double(queries[rows]) @ _double(gallery).T).float().cpu().numpy()
+    if own:
+        cosines[np.arange(len(rows)), rows] = -np.inf
+    order = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(cosines, order, 1), order
+
+
+def _double(rows: Tensor) -> Tensor:
+    """In float64, which Apple's GPUs do not have."""
+    return (rows.cpu() if rows.device.type == "mps" else rows).double()
 
 
 def _top_by_faiss(queries: Tensor, gallery: Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -331,14 +367,14 @@ def _unit_rows(rows: Any, name: str) -> Tensor:
     rows = rows.detach().float()
     if rows.ndim != 2 or rows.numel() == 0:
         raise SobookError(f"{name} have shape {tuple(rows.shape)}, expected (N, D) with N, D ≥ 1.")
-    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    lengths = _double(rows).norm(dim=1, keepdim=True)
     bad = (~(lengths.isfinite() & (lengths > 0))).flatten().nonzero()
     if len(bad):
         raise SobookError(
             f"row {int(bad[0])} of the {name} is zero, NaN or infinite ({len(bad)} such rows): "
             "leave it out, or find out what made it."
         )
-    return rows / lengths
+    return (_double(rows) / lengths).float().to(rows.device)  # rounded once
 
 
 def _checked_labels(labels: Any, rows: Tensor) -> np.ndarray:

@@ -299,6 +299,24 @@ def test_copies_are_found_and_equal_similarities_come_by_index():
     assert (np.diff(indices)[tied] > 0).all()
 
 
+@pytest.mark.parametrize("dim, size", [(2, 1800), (3, 1800), (8, 400), (64, 400)])
+@pytest.mark.parametrize("search", ["_top_by_faiss", "_top_by_torch"])
+def test_neighbors_are_ranked_alike_whatever_k_chunk_and_library(dim, size, search, monkeypatch):
+    """On a circle, ties at the cut were ranked again with other rounding than the rest."""
+    embeddings, _ = cloud(8, size, 30, dim)
+    rows = embeddings / np.linalg.norm(embeddings.astype(float), axis=1, keepdims=True)
+    rows = rows.astype(np.float32).astype(float)  # unit rows, and cosines, are rounded once
+    cosines = (rows @ rows.T).astype(np.float32)
+    np.fill_diagonal(cosines, -np.inf)
+    expected = np.argsort(-cosines, axis=1, kind="stable")
+    monkeypatch.setattr(retrieval, "_top_by_faiss", getattr(retrieval, search))
+    for k, chunk in ((1, 4096), (2, 100), (4, 4096), (5, 13), (60, 4096), (size - 1, 4096)):
+        monkeypatch.setattr(retrieval, "_CHUNK", chunk)
+        similarities, indices = nearest_neighbors(embeddings, k)
+        np.testing.assert_array_equal(indices, expected[:, :k])
+        np.testing.assert_allclose(similarities, np.take_along_axis(cosines, indices, 1), atol=2e-6)
+
+
 # --- Clusters ------------------------------------------------------------------------------------
 
 
