@@ -13,6 +13,7 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
+import quiz  # beside this file
 
 from sobook.figures.style import alt_text
 from sobook.studies import figures as study_figures, report, study
@@ -25,13 +26,18 @@ RESULTS = ROOT / "data/results"
 def assemble(notebooks: Path, source: Path) -> None:
     """Put all that the book is made of into the folder `source`."""
     shutil.rmtree(source, ignore_errors=True)
-    shutil.copytree(HERE, source, ignore=shutil.ignore_patterns("build.py", "__pycache__"))
+    skipped = shutil.ignore_patterns("build.py", "quiz.py", "quiz.toml", "__pycache__")
+    shutil.copytree(HERE, source, ignore=skipped)
     for picture in RESULTS.glob("*.png"):
         shutil.copy(picture, source / "_static")
     for page in ("results.md", "replication.md"):
         text = (HERE / page).read_text(encoding="utf-8")
         text = re.sub(r"\{\{study (\w+)\}\}", lambda found: study_section(found[1]), text)
         (source / page).write_text(text, encoding="utf-8")
+    questions, page = quiz.load(), source / "teaching/quiz.md"
+    page.write_text(page.read_text("utf-8").replace("{{quiz}}", quiz.page(questions)), "utf-8")
+    page.with_name("quiz.xml").write_text(quiz.moodle(questions), "utf-8")
+    quiz.write_qti(questions, page.with_name("quiz.zip"))
     (source / "notebooks").mkdir()
     for path in sorted(notebooks.glob("[0-9][0-9]_*.ipynb")):
         book = nbformat.read(path, as_version=4)
