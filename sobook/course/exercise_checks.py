@@ -399,6 +399,65 @@ def optimism(answer) -> None:
     )
 
 
+def mean_negative(answer) -> None:
+    for s_plus, classes in ((0.8, 5), (0.5, 101)):
+        compare(
+            call(answer, s_plus, classes),
+            -s_plus / (classes - 1),
+            (-s_plus / classes, "an image has C − 1 negatives, not C."),
+            (s_plus / (classes - 1), "positives and negatives sum to 0: mind the sign."),
+            (-s_plus, "that is their sum; the mean is asked for."),
+        )
+
+
+def after_tilt(answer) -> None:
+    cosines = _rng(8).uniform(-1, 1, (6, 4))
+    for t in (0.1, 0.4):
+        compare(
+            call(answer, cosines, t),
+            (1 - t) * cosines - t,
+            ((1 - t) * cosines + t, "the new coordinates have opposite signs: −t, not +t."),
+            (cosines - t, "the old coordinates shrink: √(1−t) twice is a factor 1 − t."),
+            (np.sqrt(1 - t) * cosines - t, "both vectors shrink by √(1−t)."),
+            (cosines, "nothing is tilted yet."),
+        )
+
+
+def holm_by_hand(answer) -> None:
+    for p in ([0.04, 0.01, 0.03, 0.2], [0.001, 0.9, 0.02], [0.03, 0.03]):
+        values = np.asarray(p)
+        order = np.argsort(values)
+        factors = len(p) - np.arange(len(p))
+        steps = values[order] * factors
+        right, unordered = np.empty(len(p)), np.empty(len(p))
+        right[order] = np.minimum(np.maximum.accumulate(steps), 1)
+        unordered[order] = np.minimum(steps, 1)
+        compare(
+            call(answer, p),
+            right,
+            (np.minimum(values * len(p), 1), "that is Bonferroni: the factor falls by one a step."),
+            (unordered, "a larger p must not get a smaller correction: keep the largest so far."),
+            (np.minimum(steps, 1), "the result is sorted: return it in the order of the input."),
+            (right[order], "the result is sorted: return it in the order of the input."),
+        )
+
+
+def objections(answer) -> None:
+    if not isinstance(answer, str):
+        raise Wrong('letters are asked for, such as "ac".')
+    found = set(answer.lower()) & set("abcde")
+    wrong = {
+        "a": "a: ten paired seeds that agree can give such a p value.",
+        "c": "c: .478 and .494 are both above the frozen .416.",
+        "e": "e: the sentence says that it was corrected.",
+    }
+    for letter in sorted(found):
+        if letter in wrong:
+            raise Wrong(wrong[letter])
+    if missing := {"b", "d"} - found:
+        raise Wrong(f"{len(missing)} more of these objections hold.")
+
+
 def nearest(answer) -> None:
     query = _rng().standard_normal(5)
     gallery = _rng(1).standard_normal((20, 5)) * _rng(2).uniform(0.2, 5, (20, 1))
@@ -448,6 +507,7 @@ _BY_NOTEBOOK = {
     "06": (closest_pair, mean_cosine, centered),  # proxy geometry
     "07": (directions_for, shared_neighbors, nearest_in_plane),  # embedding maps
     "08": (interval_by_hand, seeds_needed, optimism),  # benchmark
+    "09": (mean_negative, after_tilt, holm_by_hand, objections),  # what moves Recall@1
     "10": (nearest, threshold_for, class_centers),  # your images
 }
 CHECKS: dict[str, Check] = {

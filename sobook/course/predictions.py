@@ -36,18 +36,22 @@ class Prediction:
         >>> Prediction("09.b", "away", ("towards", "away")).beside("away")
         'It is: away. So you predicted.'
         """
-        if self.answer is None:
-            return f"It is: {_shown(truth)}."
         if isinstance(truth, int | float | np.number):
+            if self.answer is None:
+                return f"Measured: {truth:.3g}."
             off = float(self.answer) - float(truth)
             said = f"too {'high' if off > 0 else 'low'} by {abs(off):.2g}" if off else "exactly"
             return f"Measured: {truth:.3g}. You predicted {self.answer:g}, {said}."
+        if self.answer is None:
+            return f"It is: {_shown(truth)}."
         if truth == self.answer:
             return f"It is: {_shown(truth)}. So you predicted."
         return f"It is: {_shown(truth)}. You predicted: {_shown(self.answer)}."
 
 
-def predict(key: str, answer: Answer | None = None, *, choices: Sequence[str] = ()) -> Prediction:
+def predict(
+    key: str, answer: Answer | None = None, *, choices: Sequence[str] = (), order: bool = False
+) -> Prediction:
     """Keep the reader's answer to a question of a notebook.
 
     Args:
@@ -55,6 +59,7 @@ def predict(key: str, answer: Answer | None = None, *, choices: Sequence[str] = 
         answer: a number; one of the choices; or all choices in an order of the reader's. None as
             long as nothing was predicted: then what was kept in an earlier session, if anything.
         choices: what may be answered, where the answer is no number.
+        order: a list of all choices is asked for, in the reader's order.
 
     Raises:
         SobookError: the answer is neither a number nor made of the choices.
@@ -64,10 +69,13 @@ def predict(key: str, answer: Answer | None = None, *, choices: Sequence[str] = 
     if answer is None:
         answer = kept.get(key)
     else:
-        _check(key, answer, choices)
+        _check(key, answer, choices, order)
         files.write_json(file, kept | {key: answer})
     if answer is None:
-        asked = f"one of {', '.join(choices)}" if choices else "a number"
+        asked = "a number"
+        if choices:
+            names = ", ".join(f'"{choice}"' for choice in choices)
+            asked = f"a list, in your order, of {names}," if order else f"one of {names}"
         print(f"{key}: write {asked} in place of None and run this cell again.")
     else:
         print(f"{key}: you predict {_shown(answer)}.")
@@ -91,13 +99,13 @@ def reveal(*shown: Any, prediction: Prediction | None = None, truth: Answer | No
     display(HTML(f"<details><summary><strong>{summary}</strong></summary>\n{body}\n</details>"))
 
 
-def _check(key: str, answer: Answer, choices: Sequence[str]) -> None:
+def _check(key: str, answer: Answer, choices: Sequence[str], order: bool) -> None:
     if not choices:
         if isinstance(answer, bool) or not isinstance(answer, int | float | np.number):
             raise SobookError(f"prediction {key} is {answer!r}: it must be a number.")
-    elif isinstance(answer, str):
+    elif not order:
         check_choice(f"prediction {key}", answer, choices)
-    elif sorted(answer) != sorted(choices):
+    elif isinstance(answer, str) or sorted(answer) != sorted(choices):
         names = ", ".join(choices)
         raise SobookError(f"prediction {key} must hold each of these once, in your order: {names}.")
 

@@ -1,6 +1,7 @@
 """What a study found: means over seeds, its family of comparisons with verdicts, and its files.
 
-Start with `summary`. A verdict is that of the whole family (`sobook.statistics.verdict`).
+Start with `summary`. A verdict is that of the whole family (`sobook.statistics.verdict`). Notebooks
+show a study that is part of the repository with `told`.
 """
 
 from pathlib import Path
@@ -10,9 +11,11 @@ import numpy as np
 import pandas as pd
 
 from sobook import files
+from sobook.errors import SobookError
+from sobook.figures.style import Figure
 from sobook.statistics import Comparison, compare_seeds, holm, t_interval, verdict
 from sobook.studies import figures
-from sobook.studies.study import Study, provenance
+from sobook.studies.study import Study, load, provenance
 
 
 def summary(study: Study, table: pd.DataFrame) -> pd.DataFrame:
@@ -149,6 +152,50 @@ def headline(study: Study, table: pd.DataFrame) -> str:
     elif len(family):
         parts.append("Whether training had converged was not measured in this study.")
     return " ".join(parts)
+
+
+def committed(name: str) -> pd.DataFrame:
+    """The table of a study in the repository, one row per run; empty if there is none."""
+    try:
+        return pd.read_csv(files.shipped(f"results/{name}.csv"), dtype={"config": str})
+    except SobookError:
+        return pd.DataFrame()
+
+
+def findings(name: str, metric: str = "recall_at_1") -> list[str]:
+    """One line for each comparison of a committed study's family in this metric."""
+    study, table = load(name), committed(name)
+    settings = pd.DataFrame(setting for setting, _ in _by_setting(study, table))
+    labels = figures.labels_of(settings, study.factors[:-1])
+    family = comparisons(study, table)
+    return [
+        f"{labels[row.row]}: {row.verdict} ({row.difference:+.3f} [{row.low:+.3f}, "
+        f"{row.high:+.3f}], over {row.seeds} seeds)"
+        for row in family[family["metric"] == metric].itertuples()
+    ]
+
+
+def told(name: str, *, rows: int = 12) -> list[str | pd.DataFrame | Figure]:
+    """A committed study for a notebook: prediction, findings, its table if short, its figure."""
+    study, table = load(name), committed(name)
+    if table.empty:
+        return [f"{study.title}: no committed table yet. To make it: sobook study {name}"]
+    result, family = summary(study, table), comparisons(study, table)
+    kind = "fine-tuned" if study.trainer == "finetune" else "heads on frozen features"
+    parts: list[str | pd.DataFrame | Figure] = [
+        f"{study.title} (committed, {kind}, {len(table)} of {len(study.plan())} runs)."
+    ]
+    if study.family.prediction:
+        parts.append(f"Predicted before it ran: {' '.join(study.family.prediction.split())}")
+    if found := headline(study, table):
+        parts.append(f"Found: {found}")
+    if len(result) <= rows:
+        names = [*study.factors[:-1], "seeds", "mean", "frozen", "rms_cosine", "mean_cosine"]
+        names += ["difference", "difference_low", "difference_high", "p_holm", "verdict"]
+        short = result[[name for name in names if name in result]].round(4).astype(object)
+        parts.append(short.where(short.notna(), "").set_index(short.columns[0]))
+    parts.append(figures.draw(study, table, result, family))
+    return parts
 
 
 def _by_setting(study: Study, table: pd.DataFrame) -> list[tuple[dict[str, Any], pd.DataFrame]]:

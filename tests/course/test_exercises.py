@@ -35,9 +35,11 @@ def answers(exercise: str) -> dict[str, object]:
 
 
 def run_function(cell: str, exercise: str):
-    """Define the function that a cell hands to `check`, without the rest of its notebook."""
+    """Define what a cell hands to `check`, a function or a value, without the rest of it."""
     name = re.search(rf'exercises\.check\("{exercise}", (\w+)\)', cell).group(1)
-    body = [n for n in ast.parse(cell).body if isinstance(n, ast.FunctionDef) and n.name == name]
+    nodes = ast.parse(cell).body
+    body = [n for n in nodes if isinstance(n, ast.FunctionDef) and n.name == name]
+    body += [n for n in nodes if isinstance(n, ast.Assign) and n.targets[0].id == name]
     room = {"np": np, "torch": torch, "F": F, "math": math, "stats": stats}
     room["variance_kept"] = lambda x: np.cumsum(PCA().fit(x).explained_variance_ratio_)
     room["soft_orthogonality"] = two_sided
@@ -210,6 +212,22 @@ MISTAKES = {
         (lambda r: r.max(0).mean() - r.mean(), "axis"),
         (lambda r: r.mean() - r.max(1).mean(), "sign"),
     ],
+    "09.1": [
+        (lambda s, c: -s / c, "C − 1 negatives"),
+        (lambda s, c: s / (c - 1), "sign"),
+        (lambda s, c: -s, "sum"),
+    ],
+    "09.2": [
+        (lambda s, t: (1 - t) * s + t, "opposite signs"),
+        (lambda s, t: s - t, "shrink"),
+        (lambda s, t: np.sqrt(1 - t) * s - t, "both"),
+    ],
+    "09.3": [
+        (lambda p: np.minimum(np.asarray(p) * len(p), 1), "Bonferroni"),
+        (lambda p: np.minimum(np.sort(p) * (len(p) - np.arange(len(p))), 1), "sorted"),
+        (lambda p: [min(x * (len(p) - sorted(p).index(x)), 1) for x in p], "largest so far"),
+    ],
+    "09.4": [("abd", "ten paired seeds"), ("b", "1 more"), ("", "2 more"), ("ce", "above")],
     "10.1": [
         (lambda q, g, k: np.argsort(-(g @ q))[:k], "dot product"),
         (lambda q, g, k: np.argsort(-(unit(g) @ q))[:k][::-1], "nearest first"),

@@ -19,7 +19,7 @@ def test_an_answer_is_kept_for_another_session(capsys):
     assert predict("09.a").answer is None
     assert "write a number in place of None" in capsys.readouterr().out
     predict("09.a", 0.5)
-    predict("09.b", ["b", "a"], choices=("a", "b"))
+    predict("09.b", ["b", "a"], choices=("a", "b"), order=True)
     assert predict("09.a").answer == 0.5
     assert predict("09.b", choices=("a", "b")).answer == ["b", "a"]
     assert "you predict b, a" in capsys.readouterr().out
@@ -32,19 +32,21 @@ def test_an_answer_is_kept_for_another_session(capsys):
         (True, (), "must be a number"),
         ("hihger", ("higher", "lower"), "higher"),
         (["a", "a"], ("a", "b"), "each of these once"),
+        ("ab", ("a", "b"), "each of these once"),
     ],
 )
 def test_an_answer_that_cannot_be_one_is_refused_and_not_kept(answer, choices, said, root):
     with pytest.raises(SobookError, match=said):
-        predict("09.a", answer, choices=choices)
+        predict("09.a", answer, choices=choices, order="each" in said)
     assert not (root / "predictions.json").exists()
 
 
 def test_beside_the_truth():
     assert predict("x", 0.6).beside(0.5) == "Measured: 0.5. You predicted 0.6, too high by 0.1."
     assert predict("x", 0.5).beside(0.5).endswith("exactly.")
-    assert predict("y").beside(0.25) == "It is: 0.25."
-    order = predict("z", ["b", "a"], choices=("a", "b"))
+    assert predict("y").beside(0.25) == "Measured: 0.25."
+    assert predict("y", choices=("a", "b")).beside("a") == "It is: a."
+    order = predict("z", ["b", "a"], choices=("a", "b"), order=True)
     assert order.beside(["a", "b"]) == "It is: a, b. You predicted: b, a."
 
 
