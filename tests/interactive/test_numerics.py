@@ -1,7 +1,8 @@
 """The pages' arithmetic in a browser, against the package's own in PyTorch.
 
 Same start and same batches: loss parts, gradients and parameters of 100 steps are held against
-`sobook.training.loop.Trainer`, with the heads and losses of `sobook.studies.frozen`.
+`sobook.training.loop.Trainer`, with the heads and losses of `sobook.studies.frozen`, in float64 and
+in float32. ``pytest -m slow -s`` prints the deviations.
 Deviations are relative to the largest number of an array. Notation: N images, F features,
 C classes, D dimensions.
 """
@@ -32,6 +33,7 @@ CLASSES, EACH, FEATURES = 12, 20, 24
 # every loss and option once; the others are run nightly.
 QUICK = {
     "anchor": {},
+    "D = 2": {"dim": 2},
     "learned threshold, centered": {"threshold_lr": 0.01, "threshold": 0.1, "center": True},
     "arcface": {"loss": "arcface", "loss_options": {"margin": 20.0, "scale": 16.0}},
     "triplet": {"loss": "triplet", "loss_options": {"margin": 0.2}, "images_per_class": 4},
@@ -52,7 +54,6 @@ SLOW = {
     "scale 8, margin .3": {"scale": 8.0, "margin": 0.3},
     "scale 64": {"scale": 64.0},
     "4 images per class": {"images_per_class": 4},
-    "D = 2": {"dim": 2},
     "D = 3": {"dim": 3},
     "D = 64 > F": {"dim": 64},
     "D = 128 > F": {"dim": 128},
@@ -143,8 +144,8 @@ IN_THE_BROWSER = """({ settings, features, labels, batches, start, F, C }) => {
 }"""
 
 
-def deviations(lab, settings: dict, seed: int = 0) -> tuple[dict, dict]:
-    """Of each number: the browser's deviation from PyTorch, and PyTorch's from its own float64."""
+def deviations(lab, settings: dict, seed: int = 0) -> tuple[dict, dict, dict]:
+    """Of each number: browser from PyTorch in float64, and in float32; and these two apart."""
     config = HeadConfig(
         **{"so_weight": 10.0, "dim": 16, "batch_size": 40, "seed": seed, **settings}
     )
@@ -167,8 +168,8 @@ def deviations(lab, settings: dict, seed: int = 0) -> tuple[dict, dict]:
     }
     seen = lab(IN_THE_BROWSER, what)
     assert seen.keys() == expected.keys()
-    own = {name: deviation(seen[name], expected[name]) for name in expected}
-    return own, {name: deviation(expected[name], exact[name]) for name in expected}
+    pairs = ((seen, exact), (seen, expected), (expected, exact))
+    return tuple({name: deviation(a[name], b[name]) for name in exact} for a, b in pairs)
 
 
 def deviation(own: list, expected: list) -> float:
@@ -184,12 +185,19 @@ def deviation(own: list, expected: list) -> float:
 
 
 def check_parity(lab, settings: dict, seed: int = 0) -> None:
-    """In two or three dimensions gradients cancel: there PyTorch's own rounding is the measure."""
-    own, rounding = deviations(lab, settings, seed)
-    assert {"loss", "weight", "weight gradient", "bias", "embeddings"} <= own.keys()
-    assert {name: own[name] for name in own if own[name] > max(1e-4, 4 * rounding[name])} == {}
+    """Equal to PyTorch in float64; from its float32 no further than that is from float64.
+
+    In two or three dimensions float32 loses gradients to cancellation: they are what is left when
+    the part along a unit vector has been taken away, which is nearly all of them.
+    """
+    exact, usual, rounding = deviations(lab, settings, seed)
+    print(f"{max(exact.values()):.0e} from float64, {max(usual.values()):.0e} from float32")
+    assert {"loss", "weight", "weight gradient", "bias", "embeddings"} <= exact.keys()
+    assert {name: exact[name] for name in exact if exact[name] > 1e-6} == {}
+    allowed = {name: 1e-6 + 1.1 * rounding[name] for name in usual}
+    assert {name: usual[name] for name in usual if usual[name] > allowed[name]} == {}
     if settings.get("dim", 16) > 3:
-        assert max(own.values()) < 1e-4
+        assert max(usual.values()) < 1e-4
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -232,9 +240,7 @@ def test_recall_is_that_of_evaluate(lab, dim):
     queries, hits = expected.by_class(1)
     assert seen["hits"] == hits.tolist() and seen["queries"] == queries.tolist()
     assert_allclose(seen["interval"], expected.interval(1), atol=0.01)
-    first = np.array(seen["neighbors"]).reshape(-1, 4)[:, 0]
-    # As deep as `evaluate` looks: where the depth cuts through ties, faiss's sums are done again.
-    assert (first == nearest_neighbors(rows, len(rows) // 30)[1][:, 0]).all()
+    assert seen["neighbors"] == nearest_neighbors(rows, 4)[1].flatten().tolist()
 
 
 def test_duplicates_and_ties_count_in_the_order_of_their_index(lab):

@@ -3,7 +3,7 @@
 // sobook/losses.py, training/loop.py, geometry.py and retrieval.py. Start with `Trainer.step`.
 //
 // Matrices are typed arrays, row by row; a call names the length D of a row, and the number of
-// rows follows. Notation: N images, B of them in a batch, F features, C classes, D dimensions,
+// rows follows. What learns is float64: on the circle float32 loses gradients to cancellation. Notation: N images, B of them in a batch, F features, C classes, D dimensions,
 // X embeddings (B, D), P proxies (C, D); losses take both with rows of unit length.
 
 const numerics = (() => {
@@ -15,15 +15,14 @@ const numerics = (() => {
   // each is taken in order and in double precision, so equal rows give equal sums.
   function product(a, b, k, out = new a.constructor((a.length / k) * (b.length / k))) {
     const m = a.length / k,
-      n = b.length / k,
-      coarse = isCoarse(a, k);
-    const fullRows = coarse ? 0 : m - (m % 4),
+      n = b.length / k;
+    const fullRows = m - (m % 4),
       fullColumns = n - (n % 4);
     for (let i = 0; i < fullRows; i += 4) {
       for (let j = 0; j < fullColumns; j += 4) productTile(a, b, k, out, n, i, j);
       for (let j = fullColumns; j < n; j++) productColumn(a, b, k, out, n, i, i + 4, j);
     }
-    for (let j = 0; j < n; j++) productColumn(a, b, k, out, n, fullRows, m, j, coarse);
+    for (let j = 0; j < n; j++) productColumn(a, b, k, out, n, fullRows, m, j);
     return out;
   }
 
@@ -100,13 +99,10 @@ const numerics = (() => {
     out[o3 + 3] = s33;
   }
 
-  function productColumn(a, b, k, out, n, first, last, j, coarse = false) {
+  function productColumn(a, b, k, out, n, first, last, j) {
     for (let i = first; i < last; i++) {
       let sum = 0;
-      for (let l = 0; l < k; l++) {
-        sum += a[i * k + l] * b[j * k + l];
-        if (coarse) sum = Math.fround(sum);
-      }
+      for (let l = 0; l < k; l++) sum += a[i * k + l] * b[j * k + l];
       out[i * n + j] = sum;
     }
   }
@@ -141,21 +137,13 @@ const numerics = (() => {
 
   const norm = (vector) => Math.sqrt(vector.reduce((sum, value) => sum + value * value, 0));
 
-  // In two or three dimensions neighbors are nearer than float32 can tell: to get the same ones as
-  // torch and faiss, sums are rounded as there, after every fused multiply-add.
-  const isCoarse = (rows, D) => D <= 3 && rows instanceof Float32Array;
-
   // Rows scaled to unit length, and their lengths.
   function unitRows(rows, D) {
     const unit = new rows.constructor(rows.length),
-      lengths = new rows.constructor(rows.length / D);
-    const coarse = isCoarse(rows, D);
+      lengths = new Float64Array(rows.length / D);
     for (let i = 0, at = 0; i < lengths.length; i++, at += D) {
       let sum = 0;
-      for (let d = at; d < at + D; d++) {
-        sum += rows[d] * rows[d];
-        if (coarse) sum = Math.fround(sum);
-      }
+      for (let d = at; d < at + D; d++) sum += rows[d] * rows[d];
       lengths[i] = Math.sqrt(sum);
       const length = Math.max(lengths[i], 1e-12);
       for (let d = at; d < at + D; d++) unit[d] = rows[d] / length;
@@ -250,7 +238,7 @@ const numerics = (() => {
       }
       row.set(unitRows(row, length).unit);
     }
-    return Float32Array.from(D > F ? transposed(q, length) : q);
+    return D > F ? transposed(q, length) : q;
   }
 
   // ---- losses --------------------------------------------------------------------------------
@@ -328,7 +316,7 @@ const numerics = (() => {
       const own = at + labels[b],
         angle = Math.acos(Math.max(-1, Math.min(1, slopes[own])));
       const within = angle <= Math.PI - added; // beyond, it goes on falling, as a line
-      const sine = Math.max(Math.sin(angle), 3e-4); // the least that float32 cosines below 1 give
+      const sine = Math.max(Math.sin(angle), 3e-4); // no slope is infinite where the angle is 0
       const turn = within ? Math.sin(angle + added) / sine : 1;
       slopes[own] = within ? Math.cos(angle + added) : Math.cos(angle) - added * Math.sin(added);
       let top = -Infinity,
@@ -351,7 +339,7 @@ const numerics = (() => {
   // computes it: Euclidean distances of unit rows, mean over the triplets that cost something.
   function triplet(X, labels, P, D, { margin = 0.05 }) {
     const B = X.length / D,
-      distances = new Float32Array(B * B),
+      distances = new Float64Array(B * B),
       counts = new Int32Array(B * B);
     for (let i = 0; i < B; i++) {
       for (let j = 0; j < i; j++) {
@@ -392,7 +380,7 @@ const numerics = (() => {
 
   // As nn.LayerNorm without parameters. Of frozen features once, instead of at every step.
   function layerNorm(features, F) {
-    const out = new Float32Array(features.length);
+    const out = new Float64Array(features.length);
     for (let at = 0; at < features.length; at += F) {
       let mean = 0,
         variance = 0;
@@ -430,19 +418,19 @@ const numerics = (() => {
         random = generator(8 * settings.seed + 1);
       // Proxy Anchor's proxies start as Kaiming normal, ArcFace's as standard normal.
       const spread = settings.loss === "arcface" ? 1 : Math.sqrt(2 / C);
-      const proxies = () => Float32Array.from({ length: C * D }, () => spread * normal(random));
+      const proxies = () => Float64Array.from({ length: C * D }, () => spread * normal(random));
       const parameter = (name, value, rate, decays) => ({
         name,
-        value: Float32Array.from(value),
+        value: Float64Array.from(value),
         rate,
         decays,
         steps: 0,
-        gradient: new Float32Array(value.length),
-        mean: new Float32Array(value.length),
-        square: new Float32Array(value.length),
+        gradient: new Float64Array(value.length),
+        mean: new Float64Array(value.length),
+        square: new Float64Array(value.length),
       });
       this.weight = parameter("weight", start.weight ?? orthogonal(random, D, F), "head_lr", true);
-      this.bias = parameter("bias", start.bias ?? new Float32Array(D), "head_lr", false);
+      this.bias = parameter("bias", start.bias ?? new Float64Array(D), "head_lr", false);
       this.proxies = parameter("proxies", start.proxies ?? proxies(), "proxy_lr", true);
       this.threshold = parameter("threshold", [settings.threshold], "threshold_lr", false);
     }

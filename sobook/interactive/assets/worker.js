@@ -149,7 +149,9 @@ function serveLab(scope) {
       { trainer } = run;
     const first = sizes.train,
       targets = labels.slice(first);
-    const embed = (matrix) => numerics.unitRows(trainer.embed(matrix), trainer.D).unit;
+    // In float32, as `evaluate` gets them in Python.
+    const embed = (matrix) =>
+      numerics.unitRows(Float32Array.from(trainer.embed(matrix)), trainer.D).unit;
     const test = embed(inputs.subarray(first * F));
     const neighbors = yield* numerics.nearestByTurns(test, trainer.D, NEIGHBORS);
     const { recall_at_1, hits, queries } = numerics.recall(
