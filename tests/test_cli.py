@@ -65,7 +65,7 @@ def test_train_evaluate_compare_embed_explore(train, tmp_path, capsys):
 def test_what_is_missing_is_said_in_every_report(tiny_aviary, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("SOBOOK_DATA", str(tmp_path / "data"))
     folder, run = tmp_path / "pictures", tmp_path / "run"
-    shutil.copytree(next(tiny_aviary.glob("aviary/v*")), folder)
+    shutil.copytree(next(tiny_aviary.glob("aviary/v*-8x6-64px-seed0")), folder)
     broken = sorted(folder.glob("*/0000.png"))[-1]  # in a test class
     broken.write_bytes(broken.read_bytes()[:99])
     quick = ["--epochs", "1", "--batch-size", "8", "--dim", "16", "--selection", "last"]
@@ -321,7 +321,7 @@ def test_a_page_of_too_many_pictures_is_refused_before_they_are_embedded(
     """23,000 pictures were embedded for 90 s, and then the page refused their number."""
     monkeypatch.setattr(search, "MOST_ON_PAGE", 10)
     monkeypatch.setattr(search, "embed", None)
-    folder = next((tiny_aviary / "aviary").iterdir())  # other tests may have drawn more beside it
+    (folder,) = tiny_aviary.glob("aviary/v*-8x6-64px-seed0")  # other tests draw more beside it
     words = ["search", "--folder", str(folder), "--page", str(tmp_path / "p.html")]
     assert main(words) == 1
     assert "48 pictures are too many for one page (at most 10)" in capsys.readouterr().err
