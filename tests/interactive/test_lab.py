@@ -10,6 +10,7 @@ import pytest
 from sobook.cli import main
 from sobook.errors import SobookError
 from sobook.interactive import lab
+from sobook.interactive.page import Page
 from sobook.retrieval import evaluate
 from sobook.statistics import compare_classes, compare_seeds, holm
 from sobook.studies import study
@@ -131,7 +132,7 @@ def test_what_does_not_fit_is_said(tiny_aviary, tiny_options, monkeypatch):
 
 def test_command(tiny_aviary, tmp_path, capsys):
     """A teacher's own lab, from a folder of pictures and from a file of features."""
-    pictures, out = next(tiny_aviary.glob("aviary/v*")), tmp_path / "lab.html"
+    pictures, out = next(tiny_aviary.glob("aviary/v*-8x6-64px-seed0")), tmp_path / "lab.html"
     assert main(["lab", "--dataset", "folder", "--root", str(pictures), "--out", str(out)]) == 0
     assert "lab.html: " in capsys.readouterr().out and "data:image/webp" in out.read_text()
     own = own_features(tmp_path)
@@ -286,6 +287,45 @@ def test_statistics_are_those_of_the_package(visit, small, rng):
     p_values = [0.04, 0.01, 0.03, 0.2]
     assert page.evaluate(f"statistics.holm({p_values})") == pytest.approx(holm(p_values).tolist())
     assert page.evaluate("Number.isNaN(statistics.holm([0.04, NaN])[1])")
+
+
+def test_the_notebook_of_runs_is_kept_and_cleared(visit, small):
+    page = visit(small)
+    assert page.locator("#clear").is_hidden()
+    page.evaluate("START.epochs = 2; openStep(1)")
+    page.get_by_role("button", name="Train").click()
+    wait(page, "lab.concluded === 1 && lab.running === null")
+    runs, tried = page.evaluate("[lab.runs, lab.left]")
+    page.reload()
+    kept, left = page.evaluate("[lab.runs, lab.left]")
+    assert kept == runs and left == tried and len(kept) == 2
+    assert f"{runs[1]['recall_at_1']:.3f}" in page.locator("#runs").inner_text()
+    page.get_by_role("button", name="Clear it").click()
+    assert page.locator("#runs").is_hidden() and page.locator("#tries").is_hidden()
+    page.reload()
+    assert page.evaluate("lab.runs") == []
+
+
+def test_without_storage_it_works_all_the_same(visit, small):
+    """In a notebook's frame, reading `localStorage` is an error."""
+    frame = Page(small, title="lab")._repr_html_()
+    page = visit(f"<!doctype html><html><head><link rel='icon' href='data:,'></head><body>{frame}")
+    inner = page.frame_locator("iframe")
+    inner.get_by_role("button", name="Train").click()
+    inner.locator("#after").wait_for(timeout=60_000)
+    assert inner.locator("#runs tbody tr").count() == 1
+
+
+def test_arcface_is_not_offered_on_the_circle(visit, small):
+    page = visit(small)
+    page.locator("#dim").select_option("2")
+    assert page.locator("#loss option[value=arcface]").is_disabled()
+    page.locator("#dim").select_option("3")
+    page.locator("#loss").select_option("arcface")
+    assert page.locator("#dim option[value='2']").is_disabled()
+    page.evaluate("location.hash = 'step=1&dim=2&loss=arcface'")
+    page.wait_for_function("lab.settings.dim === 2")
+    assert page.evaluate("lab.settings.loss") == "proxy_anchor"
 
 
 SETTINGS = {"so_weight": 30, "scale": 8, "threshold_lr": 0.01, "epochs": 40, "center": True}

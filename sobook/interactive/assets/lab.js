@@ -37,6 +37,8 @@ const CHOICES = {
   loss: ["loss", () => ["proxy_anchor", "arcface", "triplet"]],
 };
 const LOSSES = { proxy_anchor: "Proxy Anchor", arcface: "softmax (ArcFace)", triplet: "triplets" };
+// On a circle, so many classes stand closer together than ArcFace's margin of 28.6 degrees.
+const FITS = ({ loss, dim }) => loss !== "arcface" || dim > 2;
 const SWITCHES = { threshold_lr: ["learn b", 0.01], center: ["center", true] };
 
 const lab = {
@@ -116,12 +118,54 @@ const resolved = (set) => {
 const find = (settings) =>
   lab.runs.findLast((run) => !run.changed && !run.stopped && key(run.settings) === key(settings));
 
-function remember(settings, result) {
-  const run = { ...result, settings, number: lab.runs.length + 1 };
+function remember(settings, { neighbors, proxies, ...result }) {
+  const { cosine, embedding_length } = result.means; // plain numbers and lists can be kept
+  const plain = { hits: Array.from(result.hits), means: { cosine, embedding_length } };
+  const run = { ...result, ...plain, settings, number: (lab.runs.at(-1)?.number ?? 0) + 1 };
   lab.runs.push(run);
+  keep();
   showRuns();
   showTries();
   return run;
+}
+
+// The browser keeps the notebook of runs, where it lets a page; never those of another lab.
+const SHELF = `sobook lab ${[
+  ...JSON.stringify([DATA.note, START, frozen, DATA.worker, DATA.lab.features.codes.slice(-2000)]),
+].reduce((hash, letter) => (Math.imul(hash, 31) + letter.charCodeAt(0)) | 0, 7)}`;
+const KEPT = 300; // runs
+
+function keep() {
+  try {
+    const { runs, family } = lab;
+    localStorage.setItem(SHELF, JSON.stringify({ runs: runs.slice(-KEPT), family }));
+  } catch {
+    /* a private window, a notebook's frame, or no room: it lasts as long as the page */
+  }
+}
+
+function recall() {
+  try {
+    const { runs, family } = JSON.parse(localStorage.getItem(SHELF));
+    for (const one of Object.values(family)) one.p ??= NaN; // which JSON cannot hold
+    Object.assign(lab, { runs, family });
+  } catch {
+    /* nothing was kept */
+  }
+  showRuns();
+  if (lab.runs.length) showTries();
+}
+
+function clear() {
+  Object.assign(lab, { runs: [], family: {} });
+  try {
+    localStorage.removeItem(SHELF);
+  } catch {
+    /* nothing was kept */
+  }
+  showRuns();
+  showTries();
+  drawSoon();
 }
 
 // What differs from where the page started, in words.
@@ -446,6 +490,10 @@ function showSettings() {
     input.setAttribute("aria-valuetext", `${title} ${text}`);
   }
   for (const name of [...Object.keys(CHOICES), "seed"]) $(name).value = settings[name];
+  for (const option of $("loss").options)
+    option.disabled = !FITS({ loss: option.value, dim: settings.dim });
+  for (const option of $("dim").options)
+    option.disabled = !FITS({ loss: settings.loss, dim: Number(option.value) });
   for (const name of Object.keys(SWITCHES)) {
     $(name).checked = Boolean(settings[name]);
     $(name).disabled = !anchor;
@@ -515,6 +563,7 @@ function readHash() {
       told[name] = clamp(Math.round(Number(text) * 1e6) / 1e6, list[0], list.at(-1));
   }
   if (told.dim) told.dim = Math.round(told.dim);
+  if (!FITS({ dim: START.dim, ...told })) delete told.loss;
   if (told.epochs) told.epochs = Math.round(told.epochs);
   openStep((Number(words.get("step")) || 1) - 1, told);
 }
@@ -690,7 +739,12 @@ function showRuns() {
         fixed(run.geometry.mean_cosine),
       ];
     });
+  $("runs").hidden = $("clear").hidden = !rows.length;
   fill($("runs"), ["Settings", "Recall@1", "Validation", "RMS cosine", "Mean cosine"], rows);
+  if (!rows.length) {
+    $("notebook-words").textContent = "Every run you start is written down here.";
+    return;
+  }
   const best = lab.runs.reduce(
     (top, run) => (run.recall_at_1 > (top?.recall_at_1 ?? 0) ? run : top),
     null,
@@ -856,12 +910,14 @@ async function confirm(name, times) {
   const results = await series(wanted, say);
   if (results.filter(Boolean).length < wanted.length) return;
   for (const run of results) run.confirms = true;
-  const recall = (which) => results.filter((_, k) => k % 2 === which).map((run) => run.recall_at_1);
+  keep();
+  const of = (which) => results.filter((_, k) => k % 2 === which).map((run) => run.recall_at_1);
   const mean = (list) => list.reduce((a, b) => a + b) / list.length;
   lab.family[name] = {
-    ...statistics.compareSeeds(recall(0), recall(1)),
-    recall: Math.max(mean(recall(0)), mean(recall(1))),
+    ...statistics.compareSeeds(of(0), of(1)),
+    recall: Math.max(mean(of(0)), mean(of(1))),
   };
+  keep();
 }
 
 // ---- export ----------------------------------------------------------------------------------
@@ -1072,7 +1128,9 @@ $("win").onclick = () => fork(makeWin);
 $("fresh").onclick = () => fork(() => confirm("fresh", 1));
 $("longer").onclick = () => fork(() => confirm("longer", 4));
 $("copy").onclick = copy;
+$("clear").onclick = clear;
 turnSphere();
+recall();
 readHash();
 addEventListener("hashchange", readHash);
 redrawWith(drawSoon, $("views"));
