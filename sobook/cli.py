@@ -404,7 +404,9 @@ def grade_notebooks(
     notebooks: tyro.conf.Positional[tuple[Path, ...]],
     /,
     out: Path,
+    gradebook: Path | None = None,
     timeout: float = 900.0,
+    jobs: int = 1,
     execute: bool = True,
 ) -> None:
     """Run students' notebooks and write a CSV: a line per notebook and exercise.
@@ -414,23 +416,37 @@ def grade_notebooks(
 
     For instance:
       sobook grade handed-in/*.ipynb --out grades.csv --timeout 300
+      sobook grade handed-in/*/*.ipynb --out grades.csv --gradebook class.csv --jobs 2
 
     Args:
-        notebooks: the files handed in; 04_….ipynb, or any name, since the exercises tell.
-        out: the CSV to write.
+        notebooks: the files handed in; 03_….ipynb, or any name, since the exercises tell.
+        out: the CSV to write, anew after each notebook.
+        gradebook: another CSV, with a row per student (folder or file) and a column per exercise.
         timeout: seconds for each notebook.
+        jobs: so many notebooks at the same time.
         execute: run them anew; --no-execute only reads the verdicts saved in the file.
     """
     if not notebooks:
         raise SobookError("grade needs one notebook or more.")
+    if jobs < 1:
+        raise SobookError(f"--jobs {jobs}: it must be 1 or more.")
+    from concurrent.futures import ThreadPoolExecutor
+
     from sobook.course import grading
 
-    grades = []
-    for path in notebooks:
-        found = grading.grade(path, timeout=timeout, execute=execute)
-        _say(f"{path}: {sum(grade.passed for grade in found)} of {len(found)} passed")
-        grades += found
-    _say(grading.write(grades, out))
+    def grade(path: Path, name: str) -> list[grading.Grade]:
+        return grading.grade(path, name=name, timeout=timeout, execute=execute)
+
+    grades: list[grading.Grade] = []
+    with ThreadPoolExecutor(jobs) as pool:  # the work is done in kernels, in processes of their own
+        graded = pool.map(grade, notebooks, grading.names(notebooks))
+        for path, found in zip(notebooks, graded, strict=True):
+            _say(f"{path}: {sum(grade.passed for grade in found)} of {len(found)} passed")
+            grades += found
+            grading.write(grades, out)  # each time, so that a stop loses nothing
+    _say(out)
+    if gradebook is not None:
+        _say(grading.write_gradebook(grades, gradebook))
 
 
 def cache(root: str | None = None, clean: bool = False) -> None:

@@ -6,6 +6,7 @@ the notebook asks for. How each exercise is judged is in `exercise_checks`.
 
 from dataclasses import asdict, dataclass
 
+from sobook.course import worksheet
 from sobook.course.compare import Wrong, describe_error
 from sobook.course.exercise_checks import CHECKS
 from sobook.course.session import notebook_shell
@@ -44,10 +45,14 @@ def check(exercise: str, answer: object = None) -> Verdict:
     >>> verdict = check("00.2", lambda before, after: after - before)
     ✗ 00.2: that is the change of Recall@1 itself: divide by the errors, 1 − before.
     """
-    verdict = judge(exercise, answer)
+    return _show(judge(exercise, answer))
+
+
+def _show(verdict: Verdict) -> Verdict:
+    """Print it; in a notebook, with metadata that `sobook grade` reads."""
     if notebook_shell() is None:
         print(verdict)
-    else:  # `sobook grade` reads the metadata
+    else:
         from IPython.display import display
 
         display({"text/plain": str(verdict)}, raw=True, metadata={"sobook": asdict(verdict)})
@@ -75,3 +80,58 @@ def known(notebook: str = "") -> tuple[str, ...]:
     ('04.1', '04.2', '04.3')
     """
     return tuple(sorted(name for name in CHECKS if name.startswith(notebook)))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One student's worksheet: a small task for each notebook, with numbers of their own."""
+
+    student: str
+    tasks: dict[str, worksheet.Task]
+
+    def __str__(self) -> str:
+        lines = [f"Worksheet of {self.student}. Three digits are enough."]
+        for name, task in self.tasks.items():
+            lines += [f"\n{name}  {task.text}"]
+            lines += [f"      {key} = {value}" for key, value in task.data.items()]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    @property
+    def answers(self) -> dict[str, float]:
+        """The right numbers, for teachers."""
+        return {name: task.answer for name, task in self.tasks.items()}
+
+    def check(self, notebook: str, answer: object = None) -> Verdict:
+        """Judge the number that a task asks for, and show the verdict with the student's id.
+
+        Args:
+            notebook: which task, such as ``"05"``.
+            answer: a number, right to three digits.
+        """
+        name = f"{notebook}.v"
+        if notebook not in self.tasks:
+            near = suggest(str(notebook), self.tasks)
+            return _show(Verdict(name, False, f"there is no task {notebook!r}.{near}"))
+        passed, said = self.tasks[notebook].judge(answer)
+        said = f"right, for {self.student}." if passed else f"{said} ({self.student})"
+        return _show(Verdict(name, passed, said))
+
+
+def variant(student: str) -> Variant:
+    """A student's own worksheet: the same tasks for all, other numbers for each.
+
+    The exercises of the notebooks ask for functions and are judged on inputs of their own: a
+    right function is right for everybody's numbers, so there is nothing to vary. Here the answers
+    are numbers, and a neighbor's are of no use.
+
+    Args:
+        student: an id, such as ``"s1234567"``.
+
+    >>> variant("s1234567").tasks["05"].data
+    {'C': 84, 'D': 64}
+    >>> verdict = variant("s1234567").check("05", 1 / 8)
+    ✗ 05.v: that is chance, 1/√D; the floor is lower. (s1234567)
+    """
+    return Variant(str(student).strip(), worksheet.tasks(student))

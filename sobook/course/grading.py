@@ -1,4 +1,4 @@
-"""Grading: run a student's notebook in a fresh kernel and collect the verdicts of its checks.
+"""Grading: run students' notebooks in fresh kernels and collect the verdicts of their checks.
 
 A notebook that is broken in any way becomes lines of the table that say so, never an error. What
 `check` shows carries its verdict as metadata; where an exercise is checked several times, the last
@@ -10,7 +10,7 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,11 +34,14 @@ class Grade:
     reason: str  # "right.", or what was wrong
 
 
-def grade(path: str | os.PathLike, *, timeout: float = 900, execute: bool = True) -> list[Grade]:
+def grade(
+    path: str | os.PathLike, *, name: str = "", timeout: float = 900, execute: bool = True
+) -> list[Grade]:
     """Grade one notebook.
 
     Args:
         path: an .ipynb file.
+        name: what the table calls it; default: the file's name.
         timeout: seconds for the whole notebook; what was checked until then counts.
         execute: run it; otherwise the verdicts saved in the file are read.
 
@@ -50,10 +53,11 @@ def grade(path: str | os.PathLike, *, timeout: float = 900, execute: bool = True
     except ImportError:
         raise ImportError("grading needs the extra: pip install 'sobook[notebooks]'") from None
     path, stopped = Path(path), None
+    name = name or path.name
     try:
         notebook = nbformat.read(path, as_version=4)
     except Exception as error:  # of many kinds: missing, no JSON, not a notebook
-        return [Grade(path.name, "", False, f"the file cannot be read: {describe_error(error)}.")]
+        return [Grade(name, "", False, f"the file cannot be read: {describe_error(error)}.")]
     if execute:
         for cell in notebook.cells:
             if cell.cell_type == "code":
@@ -65,20 +69,52 @@ def grade(path: str | os.PathLike, *, timeout: float = 900, execute: bool = True
     verdicts, wanted = _verdicts(notebook), _wanted(path, notebook)
     if not wanted:
         reason = stopped or "no exercise was found in it: is it a notebook of the course?"
-        return [Grade(path.name, "", False, reason)]
+        return [Grade(name, "", False, reason)]
     missing = f"{_NO_VERDICT} {stopped}" if stopped else _NO_VERDICT
-    return [Grade(path.name, name, *verdicts.get(name, (False, missing))) for name in wanted]
+    return [Grade(name, one, *verdicts.get(one, (False, missing))) for one in wanted]
+
+
+def names(paths: Sequence[Path]) -> list[str]:
+    """What a table calls these files: the file's name, after its folder if there are several.
+
+    A class hands in a hundred files called ``00_start_here.ipynb``, each in a student's folder.
+    """
+    folders = {path.parent for path in paths}
+    return [f"{p.parent.name}/{p.name}" if len(folders) > 1 else p.name for p in paths]
 
 
 def write(grades: Iterable[Grade], out: str | os.PathLike) -> Path:
     """Write grades as CSV (UTF-8), with a header."""
-    out = Path(out).expanduser()
     rows = [
         (_inert(one.notebook), one.exercise, "yes" if one.passed else "no", _inert(one.reason))
         for one in grades
     ]
+    return _write_csv([("notebook", "exercise", "passed", "reason"), *rows], out)
+
+
+def write_gradebook(grades: Iterable[Grade], out: str | os.PathLike) -> Path:
+    """Write one row per student and one column per exercise: 1, 0, or empty if not handed in.
+
+    A student is the folder that a notebook lies in or, where all lie in one, the file's name.
+    """
+    students: dict[str, dict[str, int]] = {}
+    for one in grades:
+        folder, _, file = one.notebook.rpartition("/")
+        marks = students.setdefault(folder or Path(file).stem, {})
+        if one.exercise:  # passed once is passed
+            marks[one.exercise] = max(int(one.passed), marks.get(one.exercise, 0))
+    columns = sorted(set().union(*students.values()))
+    rows = [
+        (_inert(student), *(marks.get(name, "") for name in columns), sum(marks.values()))
+        for student, marks in sorted(students.items())
+    ]
+    return _write_csv([("student", *columns, "passed"), *rows], out)
+
+
+def _write_csv(rows: Iterable[Sequence], out: str | os.PathLike) -> Path:
+    out = Path(out).expanduser()
     with files.replacing(out) as part, open(part, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("notebook", "exercise", "passed", "reason"), *rows])
+        csv.writer(file).writerows(rows)
     return out
 
 
@@ -139,12 +175,11 @@ def _verdicts(notebook) -> dict[str, tuple[bool, str]]:
 
 
 def _wanted(path: Path, notebook) -> tuple[str, ...]:
-    """The exercises that a notebook should have: those of its number, else those it checks."""
-    calls = re.findall(
-        r"check\(\s*[\"'](\d\d\.\d+)[\"']",
-        "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code"),
-    )
-    numbers = {name[:2] for name in calls}
-    if not numbers and (in_name := re.match(r"(\d\d)_", path.name)):
+    """The exercises that a notebook should have, and the tasks of a worksheet that it checks."""
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    numbers = set(re.findall(r"check\(\s*[\"'](\d\d)\.\d+[\"']", code))
+    tasks = set(re.findall(r"check\(\s*[\"'](\d\d)[\"']", code))
+    if not numbers and not tasks and (in_name := re.match(r"(\d\d)_", path.name)):
         numbers = {in_name.group(1)}
-    return tuple(name for number in sorted(numbers) for name in exercises.known(number))
+    known = [name for number in sorted(numbers) for name in exercises.known(number)]
+    return (*known, *(f"{number}.v" for number in sorted(tasks)))

@@ -60,10 +60,7 @@ def test_saved_verdicts_do_not_count_unless_asked_for(tmp_path):
     """What stands in the file is anybody's claim; only a run shows it."""
     path = notebook(tmp_path / "a.ipynb", "pass  # check('00.2')")
     book = nbformat.read(path, as_version=4)
-    record = {"exercise": "00.2", "passed": True, "message": "right."}
-    book.cells[0].outputs = [
-        nbformat.v4.new_output("display_data", {"text/plain": "✓"}, metadata={"sobook": record})
-    ]
+    book.cells[0].outputs = [saved("00.2")]
     nbformat.write(book, path)
     read = {g.exercise: g.passed for g in grading.grade(path, execute=False)}
     run = {g.exercise: g.passed for g in grading.grade(path, timeout=60)}
@@ -95,3 +92,59 @@ def test_the_command_writes_a_table(tmp_path, capsys):
 def test_grading_nothing_is_an_error(tmp_path, capsys):
     assert main(["grade", "--out", str(tmp_path / "g.csv")]) == 1
     assert "one notebook or more" in capsys.readouterr().err
+
+
+def test_a_class_becomes_a_row_per_student_and_a_column_per_exercise(tmp_path, capsys):
+    """A hundred students, each with a folder; the verdicts of their files are read, not run."""
+    paths = []
+    for number in range(100):
+        folder = tmp_path / f"student{number:03}"
+        folder.mkdir()
+        passed = [name for name in exercises.known("00") if number % (int(name[-1]) + 1) == 0]
+        paths.append(notebook(folder / "00_start_here.ipynb", "exercises.check('00.1')"))
+        book = nbformat.read(paths[-1], as_version=4)
+        book.cells[0].outputs = [saved(name) for name in passed]
+        nbformat.write(book, paths[-1])
+    (tmp_path / "student000/01_data.ipynb").write_text("broken")
+    paths.append(tmp_path / "student000/01_data.ipynb")
+    out, gradebook = tmp_path / "grades.csv", tmp_path / "class.csv"
+    options = ["--out", str(out), "--gradebook", str(gradebook), "--no-execute", "--jobs", "2"]
+    assert main(["grade", *map(str, paths), *options]) == 0
+    with open(out, encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0]["notebook"] == "student000/00_start_here.ipynb"
+    assert len(rows) == 100 * len(exercises.known("00")) + 1
+    with open(gradebook, encoding="utf-8") as file:
+        students = {row["student"]: row for row in csv.DictReader(file)}
+    assert len(students) == 100
+    assert students["student001"]["passed"] == "0"
+    assert (students["student002"]["00.1"], students["student002"]["00.2"]) == ("1", "0")
+    assert students["student000"]["passed"] == str(len(exercises.known("00")))
+
+
+def saved(exercise):
+    """The output of a check that passed, as a notebook file holds it."""
+    record = {"exercise": exercise, "passed": True, "message": "right."}
+    return nbformat.v4.new_output("display_data", {"text/plain": "✓"}, metadata={"sobook": record})
+
+
+def test_the_tasks_of_a_worksheet_are_graded_with_the_students_id(tmp_path):
+    sheet = exercises.variant("s7")
+    right = f"sheet.check('05', {sheet.answers['05']!r})"
+    cells = [SETUP, "sheet = exercises.variant('s7')", right, "sheet.check('08', 7.7)"]
+    grades = grading.grade(notebook(tmp_path / "worksheet.ipynb", *cells), timeout=120)
+    assert [(g.exercise, g.passed) for g in grades] == [("05.v", True), ("08.v", False)]
+    assert grades[0].reason == "right, for s7." and "s7" in grades[1].reason
+
+
+def test_files_of_one_folder_are_students(tmp_path):
+    grades = [grading.Grade("00_ada.ipynb", "00.1", True, "right.")]
+    grades += [grading.Grade("00_bob.ipynb", "", False, "broken"), *grades]
+    out = grading.write_gradebook(grades, tmp_path / "class.csv")
+    assert out.read_text("utf-8").split() == ["student,00.1,passed", "00_ada,1,1", "00_bob,,0"]
+
+
+def test_no_jobs_is_an_error(tmp_path, capsys):
+    path = notebook(tmp_path / "a.ipynb", SETUP)
+    assert main(["grade", str(path), "--out", str(tmp_path / "g.csv"), "--jobs", "0"]) == 1
+    assert "1 or more" in capsys.readouterr().err
