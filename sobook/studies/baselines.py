@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from sobook.errors import SobookError, check_choice, first_line
 
-LOSSES = ("proxy_nca", "soft_triple", "arcface", "multi_similarity", "triplet")
+LOSSES = (
+    *("contrastive", "triplet", "multi_similarity", "sup_con"),  # images with images
+    *("normalized_softmax", "arcface", "proxy_nca", "soft_triple"),  # images with class vectors
+)
 
 
 def make(name: str, num_classes: int, dim: int, **options: Any) -> nn.Module:
@@ -29,9 +32,11 @@ def make(name: str, num_classes: int, dim: int, **options: Any) -> nn.Module:
     Raises:
         SobookError: an unknown name or option, or pytorch-metric-learning is not installed.
 
-    Source: Movshovitz-Attias et al., ICCV 2017 (Proxy-NCA); Qian et al., ICCV 2019 (SoftTriple);
-    Deng et al., CVPR 2019 (ArcFace); Wang et al., CVPR 2019 (multi-similarity); Schroff et al.,
-    CVPR 2015 (semi-hard triplets).
+    Source: Hadsell et al., CVPR 2006 (contrastive, there with squared hinges); Schroff et al.,
+    CVPR 2015 (semi-hard triplets); Wang et al., CVPR 2019 (multi-similarity); Khosla et al.,
+    NeurIPS 2020 (supervised contrastive); Wang et al., ACM MM 2017 (normalized softmax: NormFace);
+    Deng et al., CVPR 2019 (ArcFace); Movshovitz-Attias et al., ICCV 2017 (Proxy-NCA; with the own
+    proxy in the denominator, as in Proxy-NCA++); Qian et al., ICCV 2019 (SoftTriple).
     """
     check_choice("loss", name, LOSSES)
     try:
@@ -47,10 +52,14 @@ def make(name: str, num_classes: int, dim: int, **options: Any) -> nn.Module:
             loss = losses.TripletMarginLoss(**options)
             miner = miners.TripletMarginMiner(margin=loss.margin, type_of_triplets="semihard")
             return MinedLoss(loss, miner)
+        if name in ("contrastive", "sup_con"):
+            pairs = {"contrastive": losses.ContrastiveLoss, "sup_con": losses.SupConLoss}
+            return pairs[name](**options)
         classes = {
+            "normalized_softmax": losses.NormalizedSoftmaxLoss,
+            "arcface": losses.ArcFaceLoss,
             "proxy_nca": losses.ProxyNCALoss,
             "soft_triple": losses.SoftTripleLoss,
-            "arcface": losses.ArcFaceLoss,
         }
         return classes[name](num_classes, dim, **options)
     except (TypeError, ValueError) as error:
@@ -90,7 +99,7 @@ def class_vectors(loss: nn.Module) -> Tensor | None:
     """(C, D) proxies of a loss; None where it has none, or several per class."""
     if hasattr(loss, "proxies"):
         return loss.proxies.detach()
-    return loss.W.detach().T if hasattr(loss, "W") else None  # ArcFace: (D, C)
+    return loss.W.detach().T if hasattr(loss, "W") else None  # softmax: (D, C)
 
 
 def double_soft_orthogonality(proxies: Tensor) -> Tensor:
