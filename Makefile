@@ -2,6 +2,7 @@
 #
 #   make PYTHON=python3.12 tutorial     chooses the Python that .venv is made from
 #   SOBOOK_MODE=full make tutorial      the GPU version of the course instead of the laptop's
+#   make tutorial RETRAIN=1             train the runs that are shipped with the course anew
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,6 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 OUT := build/tutorial
 NOTEBOOKS = $(wildcard notebooks/*.ipynb notebooks/solutions/*.ipynb)
-FIRST := notebooks/00_start_here.ipynb
 
 # What an installation depends on. The stamp that holds this is written last, so an interrupted
 # or outdated installation has no stamp that fits, and the next run resumes it.
@@ -24,11 +24,10 @@ help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s%s\n", $$1, $$2 }'
 
 tutorial: install ## run the whole course; executed notebooks and pages land in build/tutorial
-	@SOBOOK_MODE=$${SOBOOK_MODE:-quick} $(PY) notebooks/build.py execute --out $(OUT)
+	@SOBOOK_MODE=$${SOBOOK_MODE:-quick} SOBOOK_RETRAIN=$(RETRAIN) $(PY) notebooks/build.py execute --out $(OUT)
 	@$(PY) notebooks/build.py pages --out $(OUT)
 
 # One process per core, each with one torch thread, since more threads would compete for the cores.
-# Notebook 00 comes first and alone, with all threads: it trains the two runs that others open.
 AT_ONCE := --numprocesses=logical --maxprocesses=4
 BOOKS := --nbmake --nbmake-timeout=900 --timeout=0
 test: install test-here ## run unit tests (without the slow ones), doctests and every notebook
@@ -37,8 +36,7 @@ test-here: export SOBOOK_MODE = quick
 test-here: # with what is in .venv, whatever the versions
 	@tests=0; books=0; \
 	OMP_NUM_THREADS=1 $(PY) -m pytest $(AT_ONCE) || tests=$$?; \
-	$(PY) -m pytest $(BOOKS) $(FIRST) || books=$$?; \
-	OMP_NUM_THREADS=1 $(PY) -m pytest $(BOOKS) $(AT_ONCE) $(filter-out $(FIRST),$(NOTEBOOKS)) || books=$$?; \
+	OMP_NUM_THREADS=1 $(PY) -m pytest $(BOOKS) $(AT_ONCE) $(NOTEBOOKS) || books=$$?; \
 	exit $$(( tests > books ? tests : books ))
 
 test-slow: install ## run the tests that depend on timing or take long

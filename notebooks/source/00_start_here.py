@@ -46,7 +46,6 @@ from sobook.encoder import Encoder
 from sobook.losses import SO_WEIGHT
 from sobook.retrieval import evaluate, nearest_neighbors
 from sobook.statistics import compare_classes, verdict
-from sobook.training.loop import fit
 
 config = session.config()  # the settings that all notebooks share
 image_sets.prepare(config.dataset, progress=not session.quick)  # drawn once, then read from disk
@@ -171,7 +170,9 @@ exercises.check("00.1", recall_at_k)
 #
 # $$L = L_{\text{PA}} + \lambda\,L_{\text{SO}}, \qquad L_{\text{SO}} = \frac{1}{C(C-1)}\sum_{c \ne c'} \big(\hat p_c^\top \hat p_{c'}\big)^2 .$$
 #
-# The two runs below differ in $\lambda$ and in nothing else: same pictures, same crops, same start. Both hold out some of the *training* species to choose their best epoch; the test species are not looked at until the end. A finished run is kept on disk and opened again the next time.
+# The two runs below differ in $\lambda$ and in nothing else: same pictures, same crops, same start. Both hold out some of the *training* species to choose their best epoch; the test species are not looked at until the end.
+#
+# So that nobody has to wait, both runs come with the course: weights, proxies after every epoch, and all that was measured. To see for yourself, write `session.fit(config, retrain=True)`: two minutes each on two cores. A run of your own is kept on disk and opened again the next time.
 
 # %%
 if not session.quick:  # before hours of computing: a few steps, timed here and now
@@ -181,10 +182,10 @@ if not session.quick:  # before hours of computing: a few steps, timed here and 
         print(f"Batches of {config.batch_size} do not fit: pass batch_size={estimate.batch_size} to every session.config(...), and say so with the result.")
 
 # %%
-pa = fit(session.config(so_weight=0.0))
+pa = session.fit(session.config(so_weight=0.0))
 
 # %%
-pa_so = fit(session.config(so_weight=SO_WEIGHT))
+pa_so = session.fit(session.config(so_weight=SO_WEIGHT))
 print(f"settings that differ: {pa.config.differences(pa_so.config)}")
 for run in (pa, pa_so):
     print(f"λ = {run.config.so_weight:g}: kept the state after epoch {run.state['selected_epoch']} of {run.config.epochs}, the best on held-out training species")

@@ -50,7 +50,6 @@ from sobook.encoder import Encoder
 from sobook.losses import ProxyAnchor
 from sobook.retrieval import evaluate, nearest_neighbors
 from sobook.statistics import compare_classes, verdict
-from sobook.training.loop import fit
 
 # %% [markdown]
 # Notation, throughout: $B$ images in a batch, $C$ classes, $D$ dimensions, $N$ training images. A hat means unit length. The function below compares what we compute with what it should be; it is all the testing this notebook needs.
@@ -648,7 +647,7 @@ print(f"backbone {config.lr:g}, head {config.head_lr:g}, proxies {config.proxy_l
 
 # %%
 image_sets.prepare(config.dataset, config.root, progress=not session.quick)  # drawn or fetched once
-run = fit(config)
+run = session.fit(config)
 print(f"{config.epochs} epochs (the backbone is frozen in the first {config.warmup_epochs}), epoch {run.state['selected_epoch']} kept; {run.state['train_images']:,} images of {len(run.state['class_names'])} classes")
 
 # %%

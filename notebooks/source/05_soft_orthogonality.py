@@ -50,7 +50,6 @@ from sobook.encoder import Encoder
 from sobook.losses import SO_WEIGHT, ProxyAnchor, SoftOrthogonalProxyAnchor, soft_orthogonality
 from sobook.retrieval import evaluate
 from sobook.statistics import compare_classes, compare_seeds, t_interval, verdict
-from sobook.training.loop import fit
 
 # %% [markdown]
 # Notation: $C$ classes (and proxies), $D$ dimensions, $N$ images, $P$ the $(C, D)$ matrix of proxies, $\hat P$ the same with rows of unit length.
@@ -84,7 +83,7 @@ pd.DataFrame(rows, columns=["D", "RMS cosine of 200 random directions", "1/√D"
 # %%
 config = session.config(so_weight=0.0)
 image_sets.prepare(config.dataset, config.root, progress=not session.quick)  # drawn or fetched once
-pa = fit(config)
+pa = session.fit(config)
 
 # %%
 proxies = {"before training": pa.proxies(0), "PA": pa.proxies()}  # (C, D) each
@@ -558,7 +557,7 @@ exercises.check("05.3", one_sided)
 # Now the two runs of this course. They share data, start values, crops, batches and every setting but one, $\lambda$. **Predict three curves: what will SO do to the Proxy Anchor loss, to the RMS cosine, and to Recall@1 on held-out classes?**
 
 # %%
-pa_so = fit(session.config(so_weight=SO_WEIGHT))
+pa_so = session.fit(session.config(so_weight=SO_WEIGHT))
 runs = {"PA": pa, "PA+SO": pa_so}
 print("settings that differ:", pa.config.differences(pa_so.config))
 

@@ -46,7 +46,6 @@ from sobook.data import image_sets
 from sobook.interactive import explorer, playground
 from sobook.embedding import embed
 from sobook.losses import SO_WEIGHT
-from sobook.training.loop import fit
 
 # %% [markdown]
 # ## 1 · Two sets of proxies
@@ -55,8 +54,8 @@ from sobook.training.loop import fit
 
 # %%
 runs = {
-    "PA": fit(session.config(so_weight=0.0)),
-    "PA+SO": fit(session.config(so_weight=SO_WEIGHT)),
+    "PA": session.fit(session.config(so_weight=0.0)),
+    "PA+SO": session.fit(session.config(so_weight=SO_WEIGHT)),
 }
 proxies = {name: run.proxies() for name, run in runs.items()}  # (C, D) each, of the epoch kept
 C, D = proxies["PA"].shape

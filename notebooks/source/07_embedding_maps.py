@@ -50,7 +50,6 @@ from sobook.losses import SO_WEIGHT
 from sobook.retrieval import evaluate, nearest_neighbors
 
 plt.rcParams["figure.dpi"] = 66  # many maps: smaller pictures keep the notebook small
-from sobook.training.loop import fit
 
 # %% [markdown]
 # ## 1 · One set of pictures, two spaces
@@ -59,8 +58,8 @@ from sobook.training.loop import fit
 
 # %%
 runs = {
-    "PA": fit(session.config(so_weight=0.0)),
-    "PA+SO": fit(session.config(so_weight=SO_WEIGHT)),
+    "PA": session.fit(session.config(so_weight=0.0)),
+    "PA+SO": session.fit(session.config(so_weight=SO_WEIGHT)),
 }
 config = runs["PA"].config
 

@@ -48,7 +48,6 @@ from sobook.embedding import embed
 from sobook.losses import SO_WEIGHT
 from sobook.statistics import holm
 from sobook.studies import report, study
-from sobook.training.loop import fit
 
 # %% [markdown]
 # Notation: $C$ classes and proxies, $D$ dimensions, $N$ images; $\hat p_c$ a proxy and $x_i$ an embedding, both of unit length; $s = \langle x, \hat p\rangle$ their cosine.
@@ -157,8 +156,8 @@ reveal(
 
 # %%
 runs = {
-    "PA": fit(session.config(so_weight=0.0)),
-    "PA+SO": fit(session.config(so_weight=SO_WEIGHT)),
+    "PA": session.fit(session.config(so_weight=0.0)),
+    "PA+SO": session.fit(session.config(so_weight=SO_WEIGHT)),
 }
 config = runs["PA"].config
 train = image_sets.load(config.dataset, "train", **config.load_options)

@@ -4,6 +4,8 @@ Quick mode (the default) is made for a laptop and never touches the network; ful
 a GPU and the real benchmarks. ``SOBOOK_MODE`` chooses.
 """
 
+import hashlib
+import json
 import os
 import random
 import sys
@@ -17,9 +19,12 @@ import torch
 
 import sobook
 from sobook import files
-from sobook.errors import check_choice
-from sobook.training.config import TrainConfig
+from sobook.errors import RunError, check_choice
+from sobook.training import run_folder
+from sobook.training.config import TrainConfig, run_key
 from sobook.training.estimate import Estimate, estimate
+from sobook.training.loop import fit
+from sobook.training.run_folder import Run
 
 _MAX_THREADS = 8  # small images and small models gain nothing from more
 _DPI = 88  # keeps a notebook with all its figures below 1 MB
@@ -62,6 +67,30 @@ class Session:
         workers = min(files.available_cores(), _MAX_THREADS)
         here = {"seed": self.seed, "precision": precision, "workers": workers}
         return TrainConfig.recipe("cub200", **{**here, **changes})
+
+    def fit(self, config: TrainConfig, *, retrain: bool = False) -> Run:
+        """The run of these settings: shipped with the course, found here, or trained now.
+
+        The two runs of notebook 00 are shipped, so that every notebook opens with its result.
+
+        Args:
+            config: from `config`.
+            retrain: train anew even what is shipped, two minutes on two cores. For all notebooks:
+                set ``SOBOOK_RETRAIN=1``.
+
+        Raises:
+            RunError: a shipped file is not what it was when sobook was released.
+        """
+        if not retrain and not os.environ.get("SOBOOK_RETRAIN") and run_folder.find(config) is None:
+            key, manifest = run_key(config), files.shipped("quick_runs/manifest.json")
+            for name, entry in json.loads(manifest.read_text(encoding="utf-8")).items():
+                if entry["run_key"] == key:
+                    print(
+                        f"{name}: the shipped run. Retrain it yourself: "
+                        "session.fit(config, retrain=True), two minutes on two cores."
+                    )
+                    return Run(_verified(manifest.with_name(name), entry["sha256"]), config)
+        return fit(config)
 
     def estimate(self, config: TrainConfig, images: int, *, steps: int = 3) -> Estimate:
         """What a run will need, from a few steps: see `sobook.training.estimate`."""
@@ -115,6 +144,17 @@ def notebook_shell():
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     return shell if hasattr(shell, "kernel") else None
+
+
+def _verified(folder: Path, digests: dict[str, str]) -> Path:
+    for name, digest in digests.items():
+        file = folder / name
+        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+            raise RunError(
+                f"sobook's own file {file} is missing or was changed: reinstall sobook, or train "
+                "the run yourself with session.fit(config, retrain=True)."
+            )
+    return folder
 
 
 def _prepare_figures() -> None:

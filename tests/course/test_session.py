@@ -1,5 +1,6 @@
 """What notebooks do first, and what they say before a long run."""
 
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -7,9 +8,11 @@ from pathlib import Path
 import matplotlib
 import pytest
 
+from sobook import files, geometry
 from sobook.course import setup
 from sobook.course.session import Session
-from sobook.errors import SobookError
+from sobook.errors import RunError, SobookError
+from sobook.losses import SO_WEIGHT
 
 
 @pytest.fixture(autouse=True)
@@ -50,3 +53,53 @@ def test_settings_are_checked_with_the_near_match():
         session.config(epoch=3)
     with pytest.raises(SobookError, match="seed is -1"):
         setup(seed=-1)
+
+
+def quick(tmp_path, monkeypatch) -> Session:
+    monkeypatch.setenv("SOBOOK_DATA", str(tmp_path))
+    return Session("quick", "cpu", tmp_path, seed=0)
+
+
+def test_the_two_runs_of_the_course_are_shipped(tmp_path, monkeypatch, capsys):
+    session = quick(tmp_path, monkeypatch)
+    for so_weight in (0.0, SO_WEIGHT):
+        config = session.config(so_weight=so_weight)
+        run = session.fit(config)
+        assert "retrain=True" in capsys.readouterr().out
+        assert run.finished and run.config == config and len(run.epochs) == 9
+        assert run.proxies().shape == (40, 128) and run.encoder().dim == 128
+        assert run.proxies(0).shape == (40, 128)
+        assert 0.6 < run.retrieval["recall"]["1"] < 0.7
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_changed_file_of_a_shipped_run_is_refused(tmp_path, monkeypatch):
+    session = quick(tmp_path, monkeypatch)
+    folder = tmp_path / "shipped"
+    shutil.copytree(files.shipped("quick_runs"), folder)
+    monkeypatch.setattr(
+        files, "shipped", lambda name: tmp_path / name.replace("quick_runs", "shipped")
+    )
+    session.fit(session.config(so_weight=0.0))
+    (folder / "pa/retrieval.json").write_text("{}")
+    with pytest.raises(RunError, match="retrieval.json is missing or was changed"):
+        session.fit(session.config(so_weight=0.0))
+
+
+def test_a_shipped_run_comes_out_again(tmp_path, monkeypatch):
+    """The real training of notebook 00, as a reader repeats it: a minute and a half."""
+    session = quick(tmp_path, monkeypatch)
+    config = session.config(so_weight=0.0)
+    shipped, mine = session.fit(config), session.fit(config, retrain=True)
+    assert mine.path.is_relative_to(tmp_path) and session.fit(config).path == mine.path
+    # Elsewhere sums are added up in another order, and training amplifies it as another seed.
+    last = [run.epochs[-1] for run in (shipped, mine)]
+    assert abs(last[0]["proxy_anchor"] - last[1]["proxy_anchor"]) < 0.5
+    assert (
+        abs(
+            geometry.describe(shipped.proxies()).rms_cosine
+            - geometry.describe(mine.proxies()).rms_cosine
+        )
+        < 0.03
+    )
+    assert abs(shipped.retrieval["recall"]["1"] - mine.retrieval["recall"]["1"]) < 0.06
