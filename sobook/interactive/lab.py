@@ -11,12 +11,14 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from sobook.aviary.species import species
 from sobook.data import image_sets, pixels
 from sobook.data.image_sets import ImageSet
 from sobook.embedding import embed
@@ -68,6 +70,7 @@ def page(config: HeadConfig | None = None) -> Page:
         config,
         note=f"Images: {config.dataset}; encoder: {encoder.name}, frozen.{note}",
         pictures=_pictures(splits["test"]),
+        marks=_marks(config, splits["test"].class_names),
     )
 
 
@@ -99,7 +102,7 @@ def from_features(file: str | os.PathLike) -> Page:
             "were never trained on. Where each split counts from 0, add the number of training "
             "classes to the labels of the test split."
         )
-    return _build(features, labels, names, None, note=f"Features: {file.name}.", pictures=None)
+    return _build(features, labels, names, None, note=f"Features: {file.name}.")
 
 
 def pack(features: np.ndarray) -> dict[str, Any]:
@@ -132,7 +135,8 @@ def _build(
     config: HeadConfig | None,
     *,
     note: str,
-    pictures: dict[str, Any] | None,
+    pictures: dict[str, Any] | None = None,
+    marks: dict[str, Any] | None = None,
 ) -> Page:
     """The page, from the two splits; `config` says how to do the same in Python, if one can."""
     for split in ("train", "test"):
@@ -165,6 +169,7 @@ def _build(
         "names": {name: list(part) for name, part in names.items()},
         "nearest": nearest.tolist(),
         "pictures": pictures,
+        "marks": marks,
         "start": start.to_dict(),
         "defaults": HeadConfig().to_dict(),
         "in_python": config is not None,
@@ -201,6 +206,20 @@ def _pictures(images: ImageSet) -> dict[str, Any]:
         if len(sheet) <= _SHEET_BYTES:
             break
     return {"sheet": sheet, "columns": columns, "rows": -(-len(images) // columns)}
+
+
+def _marks(config: HeadConfig, class_names: Sequence[str]) -> dict[str, Any] | None:
+    """Field marks of the test species, where the images are those of the aviary."""
+    if config.dataset != "aviary":
+        return None
+    number, seed = config.options.get("species", 100), config.options.get("seed", 0)
+    known = {one.folder: one for one in species(number, seed=seed)}
+    birds = [known[name] for name in class_names]
+    return {
+        "names": [name.replace("_", " ") for name in asdict(birds[0].marks)],
+        "values": [list(asdict(bird.marks).values()) for bird in birds],
+        "genera": [bird.genus for bird in birds],
+    }
 
 
 def _read(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ import json
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from sobook.cli import main
@@ -13,8 +14,9 @@ from sobook.interactive import lab
 from sobook.interactive.page import Page
 from sobook.retrieval import evaluate
 from sobook.statistics import compare_classes, compare_seeds, holm
-from sobook.studies import study
+from sobook.studies import report, study
 from sobook.studies.frozen import HeadConfig, fit_head
+from tests.test_evidence import RESULTS, unsupported
 
 
 def clusters(classes, each, width=16, noise=0.9, seed=0):
@@ -197,6 +199,28 @@ def test_every_step_of_the_story_can_be_told(visit, small):
         assert page.locator("#choices .came").count() == 1
     assert "fool yourself" in said
     assert page.evaluate("lab.runs.length") <= 12  # a run that is there is not done again
+
+
+VERDICTS = [  # of step, study, rows of its family, and what the page says of them
+    (2, "convergence_heads", {"dim": 64, "so_weight": 100, "epochs": 20}, "no difference shown"),
+    (4, "threshold_aviary", {"setting": "b = .4", "so_weight": 0}, "no difference shown"),
+    (4, "threshold_aviary", {"setting": "b learned", "so_weight": 0}, "no difference shown"),
+    (5, "convergence_heads", {"dim": 512, "so_weight": 30, "epochs": 20}, "higher"),
+    (5, "convergence_heads", {"dim": 512, "so_weight": 30, "epochs": 120}, "no difference shown"),
+    (5, "convergence_heads", {"dim": 512, "so_weight": 30, "epochs": 240}, "no difference shown"),
+]
+
+
+def test_what_the_story_says_was_found_is_in_the_committed_tables(visit, small):
+    told = visit(small).evaluate("STORY.map((step) => step.found)")
+    for text in told:
+        assert re.search(r"\bstudy (\w+)", text), text
+        assert unsupported(f"# {text}") == []
+    for step, name, where, verdict in VERDICTS:
+        rows = report.summary(study.load(name), pd.read_csv(RESULTS / f"{name}.csv"))
+        rows = rows[(rows[list(where)] == list(where.values())).all(axis=1)]
+        (found,) = rows["verdict"].dropna()
+        assert found == verdict and verdict in told[step]
 
 
 def test_circle_and_sphere(visit, small):

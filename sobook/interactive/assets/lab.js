@@ -363,10 +363,18 @@ function conclude(step, run, base) {
     said.unshift(lab.choice === came ? "As you predicted." : "Not what you predicted.");
   const last =
     lab.step === STORY.length - 1 ? ["Now try to fool yourself: “Make SO win”, below."] : [];
+  const found = element(
+    "p",
+    {},
+    element("b", {}, "Ten seeds in Python, on the aviary: "),
+    step.found,
+  );
   $("after").replaceChildren(
-    ...[said.join(" "), ...step.after(run, base, w), ...last]
+    ...[said.join(" "), ...step.after(run, base, w)]
       .filter(Boolean)
       .map((text) => element("p", {}, text)),
+    found,
+    ...last.map((text) => element("p", {}, text)),
   );
   $("after").hidden = false;
   [...$("choices").children].forEach((label, k) => label.classList.toggle("came", k === came));
@@ -660,6 +668,35 @@ function showWords(live) {
   );
 }
 
+// Field marks of a class of the aviary in words, those that are nothing special left out.
+function marksOf(c) {
+  const { names, values } = DATA.marks;
+  const usual = (name, value) =>
+    ["none", "plain", "dark", 0].includes(value) || (name === "bill length" && value === 1);
+  return names.flatMap((name, k) =>
+    usual(name, values[c][k]) ? [] : [`${name} ${inMark(name, values[c][k])}`],
+  );
+}
+
+const inMark = (name, value) =>
+  name === "bill length" ? ["short", "usual", "long"][value] : `${value}`;
+
+// In which marks two classes differ.
+function apart(c, other) {
+  const { names, values, genera } = DATA.marks;
+  const differing = names.filter((_, k) => values[c][k] !== values[other][k]);
+  return `${genera[c] === genera[other] ? "same genus" : "another genus"}, other ${differing.join(", ")}`;
+}
+
+// What separates a query from the species wrongly retrieved for it, one line each.
+function mistakes(q, retrieved) {
+  const own = TEST_LABELS[q],
+    wrong = new Set(retrieved.map((i) => TEST_LABELS[i]).filter((c) => c !== own));
+  return [...wrong]
+    .slice(0, 3)
+    .map((c) => element("p", { class: "mistake" }, `✗ ${DATA.names.test[c]}: ${apart(own, c)}`));
+}
+
 // A test image; as an answer to the query it is framed and marked.
 function bird(i, query) {
   const name = DATA.names.test[TEST_LABELS[i]],
@@ -692,13 +729,17 @@ function showBirds() {
   const shown = JSON.stringify([q, head]);
   if (lab.shown === shown) return; // new elements only where something changed, or focus would be lost
   lab.shown = shown;
+  const own = TEST_LABELS[q],
+    marks = element("p", {}, DATA.marks ? marksOf(own).join(", ") : "");
   $("pictures").replaceChildren(
-    element("p", {}, `Query: ${DATA.names.test[TEST_LABELS[q]]}`),
-    element("div", { class: "row" }, bird(q)),
+    element("p", {}, `Query: ${DATA.names.test[own]}`),
+    element("div", { class: "query" }, element("div", { class: "row" }, bird(q)), marks),
     element("p", {}, "Frozen encoder"),
     element("div", { class: "row" }, ...DATA.nearest[q].map((i) => bird(i, q))),
+    ...(DATA.marks ? mistakes(q, DATA.nearest[q]) : []),
     element("p", {}, now ? "The head" : "The head: after the first evaluation"),
     element("div", { class: "row" }, ...head.map((i) => bird(i, q))),
+    ...(DATA.marks ? mistakes(q, head) : []),
   );
 }
 
