@@ -1,6 +1,7 @@
 """The lab: a page that trains a head on frozen features in the browser, live, without Python.
 
-`page` makes it from a data set and a frozen encoder, `from_features` from a file of one's own.
+`page` makes it from a data set and a frozen encoder, `from_features` from a file of one's own;
+`piece` makes one question of it, for a notebook.
 Inside are the features (one byte each), small pictures of the test images, and the scripts: a
 trainer for a Web Worker (``assets/numerics.js``, ``worker.js``) and what the reader sees
 (``assets/lab.*``). Notation: N images, F features, C training classes, T test classes.
@@ -23,17 +24,21 @@ from sobook.data import image_sets, pixels
 from sobook.data.image_sets import ImageSet
 from sobook.embedding import embed
 from sobook.encoder import Encoder
-from sobook.errors import SobookError, first_line
+from sobook.errors import SobookError, check_choice, first_line
 from sobook.figures.style import evenly
 from sobook.interactive.page import Page, read_asset, render, sprite
 from sobook.retrieval import evaluate, nearest_neighbors
 from sobook.studies.frozen import HeadConfig
 from sobook.training.distributed import choose_device
 
+STEPS = ("crowding", "remedy", "help", "cones", "threshold", "epochs", "scale")  # of the story
+
 _SCRIPTS = ("numerics.js", "lab_stats.js", "lab_views.js", "lab_story.js")
 _DEPTH = 6  # nearest images kept for each query
 _SEEDS = 64  # whose validation classes the page knows
 _MOST_BYTES = 500_000  # of one split's features; as text a third more
+_PIECE_BYTES = 80_000  # of one split's features in a notebook
+_PIECE_HEIGHT = 900  # pixels
 _SHEET_BYTES = 1_300_000  # of the sheet of pictures, as text
 _LOOKS = ((44, 60), (36, 55), (28, 50), (20, 40))  # side in pixels, and quality of WebP
 _FEWEST = 4  # classes of either split: validation takes two of the training classes
@@ -49,28 +54,51 @@ def page(config: HeadConfig | None = None) -> Page:
     Raises:
         SobookError: data that are not there, or too few classes.
     """
-    config = HeadConfig(dim=64) if config is None else config
+    return _from_images(HeadConfig(dim=64) if config is None else config, _MOST_BYTES)
+
+
+def piece(step: str, config: HeadConfig | None = None) -> Page:
+    """One question of the lab's story, small enough for a notebook: fewer images, no pictures.
+
+    It shows itself at the end of a cell, as ``lab.piece("cones")``.
+
+    Args:
+        step: one of `STEPS`.
+        config: as for `page`; None: the aviary in 64 dimensions, 40 epochs.
+
+    Raises:
+        SobookError: an unknown step, or as `page`.
+    """
+    check_choice("step", step, STEPS)
+    small = HeadConfig(dim=64, epochs=40, batch_size=50)  # as many steps as the page takes
+    return _from_images(small if config is None else config, _PIECE_BYTES, step)
+
+
+def _from_images(config: HeadConfig, most_bytes: int, step: str | None = None) -> Page:
+    """The lab of images: features of either split take so many bytes; of a step, or all of it."""
     encoder = Encoder.create(config.encoder, **config.encoder_options)
     encoder = encoder.to(choose_device(config.device))
-    splits, notes = {}, []
+    splits, features, notes = {}, {}, []
     for name in ("train", "test"):
         images = image_sets.load(config.dataset, name, **config.load_options)
-        splits[name] = images.subset(_some(images.labels, encoder.dim))
+        splits[name] = images.subset(_some(images.labels, encoder.dim, most_bytes))
+        features[name] = embed(encoder, splits[name], progress=False)
         notes += images.notes
         if len(splits[name]) < len(images):
             notes.append(
                 f"{len(splits[name]):,} of {len(images):,} {name} images fit into the page"
             )
-    features = {name: embed(encoder, images) for name, images in splits.items()}
     note = "".join(f" Note: {note}." for note in dict.fromkeys(notes))
+    whole = step is None
     return _build(
         features,
         {name: images.labels for name, images in splits.items()},
         {name: [_plain(one) for one in images.class_names] for name, images in splits.items()},
         config,
         note=f"Images: {config.dataset}; encoder: {encoder.name}, frozen.{note}",
-        pictures=_pictures(splits["test"]),
-        marks=_marks(config, splits["test"].class_names),
+        pictures=_pictures(splits["test"]) if whole else None,
+        marks=_marks(config, splits["test"].class_names) if whole else None,
+        step=step,
     )
 
 
@@ -92,7 +120,7 @@ def from_features(file: str | os.PathLike) -> Page:
         features[name] = everything[rows]
         found, labels[name] = np.unique(all_labels[rows], return_inverse=True)
         names[name] = [str(one) for one in found]
-        some = _some(labels[name], everything.shape[1])
+        some = _some(labels[name], everything.shape[1], _MOST_BYTES)
         kept, labels[name] = np.unique(labels[name][some], return_inverse=True)
         features[name], names[name] = features[name][some], [names[name][c] for c in kept]
     both = set(all_labels[split == "train"].tolist()) & set(all_labels[split == "test"].tolist())
@@ -137,6 +165,7 @@ def _build(
     note: str,
     pictures: dict[str, Any] | None = None,
     marks: dict[str, Any] | None = None,
+    step: str | None = None,
 ) -> Page:
     """The page, from the two splits; `config` says how to do the same in Python, if one can."""
     for split in ("train", "test"):
@@ -167,22 +196,24 @@ def _build(
             "frozen": {"recall_at_1": result.recall[1], "interval": result.interval(1)},
         },
         "names": {name: list(part) for name, part in names.items()},
-        "nearest": nearest.tolist(),
+        "nearest": None if step else nearest.tolist(),
         "pictures": pictures,
         "marks": marks,
         "start": start.to_dict(),
         "defaults": HeadConfig().to_dict(),
         "in_python": config is not None,
         "note": note,
+        "step": step,
         "worker": read_asset("numerics.js") + read_asset("worker.js"),
     }
     source = render("lab", "The lab", data, scripts=_SCRIPTS)
-    return Page(source, title="The lab: a head that learns in this page", height=1100)
+    title = "The lab: a head that learns in this page"
+    return Page(source, title=title, height=_PIECE_HEIGHT if step else 1100)
 
 
-def _some(labels: np.ndarray, width: int) -> np.ndarray:
+def _some(labels: np.ndarray, width: int, most_bytes: int) -> np.ndarray:
     """(N,) bool: as many images of each class as fit into the page; of many classes, some."""
-    most = max(_MOST_BYTES // width, 2 * _FEWEST)
+    most = max(most_bytes // width, 2 * _FEWEST)
     rank = pd.Series(labels).groupby(labels).cumcount().to_numpy()  # of an image within its class
     if (rank < 4).sum() > most:
         classes = evenly(np.unique(labels), max(most // 4, _FEWEST))

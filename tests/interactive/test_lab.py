@@ -71,12 +71,12 @@ def test_a_constant_feature_survives_packing():
 
 def test_large_sets_are_cut_evenly_and_every_class_stays_as_long_as_it_can():
     labels = np.repeat(np.arange(40), 500)
-    chosen = lab._some(labels, width=384)
+    chosen = lab._some(labels, 384, 500_000)
     counts = np.bincount(labels[chosen])
     assert len(set(counts)) == 1 and chosen.sum() * 384 <= 500_000 < 41 * 384 * counts[0]
-    assert lab._some(np.repeat(np.arange(40), 20), width=128).all()
+    assert lab._some(np.repeat(np.arange(40), 20), 128, 500_000).all()
     many = np.repeat(np.arange(11_000), 5)  # as in Stanford Online Products
-    kept = np.bincount(many[lab._some(many, width=384)], minlength=11_000)
+    kept = np.bincount(many[lab._some(many, 384, 500_000)], minlength=11_000)
     assert set(kept) == {0, 4} and kept.sum() * 384 <= 500_000
 
 
@@ -93,6 +93,9 @@ def test_page_of_the_aviary_is_one_file_with_pictures(visit, tiny_aviary, tiny_o
         "node => getComputedStyle(node).backgroundImage.startsWith('url(\"data:image/webp')"
     )
     assert str(tiny_aviary) in page.locator("#code").inner_text()
+    assert page.locator("#pictures .query p").inner_text()  # the query's field marks
+    wrong = page.locator("#pictures .irrelevant").count()
+    assert wrong and re.search("genus, other .+", page.locator(".mistake").first.inner_text())
 
 
 @pytest.mark.parametrize(
@@ -389,6 +392,33 @@ def test_narrow_dark_and_calm(visit, small):
         "all => all.filter(one => one.getBoundingClientRect().height < 24).map(one => one.id)"
     )
     assert small_targets == []
+
+
+# ---- a piece for a notebook ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", lab.STEPS)
+def test_a_piece_asks_one_question_inside_a_notebook(visit, tiny_aviary, tiny_options, step):
+    config = HeadConfig(root=str(tiny_aviary), options=tiny_options, dim=16, epochs=4)
+    frame = lab.piece(step, config)._repr_html_()
+    assert len(frame) < 250_000  # without features
+    head = "<!doctype html><html><head><link rel='icon' href='data:,'></head><body>"
+    page = visit(head + frame, viewport={"width": 900, "height": 900}, bypass_csp=False)
+    inner = page.frame_locator("iframe")
+    inner.get_by_role("button", name="Train").click()
+    inner.locator("#after").wait_for(timeout=60_000)
+    assert inner.locator("h1, #forks, #notebook, #export").locator("visible=true").count() == 0
+    assert inner.locator("figure").locator("visible=true").count() == 3
+    told = page.frames[1].evaluate("STORY[lab.concluded]")
+    shown = inner.locator("#levers input, #levers select").locator("visible=true")
+    assert set(shown.evaluate_all("all => all.map(one => one.id)")) == set(told["levers"])
+    assert page.frames[1].evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_pieces_are_the_steps_of_the_story_and_fit_into_notebooks(visit, small):
+    assert visit(small).evaluate("STORY.map((step) => step.key)") == list(lab.STEPS)
+    with pytest.raises(SobookError, match="Did you mean 'cones'"):
+        lab.piece("cone")
 
 
 # ---- the lab and Python give the same experiment ------------------------------------------------

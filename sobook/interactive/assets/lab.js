@@ -326,7 +326,7 @@ function openStep(number, changed = {}) {
   const step = STORY[lab.step];
   Object.assign(lab, { choice: null, guess: { recall: null, rms: null }, answered: false });
   lab.settings = { ...resolved(step.set), ...changed };
-  $("title").textContent = `${lab.step + 1}. ${step.name}`;
+  $("title").textContent = DATA.step ? step.name : `${lab.step + 1}. ${step.name}`;
   $("question").textContent = step.question(world(lab.settings));
   $("choices").replaceChildren(
     ...step.choices.map((text, k) => {
@@ -362,7 +362,9 @@ function conclude(step, run, base) {
   if (lab.choice !== null)
     said.unshift(lab.choice === came ? "As you predicted." : "Not what you predicted.");
   const last =
-    lab.step === STORY.length - 1 ? ["Now try to fool yourself: “Make SO win”, below."] : [];
+    lab.step === STORY.length - 1 && !DATA.step
+      ? ["Now try to fool yourself: “Make SO win”, below."]
+      : [];
   const found = element(
     "p",
     {},
@@ -573,7 +575,8 @@ function readHash() {
   if (told.dim) told.dim = Math.round(told.dim);
   if (!FITS({ dim: START.dim, ...told })) delete told.loss;
   if (told.epochs) told.epochs = Math.round(told.epochs);
-  openStep((Number(words.get("step")) || 1) - 1, told);
+  const alone = STORY.findIndex(({ key: name }) => name === DATA.step);
+  openStep(alone >= 0 ? alone : (Number(words.get("step")) || 1) - 1, told);
 }
 
 // ---- board -----------------------------------------------------------------------------------
@@ -727,7 +730,7 @@ function showBirds() {
     q = lab.query,
     head = now ? Array.from(now.slice(6 * q, 6 * q + 6)) : [];
   const shown = JSON.stringify([q, head]);
-  if (lab.shown === shown) return; // new elements only where something changed, or focus would be lost
+  if (lab.shown === shown || DATA.step) return; // new elements only where something changed, or focus would be lost
   lab.shown = shown;
   const own = TEST_LABELS[q],
     marks = element("p", {}, DATA.marks ? marksOf(own).join(", ") : "");
@@ -1097,6 +1100,20 @@ async function copy() {
   }
 }
 
+// In a notebook, one step alone: its question, its levers and its views.
+function standAlone({ levers, views: shown }) {
+  document.body.classList.add("alone");
+  for (const node of document.querySelectorAll("#levers label")) {
+    node.hidden = !levers.includes(node.querySelector("input, select").id);
+  }
+  for (const set of document.querySelectorAll("fieldset"))
+    set.hidden = !set.querySelector("label:not([hidden])");
+  for (const figure of document.querySelectorAll("figure")) {
+    figure.hidden = !shown.includes(figure.querySelector("canvas")?.id);
+  }
+  $("views").append($("after")); // where there is room
+}
+
 // ---- start -----------------------------------------------------------------------------------
 
 function turnSphere() {
@@ -1168,6 +1185,7 @@ $("another").onclick = () => askFor(Math.floor(Math.random() * SIZES.test));
 $("win").onclick = () => fork(makeWin);
 $("fresh").onclick = () => fork(() => confirm("fresh", 1));
 $("longer").onclick = () => fork(() => confirm("longer", 4));
+if (DATA.step) standAlone(STORY.find(({ key: name }) => name === DATA.step));
 $("copy").onclick = copy;
 $("clear").onclick = clear;
 turnSphere();

@@ -2,7 +2,8 @@
 // came out say: those sentences are chosen by the reader's own run. `found` is what the package's
 // studies found with ten seeds; tests hold its numbers and verdicts to data/results.
 //
-// A step: `set` is the run; `against` what it is compared with; `choices` the predictions;
+// A step: `key` is its name in Python, `levers` and `views` what is left of the board where it stands
+// alone in a notebook; `set` is the run; `against` what it is compared with; `choices` the predictions;
 // `came(run, base, world)` which of them came true; `after(...)` two sentences. The world is
 // { noun, C, D, chance, floor, frozen, queries, find }, find(settings) an earlier run or undefined.
 
@@ -44,7 +45,10 @@ const STORY = (() => {
 
   return [
     {
+      key: "crowding",
       name: "Crowding",
+      levers: ["scale", "margin"],
+      views: ["heat", "angles", "curve"],
       found:
         "They crowded (study threshold_aviary, 128 dimensions, 120 epochs): RMS cosine 0.228, mean cosine 0.214. The direction that all proxies share makes 0.880 of the mean square.",
       set: {},
@@ -76,7 +80,10 @@ const STORY = (() => {
       },
     },
     {
+      key: "remedy",
       name: "The remedy",
+      levers: ["so_weight"],
+      views: ["heat", "angles", "curve"],
       found:
         "λ = 100 took the RMS cosine from 0.228 to 0.040 (study threshold_aviary). But the shared direction did not go away: it moved into the embeddings, whose mean grew from 0.607 long to 0.783.",
       set: { so_weight: 100 },
@@ -99,7 +106,10 @@ const STORY = (() => {
       ],
     },
     {
+      key: "help",
       name: "Does it help?",
+      levers: ["so_weight", "seed"],
+      views: ["angles", "curve", "loss-chart"],
       found:
         "With 20 epochs in 64 dimensions, λ = 100 changed Recall@1 by −0.004 (study convergence_heads): corrected for 24 comparisons, no difference shown.",
       set: { so_weight: 100, seed: 1 },
@@ -115,7 +125,10 @@ const STORY = (() => {
       ],
     },
     {
+      key: "cones",
       name: "The two cones",
+      levers: ["dim", "threshold", "scale"],
+      views: ["space", "angles", "curve"],
       found:
         "The cosine of the two means was −0.977, and the mean embedding 0.607 long (study threshold_aviary). Nearly opposite cones, in every seed.",
       set: {},
@@ -134,7 +147,10 @@ const STORY = (() => {
       ],
     },
     {
+      key: "threshold",
       name: "Move the threshold",
+      levers: ["threshold", "threshold_lr", "so_weight"],
+      views: ["space", "angles", "curve"],
       found:
         "b = 0.4 took the mean cosine of the proxies from 0.214 to −0.016 and the mean embedding from 0.607 long to 0.153; b learned, ending at 0.438, did the same (study threshold_aviary). So a threshold frees proxies and embeddings of the shared direction, where SO only moves it. Recall@1 changed by −0.001 at b = 0.4 and by −0.000 with b learned: no difference shown.",
       set: { threshold: 0.4 },
@@ -161,7 +177,10 @@ const STORY = (() => {
       },
     },
     {
+      key: "epochs",
       name: "More epochs",
+      levers: ["so_weight", "epochs"],
+      views: ["angles", "curve", "loss-chart"],
       found:
         "In 512 dimensions, λ = 30 gained 0.016 after 20 epochs: higher. After 120 epochs the difference was −0.003 and after 240 it was +0.002: no difference shown (study convergence_heads). SO made heads learn faster, not better.",
       set: { so_weight: 100, epochs: "×4" },
@@ -183,7 +202,10 @@ const STORY = (() => {
       },
     },
     {
+      key: "scale",
       name: "Scale",
+      levers: ["scale", "epochs"],
+      views: ["space", "angles", "curve"],
       found:
         "How much of it is left with more epochs is asked by the study scale_batches: run it with “sobook study scale_batches”, or take your own to Python, below.",
       set: { scale: 8 },
