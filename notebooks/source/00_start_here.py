@@ -178,8 +178,11 @@ exercises.check("00.1", recall_at_k)
 if not session.quick:  # before hours of computing: a few steps, timed here and now
     estimate = session.estimate(config, len(train))
     print(f"each of the two runs, with {estimate}")
-    if estimate.batch_size < config.batch_size:
-        print(f"Batches of {config.batch_size} do not fit: pass batch_size={estimate.batch_size} to every session.config(...), and say so with the result.")
+    if estimate.chunk_size != config.chunk_size:
+        print(
+            "Memory is short: pass chunk_size="
+            f"{estimate.chunk_size} to every session.config(...)."
+        )
 
 # %%
 pa = session.fit(session.config(so_weight=0.0))

@@ -24,7 +24,9 @@ from sobook.errors import SobookError, check_choice, check_fields, check_types
 # Part of every identity: raise it when the same settings come to train differently.
 SCHEMA = 2  # 2: no weight decay on norms and biases
 # Where the data lie, and where and how a run computes, do not shape its result.
-_NOT_IDENTITY = ("root", "run_dir", "device", "workers", "checkpoint_minutes", "tracker")
+_NOT_IDENTITY = (
+    *("root", "run_dir", "device", "workers", "checkpoint_minutes", "tracker", "chunk_size"),
+)
 
 # Beyond these a value is a slip, and would be noticed only hours later, or by the whole machine.
 _MOST_EPOCHS = 9_999  # names of epochs in a run folder have four digits
@@ -198,6 +200,9 @@ class TrainConfig(BaseConfig):
     evaluation are float32."""
     gradient_checkpointing: bool = False
     """Keep fewer activations and compute them again: less memory, about a third slower."""
+    chunk_size: int | None = None
+    """Embed this many images of a batch at a time, and again for the gradient of the joint loss
+    (gradient caching): the memory of a chunk, the batch of the recipe, about a third slower."""
     compile: bool = False
     """Compile the backbone with torch.compile: worth it for long runs on a GPU."""
 
@@ -218,6 +223,7 @@ class TrainConfig(BaseConfig):
             check_choice("tracker", self.tracker, ("tensorboard", "wandb"))
         self._check(["lr"], lambda value: value > 0, "positive")
         self._check_range("workers", 0, _MOST_WORKERS)
+        self._check_range("chunk_size", 1, 10**9)
         not_negative = ["warmup_epochs", "checkpoint_minutes"]
         self._check(not_negative, lambda value: value >= 0, "0 or more")
         self._check(["crop_scale"], lambda value: 0 < value <= 1, "in (0, 1]")

@@ -187,7 +187,7 @@ def plain_errors(folder: Path) -> Iterator[None]:
         if isinstance(error, TrainingError):
             reason = str(error)
         elif isinstance(error, torch.cuda.OutOfMemoryError) or "allocate memory" in str(error):
-            reason = "there is too little memory: use a smaller batch or gradient_checkpointing."
+            reason = "there is too little memory: set chunk_size or gradient_checkpointing."
         elif type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             reason = f"the encoder could not be compiled ({first_line(error)}): leave compile out."
         elif torch.distributed.is_initialized() and _is_lost_peer(str(error)):

@@ -21,16 +21,20 @@ _FEW = 8 * 224 * 224  # pixels in a batch that is timed without a GPU
 class Estimate:
     """What a training run will need.
 
-    >>> print(Estimate(batch_size=90, minutes=42.4, peak_bytes=11.2e9))
-    batches of 90: about 42 minutes of training, 11.2 GB of GPU memory at the peak
+    >>> print(Estimate(batch_size=180, chunk_size=90, minutes=42.4, peak_bytes=None))
+    batches of 180, 90 images at a time: about 42 minutes of training
     """
 
     batch_size: int
+    chunk_size: int | None  # that fits into memory; None: the batch does
     minutes: float
     peak_bytes: float | None  # None on the CPU
 
     def __str__(self) -> str:
-        text = f"batches of {self.batch_size}: about {self.minutes:.0f} minutes of training"
+        text = f"batches of {self.batch_size}"
+        if self.chunk_size is not None:
+            text += f", {self.chunk_size} images at a time"
+        text += f": about {self.minutes:.0f} minutes of training"
         if self.peak_bytes is not None:
             text += f", {self.peak_bytes / 1e9:.1f} GB of GPU memory at the peak"
         return text
@@ -39,23 +43,25 @@ class Estimate:
 def estimate(config: TrainConfig, images: int, *, steps: int = 3) -> Estimate:
     """Take a few training steps on random pixels, and say what the whole run will need.
 
-    The batch is halved until it fits into memory. Reading pictures and evaluating are not counted.
+    What is embedded at a time (`chunk_size`) is halved until it fits into memory; the batch stays.
+    Reading pictures and evaluating are not counted.
 
     Args:
         config: of the run to come.
         images: how many there are to train on.
         steps: to be timed, after one to warm up.
     """
+    at_once = min(config.batch_size, config.chunk_size or config.batch_size)
     try:
         seconds, peak = _measure(config, steps)
     except torch.cuda.OutOfMemoryError:
-        if config.batch_size < 2:
+        if at_once < 2:
             raise
     else:
         minutes = config.epochs * (images // config.batch_size) * seconds / 60
-        return Estimate(config.batch_size, minutes, peak)
+        return Estimate(config.batch_size, config.chunk_size, minutes, peak)
     torch.cuda.empty_cache()  # here, where the error holds no tensors any more
-    return estimate(config.replace(batch_size=config.batch_size // 2), images, steps=steps)
+    return estimate(config.replace(chunk_size=at_once // 2), images, steps=steps)
 
 
 def dry_run(config: TrainConfig) -> str:
@@ -74,10 +80,10 @@ def dry_run(config: TrainConfig) -> str:
     if device.type != "cuda":
         few = min(few, max(2, _FEW // plan.encoder.image_size**2))
     found = estimate(config.replace(batch_size=few), len(plan.data.train), steps=1)
-    if found.batch_size < few:
+    if found.chunk_size != config.chunk_size:
         raise SobookError(
-            f"batches of {few} do not fit into the memory of {device}: batch_size "
-            f"{found.batch_size} does, or try gradient_checkpointing."
+            f"batches of {few} do not fit into the memory of {device}: set chunk_size to "
+            f"{found.chunk_size}, which keeps the batch, or try gradient_checkpointing."
         )
     resumes = "" if run is None else "; resumes what is there"
     found = dataclasses.replace(found, batch_size=config.batch_size)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 
 from sobook import geometry
@@ -269,7 +270,9 @@ class Trainer:
         processes: Processes,
     ):
         self.config, self.steps, self.processes = config, steps, processes
-        precision = config.precision if isinstance(config, TrainConfig) else "float32"
+        precision, self.chunk_size = "float32", None
+        if isinstance(config, TrainConfig):
+            precision, self.chunk_size = config.precision, config.chunk_size
         self.device, self.precision = processes.device, getattr(torch, precision)
         self.bare_model, self.loss = model.to(self.device), loss.to(self.device)
         self.parameters = [*model.parameters(), *loss.parameters()]
@@ -306,7 +309,7 @@ class Trainer:
         inputs = inputs.to(self.device, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
         with self.autocast:
-            embeddings = self.model(inputs)  # (b, D)
+            embeddings = self._embed(inputs)  # (b, D)
         size = self.config.batch_size
         embeddings, labels = self.processes.gather(embeddings, labels, size)  # (B, D), (B,)
         _check_finite("an embedding", float(embeddings.detach().sum()), step)
@@ -328,6 +331,18 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return {**values, "gradient_norm": norm}
+
+    def _embed(self, inputs: Tensor) -> Tensor:
+        """(b, D) embeddings. In chunks, only the inputs are kept, and backward embeds them again.
+
+        The loss compares every image with every proxy of the batch, so batches cannot be split and
+        their gradients added; activations can. Source: Gao et al., arXiv 2101.06983 (GradCache).
+        """
+        size = self.chunk_size
+        if size is None or len(inputs) <= size:
+            return self.model(inputs)
+        parts = [checkpoint(self.model, part, use_reentrant=False) for part in inputs.split(size)]
+        return torch.cat(parts)
 
     def state(self) -> dict[str, Any]:
         """All that resuming needs."""

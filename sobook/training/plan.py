@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sobook import files, retrieval
 from sobook.data import image_sets, loader, pixels
@@ -183,6 +184,12 @@ def make_encoder(config: TrainConfig) -> Encoder:
     encoder = Encoder.create(config.encoder, dim=config.dim, **config.encoder_options)
     if config.gradient_checkpointing:
         encoder.backbone.set_grad_checkpointing()
+    normalizing = any(isinstance(part, _BatchNorm) for part in encoder.modules())
+    if config.chunk_size and normalizing:
+        raise SobookError(
+            f"chunk_size is {config.chunk_size}, but {config.encoder} has batch normalization, "
+            "which would see chunks and not batches: use gradient_checkpointing."
+        )
     if config.compile:
         encoder.backbone.compile()  # in place: names of the weights stay
     return encoder
@@ -262,7 +269,8 @@ def _step_bytes(config: TrainConfig, encoder: Encoder, data: Data) -> int:
     """Memory of a training step, roughly: weights, gradients, AdamW's moments, activations."""
     weights = sum(weight.numel() for weight in encoder.parameters())
     weights += data.train.num_classes * encoder.dim
-    activations = config.batch_size * _activations(encoder)
+    at_once = min(config.batch_size, config.chunk_size or config.batch_size)
+    activations = at_once * _activations(encoder)
     if config.gradient_checkpointing:  # of one block at a time, and one tensor for each
         activations //= max(1, len(getattr(encoder.backbone, "blocks", ())))
     width = 4 if config.precision == "float32" else 2
@@ -297,6 +305,6 @@ def _check_memory(needed: int, device: torch.device) -> None:
     if needed > there:
         raise SobookError(
             f"a training step needs about {_in_words(needed)} of memory, and {device} has "
-            f"{_in_words(there)}: choose a smaller batch_size, image_size or encoder, or "
-            "gradient_checkpointing."
+            f"{_in_words(there)}: set chunk_size (the batch stays) or gradient_checkpointing, or "
+            "choose a smaller image_size or encoder."
         )

@@ -34,19 +34,20 @@ def test_it_takes_the_steps_of_the_run(config, monkeypatch):
     assert seen == [(True, torch.bfloat16)] * 3
 
 
-def test_a_batch_that_does_not_fit_is_halved(config, monkeypatch):
+def test_what_does_not_fit_is_embedded_in_chunks_and_the_batch_stays(config, monkeypatch):
     tried = []
 
     def measure(config, steps):
-        tried.append(config.batch_size)
-        if config.batch_size > 50:
+        tried.append(config.chunk_size)
+        if (config.chunk_size or config.batch_size) > 50:
             raise torch.cuda.OutOfMemoryError("too large")
         return 0.5, 9e9
 
     monkeypatch.setattr(estimating, "_measure", measure)
     found = estimate(config.replace(batch_size=180), images=4500)
-    assert tried == [180, 90, 45]
-    assert found.batch_size == 45 and found.minutes == pytest.approx(3 * 100 * 0.5 / 60)
+    assert tried == [None, 90, 45]
+    assert (found.batch_size, found.chunk_size) == (180, 45)
+    assert found.minutes == pytest.approx(3 * 25 * 0.5 / 60)
 
 
 def test_what_does_not_fit_at_all_is_an_error(config, monkeypatch):

@@ -370,3 +370,9 @@ class TestSeen:
             progress=False,
         )
         np.testing.assert_allclose(losses(plain.path), losses(again.path), rtol=1e-5)
+
+    def test_chunks_change_nothing_but_memory(self, long_config, tmp_path):
+        plain = fit(long_config, progress=False)
+        again = fit(long_config.replace(chunk_size=3, run_dir=tmp_path / "again"), progress=False)
+        np.testing.assert_allclose(losses(plain.path), losses(again.path), rtol=1e-5)
+        np.testing.assert_allclose(plain.proxies(-1), again.proxies(-1), atol=1e-3)  # float16

@@ -15,7 +15,7 @@ from sobook.errors import SobookError, TrainingError
 from sobook.training import distributed, estimate, plan, tracker
 from sobook.training.config import TrainConfig
 from sobook.training.loop import evaluate_run, fit
-from sobook.training.plan import make_plan
+from sobook.training.plan import make_encoder, make_plan
 
 CPU = torch.device("cpu")
 
@@ -121,7 +121,9 @@ class TestMachine:
 
     def test_memory(self, config, monkeypatch):
         monkeypatch.setattr(plan.os, "sysconf", lambda _: 2000)  # pages, and bytes of one
-        refuse(config, "a training step needs about .. MB of memory, and cpu has 4 MB: choose a")
+        refuse(
+            config, "a training step needs about .. MB of memory, and cpu has 4 MB: set chunk_size"
+        )
 
     def test_folders_that_cannot_be_written(self, config, tmp_path, monkeypatch):
         (tmp_path / "file").write_text("")
@@ -185,10 +187,10 @@ class TestDryRun:
 
     def test_a_batch_that_does_not_fit(self, pictures, monkeypatch):
         def halved(config, images, *, steps):
-            return estimate.Estimate(config.batch_size // 2, 1.0, 1e9)
+            return estimate.Estimate(config.batch_size, 2, 1.0, 1e9)
 
         monkeypatch.setattr(estimate, "estimate", halved)
-        with pytest.raises(SobookError, match="batches of 4 do not fit .*: batch_size 2 does"):
+        with pytest.raises(SobookError, match="batches of 4 do not fit .*: set chunk_size to 2"):
             estimate.dry_run(pictures(*[3] * 8))
 
     def test_minutes_do_not_depend_on_the_few_images_that_are_timed(self, pictures, monkeypatch):
@@ -220,3 +222,8 @@ def test_plans_are_plain_values(pictures):
 def test_memory_and_compilers_that_give_out_are_one_sentence(tmp_path, error, message):
     with pytest.raises(TrainingError, match=message), distributed.plain_errors(tmp_path):
         raise error
+
+
+def test_chunks_and_batch_normalization_do_not_go_together():
+    with pytest.raises(SobookError, match="resnet18 has batch normalization"):
+        make_encoder(TrainConfig(encoder="resnet18", weights=None, chunk_size=4))
