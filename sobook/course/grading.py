@@ -127,10 +127,12 @@ def _inert(text: str) -> str:
 def _run(notebook, timeout: float) -> str | None:
     """Execute in place, in an empty folder; returns why it was cut short, if it was."""
     from nbclient import NotebookClient
+    from traitlets.config import Config
 
     environment = {key: value for key in _KEPT_VARIABLES if (value := os.environ.get(key))}
     environment["SOBOOK_DATA"] = str(files.data_root().resolve())
-    with tempfile.TemporaryDirectory(prefix="sobook-grade-") as folder:
+    temporary = tempfile.TemporaryDirectory
+    with temporary(prefix="sobook-grade-") as folder, temporary() as sockets:
         environment["HOME"] = folder
         environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
         client = NotebookClient(
@@ -141,6 +143,8 @@ def _run(notebook, timeout: float) -> str | None:
             store_widget_state=False,
             record_timing=False,
             resources={"metadata": {"path": folder}},
+            # Through files, not TCP, which other users of the machine could listen to.
+            config=Config(ConnectionFileMixin={"transport": "ipc", "ip": f"{sockets}/kernel"}),
         )
         client.create_kernel_manager()
         out_of_time = threading.Event()

@@ -1,0 +1,121 @@
+"""The notebooks as assignments for nbgrader and Otter-Grader: ``python notebooks/graders.py``.
+
+Both call the checks of the course, `sobook.course.exercises.judge`; what they add is handing out,
+collecting and a database of points. See docs/teaching/grading.md for how to use what this writes.
+
+* ``nbgrader --out COURSE`` writes ``source/NN_name/NN_name.ipynb``: after each exercise a locked
+  cell with a point for it, and ``nbgrader_config.py``.
+* ``otter --out FOLDER`` writes ``NN_name/NN_name.ipynb`` as it is, and a file per exercise in
+  ``NN_name/tests``.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+
+HERE = Path(__file__).resolve().parent
+CHECK = re.compile(r'exercises\.check\("(\d\d)\.(\d+)", (\w+)\)')
+
+NBGRADER_CONFIG = """\
+from nbgrader.converters.generate_assignment import GenerateAssignment
+
+c = get_config()  # noqa: F821
+c.CourseDirectory.course_id = "sobook"
+# The exercises have stubs of their own, which nbgrader would replace.
+c.GenerateAssignment.preprocessors = [
+    step for step in GenerateAssignment().preprocessors if step.__name__ != "ClearSolutions"
+]
+c.ExecutePreprocessor.timeout = 900  # seconds per cell: the first notebook may have to train
+"""
+OTTER_TEST = '''\
+OK_FORMAT = True
+
+test = {{
+    "name": "{name}",
+    "points": 1,
+    "suites": [
+        {{
+            "type": "doctest",
+            "scored": True,
+            "cases": [
+                {{
+                    "code": r"""
+>>> from sobook.course import exercises
+>>> print(exercises.judge("{exercise}", {function}).message)
+right.
+""",
+                    "hidden": False,
+                    "locked": False,
+                }}
+            ],
+        }}
+    ],
+}}
+'''
+
+
+def stubs(notebook: nbformat.NotebookNode) -> Iterator[tuple[int, str, str]]:
+    """The cells that check an exercise: (position, exercise, the student's function)."""
+    for position, cell in enumerate(notebook.cells):
+        if cell.cell_type == "code" and (found := CHECK.search(cell.source)):
+            yield position, f"{found[1]}.{found[2]}", found[3]
+
+
+def for_nbgrader(notebook: nbformat.NotebookNode) -> None:
+    """Mark the exercises as answers, and put a locked cell with a point after each; in place."""
+    for position, exercise, function in reversed(list(stubs(notebook))):
+        place = exercise.replace(".", "-")
+        answer = {"schema_version": 3, "grade_id": f"answer-{place}", "task": False}
+        answer |= {"solution": True, "grade": False, "locked": False}
+        notebook.cells[position].metadata["nbgrader"] = answer
+        code = f'verdict = exercises.judge("{exercise}", {function})\n'
+        code += "assert verdict.passed, verdict.message"
+        test = nbformat.v4.new_code_cell(code, id=f"point-{place}")
+        test.metadata["nbgrader"] = answer | {
+            "grade_id": f"point-{place}",
+            "solution": False,
+            "grade": True,
+            "locked": True,
+            "points": 1,
+        }
+        notebook.cells.insert(position + 1, test)
+
+
+def write_nbgrader(out: Path) -> None:
+    for path in sorted(HERE.glob("[0-9][0-9]_*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        for_nbgrader(notebook)
+        folder = out / "source" / path.stem
+        folder.mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook, folder / path.name)
+    (out / "nbgrader_config.py").write_text(NBGRADER_CONFIG, encoding="utf-8")
+
+
+def write_otter(out: Path) -> None:
+    for path in sorted(HERE.glob("[0-9][0-9]_*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        tests = out / path.stem / "tests"
+        tests.mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook, tests.parent / path.name)
+        for _, exercise, function in stubs(notebook):
+            name = f"ex_{exercise.replace('.', '_')}"
+            text = OTTER_TEST.format(name=name, exercise=exercise, function=function)
+            (tests / f"{name}.py").write_text(text, encoding="utf-8")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="graders.py", description=__doc__.splitlines()[0])
+    parser.add_argument("grader", choices=("nbgrader", "otter"))
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    {"nbgrader": write_nbgrader, "otter": write_otter}[options.grader](options.out)
+    print(f"written: {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
