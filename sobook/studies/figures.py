@@ -38,6 +38,7 @@ _WORDS = {
     "rms_cosine": "RMS cosine of proxies",
     "embedding_mean_length": "length of the mean embedding",
     "threshold_at_end": "b at the end",
+    "recall_without_common": "Recall@1 without the common direction",
 }
 
 
@@ -236,8 +237,10 @@ def labels_of(rows: pd.DataFrame, factors: Sequence[str]) -> list[str]:
 
 def _setting(values: dict[str, Any]) -> str:
     """The values of factors in words, e.g. "PA, λ = 10"."""
-    parts = []
+    parts: list[str] = []
     for name, value in values.items():
         shown = f"{value:g}" if isinstance(value, int | float) else str(value)
-        parts.append(shown if name in LABELS else f"{in_words(name)} = {shown}")
+        part = shown if name in LABELS else f"{in_words(name)} = {shown}"
+        if not any(part in said for said in parts):  # a case's name may say it already
+            parts.append(part)
     return ", ".join(parts)
