@@ -47,6 +47,7 @@ from sobook.course import exercises
 from sobook.data import benchmarks, image_sets, pixels
 from sobook.embedding import embed
 from sobook.encoder import Encoder
+from sobook.interactive import lab
 from sobook.losses import ProxyAnchor
 from sobook.retrieval import evaluate, nearest_neighbors
 from sobook.statistics import compare_classes, verdict
@@ -350,7 +351,7 @@ push_of_proxies = by_hand.clamp_min(0).sum(0)  # (C,)
 print(f"push handed out by each proxy: {push_of_proxies.numpy().round(2)}, at most α / |P| = {32 / len(push_of_proxies):.0f}")
 
 # %% [markdown]
-# Two bounds follow at once, because a softmax sums to 1. All the push that one proxy hands out, $\sum_x \lvert\partial L/\partial s(x,p)\rvert$ over its negatives, is at most $\alpha/|P|$, however many images there are and however wrong they are; and what a hard example gains, the others lose. So hard examples do not make the gradient *large*. They make it *narrow*: the same total falls on fewer of them. That is why one mislabeled image can do harm (it is the hardest of its column, and takes most of the weight), and why the loss does not explode when it meets one.
+# Two bounds follow at once, because a softmax sums to 1. All the push that one proxy hands out, $\sum_x \lvert\partial L/\partial s(x,p)\rvert$ over its negatives, is at most $\alpha/|P|$, however many images there are and however wrong they are; and what a hard example gains, the others lose. So hard examples do not make the gradient *large*. They make it *narrow*: the same total falls on fewer of them. That is why one mislabeled image can do harm (it is the hardest of its column, and takes most of the weight), and why the *gradient* does not explode when it meets one. The loss itself goes on growing, by $\alpha$ for each unit of cosine: up to $\alpha(1+\delta) + \log n$ for $n$ negatives that all sit on the proxy.
 #
 # From cosines to embeddings it is one more step. Since $s = \hat x^\top\hat p$ and $\hat x = x/\lVert x\rVert$,
 #
@@ -575,9 +576,37 @@ figures.spheres({"after training": seven["after"]}, seven["labels"])
 pd.DataFrame({"four classes": describe_toy(four), "seven classes": describe_toy(seven)}).round(3)
 
 # %% [markdown]
-# **What we see.** Not seven neat clouds. The loss stays high, and some proxies have merged: the largest cosine of two of them says how closely. Space for seven directions is not the problem; the loss asks for more than different directions. A class must have *negative* cosines, comfortably below $-\delta$, with all proxies but its own. Four classes can have that in three dimensions: they stand like the corners of a tetrahedron. For seven it is tight, and no term of the loss keeps two proxies apart, so nothing resists when some of them fall together. (Whether they *had* to is another question: notebook 05 adds such a term and tries again.)
+# **What we see.** Not seven neat clouds. The loss stays high, and some proxies have merged: the largest cosine of two of them says how closely. Does three-dimensional space have no room? One might think so: directions that are pairwise at obtuse angles exist only for $C \le D+1$ (in space, the four corners of a tetrahedron). But the loss does not ask that of proxies, nor of clouds. It compares clouds *with proxies*, and these may lie on opposite sides. Put the seven clouds on a ring around the north pole and their proxies on a ring around the south pole, each below its cloud:
+
+# %%
+def rings(classes, height):
+    """Clouds on a ring in the north, proxies on the same ring in the south."""
+    turn = 2 * math.pi * torch.arange(classes) / classes
+    radius = math.sqrt(1 - height**2)
+    flat = torch.stack([radius * turn.cos(), radius * turn.sin()], dim=1)
+    up = torch.full((classes, 1), height)
+    return torch.cat([flat, up], 1), torch.cat([flat, -up], 1)
+
+
+north, south = rings(7, height=0.65)  # (7, 3) each
+ring_cosines = north @ south.T
+own_mean, other_max = ring_cosines.diagonal().mean(), ring_cosines[0, 1:].max()
+by_hand = proxy_anchor(
+    north.repeat_interleave(40, 0), torch.arange(7).repeat_interleave(40), south
+)
+print(f"rings: own cosine {own_mean:+.2f}, nearest other {other_max:+.2f}, ", end="")
+print(f"loss {by_hand:.2f}; trained: loss {seven['losses'][-1]:.2f}")
+for name, toy in (("four", four), ("seven", seven)):
+    x, p = (F.normalize(rows, dim=1).mean(0) for rows in toy["after"])
+    print(f"{name} classes, trained: cosine of mean embedding and mean proxy ", end="")
+    print(f"{F.cosine_similarity(x, p, dim=0):+.2f}")
+
+# %% [markdown]
+# On the rings all seven classes are told apart: own cosines are positive, all others negative. So there *is* room. But at seven the margins of $\pm\delta$ cannot all be kept, and the loss is no smaller than that of the run that let proxies merge: no term keeps two proxies apart, so nothing resists when some fall together. (Notebook 05 adds such a term and tries again.)
 #
-# In general $C$ directions can be pairwise at obtuse angles only if $C \le D+1$; then they can form a *simplex*, like the triangle in the plane and the tetrahedron in space. **So how will the loss of seven classes depend on $D$?**
+# The other lines show that training found the same trick by itself: already with four classes the mean embedding and the mean proxy point in opposite directions. Clouds on one cone, proxies on the opposite one. Keep this picture; section 6 meets it again in 128 dimensions, and notebook 09 finds out what makes it.
+#
+# **How will the loss of seven classes depend on $D$?**
 
 # %%
 DIMS = [2, 3, 4, 5, 6, 7, 8, 12]
@@ -586,13 +615,11 @@ final = [train_toy(classes=7, dim=dim)["losses"][-1] for dim in DIMS]
 figure = figures.new_figure(7.5, 3.8)
 axis = figure.subplots()
 axis.plot(DIMS, final, "o-", color=figures.COLORS["PA"])
-axis.axvline(6, color=figures.COLORS["chance"], ls=":", lw=1.6)
-axis.text(6.1, max(final) * 0.93, "from here on, room for a simplex")
 axis.set(xlabel="dimensions D", ylabel="loss after training", ylim=(0, None), title="seven classes")
 figures.finish(figure, "Loss after training with seven classes, by dimension: " + ", ".join(f"{value:.1f} at D = {dim}" for dim, value in zip(DIMS, final, strict=True)) + ".")
 
 # %% [markdown]
-# Dimensions help, and quickly. At the dotted line the loss has already become small: since a cloud need not sit on its proxy, the loss gets by with less than a simplex. Real embeddings have hundreds of dimensions, and CUB a hundred training classes: plenty of room. Standard Online Products has eleven thousand classes, far more than dimensions. Keep the picture of the merged proxies.
+# Dimensions help, and quickly. Real embeddings have hundreds of dimensions, and CUB a hundred training classes: plenty of room. Stanford Online Products has eleven thousand classes, far more than dimensions. Keep the picture of the merged proxies.
 
 # %% [markdown]
 # ## 5 · The learning rate of the proxies
@@ -619,7 +646,7 @@ figures.finish(figure, f"Loss over steps for four learning rates of the proxies;
 pd.DataFrame({f"D = {dim}, {name}": describe_toy(toy) for dim, runs in toys.items() for name, toy in runs.items()}).T.round(2)
 
 # %% [markdown]
-# **What we see.** The loss falls even with proxies that never move: the network drags the points to wherever the random proxies happen to stand. That is what makes the mistake so hard to notice. The last column gives it away: *moved by* zero. In three dimensions, where random proxies stand badly, the damage is plain; in sixteen there is more room, and it is smaller. (Issue 25 of the official Proxy Anchor repository reports this very bug, in a baseline.)
+# **What we see.** The loss falls even with proxies that never move: the network drags the points to wherever the random proxies happen to stand. That is what makes the mistake so hard to notice. The last column gives it away: *moved by* zero. In three dimensions, where random proxies stand badly, the damage is plain; in sixteen there is more room, and it is smaller. (The [official Proxy Anchor code](https://github.com/tjddus9597/Proxy-Anchor-CVPR2020/issues/25) once had this very bug: when it was released, the proxies of its *baseline*, Proxy-NCA, were not given to the optimizer. The author writes that the omission came with the release and that they were optimized in the paper's experiments.)
 #
 # So test it, once, in your own code: take a step, and assert that the proxies are not what they were.
 #

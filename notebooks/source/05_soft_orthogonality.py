@@ -47,6 +47,7 @@ from sobook.course import exercises
 from sobook.data import benchmarks, image_sets
 from sobook.embedding import embed
 from sobook.encoder import Encoder
+from sobook.interactive import lab
 from sobook.losses import SO_WEIGHT, ProxyAnchor, SoftOrthogonalProxyAnchor, soft_orthogonality
 from sobook.retrieval import evaluate
 from sobook.statistics import compare_classes, compare_seeds, t_interval, verdict
@@ -105,14 +106,16 @@ for name, shape in shapes.items():
 # Orthogonal unit vectors have $\hat P\hat P^\top = I$, the $C\times C$ identity. Soft orthogonality measures how far from it we are, as a squared Frobenius norm:
 #
 # $$
-# \text{SO}(P) = \lVert \hat P\hat P^\top - I \rVert_F^2 = \sum_{i\ne j}\cos^2\theta_{ij} .
+# \text{SO}_{\text{sum}}(P) = \lVert \hat P\hat P^\top - I \rVert_F^2 = \sum_{i\ne j}\cos^2\theta_{ij} .
 # $$
 #
 # The diagonal of $\hat P\hat P^\top$ is 1 because rows have unit length, so only cosines of *different* proxies are left. "Soft", because it is one more term in the loss and not a constraint:
 #
 # $$
-# L = L_{\text{PA}} + \lambda\,\text{SO} .
+# L = L_{\text{PA}} + \lambda\,L_{\text{SO}} .
 # $$
+#
+# Two versions occur in the literature and in this notebook: $\text{SO}_{\text{sum}}$, the sum over pairs, which is the one to differentiate and to bound (sections 2, 3, 5 and 6), and $L_{\text{SO}} = \text{SO}_{\text{sum}}/(C(C-1))$, the mean over pairs. Everywhere else in this course "SO" and its $\lambda$ mean the *mean*; section 4 says why.
 
 # %%
 P = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 3.0]])  # three proxies in the plane: at 0°, 45° and 90°
@@ -182,7 +185,7 @@ figures.finish(figure, f"SO of three proxies in the plane over two angles, with 
 # so the gradient with respect to $\hat P$ is $4(\hat P\hat P^\top - I)\hat P$. But $\hat P$ has rows of unit length and cannot move freely: $d\hat p_i = (I - \hat p_i\hat p_i^\top)\,dp_i/\lVert p_i\rVert$. So the part along $\hat p_i$ is removed, row by row, and what is left is divided by the length:
 #
 # $$
-# \frac{\partial\,\text{SO}}{\partial p_i} = \frac{1}{\lVert p_i\rVert}\,(I-\hat p_i\hat p_i^\top)\,g_i, \qquad g_i = 4\sum_{j\ne i}\cos\theta_{ij}\,\hat p_j .
+# \frac{\partial\,\text{SO}_{\text{sum}}}{\partial p_i} = \frac{1}{\lVert p_i\rVert}\,(I-\hat p_i\hat p_i^\top)\,g_i, \qquad g_i = 4\sum_{j\ne i}\cos\theta_{ij}\,\hat p_j .
 # $$
 
 # %%
@@ -235,11 +238,11 @@ print(f"the mean differs by a factor of {table['SO, mean'].max() / table['SO, me
 # %% [markdown]
 # **What we see.**
 #
-# - Without hats most of the term is about *lengths*: it pulls every row to length 1. But Proxy Anchor does not see lengths at all, so that is effort spent on something nobody uses. With hats, only angles count.
+# - Without hats most of the term is about *lengths*: it pulls every row to length 1. But the *value* of Proxy Anchor does not depend on lengths, so that is effort spent on something no cosine uses. With hats, only angles count. (Lengths are not without effect, though: the gradient of section 3 has a factor $1/\lVert p_i\rVert$, and so has Proxy Anchor's. The longer a proxy, the smaller the angle that one step turns it by: a length is a step size.)
 # - The *sum* of equally random proxies differs by four orders of magnitude, because it has $C(C-1)$ terms. A $\lambda$ tuned on CUB would mean something else entirely on SOP. So the package divides:
 #
 # $$
-# \text{SO}_{\text{mean}} = \frac{1}{C(C-1)}\,\lVert\hat P\hat P^\top-I\rVert_F^2 ,
+# L_{\text{SO}} = \frac{1}{C(C-1)}\,\lVert\hat P\hat P^\top-I\rVert_F^2 ,
 # $$
 #
 # the mean squared cosine of two different proxies; its root is the RMS cosine, and chance is $1/D$. These two choices are ours. What the paper does here, and its $\lambda$, we do not know.
@@ -257,7 +260,7 @@ print(f"the mean differs by a factor of {table['SO, mean'].max() / table['SO, me
 # \end{aligned}
 # $$
 #
-# Since rows have unit length, $\lVert\hat P\rVert_F^2 = C$, and SO is $\lVert\hat P^\top\hat P\rVert_F^2 - C$. **Predict:** at which $C$ does the second form become the faster one?
+# Since rows have unit length, $\lVert\hat P\rVert_F^2 = C$, and $\text{SO}_{\text{sum}}$ is $\lVert\hat P^\top\hat P\rVert_F^2 - C$. **Predict:** at which $C$ does the second form become the faster one?
 
 # %%
 def by_classes(unit):
@@ -353,7 +356,7 @@ exercises.check("05.1", so_from_spectrum)
 # $$
 # C^2 = \Big(\sum_{k=1}^{D}\sigma_k^2\Big)^2 \le D\sum_{k=1}^{D}\sigma_k^4
 # \quad\Longrightarrow\quad
-# \text{SO} = \sum_k\sigma_k^4 - C \;\ge\; \frac{C^2}{D}-C ,
+# \text{SO}_{\text{sum}} = \sum_k\sigma_k^4 - C \;\ge\; \frac{C^2}{D}-C ,
 # $$
 #
 # with equality when all $\sigma_k$ are equal: proxies use every direction alike (a *tight frame*).
@@ -364,7 +367,7 @@ exercises.check("05.1", so_from_spectrum)
 # \max_{i\ne j}\lvert\cos\theta_{ij}\rvert \;\ge\; \sqrt{\frac{C^2/D - C}{C(C-1)}} = \sqrt{\frac{C-D}{D(C-1)}} ,
 # $$
 #
-# the *Welch bound*. When is orthogonality impossible, then? Exactly when $C > D$: the floor is positive, since $C$ orthogonal unit vectors would be linearly independent and $D$ dimensions hold only $D$ of those. And equality in the bound asks for two things at once, a tight frame *and* all $\lvert\cos\theta_{ij}\rvert$ equal (the mean of squares equals their largest only if all are the same). Such *equiangular* tight frames exist for few pairs $(C, D)$ only, and never for $C > D(D+1)/2$; exercise 3 builds the simplest. **Predict:** gradient descent on SO alone, in 16 dimensions: will it find the floor? And will the worst pair reach the Welch bound along the way?
+# the *Welch bound*. When is orthogonality impossible, then? Exactly when $C > D$: the floor is positive, since $C$ orthogonal unit vectors would be linearly independent and $D$ dimensions hold only $D$ of those. And equality in the bound asks for two things at once, a tight frame *and* all $\lvert\cos\theta_{ij}\rvert$ equal (the mean of squares equals their largest only if all are the same). Such *equiangular* tight frames exist for few pairs $(C, D)$ only, and never for $C > D(D+1)/2$; exercise 2 builds the simplest. **Predict:** gradient descent on SO alone, in 16 dimensions: will it find the floor? And will the worst pair reach the Welch bound along the way?
 
 # %%
 def descend(C, D, steps=400):
@@ -419,7 +422,7 @@ pd.DataFrame(
 ).T.rename_axis("C").round(3)
 
 # %% [markdown]
-# **What we see.** SO finds its floor every time. The coherence does not come near the bound for $C > D$: the two bounds are the same number (in the right panel one line), but the first is about the *mean* square, the second about the *largest*. A tight frame can be had with some pairs quite close, and SO is content with it. So do not expect SO to separate the worst pair.
+# **What we see.** SO finds its floor every time. That is no luck: up to a constant $\text{SO}_{\text{sum}}$ is the *frame potential* of Benedetto and Fickus, who proved that it has no bad local minima: wherever descent comes to rest at a minimum, it is at the floor. The coherence does not come near the bound for $C > D$: the two bounds are the same number (in the right panel one line), but the first is about the *mean* square, the second about the *largest*. A tight frame can be had with some pairs quite close, and SO is content with it. So do not expect SO to separate the worst pair.
 #
 # As $C/D$ grows the floor rises towards chance. What is there to gain on the four benchmarks?
 
@@ -437,7 +440,7 @@ pd.DataFrame(rows, columns=["data set", "C", "chance RMS cosine", "floor of the 
 # %% [markdown]
 # ### Exercise 2 · Reach the Welch bound (open-ended)
 #
-# Descent on SO found tight frames, whose worst pair stays above the bound. For $C = D+1$ the bound *can* be reached, by the corners of a simplex: all pairs at the same angle. Construct them, as $D+1$ rows in $D$ dimensions. (For most other $C$ and $D$ nobody knows whether it can be reached. Try to get near it for $C = 7$, $D = 3$ by descent on a higher power of the cosines.)
+# Descent on SO found tight frames, whose worst pair stays above the bound. For $C = D+1$ the bound *can* be reached, by the corners of a simplex: all pairs at the same angle. Construct them, as $D+1$ rows in $D$ dimensions. (For most other $C$ and $D$ it is known that the bound *cannot* be reached. Real equiangular tight frames need $C \le D(D+1)/2$, and beyond that conditions of number theory (Sustik, Tropp, Dhillon and Heath): of the 4,753 pairs with $2 \le D < C - 1 < 100$ they leave 32, such as $(6, 3)$, the diagonals of an icosahedron. Try to get near the bound for $C = 7$, $D = 3$, which is not among them, by descent on a higher power of the cosines: how near can you get?)
 #
 # <details><summary>Hint</summary>
 #
@@ -599,6 +602,13 @@ print(f"MAP@R: {results['PA'].map_at_r:.3f} with PA, {results['PA+SO'].map_at_r:
 
 # %% [markdown]
 # Two warnings before anyone quotes these lines. The interval tells how the difference would vary with other *species*; it knows nothing about the luck of *one* training run. Another seed may give another sign; notebook 08 repeats the pair over several. And "no difference shown" is not "no difference": it says that a difference, if there is one, lies within the interval.
+#
+# ### By hand
+#
+# A piece of the [lab](https://sobook.github.io/sobook/lab.html): heads on frozen features, trained in this page, without a kernel. **Predict** how much crowding is left at λ = 100, and press *Train*: it trains without SO first, then with it. Train again and pull λ while it trains: which of the three views answers at once, and which hardly at all?
+
+# %%
+lab.piece("remedy")
 
 # %% [markdown]
 # ## 9 · How much λ?
@@ -688,7 +698,7 @@ print(f"gradient of the proxies: PA {pa_gradient.norm():.2f}, SO (mean) at λ = 
 # ## Summary
 #
 # - Random directions have an RMS cosine of $1/\sqrt D$: near-orthogonality at the start is chance, and correlation is made by training.
-# - $\text{SO} = \lVert\hat P\hat P^\top - I\rVert_F^2$ is the sum of squared cosines. Normalize rows, or it is about lengths; average over pairs, or $\lambda$ means something else on every data set.
+# - $\text{SO}_{\text{sum}} = \lVert\hat P\hat P^\top - I\rVert_F^2$ is the sum of squared cosines. Normalize rows, or it is about lengths; average over pairs, or $\lambda$ means something else on every data set.
 # - Its gradient is $4(\hat P\hat P^\top-I)\hat P$, projected to the tangents of the sphere: linear in the cosines, blind to images. $\lVert\hat P^\top\hat P\rVert_F^2 - C$ is the same number and cheap for many classes.
 # - For $C > D$ the floor is $C^2/D - C$. SO reaches it; the worst pair stays above the Welch bound.
 # - SO makes proxies orthogonal, reliably. Whether that helps retrieval is a separate question; the cells of sections 8 and 9 print what was found here, and notebook 08 asks it over several seeds.
@@ -723,5 +733,7 @@ print(f"gradient of the proxies: PA {pa_gradient.norm():.2f}, SO (mean) at λ = 
 #
 # - F. Saberi-Movahed et al., [Deep Metric Learning with Soft Orthogonal Proxies](https://arxiv.org/abs/2306.13055), 2023: the idea of this notebook, Proxy Anchor with soft orthogonality on a DeiT encoder. We know its abstract, not its settings or results; normalization, averaging and $\lambda$ here are ours.
 # - N. Bansal, X. Chen, Z. Wang, [Can We Gain More from Orthogonality Regularizations in Training Deep CNNs?](https://arxiv.org/abs/1810.09102), NeurIPS 2018: where "soft orthogonality" comes from, on the weights of networks, with stricter relatives that act on the largest cosine or singular value.
+# - J. Benedetto, M. Fickus, Finite normalized tight frames, Advances in Computational Mathematics 18, 2003: the frame potential; every local minimum is a global one.
+# - M. Sustik, J. Tropp, I. Dhillon, R. Heath, On the existence of equiangular tight frames, Linear Algebra and its Applications 426, 2007: which pairs $(C, D)$ are impossible.
 # - L. Welch, Lower bounds on the maximum cross correlation of signals, IEEE Transactions on Information Theory, 1974: the bound of section 6, in its first home, radio.
 # - K. Musgrave, S. Belongie, S.-N. Lim, [A Metric Learning Reality Check](https://arxiv.org/abs/2003.08505), ECCV 2020: why section 8 says so little on the strength of one pair of runs.
