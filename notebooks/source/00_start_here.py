@@ -52,12 +52,12 @@ image_sets.prepare(config.dataset, progress=not session.quick)  # drawn once, th
 test = image_sets.load(config.dataset, "test")
 print(test.describe())
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 1 · The birds
 #
 # Every row below is one *genus*, and every picture is another *species* of it. Before you run the cell: a genus fixes a bird's shape and base colors, a species only its field marks. **Which will be harder to tell apart, two rows or two pictures of one row?**
 
-# %%
+# %% tags=["slide"]
 def picture(image_set, index):
     """One image as (H, W, 3) uint8."""
     return np.asarray(pixels.read_image(image_set.paths[index]))
@@ -86,7 +86,7 @@ figures.finish(
 # %% [markdown]
 # Shape gives the genus away at a glance. The species needs a second look, at a cap, a throat, a bar on the wing. That is the difficulty of real field guides, and of real retrieval: the nearest wrong answers are relatives. [01 · Data](01_data.ipynb) takes the birds apart.
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 2 · What metric learning is for
 #
 # A classifier has one output a class, so it can only answer with classes it was trained on. Often that is no use: a shop has new articles every week, an ornithologist has new birds. What one wants is a *map* from pictures to vectors (*embeddings*) in which pictures of the same class lie close together, **whatever the class**. A query is then answered by its nearest neighbors, and a new class needs no training, only pictures.
@@ -104,7 +104,7 @@ print(f"species in both: {len(shared_species)}; genera in both: {len(shared_gene
 # %% [markdown]
 # The species are all new, their genera need not be: among the birds of CUB, too, most test species have relatives in training. So the model may have learned the look of a genus; which of its new species this one is, it has to see for itself.
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 3 · Without any training: frozen features
 #
 # A *DeiT* (a vision transformer) that was trained elsewhere already turns pictures into useful vectors. In quick mode that is the bundled `deit_micro_patch8_64`, which learned on other drawn birds, none of which occurs here; in full mode a DeiT-Small that learned on ImageNet.
@@ -115,7 +115,7 @@ print(f"species in both: {len(shared_species)}; genera in both: {len(shared_gene
 #
 # **What do you expect for Recall@1 on species that the network has never seen?** Guessing at random would be right about once in as many tries as there are species.
 
-# %%
+# %% tags=["slide"]
 frozen_encoder = Encoder.create(config.encoder, weights=config.weights).to(session.device)
 frozen_embeddings = embed(frozen_encoder, test, progress=False)  # (N, F), rows of unit length
 frozen = evaluate(frozen_embeddings, test.labels)
@@ -163,7 +163,7 @@ for k in (1, 4):
     print(f"K = {k}: yours {recall_at_k(frozen_embeddings, test.labels, k):.4f}, expected {frozen.recall[k]:.4f}")
 exercises.check("00.1", recall_at_k)
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 4 · Train: Proxy Anchor, and Proxy Anchor with soft orthogonality
 #
 # Proxy Anchor gives every training class a learned vector $p_c$, its *proxy*, and pulls the pictures of a class to their proxy and away from all others ([04](04_proxy_anchor.ipynb) derives the formula). Soft orthogonality adds one term, which asks that different proxies be at right angles. With $\hat p_c$ the proxies at unit length, $C$ of them,
@@ -193,12 +193,12 @@ print(f"settings that differ: {pa.config.differences(pa_so.config)}")
 for run in (pa, pa_so):
     print(f"λ = {run.config.so_weight:g}: kept the state after epoch {run.state['selected_epoch']} of {run.config.epochs}, the best on held-out training species")
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 5 · Who retrieves best?
 #
 # **Write down an order before you run the cell: frozen, PA, PA+SO. And how far apart?**
 
-# %%
+# %% tags=["slide"]
 names = ["frozen", "PA", "PA+SO"]
 embeddings = {
     "frozen": frozen_embeddings,
@@ -211,10 +211,10 @@ figures.interval_plot(
     "Recall@1 on unseen species",
 )
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # Look at the intervals, not only at the dots. Overlapping intervals do not settle the matter, though: the three methods answered *the same queries*, and a species that is hard for one is hard for all. The fair comparison is of the differences, species by species; what makes a species hard for all of them cancels, and the interval is narrower:
 
-# %%
+# %% tags=["slide"]
 pairs = [("frozen", "PA"), ("frozen", "PA+SO"), ("PA", "PA+SO")]
 changes = {(a, b): compare_classes(results[a], results[b]) for a, b in pairs}
 figures.interval_plot(
@@ -269,7 +269,7 @@ for name in ("PA", "PA+SO"):
     print(f"{name}: {errors_removed(results['frozen'].recall[1], results[name].recall[1]):.0%} of the frozen encoder's errors are gone")
 exercises.check("00.2", errors_removed)
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 6 · What the pictures say
 #
 # Numbers hide what has changed. Below are four queries, drawn at random: two that training repaired, one that it broke, and one that both get wrong. In both lines the nearest neighbors come first.
@@ -292,7 +292,7 @@ queries = [
     for query in rng.choice(kinds[kind], min(count, len(kinds[kind])), replace=False)
 ]
 
-# %%
+# %% tags=["slide"]
 found = {name: nearest_neighbors(embeddings[name], 6)[1][queries] for name in ("frozen", "PA")}  # (Q, 6)
 figures.retrieval_comparison(
     [picture(test, query) for query in queries],
@@ -304,12 +304,12 @@ figures.retrieval_comparison(
 # %% [markdown]
 # Look at the crossed pictures first. Are they nonsense, or do they have the right shape and the wrong marks? [02 · DeiT features](02_deit_features.ipynb) counts how many are relatives, and [07 · Embedding maps](07_embedding_maps.ipynb) draws all of this as a map.
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 7 · Proxies drift
 #
 # Now to the vectors themselves. Before training, proxies are random, and random directions in many dimensions are nearly at right angles: their cosines spread around zero with a standard deviation of $1/\sqrt{D}$. **What will training with PA do to the cosines between proxies? And with SO?** The heatmap shows the cosine of every pair, in both panels with the same order of classes and the same scale; the strip at the left marks the genera.
 
-# %%
+# %% tags=["slide"]
 last = config.epochs
 proxies = {"PA": pa.proxies(last), "PA+SO": pa_so.proxies(last)}  # (C, D) each, after the last epoch
 groups = [genus(name) for name in pa.state["class_names"]]
@@ -333,10 +333,10 @@ for name, factor in ratio.items():
     change = f"{factor:.1f} times" if factor >= 1 else f"{factor:.2f} of"
     print(f"After {name} the RMS cosine of the proxies is {change} what it was before training.")
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # Is the correlation noise, or does it mean something? **Do species of one genus get more similar proxies than species of two?**
 
-# %%
+# %% tags=["slide"]
 groups = np.array(groups)
 kin = groups[:, None] == groups[None]  # (C, C)
 np.fill_diagonal(kin, False)
@@ -382,12 +382,12 @@ for name, p in proxies.items():
     print(f"{name:6} yours {rms_cosine(p):.6f}, expected {shapes[name].rms_cosine:.6f}")
 exercises.check("00.3", rms_cosine)
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 8 · What came out
 #
 # The conclusion is a cell as well, so that it cannot say more than the numbers do.
 
-# %%
+# %% tags=["slide"]
 print(f"On {test.num_classes} species never seen in training ({len(test):,} queries, one seed):")
 for before, after in pairs:
     print(f"- {describe_change(before, after)}")
