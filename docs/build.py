@@ -16,6 +16,7 @@ import pandas as pd
 import quiz  # beside this file
 
 from sobook.figures.style import alt_text
+from sobook.interactive import lab
 from sobook.studies import figures as study_figures, report, study
 
 HERE = Path(__file__).resolve().parent
@@ -30,6 +31,7 @@ def assemble(notebooks: Path, source: Path) -> None:
     shutil.copytree(HERE, source, ignore=skipped)
     for picture in RESULTS.glob("*.png"):
         shutil.copy(picture, source / "_static")
+    lab.page().save(source / "_static/lab.html")
     for page in ("results.md", "replication.md"):
         text = (HERE / page).read_text(encoding="utf-8")
         text = re.sub(r"\{\{study (\w+)\}\}", lambda found: study_section(found[1]), text)
