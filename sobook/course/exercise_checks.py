@@ -8,6 +8,7 @@ computes the truth the slow way, and beside it what typical mistakes give, so th
 import math
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy import stats
 from torch.nn.functional import cross_entropy
@@ -147,6 +148,101 @@ def genus_recall(answer) -> None:
         (1 - wrong + related, "related_share is a fraction of the *errors*: multiply."),
         (1 - wrong, "that is the recall of the species: some errors are of the right genus."),
     )
+
+
+def triplet_kind(answer) -> None:
+    kinds = ("easy", "semi-hard", "hard")
+    cases = ((0.5, 0.9, 0.2), (0.5, 0.6, 0.2), (0.5, 0.3, 0.2), (0.5, 0.6, 0.05))
+    expected = ("easy", "semi-hard", "hard", "easy")
+    got = tuple(call(answer, *case) for case in cases)
+    for kind in got:
+        if not isinstance(kind, str) or kind not in kinds:
+            raise Wrong(f'the answer is "easy", "semi-hard" or "hard"; this is {kind!r}.')
+    if got == expected:
+        return
+    if got[2] == "semi-hard":
+        raise Wrong("a negative nearer than the positive is hard, by however little.")
+    if got[0] == "hard":
+        raise Wrong("a negative far beyond the positive is easy: are d_ap and d_an exchanged?")
+    if "semi-hard" not in got:
+        raise Wrong("nothing is semi-hard: a triplet within the margin is.")
+    if got[:3] == expected[:3]:
+        raise Wrong("right for a margin of 0.2, but it does not follow the margin.")
+    for (d_ap, d_an, margin), kind, right in zip(cases, got, expected, strict=True):
+        if kind != right:
+            case = f"d_ap = {d_ap}, d_an = {d_an}, margin = {margin}"
+            raise Wrong(f"with {case} the triplet is {right}; yours is {kind}.")
+
+
+def supervised_contrastive(answer) -> None:
+    rows = torch.from_numpy(_rng(4).standard_normal((7, 3)) * _rng(5).uniform(0.5, 3, (7, 1)))
+    labels = torch.tensor([0, 0, 0, 1, 1, 2, 2])
+
+    def loss(*, temperature=0.2, scaled=True, self_positive=False, self_below=False, **how):
+        """The formula, or with a mistake."""
+        unit = unit_rows(rows.numpy()) if scaled else rows.numpy()
+        logits = unit @ unit.T / temperature
+        itself = np.eye(len(rows), dtype=bool)
+        same = labels.numpy()[:, None] == labels.numpy()
+        top = same if self_positive else same & ~itself
+        below = np.ones_like(same) if self_below else ~itself
+        if how.get("negatives_only"):
+            below = ~same
+        e = np.exp(logits)
+        total = (e * below).sum(1, keepdims=True)
+        if how.get("mean_inside"):
+            return -np.log((e * top).sum(1) / top.sum(1) / total[:, 0]).mean()
+        each = ((logits - np.log(total)) * top).sum(1)
+        return -(each if how.get("summed") else each / top.sum(1)).mean()
+
+    value = call(answer, rows, labels, 0.2)
+    compare(
+        value,
+        loss(),
+        (loss(self_positive=True, self_below=True), "this is the function as it was given."),
+        (loss(self_positive=True), "better: but an image is still among its own positives."),
+        (loss(self_below=True), "better: but an image is still in its own denominator."),
+        (loss(summed=True), "divide by |P_i|: the inner sum is a mean over the positives."),
+        (loss(mean_inside=True), "the mean over positives is outside of the logarithm."),
+        (loss(negatives_only=True), "in the denominator are all other images, not only negatives."),
+        (loss(scaled=False), "scale the rows to unit length first."),
+        (loss(temperature=0.1), "it does not follow the temperature."),
+    )
+    if not torch.is_tensor(value):
+        raise Wrong("the value is right, but it is no longer a tensor: no gradient can flow.")
+
+
+def scale_of_nca(answer) -> None:
+    for temperature in (1 / 9, 0.5, 3.0):
+        compare(
+            call(answer, temperature),
+            2 / temperature,
+            (1 / temperature, "where is the 2 of d² = 2 − 2s?"),
+            (temperature / 2, "that is the temperature of NormFace; its scale is asked for."),
+            (-2 / temperature, "the sign: a large cosine is a small distance."),
+            (2 * temperature, "a *low* temperature is a *large* scale."),
+        )
+
+
+def fair_gain(answer) -> None:
+    rng = _rng(6)
+    for _ in range(3):
+        ours, theirs = (
+            pd.DataFrame(rng.uniform(0.4, 0.6, (5, 2)).round(3), columns=["validation", "test"])
+            for _ in range(2)
+        )
+        chosen = [frame.loc[frame["validation"].idxmax()] for frame in (ours, theirs)]
+        best = [frame["test"].max() for frame in (ours, theirs)]
+        average = ours["test"].mean() - theirs["test"].mean()
+        validated = chosen[0]["validation"] - chosen[1]["validation"]
+        compare(
+            call(answer, ours, theirs),
+            chosen[0]["test"] - chosen[1]["test"],
+            (best[0] - best[1], "that chooses both settings on the test species."),
+            (best[0] - chosen[1]["test"], "ours is still chosen on the test species."),
+            (validated, "those values chose the settings: report the test values."),
+            (average, "a mean over settings: nobody would use the bad ones. Choose one."),
+        )
 
 
 def loss_at_zero(answer) -> None:
@@ -502,6 +598,7 @@ _BY_NOTEBOOK = {
     "00": (recall_at_k, errors_removed, rms_cosine),  # start here
     "01": (split_by_class, chance_recall, labels_from_zero),  # data
     "02": (patchify, tokens, genus_recall),  # DeiT features
+    "03": (triplet_kind, supervised_contrastive, scale_of_nca, fair_gain),  # losses
     "04": (loss_at_zero, row_softmax, effective_negatives),  # Proxy Anchor
     "05": (so_from_spectrum, simplex, one_sided),  # soft orthogonality
     "06": (closest_pair, mean_cosine, centered),  # proxy geometry

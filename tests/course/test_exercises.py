@@ -141,6 +141,32 @@ MISTAKES = {
         (lambda wrong, related: wrong * related, "right species count"),
         (lambda wrong, related: 1 - wrong, "species"),
     ],
+    "03.1": [
+        (lambda ap, an, m: "hard" if an <= ap else "easy", "within the margin"),
+        (lambda ap, an, m: kind(an, ap, m), "exchanged"),
+        (lambda ap, an, m: kind(ap, an, 0.2), "follow the margin"),
+        (lambda ap, an, m: "semi-hard" if abs(ap - an) < m + 0.1 else "easy", "however little"),
+        (lambda ap, an, m: "medium", "'medium'"),
+    ],
+    "03.2": [
+        (lambda x, y, t: sup_con(x, y, t, own=True, itself=True), "as it was given"),
+        (lambda x, y, t: sup_con(x, y, t, own=True), "own positives"),
+        (lambda x, y, t: sup_con(x, y, t, itself=True), "own denominator"),
+        (lambda x, y, t: sup_con(x, y, 0.1), "temperature"),
+        (lambda x, y, t: sup_con(x, y, t).item(), "no longer a tensor"),
+        (lambda x, y, t: -sup_con(x, y, t), "sign"),
+    ],
+    "03.3": [
+        (lambda t: 1 / t, "where is the 2"),
+        (lambda t: t / 2, "temperature of NormFace"),
+        (lambda t: 2 * t, "low"),
+    ],
+    "03.4": [
+        (lambda a, b: a.test.max() - b.test.max(), "chooses both settings on the test"),
+        (lambda a, b: a.validation.max() - b.validation.max(), "report the test values"),
+        (lambda a, b: a.test.mean() - b.test.mean(), "mean over settings"),
+        (lambda a, b: by_validation(b) - by_validation(a), "sign"),
+    ],
     "04.1": [
         (lambda y, C, margin=0.1, scale=32.0: zero_loss(y, C, margin, scale, all_pull=True), "P⁺"),
         (lambda y, C, margin=0.1, scale=32.0: -zero_loss(y, C, margin, scale), "sign"),
@@ -251,6 +277,25 @@ def off(matrix):
 
 def right_recall(x, labels, k):
     return recall(x, labels, k, lambda x, k: np.argsort(-x @ x.T + 9 * np.eye(len(x)))[:, :k])
+
+
+def kind(ap, an, margin):
+    if an <= ap:
+        return "hard"
+    return "semi-hard" if an < ap + margin else "easy"
+
+
+def sup_con(x, labels, temperature, own=False, itself=False):
+    logits = F.normalize(x, dim=1) @ F.normalize(x, dim=1).T / temperature
+    diagonal = torch.eye(len(x), dtype=torch.bool)
+    same = (labels[:, None] == labels) & (own | ~diagonal)
+    below = logits if itself else logits.masked_fill(diagonal, -math.inf)
+    log_share = logits - below.logsumexp(1, keepdim=True)
+    return -((log_share * same).sum(1) / same.sum(1)).mean()
+
+
+def by_validation(frame):
+    return frame.loc[frame.validation.idxmax(), "test"]
 
 
 def zero_loss(labels, classes, margin, scale, all_pull=False):
