@@ -16,7 +16,7 @@ NOTEBOOKS = $(wildcard notebooks/*.ipynb notebooks/solutions/*.ipynb)
 FINGERPRINT = $(PY) -c 'import hashlib, os, sys; print(hashlib.sha256((open("pyproject.toml").read() + sys.version + os.getcwd()).encode()).hexdigest())'
 
 .DEFAULT_GOAL := help
-.PHONY: help tutorial test test-here test-slow lab notebooks book book-test bench lint clean venv install
+.PHONY: help tutorial test test-here test-slow lab notebooks book book-test decks bench lint clean venv install
 .NOTPARALLEL:
 
 help: ## print this list
@@ -59,6 +59,9 @@ book-test: install ## open every page of the built site in headless Chromium
 	@$(PY) -c 'import playwright' 2>/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	@$(PY) -m pytest --timeout=600 tests/site
 
+decks: install ## slides of the executed notebooks, which need no network: build/decks/*.html
+	@$(PY) notebooks/decks.py
+
 bench: install ## measure the speed of the parts that matter
 	@$(PY) -m pytest -o addopts= --timeout=0 tests/benchmarks
 
@@ -85,6 +88,13 @@ venv: ## create .venv and install nothing: for choosing your own torch first
 # Much of UMAP's numerical code is compiled once, here, and not in the middle of a lesson.
 COMPILE := from sobook.figures import embeddings; import numpy; embeddings.project(numpy.eye(20), n_neighbors=5)
 
+# uv takes a quarter of pip's time. Where it does not get through (it does not read pip's settings, such
+# as a registry of one's own), pip does.
+EXTRAS := .[notebooks,dev]
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+INSTALL = { uv=$$(command -v uv || { $(PIP) uv && echo $(VENV)/bin/uv; }) && \
+	$$uv pip install --quiet --python $(PY) -e '$(EXTRAS)' || $(PIP) -e '$(EXTRAS)'; }
+
 # pip writes a package's INSTALLER file last: a package without one was interrupted half-way, and
 # removing its record makes pip install it again.
 install: venv
@@ -94,6 +104,6 @@ install: venv
 		test -f "$$info/INSTALLER" || rm -rf "$$info"; \
 	done; \
 	echo "Installing sobook and what it needs into $(VENV): a few minutes, and on Linux up to 6 GB (README: 'CPU only')."; \
-	{ $(PY) -m pip install --quiet --disable-pip-version-check -e '.[notebooks,dev]' && $(PY) -c '$(COMPILE)'; } || { \
+	{ $(INSTALL) && $(PY) -c '$(COMPILE)'; } || { \
 	echo "sobook: the installation failed, the reason is above; once it is fixed (often the network), the same command resumes here." >&2; exit 1; }; \
 	$(FINGERPRINT) > $(STAMP).new && mv $(STAMP).new $(STAMP); }
