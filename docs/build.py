@@ -1,8 +1,8 @@
 """The site from the executed notebooks: ``python docs/build.py``.
 
 Copies pages and notebooks into one folder, fits the notebooks to a book (folded answers, alt texts,
-the Colab badge as a link), writes the results page from the tables in ``data/results``, and lets
-Jupyter Book build it. Nothing is executed. The site works from a file, offline.
+the Colab badge as a link), writes the results page from the tables in ``data/results``, makes the
+lab, and lets Jupyter Book build it. Nothing is executed. The site works from a file, offline.
 """
 
 import re

@@ -16,6 +16,7 @@ from sobook.retrieval import evaluate
 from sobook.statistics import compare_classes, compare_seeds, holm
 from sobook.studies import report, study
 from sobook.studies.frozen import HeadConfig, fit_head
+from tests.interactive.conftest import CONTRAST
 from tests.test_evidence import RESULTS, unsupported
 
 
@@ -392,6 +393,21 @@ def test_narrow_dark_and_calm(visit, small):
         "all => all.filter(one => one.getBoundingClientRect().height < 24).map(one => one.id)"
     )
     assert small_targets == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read(visit, tiny_aviary, tiny_options, scheme):
+    """Measured by the formula of WCAG, on the whole page, before and after a run."""
+    config = HeadConfig(root=str(tiny_aviary), options=tiny_options, dim=8, epochs=2)
+    page = visit(lab.page(config).source, color_scheme=scheme)
+    assert page.evaluate(CONTRAST) == []
+    page.evaluate("document.querySelector('details').open = true; openStep(1)")
+    page.get_by_role("radio").first.check()
+    page.get_by_role("button", name="Train").click()
+    page.wait_for_selector("#after:not([hidden])")
+    assert page.locator("#tries").is_visible() and page.evaluate(CONTRAST) == []
+    page.evaluate("document.querySelector('#after').style.color = '#777'")
+    assert page.evaluate(CONTRAST) != []  # it would be noticed
 
 
 # ---- a piece for a notebook ---------------------------------------------------------------------
