@@ -115,9 +115,12 @@ def slides(notebook: nbformat.NotebookNode) -> list[list[nbformat.NotebookNode]]
         if cell.cell_type == "markdown":
             for line in re.findall("(?m)^##+ .+$", cell.source):
                 heading = line
-        if "slide" in build.tags(cell):
-            above = [nbformat.v4.new_markdown_cell(heading)] if cell.cell_type == "code" else []
-            found.append([*above, cell])
+        if "slide" not in build.tags(cell):
+            continue
+        if cell.cell_type == "code":
+            found.append([nbformat.v4.new_markdown_cell(heading), cell])
+        elif for_the_room(cell.source) != heading:  # more than what the next slide repeats
+            found.append([cell])
     return found
 
 

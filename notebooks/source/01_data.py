@@ -72,7 +72,7 @@ for i in (0, len(train) // 2, len(train) - 1):
     print(f"{i:6,}  {path.parent.name}/{path.name}  label {label} = {train.class_names[label]}")
 train.subset([0, 1, len(train) - 1]).labels  # a subset is numbered anew: 0..C'−1
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 2 · Birds in families
 #
 # The birds of the course are drawn by `sobook/aviary/`. A *genus* fixes the silhouette and the base colors; its ten *species* differ in field marks: cap, throat, wing bars and so on. Because we drew them, we can ask things that no photograph answers. Here is one genus, one row per species, with the marks in which its species differ. In the last column, which half of the data set a species belongs to:
@@ -85,7 +85,7 @@ varying = [mark for mark in field_marks if family[mark].nunique() > 1]
 print(f"{family.genus.iloc[0]}, a {family.form.iloc[0]}: {len(varying)} of {len(field_marks)} marks vary")
 family.set_index("name")[varying].assign(half=np.where(family["index"] < 50, "train", "test"))
 
-# %%
+# %% tags=["slide"]
 all_species = aviary.species(100)
 relatives = [all_species[index] for index in family["index"]][:5]  # five of the ten
 figures.finish(
@@ -97,12 +97,12 @@ figures.finish(
     f"Five species of one genus, six pictures each, in rows: {', '.join(one.name for one in relatives)}.",
 )
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # Cover the captions and try to tell the rows apart: pose, light and background change more from picture to picture than the marks do from species to species. That is what makes it a task.
 #
 # **In how many of the marks do two species of one genus differ? And two of different genera?**
 
-# %%
+# %% tags=["slide"]
 pairs = pd.DataFrame(itertools.combinations(range(len(marks)), 2), columns=["a", "b"])
 values = marks[field_marks].astype(str).to_numpy()  # (100, number of marks)
 pairs["marks that differ"] = (values[pairs.a] != values[pairs.b]).sum(axis=1)
@@ -122,12 +122,12 @@ pd.Series(share, field_marks, name="pairs of relatives that differ in it").sort_
 # %% [markdown]
 # Keep this table in mind for the crops below: a mark that is small, at the edge, or shown by color alone can be destroyed by augmentation.
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 3 · What varies, and what does not
 #
 # Forty pictures of **one** species. Everything that changes here is *nuisance*: an embedding should ignore all of it.
 
-# %%
+# %% tags=["slide"]
 one = relatives[1]
 figures.finish(
     figures.contact_sheet([np.asarray(aviary.draw(one, instance, size=64)) for instance in range(40)]),
@@ -153,7 +153,7 @@ if session.quick:
     on_disk = next(path for path in (*train.paths, *test.paths) if path.parent.name == one.folder and path.stem == "0007")
     print("on disk:    ", fingerprint(pixels.read_image(on_disk)))
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 4 · Why test classes must be new
 #
 # The split of the field is *class-disjoint*, also called zero-shot: the first half of the classes is for training, the second half for testing. Not one class is in both.
@@ -171,7 +171,7 @@ overlap = {
 }
 print({what: len(both) for what, both in overlap.items()})
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # The *species* are all new. Their *genera* are not: each genus has species in both halves, as most birds of CUB have relatives on the other side. So a model can learn from the training species which kinds of marks matter, and is then asked about other combinations of them.
 #
 # Is all that needed? Would it not do to keep some *pictures* of every class apart, as for a classifier? With drawn birds we can find out, because we can draw as many new pictures of any species as we like. We take the Proxy Anchor run of [00](00_start_here.ipynb) (trained now, if it is not on disk) and measure what training *gained* over frozen features, three times, with equally many species and pictures:
@@ -210,7 +210,7 @@ sets = {  # the data set holds instances 0 to 39 of each species
     "3 · new species": draw_all(unseen, range(40, 50)),
 }
 
-# %%
+# %% tags=["slide"]
 frozen = Encoder.create(config.encoder, weights=config.weights)
 trained = run.encoder()
 
@@ -241,7 +241,7 @@ print("The gain on new species lies", "inside" if overlapping else "outside", "t
 # %% [markdown]
 # Compare gains, not levels: the species of the three tests are not equally hard. Between 1 and 2 lies what training learned about *these pictures*; between 2 and 3, what it learned about *these species*; what is left in 3 it learned about *birds*. Where the intervals overlap, this run does not show a gap: what it learned in so few epochs on so few species is mostly about birds. The longer and the larger a training, the more a network can learn by heart, and nobody knows beforehand how much. That is why the rule does not wait for the gap to be seen. Retrieval is used for classes that were not trained on, so only the third test answers the question, and a score from a closed-set split cannot be held against it. For the same reason the official train and test lists of CUB and Cars, made for classification, are not used in metric learning.
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 5 · Held-out training classes
 #
 # Something has to choose the number of epochs, the learning rate, the weight of a loss. If the test classes do it, they have been trained on after all, only by hand. So a share of the *training classes* is set aside as whole classes, and labels are numbered anew in both parts:
@@ -264,7 +264,7 @@ for a, b in itertools.combinations(parts, 2):
 # %% [markdown]
 # Drawn, a column a class. On top, how a classifier's data are divided: some pictures of *every* class to each part. Below, the split of metric learning, with the held-out training classes:
 
-# %%
+# %% tags=["slide"]
 by_class = {part: np.array(s.class_names)[s.labels] for part, s in parts.items()}  # (N,) names
 mixed = np.random.default_rng(0).permutation(np.concatenate(list(by_class.values())))
 borders = np.cumsum([len(s) for s in parts.values()])[:-1]
@@ -316,12 +316,12 @@ def split_by_class(labels, share, seed):
 report(split_by_class)
 exercises.check("01.1", split_by_class)
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 6 · The four benchmarks
 #
 # What the literature reports on. The table is read from `data/benchmarks.toml`, the file that the code itself goes by.
 
-# %%
+# %% tags=["slide"]
 rows = {}
 for key, card in benchmarks.cards().items():
     splits = card["splits"]
@@ -388,7 +388,7 @@ def chance_recall_at_1(labels):
 print(f"yours {chance_recall_at_1(test.labels):.5f}, measured {measured.mean():.5f} ± {spread:.5f} (standard error)")
 exercises.check("01.2", chance_recall_at_1)
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 7 · Your own folder, and some traps
 #
 # A folder with one subfolder per class is a data set: `sobook.load("folder", "train", root=…)`. Picture files from the wild hold surprises. Here is one bird, saved in five ways that cameras, scanners, printers and designers use every day. **Which of them would a plain `Image.open` hand to the network in the wrong shape?**
@@ -420,7 +420,7 @@ pd.DataFrame(
 # %% [markdown]
 # Two dimensions, or four channels, may at least end in an error. The worst are those that do not: a sideways photograph is simply sideways; a palette picture opened plainly is a matrix of *color numbers*, which looks like a gray picture and is none; and whoever takes the first three of four channels gets inks for colors, or what was meant to be cut away. In the figure, the upper line is what plain opening gives (shown as a network would see it), the lower what `read_image` gives.
 
-# %%
+# %% tags=["slide"]
 def as_network_sees(array):
     """Gray values as they stand; the first three channels of four."""
     return np.repeat(array[..., None], 3, axis=2) if array.ndim == 2 else array[..., :3]
@@ -448,12 +448,12 @@ try:
 except pixels.ImageError as error:
     print("read_image says:", str(error).replace(str(folder), "…"))
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 8 · From files to batches
 #
 # Decoding is slow, so it happens once: `pixels.decode` keeps all pictures, resized, in one flat file. Training then cuts *random resized crops*: a random part of the picture, at least `crop_scale` of its area, stretched to the network's input, and flipped half of the time. Twelve draws from one picture: first keeping at least a fifth of the area, as Hyp-ViT and HIER do for DeiT, then at least as much as the runs of this mode keep (`config.crop_scale`), then at least four fifths.
 
-# %%
+# %% tags=["slide"]
 config = session.config()
 side = Encoder.create(config.encoder, weights=None).image_size
 chosen = train.subset([len(train) // 3])

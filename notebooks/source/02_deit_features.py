@@ -58,12 +58,12 @@ print(f"{encoder.name}: {len(model.blocks)} blocks, {model.blocks[0].attn.num_he
 # %% [markdown]
 # The micro DeiT is the same architecture as the real one, made small: it runs on a laptop, and all below holds for its larger siblings. Its weights were learned on drawn birds of other species, none of which occurs in this data set.
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 1 · A picture becomes a sequence
 #
 # A transformer reads sequences, so the picture is cut into square patches of $p \times p$ pixels. **How many patches does a 64 × 64 picture give with $p = 8$? And a 224 × 224 picture with $p = 16$?**
 
-# %%
+# %% tags=["slide"]
 few = test.subset(np.linspace(0, len(test) - 1, 6).astype(int))
 short_side = loader.evaluation_short_side(encoder.image_size)
 decoded = pixels.decode(few, short_side, progress=False)
@@ -143,12 +143,12 @@ def patchify(batch, p):
 compare(patchify)
 exercises.check("02.1", patchify)
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 2 · Two more tokens
 #
 # In front of the patches stand tokens that belong to no place: the *class token*, from which a classifier reads its answer, and in a distilled DeiT the *distillation token*. Both start as learned vectors, the same for every picture, and gather what they need through the blocks. In DeiT's training the class token learns from the labels, the distillation token from the answers of another network, the teacher. **Do you expect the two to end up alike?**
 
-# %%
+# %% tags=["slide"]
 with torch.inference_mode():
     tokens = model.forward_features(encoder.normalize(batch.to(session.device)))  # (B, T, F)
 prefix = model.num_prefix_tokens
@@ -196,12 +196,12 @@ for side, patch_size in ((64, 8), (224, 16), (448, 16)):
     print(f"{side} pixels, patches of {patch_size}: {count:>4} tokens, {count**2:>9,} pairs of tokens in each head")
 exercises.check("02.2", number_of_tokens)
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 3 · Where am I? Position embeddings
 #
 # Attention does not know order: shuffle the tokens, and it gives the same answers, shuffled. So a learned vector is added to each token that says where it came from. Nobody tells the network that the picture is two-dimensional. **Does it find out?** For each of the places below, the small map shows the cosine of its position embedding with those of all places.
 
-# %%
+# %% tags=["slide"]
 @figures.use_style()
 def position_maps(positions, grid, step):
     """positions (patches, F) → a grid of grids of cosines."""
@@ -236,7 +236,7 @@ pd.Series(rows, name="mean cosine").to_frame().T.style.format("{:+.2f}")
 # %% [markdown]
 # If the cosine falls with distance, the network has learned from pictures alone that neighboring places belong together. How clear the pattern is depends on how long it was trained: large models show crisp rows and columns, this little one a blurred version at best. Judge by the table.
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 4 · What the class token looks at
 #
 # In the last block, each head of the class token hands out one unit of attention over all $T$ tokens. With $q$ the query of the class token and $k_j$ the key of token $j$, in $d$ dimensions,
@@ -245,7 +245,7 @@ pd.Series(rows, name="mean cosine").to_frame().T.style.format("{:+.2f}")
 #
 # **Where will it look: at the bird, its outline, the marks, the background?** The maps leave the two prefix tokens out; 1 is the attention that every patch would get if it were spread evenly.
 
-# %%
+# %% tags=["slide"]
 with torch.inference_mode():
     attention = encoder.attention(batch.to(session.device)).cpu()  # (B, heads, T)
 on_patches = attention[:, :, prefix:]  # (B, heads, patches)
@@ -278,12 +278,12 @@ print(f"{len(looks[rim.ravel()])} of {grid**2} patches lie at the rim, {rim.mean
 # %% [markdown]
 # If the rim gets less than its share, attention favors the middle, where the birds are. That is all the number says: not that it finds the marks.
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 5 · Frozen retrieval
 #
 # Now the vector itself. Which token shall it be: class, distillation, or the mean of the two? And is it the *training* of the network that makes the vector useful, or merely its architecture? **Order these four before you run: class token, distillation token, mean, and the same network with random weights.**
 
-# %%
+# %% tags=["slide"]
 @torch.inference_mode()
 def summaries(encoder):
     """The class and the distillation token of every test picture after the last block: (N, 2, F)."""
@@ -323,12 +323,12 @@ for which, found in compared.items():
 # %% [markdown]
 # Random weights are not the same as chance: even an untrained network keeps some of what is in the pixels, such as color and rough layout. The distance from there to the other three curves is what training on *other* birds brought. MAP@R looks at all relevant images, not only the first, and is much stricter: the first neighbor is often right where the whole neighborhood is not.
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 6 · What it confuses
 #
 # The feature from here on is timm's default, the mean of both tokens.
 
-# %%
+# %% tags=["slide"]
 x = embeddings["mean"]
 similarities, found = nearest_neighbors(x, 6)  # (N, 6) each
 rng = np.random.default_rng(session.seed)
@@ -347,10 +347,10 @@ figures.retrieval_wall(
     [test.class_names[test.labels[query]].partition(".")[2].replace("_", " ") for query in queries],
 )
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # These queries are drawn at random, not chosen. Look at the crossed pictures: **are they relatives of the query or strangers?** Over all queries we can count.
 
-# %%
+# %% tags=["slide"]
 genera = np.array([name.split("_")[-1] for name in test.class_names])[test.labels]  # (N,) genus of each picture
 nearest = found[:, 0]
 wrong = test.labels[nearest] != test.labels
@@ -383,10 +383,10 @@ else:
     shown = "Photographs come without our marks: this cell belongs to the drawn birds."
 shown
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # Now the same story in cosines. Take all pairs of pictures and sort them into three kinds. **If the feature were perfect for retrieval, how would the three curves lie?**
 
-# %%
+# %% tags=["slide"]
 @figures.use_style()
 def cosine_curves(kinds, palette):
     """Densities of cosines, one curve a kind of pair."""
@@ -456,7 +456,7 @@ def genus_recall(wrong_share, related_share):
 print(f"yours {genus_recall(wrong.mean(), share):.4f}, expected {expected:.4f}")
 exercises.check("02.3", genus_recall)
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 7 · Which token is "the feature"?
 #
 # A distilled DeiT has two candidates, and code bases chose differently, sometimes without saying so:

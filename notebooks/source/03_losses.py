@@ -60,7 +60,7 @@ def cmp(what, ours, library):
     print(f"{what}: ours {ours:.4f}, library {library:.4f}, {verdict}")
 
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 1 · Nine embeddings on a circle
 #
 # In two dimensions unit vectors lie on a circle, so a batch fits into a picture. Three classes. One image of the blue class has strayed into the orange one: a mislabeled picture, or a bird in bad light.
@@ -147,7 +147,7 @@ def gallery(pictures, columns=3):
     return figures.finish(figure, alt + ".")
 
 
-# %% tags=["hide-input"]
+# %% tags=["slide", "hide-input"]
 figure = figures.new_figure(3.9, 3.9)
 draw(figure.subplots(), "the batch")
 figures.finish(
@@ -156,7 +156,7 @@ figures.finish(
     "25; orange at 5, 50 and 70; green at 235 and 270.",
 )
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # Before reading on: which of the nine would *you* move, and where to?
 #
 # ## 2 · Pairs: the contrastive loss
@@ -186,7 +186,7 @@ def contrastive_pairs(x, margin):
     return same & once, ~same & once & (distances(x) < margin)
 
 
-# %% tags=["hide-input"]
+# %% tags=["slide", "hide-input"]
 positive, negative = contrastive_pairs(x, margin=1.0)
 works = int(positive.sum() + negative.sum())
 pair_losses = {
@@ -209,7 +209,7 @@ def contrastive(x, margin=1.0):
 
 cmp("contrastive", contrastive(x), losses.ContrastiveLoss()(x, y))
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 3 · Triplets, and which of them
 #
 # A pair loss asks for absolute distances: below zero, beyond $m$. Retrieval needs only an order. **Compares** an anchor $a$ with one image of its class and one of another: the positive should be nearer than the negative, by a margin.
@@ -271,7 +271,7 @@ def kind_of(d_ap, d_an, margin):
 print(count_kinds(kind_of).to_string())
 exercises.check("03.1", kind_of)
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # FaceNet takes the semi-hard ones. The hardest negatives, its authors found, can bring training down to a bad minimum early on; and the hardest triplet of a batch is often a mislabeled image.
 #
 # **Predict.** The stray lies in the middle of the wrong class. Does semi-hard mining send it home, leave it alone, or send it away?
@@ -279,7 +279,7 @@ exercises.check("03.1", kind_of)
 # %%
 guess = predict("03.b", None, choices=("home", "left alone", "away"))
 
-# %% tags=["hide-input"]
+# %% tags=["slide", "hide-input"]
 MARGIN = 0.1
 
 
@@ -366,7 +366,7 @@ _ = interact(
 # %% [markdown]
 # On a page without a running kernel there are no sliders; three stills instead:
 
-# %% tags=["hide-input"]
+# %% tags=["slide", "hide-input"]
 figure = figures.new_figure(12, 4.3)
 figure.get_layout_engine().set(h_pad=0.1)
 said = [
@@ -375,7 +375,7 @@ said = [
 ]
 figures.finish(figure, "Pairs at work. " + "; ".join(said) + ".")
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 4 · One against many: N-pair and supervised contrastive
 #
 # A triplet looks at one negative at a time. **N-pair compares** an anchor with its positive and with one image of *every* other class of the batch, in one go. The batch holds $N$ classes with one pair $(x_i, x_i^+)$ each:
@@ -405,7 +405,7 @@ cmp("N-pair", as_softmax, losses.NPairsLoss()(pairs, pair_labels))
 #
 # with $P_i$ the other images of class $y_i$. P. Khosla et al., [Supervised Contrastive Learning](https://arxiv.org/abs/2004.11362), NeurIPS 2020. The exponentials do the mining: the most similar images get most of the gradient, and $T$ says how sharply.
 
-# %% tags=["hide-input"]
+# %% tags=["slide", "hide-input"]
 gallery(
     {
         f"supervised contrastive, T = {T}": (
@@ -454,7 +454,7 @@ def sup_con(embeddings, labels, temperature=0.1):
 cmp("supervised contrastive", sup_con(x, y), losses.SupConLoss()(x, y))
 exercises.check("03.2", sup_con)
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 5 · Vectors for classes: softmax with cosines
 #
 # All losses so far need a batch in which classes meet. Meanwhile face recognition trained plain classifiers, and used the layer below as the embedding. The last layer of a classifier has one vector per class; normalize it and the embedding, and its logits are cosines. **NormFace compares** an image with $C$ learned class vectors:
@@ -470,7 +470,7 @@ exercises.check("03.2", sup_con)
 # %%
 guess = predict("03.c", None)
 
-# %% tags=["hide-input"]
+# %% tags=["slide", "hide-input"]
 def lowest(alpha, classes=50):
     """Loss of images on their class vectors, and these on a simplex."""
     cosines = np.full(classes, -1 / (classes - 1))
@@ -523,7 +523,7 @@ def arc_face(x, P, alpha=64.0, degrees=28.6):
 library = with_vectors(losses.ArcFaceLoss(3, 2), P)
 cmp("ArcFace", arc_face(x, P), library(x, y))
 
-# %% tags=["hide-input"]
+# %% tags=["slide", "hide-input"]
 one_each = torch.arange(3)
 
 
@@ -598,7 +598,7 @@ def scale_of(temperature):
 compare_nca(scale_of)
 exercises.check("03.3", scale_of)
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # So two lines of work, from face recognition and from retrieval, arrived at one loss, and what the later paper of the one found decisive, the temperature, had been the point of the earlier paper of the other. Before comparing two losses, subtract them.
 #
 # ## 7 · Several vectors per class: SoftTriple
@@ -627,7 +627,7 @@ cmp("SoftTriple", soft_triple(x, centers), library(x, y))
 # %% [markdown]
 # The blue class has a second center near the stray, as if it had learned that there are two kinds of blue. **What will the stray do now?**
 
-# %% tags=["hide-input"]
+# %% tags=["slide", "hide-input"]
 reveal(
     gallery(
         {
@@ -658,7 +658,7 @@ reveal(
 #
 # S. Kim, D. Kim, M. Cho and S. Kwak, [Proxy Anchor Loss](https://arxiv.org/abs/2003.13911), CVPR 2020. Beside the losses of this notebook, all nine on the same nine images:
 
-# %% tags=["hide-input"]
+# %% tags=["slide", "hide-input"]
 everything = {
     "2006 contrastive\ntwo images": (baselines.make("contrastive", 3, 2),),
     "2015 semi-hard triplets\nthree images": (mined("semihard"),),
@@ -705,7 +705,7 @@ gallery(everything)
 # | SoftTriple | one image with $C\cdot K$ vectors | an order | images whose nearest center is foreign |
 # | Proxy Anchor | one vector with the batch | fixed cosines, $\delta$ and $-\delta$ | the hardest images of each vector |
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 9 · Train with all of them
 #
 # The same frozen features of the drawn birds, the same linear head with 128 dimensions, the same batches of 100 images; only the loss changes. 50 species to train on, 50 others to test. All losses have the library's default settings, apart from what the name says.
@@ -736,7 +736,7 @@ def recall(name, epochs, seed):
     return fit_head(config.replace(epochs=epochs, seed=seed))["recall_at_1"]
 
 
-# %% tags=["hide-input"]
+# %% tags=["slide", "hide-input"]
 frozen = frozen_recall(base)
 looks = "5 epochs", "20 epochs", "20 epochs, another seed"
 rows = {"frozen encoder": dict.fromkeys(looks, frozen)}

@@ -106,7 +106,7 @@ playground.page(num_classes=3, dim=2, so_weight=100).beside(star)
 three = geometry.describe(np.stack([np.cos(turns), np.sin(turns)], axis=1))
 print(f"three proxies at 120°: SO {three.rms_cosine**2:.4f}, floor {three.orthogonality_floor / 6:.4f}; coherence {three.coherence:.4f}, Welch bound {three.welch_bound:.4f}")
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 2 · Numbers first
 #
 # Pictures persuade quickly, and not always of what is true. So numbers come first, and each of them needs something to be held against.
@@ -124,7 +124,7 @@ print(f"three proxies at 120°: SO {three.rms_cosine**2:.4f}, floor {three.ortho
 #
 # **Predict.** With this $C$ and $D$: what is the typical cosine of two random directions? Does training with PA alone push proxies apart, as its second term seems to ask, or together? Write your guesses down.
 
-# %%
+# %% tags=["slide"]
 rng = np.random.default_rng(session.seed)
 shapes = {
     "random directions": geometry.describe(rng.standard_normal((C, D))),
@@ -196,14 +196,14 @@ def closest_pair(cosines):
 compare(closest_pair)
 exercises.check("06.1", closest_pair)
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 3 · The heatmap
 #
 # **Predict.** Species of the aviary belong to genera: the same silhouette and base colors, different field marks. If you saw all $C \times C$ cosines as a picture, ordered so that similar proxies stand together, what pattern would PA show? And PA+SO?
 #
 # Two heatmaps can be compared only when they share the order of the classes *and* the scale of the colors. Both are fixed here: the order is clustered on PA's cosines and used for both, the scale is centered on zero and common. The strip at the left shows the genus of each row. (On CUB, in full mode, the last word of the English name takes its place: all albatrosses, all sparrows.)
 
-# %%
+# %% tags=["slide"]
 class_names = runs["PA"].state["class_names"]  # such as 007.Barred_Ambertail
 genus = np.array([name.split("_")[-1] for name in class_names])  # (C,)
 figures.proxy_heatmaps(proxies, groups=genus, difference=True)
@@ -230,7 +230,7 @@ rows.round(3)
 # %% [markdown]
 # The difference in the last column is what the blocks in the heatmap are made of. Proxies are never told about genera: whatever difference there is came through the images, whose embeddings pull proxies of similar species into similar directions.
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 4 · Angles, and what random directions would do
 #
 # The angle $\theta$ between two random directions in $D$ dimensions has the density
@@ -239,7 +239,7 @@ rows.round(3)
 #
 # **Predict.** Is the histogram of PA's angles (a) the same bell, shifted; (b) the same place, wider; (c) with a tail to one side? What should SO do: narrow it, move it, or cut the tail?
 
-# %%
+# %% tags=["slide"]
 figures.angle_histogram(proxies)
 
 # %%
@@ -262,7 +262,7 @@ pd.DataFrame(
 #
 # What the histogram hides: *which* pairs sit in a tail. For that there is the heatmap. What the heatmap hides: how many pairs make up a faint background. For that there is the histogram.
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 5 · The spectrum
 #
 # Let $\sigma_1 \ge \sigma_2 \ge \dots$ be the singular values of $\hat P$. Two identities connect them with what we had:
@@ -275,7 +275,7 @@ pd.DataFrame(
 #
 # **Predict.** If all proxies shared one strong direction, what would the curve look like?
 
-# %%
+# %% tags=["slide"]
 figures.spectra(proxies)
 
 # %%
@@ -290,14 +290,14 @@ for name in ("PA", "PA+SO"):
 # %% [markdown]
 # A steep start of the curve means that a few directions are shared by many proxies; a low end means that some directions are hardly used at all. The last number of each line deserves a section of its own (section 7): how much does the strongest direction hold?
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 6 · Over the epochs
 #
 # A run keeps its proxies after every epoch (`run.proxies(epoch)`; epoch 0 is before training), so we can watch.
 #
 # **Predict.** Does correlation build up at once, when the proxies with their high learning rate run ahead of the encoder, or gradually? Does SO slow its growth, or does it first let it grow and then undo it?
 
-# %%
+# %% tags=["slide"]
 moved = {name: geometry.movement([run.proxies(line["epoch"]) for line in run.epochs]) for name, run in runs.items()}
 figures.proxy_ribbons(moved, {name: [line.get("recall_at_1") for line in run.epochs] for name, run in runs.items()}, dim=D)
 
@@ -312,7 +312,7 @@ for name in runs:
 # %% [markdown]
 # The first epoch is the warm-up: the backbone is frozen, and only head and proxies learn. What the curves do there is therefore about proxies finding their classes; what they do later is about encoder and proxies moving together.
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 7 · The common mode: how much of it is one shared direction?
 #
 # Correlation can come in two kinds. Either particular pairs are close (two similar species), or *all* proxies share one direction, as umbrellas do in wind. The second kind is called a common mode. It is boring: one vector describes it. And it is cheap to measure, since the mean cosine depends on the mean proxy $\bar p = \frac1C\sum_i \hat p_i$ alone:
@@ -323,7 +323,7 @@ for name in runs:
 #
 # **Predict.** What share will it be for PA: nearly nothing, about half, nearly all?
 
-# %%
+# %% tags=["slide"]
 sets = {"random directions": rng.standard_normal((C, D)), **proxies}
 rows = {}
 for name, p in sets.items():
@@ -372,7 +372,7 @@ for name in proxies:
     print(f"{name:>6}: cosine of mean proxy and mean image {cosine:+.2f}; two images of different classes have cosine "
           f"{(embeddings[name] @ embeddings[name].T)[images.labels[:, None] != images.labels].mean():+.2f} on average")
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # A clearly negative cosine is what the hypothesis says: the proxies point away from the images as a whole. That makes the common mode a property of the *pair* of images and proxies, and no sign that classes are mixed up: a direction which all images share does not change who is nearest to whom by much.
 #
 # ### How far are class means from their proxies?
@@ -381,7 +381,7 @@ for name in proxies:
 #
 # **Predict.** SO pushes proxies towards right angles. Does that bring the *class means* nearer to a simplex as well?
 
-# %%
+# %% tags=["slide"]
 collapsed = {name: geometry.collapse(embeddings[name], images.labels, proxies[name]) for name in proxies}
 pd.DataFrame({name: {"angle of class mean and proxy (°)": c.angle.mean(), "NC1: spread within / between": c.nc1, "NC2: unequal lengths": c.nc2_norms,
                      "NC2: distance from the simplex": c.nc2_angles, "NC3: means are not proxies": c.nc3} for name, c in collapsed.items()}).T.round(3)
@@ -456,7 +456,7 @@ for name, p in proxies.items():
     print(f"{name:>6}: RMS cosine {shapes[name].rms_cosine:.3f}, without the common mode {left.rms_cosine:.3f}; chance {left.chance_cosine:.3f}")
 exercises.check("06.3", without_lean)
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 8 · Does proxy cosine follow the look of the species?
 #
 # We drew the birds, so we know what they have in common: thirteen field marks (cap, wing bars, leg color …) beside the genus. If proxies carry meaning, species that share more marks should have closer proxies.
@@ -465,7 +465,7 @@ exercises.check("06.3", without_lean)
 #
 # **Predict.** Is ρ larger under PA or under PA+SO? SO asks for all cosines to be small; it does not ask for their *order* to change.
 
-# %%
+# %% tags=["slide"]
 def shared_marks(class_names, options):
     """(C, C) number of field marks two species have in common."""
     known = {"species": 100, "seed": 0} | options
@@ -542,7 +542,7 @@ shown
 #
 # **Why it is not obvious what to wish for.** A proxy cosine that follows likeness is knowledge: the model has noticed that two species are relatives. SO pays for taking some of that knowledge out of the proxies. Whether it was *useful* knowledge for retrieval cannot be read from proxies at all. We have to look at images.
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 9 · Does it matter?
 #
 # The claim behind soft orthogonality is that proxies which sit close together make their classes hard to tell apart. That can be tested. For every pair of training classes we have the cosine of their proxies; and we can count how often their images are mixed up in retrieval:
@@ -569,7 +569,7 @@ confusions = {name: confusion(e, images.labels, R) for name, e in embeddings.ite
 for name, matrix in confusions.items():
     print(f"{name:>6}: {1 - np.diag(matrix).mean():.1%} of the {R} nearest images are of another class")
 
-# %%
+# %% tags=["slide"]
 figures.confusion_vs_cosine(shapes["PA"].cosines, confusions["PA"], name="PA")
 
 # %%
@@ -592,12 +592,12 @@ for name in proxies:
     }
 pd.DataFrame(rows).T
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # **Correlation, and then?** A positive ρ says that close proxies and mixed-up images go together. It does not say which makes which: two look-alike species would give close proxies *and* mixed-up images, with no arrow from one to the other. The column "pairs of one genus" takes part of the likeness out of the comparison, not all of it.
 #
 # But we own something better than a correlation: an intervention. SO pushed proxies apart by force. If close proxies *caused* confusion, then the pairs whose cosine SO lowered most should be those whose confusion fell most.
 
-# %%
+# %% tags=["slide"]
 change_of_cosine = shapes["PA+SO"].cosines - shapes["PA"].cosines
 change_of_confusion = both_ways(confusions["PA+SO"]) - both_ways(confusions["PA"])
 value = rho(change_of_cosine, change_of_confusion)

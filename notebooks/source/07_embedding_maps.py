@@ -81,7 +81,7 @@ print(f"{N:,} images of {test.num_classes} test classes in {D} dimensions")
 for name, points in spaces.items():
     print(f"{name:>6}: {evaluate(points, test.labels)}")
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # (These recalls are not those of notebook 08, where every test image takes part: here a query has fewer wrong images to meet, but fewer right ones as well. Recalls may be compared on the same images only.)
 #
 # ## 2 · The best flat picture: PCA
@@ -101,7 +101,7 @@ for name, points in spaces.items():
     kept = variance_kept(points)
     print(f"{name:>6}: the first 2 directions hold {kept[1]:.0%}, the first 10 hold {kept[9]:.0%}")
 
-# %%
+# %% tags=["slide"]
 figures.embedding_maps(spaces, test.labels, class_names=names, method="pca")
 
 # %% [markdown]
@@ -136,7 +136,7 @@ print({name: directions_for(0.9, points) for name, points in spaces.items()})
 print(f"yours {directions_for(0.9, spaces['PA'])}, expected {expected}")
 exercises.check("07.1", directions_for)
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 3 · The neighborhood map: UMAP
 #
 # UMAP gives up on straight lines and keeps neighbors. It joins every point to its $k$ nearest ones with weights that fall off from 1 at the nearest,
@@ -151,7 +151,7 @@ exercises.check("07.1", directions_for)
 #
 # (UMAP's numerical code is compiled once, by `make install` or else before the first map, which then takes some ten seconds longer. The neighbors are exact ones, handed to UMAP ready-made; by itself, it would search them approximately.)
 
-# %%
+# %% tags=["slide"]
 figures.embedding_maps(spaces, test.labels, class_names=names)
 
 # %% [markdown]
@@ -159,7 +159,7 @@ figures.embedding_maps(spaces, test.labels, class_names=names)
 #
 # It is tempting to go on and say which model is better. Resist for a section.
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 4 · How far to trust it: three numbers
 #
 # **Shared neighbors.** Of the $k$ nearest images in $D$ dimensions, which share are among the $k$ nearest on the map?
@@ -205,7 +205,7 @@ def shared_neighbors(near, near_on_map):
 print(f"yours {shared_neighbors(*small):.4f}, expected {4 / 9:.4f}")
 exercises.check("07.2", shared_neighbors)
 
-# %%
+# %% tags=["slide"]
 def nearest_on_map(plane, k):
     """(N, k) nearest points in the plane by plain distance, the point itself left out."""
     return NearestNeighbors(n_neighbors=k).fit(plane).kneighbors(return_distance=False)
@@ -244,7 +244,7 @@ for kind in ("PCA", "UMAP"):
 #
 # And mind the last two columns: the difference between PA and PA+SO *on the map* need not be the difference between PA and PA+SO in the space. The map is one more noisy instrument.
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 5 · What a map shows that is not there
 #
 # Three habits of reading a UMAP, each tested on the maps above.
@@ -255,7 +255,7 @@ for kind in ("PCA", "UMAP"):
 #
 # **Predict.** Which of the three habits survives best?
 
-# %%
+# %% tags=["slide"]
 def centers_and_spreads(points, labels):
     """Class means (C, ·) and each class' mean distance from its own (C,)."""
     centers = np.stack([points[labels == c].mean(axis=0) for c in np.unique(labels)])
@@ -280,7 +280,7 @@ pd.DataFrame(rows).T.round(2)
 #
 # Now the third habit. Below are *random directions*, with no classes at all, mapped with the least possible number of neighbors, with one more, and with the usual number. (UMAP counts a point among its own neighbors, so 2 means: one other.)
 
-# %%
+# %% tags=["slide"]
 noise = np.random.default_rng(session.seed).standard_normal((500, D))
 noise_maps = {k: figures.project(noise, n_neighbors=k) for k in (2, 3, 15)}
 figure = figures.new_figure(11, 4.1)
@@ -297,18 +297,18 @@ for k, plane in noise_maps.items():
 # %% [markdown]
 # With very few neighbors, pure noise has islands and filaments: UMAP has to put joined points together, and chance joins some. With the usual number it has none: here the picture tells the truth. So of the three habits the third is the safest, *if* the setting is an ordinary one and stated. The numbers give noise away under all three: trustworthiness and shared neighbors are far below those of the real maps.
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 6 · Another seed, another map
 #
 # **Predict.** The same points, two seeds, three values of $k$: what stays, what moves?
 
-# %%
+# %% tags=["slide"]
 points = spaces["PA+SO"]
 panel = {(k, seed): figures.project(points, n_neighbors=k, seed=seed) for k, seed in ((5, 0), (5, 1), (15, 1), (50, 0))}
 panel[15, 0] = maps["PA+SO", "UMAP"]  # this one we have
 figures.map_panel(points, test.labels, class_names=names)
 
-# %%
+# %% tags=["slide"]
 def agreement(one, other):
     """Two maps of the same points: do they agree on neighbors, and on distances between classes?"""
     centers = [centers_and_spreads(plane, test.labels)[0] for plane in (one, other)]
@@ -332,14 +332,14 @@ pd.DataFrame(
 # %% [markdown]
 # **What we see.** Islands mostly keep their members and change their places. A change of seed alone, with nothing learned and nothing lost, replaces part of a point's neighborhood and reorders the distances between classes. A difference between *models* which is no larger than this difference between *seeds* is not a difference. And the number of islands depends on $k$: it is partly a setting, not only a discovery.
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 7 · Where are the proxies?
 #
 # Test classes have **no proxies**: proxies are parameters of the training loss, one for each training class, and the test classes were never part of it. Anyone who draws proxies among test embeddings draws those of *other* classes. So for this section we change to training images.
 #
 # In the loss, image and proxy of a class attract each other. **Predict.** Does a proxy lie in the middle of its class, at its edge, or somewhere else? What is the typical cosine of an image with its own proxy: near 1, about a half, near 0?
 
-# %%
+# %% tags=["slide"]
 train = some_images("train", classes=runs["PA"].state["class_names"], total=600)
 trained = {name: embed(run.encoder().to(session.device), train, progress=False) for name, run in runs.items()}  # (N, D)
 proxies = {name: run.proxies().numpy() for name, run in runs.items()}  # (C, D)
@@ -363,7 +363,7 @@ for name in runs:
     }
 pd.DataFrame(rows).round(3)
 
-# %%
+# %% tags=["slide"]
 genus = np.array([name.split("_")[-1] for name in train.class_names])  # (C,)
 genera, genus_of = np.unique(genus, return_inverse=True)
 proxy_maps = figures.embedding_maps(
@@ -396,7 +396,7 @@ for name in runs:
 # %%
 explorer.from_runs(list(runs.values()), classes=14, per_class=6).beside(proxy_maps, height=1000)
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ### The queries that changed
 #
 # A map shows thousands of points and no reasons. A retrieval wall shows four queries and all of the reasons. PA stands above PA+SO. First those *fixed by SO* (wrong before, right after), then those *broken by SO*. A wall of the first kind alone would be advertising: count both.
@@ -408,7 +408,7 @@ fixed, broken = (figures.pick_queries(which, right, N) for which in ("fixed", "b
 print(f"of {N} queries, the nearest image is right under both for {(right['PA'][:, 0] & right['PA+SO'][:, 0]).sum()}, wrong under both for "
       f"{(~right['PA'][:, 0] & ~right['PA+SO'][:, 0]).sum()}; fixed by SO {len(fixed)}, broken by SO {len(broken)}")
 
-# %%
+# %% tags=["slide"]
 pictures = pixels.decode(test, 64, progress=False)
 
 
