@@ -441,6 +441,34 @@ def test_pieces_are_the_steps_of_the_story_and_fit_into_notebooks(visit, small):
 
 
 @pytest.mark.slow
+def test_an_exported_study_finds_the_same_in_python(visit, tmp_path, monkeypatch):
+    """Download, `sobook study`, and the same settings in the page: paired over five seeds."""
+    monkeypatch.setenv("SOBOOK_DATA", str(tmp_path))
+    options = {"species": 40, "images_per_species": 20, "size": 64}
+    page = visit(lab.page(HeadConfig(dim=64, options=options)).source)
+    page.locator("#so_weight").focus()
+    page.keyboard.press("End")  # λ = 1000
+    page.locator("#epochs").select_option("10")
+    with page.expect_download() as download:
+        page.locator("#download").click()
+    download.value.save_as(tmp_path / "lab.toml")
+    assert main(["study", str(tmp_path / "lab.toml"), "--out", str(tmp_path), "--jobs", "1"]) == 0
+    table = pd.read_csv(tmp_path / "lab.csv").set_index(["so_weight", "seed"])["recall_at_1"]
+    assert len(table) == 10
+    page.set_default_timeout(300_000)
+    for weight in (0, 1000):
+        runs = page.evaluate(
+            """(so_weight) => series(
+                [0, 1, 2, 3, 4].map((seed) => ({ ...lab.settings, seed, so_weight })), () => {}
+            )""",
+            weight,
+        )
+        comparison = compare_seeds(table[weight].to_numpy(), [run["recall_at_1"] for run in runs])
+        print(weight, comparison)
+        assert comparison.low < 0 < comparison.high and abs(comparison.difference) < 0.02
+
+
+@pytest.mark.slow
 def test_the_lab_of_the_aviary(visit):
     page = visit(lab.page().source)
     assert page.evaluate("document.documentElement.outerHTML.length") < 3_000_000
