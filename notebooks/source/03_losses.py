@@ -11,7 +11,7 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/sobook/sobook/blob/main/notebooks/03_losses.ipynb)
 #
-# A frozen encoder already retrieves (notebook 02). To make it better at *your* classes you need a loss that says which images belong together. Fifteen years of such losses differ in three answers: what is compared with what, when is a comparison good enough, and who gets the gradient. This notebook draws the third answer for each of them, on the same nine points.
+# A frozen encoder already retrieves (notebook 02). To make it better at *your* classes you need a loss that says which images belong together. Fifteen years of such losses differ in their answers to three questions: what is compared with what, when is a comparison good enough, and who gets the gradient? This notebook draws the third answer for each of them, on the same nine points.
 #
 # **What you will learn**
 #
@@ -164,7 +164,7 @@ figures.finish(
 # **Compares** two images. Same class: close. Other class: at least $m$ apart, and then no more.
 #
 # $$
-# L = \begin{cases}\tfrac12\,d_{ij}^2 & y_i = y_j\\[2pt] \tfrac12\,[m - d_{ij}]_+^2 & y_i \ne y_j\end{cases}
+# L = \begin{cases}\tfrac12\,d_{ij}^2 & y_i = y_j\\ \tfrac12\,[m - d_{ij}]_+^2 & y_i \ne y_j\end{cases}
 # $$
 #
 # S. Chopra, R. Hadsell and Y. LeCun, CVPR 2005, for faces; the form above: R. Hadsell, S. Chopra and Y. LeCun, [Dimensionality Reduction by Learning an Invariant Mapping](https://doi.org/10.1109/CVPR.2006.100), CVPR 2006. The idea of two copies of one network is older: J. Bromley et al., Signature Verification Using a "Siamese" Time Delay Neural Network, NIPS 1993.
@@ -457,7 +457,7 @@ exercises.check("03.2", sup_con)
 # %% [markdown] tags=["slide"]
 # ## 5 · Vectors for classes: softmax with cosines
 #
-# All losses so far need a batch in which classes meet. Meanwhile face recognition trained plain classifiers, and used the layer below as the embedding. The last layer of a classifier has one vector per class; normalize it and the embedding, and its logits are cosines. **NormFace compares** an image with $C$ learned class vectors:
+# All losses so far need a batch in which classes meet. Meanwhile face recognition trained plain classifiers and used the layer before the last as the embedding. The last layer of a classifier has one vector per class; normalize it and the embedding, and its logits are cosines. **NormFace compares** an image with $C$ learned class vectors:
 #
 # $$
 # L_i = -\log\frac{e^{\alpha s_{i,y_i}}}{\sum_c e^{\alpha s_{ic}}}, \qquad s_{ic} = x_i^\top p_c .
@@ -599,7 +599,7 @@ compare_nca(scale_of)
 exercises.check("03.3", scale_of)
 
 # %% [markdown] tags=["slide"]
-# So two lines of work, from face recognition and from retrieval, arrived at one loss, and what the later paper of the one found decisive, the temperature, had been the point of the earlier paper of the other. Before comparing two losses, subtract them.
+# So two lines of work, face recognition and retrieval, arrived at one loss. ProxyNCA++ found the low temperature decisive in 2020; NormFace had introduced it in 2017, as the scale. Before you compare two losses, check that they differ.
 #
 # ## 7 · Several vectors per class: SoftTriple
 #
@@ -755,7 +755,7 @@ reveal(table.round(4), prediction=guess, truth=best)
 # - **Nobody tuned anything.** The learning rates are those that suit Proxy Anchor; ArcFace's defaults were made for millions of faces. A loss with the wrong scale looks like a bad loss.
 # - **Only a linear map is trained here**, of features that are good already. It says little about fine-tuning a whole network.
 #
-# So what does it show? That every one of them, also the oldest, can be trained in a second, and that after 20 epochs all are above the frozen encoder. It does *not* show which is best. That takes several seeds, training until nothing moves any more, and settings chosen on other classes than those that are reported: notebooks 08 and 09. K. Musgrave, S. Belongie and S.-N. Lim did it on the real benchmarks in [A Metric Learning Reality Check](https://arxiv.org/abs/2003.08505), ECCV 2020, and found that most of the progress from contrastive and triplet losses to the newest ones had come from everything *but* the loss.
+# So what does it show? That every one of them, also the oldest, can be trained in a second, and that after 20 epochs all are above the frozen encoder. It does *not* show which is best. That takes several seeds, training until nothing moves any more, and settings chosen on other classes than those that are reported: notebooks 08 and 09. K. Musgrave, S. Belongie and S.-N. Lim did it on the real benchmarks in [A Metric Learning Reality Check](https://arxiv.org/abs/2003.08505), ECCV 2020, and found that under equal conditions the newest losses were hardly better than contrastive and triplet losses.
 
 # %% [markdown]
 # ### Exercise 4 · Criticize a claim
@@ -822,14 +822,14 @@ print(f"claimed {claimed:+.4f}, fair {fair_gain(arc, anchor):+.4f}")
 exercises.check("03.4", fair_gain)
 
 # %% [markdown]
-# The fair number is no finding either: it is one seed, twenty epochs, and a difference as small as those between seeds in section 9. But with settings chosen in the same way for both losses, nothing is left to claim.
+# The fair number is no finding either: it is one seed, twenty epochs, and a difference no larger than some of those between two seeds in section 9. But with settings chosen in the same way for both losses, nothing is left to claim.
 #
 # ## Summary
 #
 # - A loss answers three questions: what is compared with what, what is good enough, who gets the gradient. Draw the gradient on a few points; it says more than the formula.
 # - Pair and triplet losses compare images of a batch and depend on which pairs and triplets are in it. Semi-hard mining leaves the worst images alone, on purpose.
 # - N-pair and supervised contrastive losses put all of the batch into one softmax; the temperature does the mining.
-# - Class vectors, alias proxies, make every class present in every batch. Cosines need a scale, since they end at 1. NormFace and ProxyNCA++ are one loss.
+# - Class vectors, also called proxies, make every class present in every batch. Cosines need a scale, since they end at 1. NormFace and ProxyNCA++ are one loss.
 # - A table with one run per loss, at one number of epochs and default settings, is a list of numbers and not a ranking.
 #
 # **What is still open.** From NormFace on, every loss learns one vector per class and tells images where to go relative to these vectors. Nobody has told the *vectors* where to stand relative to each other. And Proxy Anchor, alone among the losses with vectors, asks for fixed cosines instead of an order. Notebook 04 builds it line by line and watches what its proxies do.
