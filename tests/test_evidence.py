@@ -14,7 +14,7 @@ from sobook.studies import report, study
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, STUDIES = ROOT / "data/results", ROOT / "data/studies"
 TABLES = {file.stem for file in RESULTS.glob("*.csv")}
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "paper/paper.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NOTEBOOKS = sorted((ROOT / "notebooks/source").glob("*.py"))
 NUMBER = re.compile(r"(?<![\w.])[+−-]?(?:0|1)?\.(\d{3,4})(?!\d)")
 
