@@ -65,10 +65,14 @@ decks: install ## slides of the executed notebooks, which need no network: build
 bench: install ## measure the speed of the parts that matter
 	@$(PY) -m pytest -o addopts= --timeout=0 tests/benchmarks
 
-lint: install ## check style, types, the import contract, and that notebooks fit their sources
+PROSE := README.md CONTRIBUTING.md CHANGELOG.md CITATION.cff paper docs notebooks sobook tests \
+	data/README.md data/benchmarks.toml data/recipes.toml data/studies
+
+lint: install ## check style, types, spelling, the import contract, and that notebooks fit their sources
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
+	@$(VENV)/bin/codespell $(PROSE)
 	@$(PY) -m pytest -q tests/test_contract.py
 	@$(PY) notebooks/build.py check
 	@if npm run --silent biome -- --version >/dev/null 2>&1; then npm run --silent lint; \
