@@ -1,15 +1,19 @@
 """Search in a folder of pictures."""
 
+import dataclasses
 import io
 import json
 import re
 import shutil
 from datetime import datetime, timezone
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
+from sobook.aviary import species as aviary
 from sobook.cli import main
 from sobook.data import image_sets
 from sobook.embedding import embed
@@ -82,6 +86,132 @@ def test_an_index_survives_saving_and_is_that_of_embed(index, tmp_path, pictures
     rows = embed(encoder, train, progress=False)
     for path, row in zip(train.paths, rows, strict=True):
         np.testing.assert_allclose(index.embeddings[index.paths.index(path)], row, atol=1e-5)
+
+
+# ---- is there anything like it? -----------------------------------------------------------------
+
+
+def clusters(rng, classes=6, each=12, dim=16, noise=0.15):
+    """(N, D) rows of unit length around one center per class, (N,) names, and the centers."""
+    centers = rng.standard_normal((classes, dim))
+    centers /= np.linalg.norm(centers, axis=1, keepdims=True)
+    labels = np.repeat(np.arange(classes), each)
+    rows = centers[labels] + noise * rng.standard_normal((len(labels), dim))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows.astype(np.float32), [f"class {label}" for label in labels], centers
+
+
+@pytest.fixture
+def judging(rng):
+    """An index of six clusters with a calibration, its centers, and a stranger."""
+    rows, names, centers = clusters(rng)
+    stranger = -centers.sum(0, keepdims=True)
+    strangers = (stranger / np.linalg.norm(stranger)).astype(np.float32)
+    found = search.calibrate(rows, names, strangers)
+    paths = tuple(Path(f"{i}.png") for i in range(len(rows)))
+    return search.Index(rows, paths, tuple(names), (), found), centers, strangers
+
+
+def test_a_class_that_is_there_is_named_and_one_that_is_not_is_refused(judging, rng):
+    index, centers, strangers = judging
+    rows, names, _ = clusters(np.random.default_rng(5))
+    there = index.judge(index.embeddings + 0.01)
+    assert (there["name"] == np.array(index.names)).mean() > 0.95
+    assert there["nothing"].mean() < 0.2 and there["chance"].between(0, 1).all()
+    elsewhere = index.judge(rows)  # clusters around other centers
+    assert elsewhere["nothing"].all()
+    assert index.judge(strangers)["nothing"].all()
+
+
+def test_what_is_nearer_to_a_stranger_is_refused_however_near_it_is(judging):
+    index, centers, _ = judging
+    center = centers[:1].astype(np.float32)
+    assert not index.judge(center)["nothing"].item()
+    found = dataclasses.replace(index.calibration, strangers=center)
+    assert dataclasses.replace(index, calibration=found).judge(center)["nothing"].item()
+
+
+def test_the_threshold_is_that_of_pictures_asked_as_if_new(rng):
+    rows, names, _ = clusters(rng, noise=0.5)
+    found = search.calibrate(rows, names, rows[:1], refuse=0.25)
+    nearness, shares, right, without = [], [], [], []
+    for i in range(len(rows)):
+        cosines = rows @ rows[i]
+        order = [j for j in np.argsort(-cosines) if j != i]
+        nearness.append(cosines[order[:10]].mean())
+        votes = {}
+        for rank, j in enumerate(order[:10], 1):
+            votes[names[j]] = votes.get(names[j], 0) + 1 / rank
+        right.append(max(votes, key=votes.get) == names[i])
+        shares.append(max(votes.values()) / sum(votes.values()))
+        without.append(np.mean([cosines[j] for j in order if names[j] != names[i]][:10]))
+    assert found.threshold == pytest.approx(np.quantile(nearness, 0.25), abs=1e-6)
+    expected = [(np.array(nearness) < found.threshold).mean()]
+    expected.append((np.array(without) >= found.threshold).mean())
+    np.testing.assert_allclose(found.rates, expected, atol=0.02)
+    assert str(found).startswith(f"{found.rates[0]:.0%} refused; ")
+    slope, intercept = found.chance
+    assert slope > 0  # the larger the share of the vote, the better
+    chance = 1 / (1 + np.exp(-(slope * np.array(shares) + intercept)))
+    assert chance.mean() == pytest.approx(np.mean(right), abs=0.02)
+
+
+def test_pictures_without_classes_get_a_threshold_but_no_chance(judging, rng):
+    index = judging[0]
+    found = search.calibrate(index.embeddings, [""] * len(index), index.embeddings[:1])
+    loose = search.Index(index.embeddings, index.paths, ("",) * len(index), (), found)
+    judged = loose.judge(judging[1].astype(np.float32)).iloc[1]
+    assert "something like this here" in search.sentence(judged)
+    assert "answered" not in str(found)
+
+
+def test_a_judgment_is_one_sentence(judging):
+    index, centers, strangers = judging
+    judged = index.judge(np.concatenate([centers[2:3].astype(np.float32), strangers]))
+    assert re.fullmatch(r"class 2, right with a chance of \d+%", search.sentence(judged.iloc[0]))
+    assert search.sentence(judged.iloc[1]).startswith("nothing like this here (nearness ")
+
+
+def test_the_calibration_survives_saving_and_old_files_have_none(judging, tmp_path):
+    index = judging[0]
+    again = search.Index.load(index.save(tmp_path / "i.npz"))
+    for one, other in zip(
+        vars(again.calibration).values(), vars(index.calibration).values(), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+    pd.testing.assert_frame_equal(again.judge(index.embeddings), index.judge(index.embeddings))
+    old = dataclasses.replace(index, calibration=None)
+    read = search.Index.load(old.save(tmp_path / "old.npz"))
+    assert read.calibration is None
+    with pytest.raises(ValueError, match="cannot judge: make it again"):
+        read.judge(index.embeddings)
+    with np.load(tmp_path / "i.npz", allow_pickle=False) as data:
+        assert all(data[name].dtype.kind in "fiU" for name in data.files)
+
+
+def test_few_pictures_set_no_threshold(index):
+    assert len(index) == 13 and index.calibration is None
+
+
+def test_noise_is_refused_on_the_command_line_and_a_known_bird_is_not(
+    tmp_path, rng, monkeypatch, capsys
+):
+    monkeypatch.setenv("SOBOOK_DATA", str(tmp_path / "data"))
+    birds = aviary.species(4, seed=3)
+    for bird in birds:
+        (tmp_path / "birds" / bird.name).mkdir(parents=True)
+        for i in range(6):
+            aviary.draw(bird, i).save(tmp_path / "birds" / bird.name / f"{i}.png")
+    known, noise, saved = tmp_path / "known.png", tmp_path / "noise.png", tmp_path / "i.npz"
+    aviary.draw(birds[0], 0).save(known)
+    Image.fromarray(rng.integers(0, 256, (96, 96, 3), dtype=np.uint8)).save(noise)
+    source = ["search", "--encoder", "deit_micro_patch8_64", "--index", str(saved)]
+    assert main([*source, "--folder", str(tmp_path / "birds")]) == 0
+    assert "asked as if new: " in capsys.readouterr().out
+    assert main([*source, "--query", str(known), str(noise), "--k", "1"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert re.search(r"known\.png: .*, right with a chance of \d+%$", shown[0])
+    assert "noise.png: nothing like this here" in shown[2]
 
 
 def test_wrong_requests_are_one_sentence(index, encoder, tmp_path):
