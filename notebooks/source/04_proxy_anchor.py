@@ -21,7 +21,7 @@
 # - what the loss asks for in a space of few dimensions, and what happens when proxies are forgotten in the optimizer;
 # - how much of the frozen encoder's error the trained one removes, on species it has never seen.
 #
-# **Before you start** Notebook 00 for the whole, 02 for the frozen features. You need the chain rule, the exponential and the idea of a softmax.
+# **Before you start** Notebook 00 for the whole, 02 for the frozen features, 03 for the losses that came before. You need the chain rule, the exponential and the idea of a softmax.
 #
 # **Time** About half a minute on a two-core laptop once the training run exists, and the minutes of its training (notebook 00) if it does not; on a T4 GPU in full mode: not measured.
 #
@@ -40,6 +40,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib import colormaps
 from matplotlib.patches import Rectangle
+from pytorch_metric_learning.losses import ProxyAnchorLoss
 from torch import nn
 
 from sobook import figures, geometry
@@ -47,7 +48,6 @@ from sobook.course import exercises
 from sobook.data import benchmarks, image_sets, pixels
 from sobook.embedding import embed
 from sobook.encoder import Encoder
-from sobook.interactive import lab
 from sobook.losses import ProxyAnchor
 from sobook.retrieval import evaluate, nearest_neighbors
 from sobook.statistics import compare_classes, verdict
@@ -55,20 +55,25 @@ from sobook.statistics import compare_classes, verdict
 # %% [markdown]
 # Notation, throughout: $B$ images in a batch, $C$ classes, $D$ dimensions, $N$ training images. A hat means unit length. The function below compares what we compute with what it should be; it is all the testing this notebook needs.
 
+
 # %%
 def cmp(what, ours, reference):
-    """Print the largest difference of two tensors, and whether it is no more than rounding."""
+    """Largest difference of two tensors; whether it is just rounding."""
     ours, reference = ours.detach(), reference.detach()
     same = torch.allclose(ours, reference, rtol=1e-4, atol=1e-6)
-    print(f"{what:<44} largest difference {(ours - reference).abs().max():.0e}  {'same' if same else 'DIFFERENT'}")
+    print(
+        f"{what:<44} largest difference {(ours - reference).abs().max():.0e}  "
+        f"{'same' if same else 'DIFFERENT'}"
+    )
 
 
 # %% [markdown]
 # ## 1 · From pairs and triplets to proxies
 #
-# A loss for retrieval must say which images belong together. The classical ones compare images with images: *pairs* (same class: close; other class: far) or *triplets* (an anchor must be closer to an image of its own class than to one of another). Proxy losses compare an image with one learned vector a class, its *proxy*.
+# Notebook 03 met two families of losses: some compare images with images, in *pairs* or *triplets*, others compare an image with one learned vector per class, its *proxy*. What does the step from the one to the other save?
 #
 # **Predict.** Stanford Online Products has about sixty thousand training images in eleven thousand classes. By what factor does the number of comparisons fall from pairs to proxies? Ten? A thousand? A million?
+
 
 # %%
 def counts(N, C, B):
@@ -82,14 +87,30 @@ def counts(N, C, B):
         "triplets": N * (size - 1) * (N - size),
         "image–proxy": N * C,
         "pairs / image–proxy": pairs / (N * C),
-        "pairs met in an epoch": (B - 1) / (N - 1),  # share; batches drawn at random
-        "same-class pairs in a batch": B * (B - 1) / 2 * (size - 1) / (N - 1),  # expected number
+        "pairs met in an epoch": (B - 1)
+        / (N - 1),  # share; batches drawn at random
+        "same-class pairs in a batch": B
+        * (B - 1)
+        / 2
+        * (size - 1)
+        / (N - 1),  # expected number
     }
 
 
-train_counts = {name: card["splits"]["train"] for name, card in benchmarks.cards().items()}
-table = pd.DataFrame({name: counts(n["images"], n["classes"], B=180) for name, n in train_counts.items()})
-form = {"pairs / image–proxy": "{:.1f}", "pairs met in an epoch": "{:.1%}", "same-class pairs in a batch": "{:.1f}"}
+train_counts = {
+    name: card["splits"]["train"] for name, card in benchmarks.cards().items()
+}
+table = pd.DataFrame(
+    {
+        name: counts(n["images"], n["classes"], B=180)
+        for name, n in train_counts.items()
+    }
+)
+form = {
+    "pairs / image–proxy": "{:.1f}",
+    "pairs met in an epoch": "{:.1%}",
+    "same-class pairs in a batch": "{:.1f}",
+}
 table.apply(lambda row: row.map(form.get(row.name, "{:,.0f}").format), axis=1)
 
 # %% [markdown]
@@ -114,30 +135,59 @@ table.apply(lambda row: row.map(form.get(row.name, "{:,.0f}").format), axis=1)
 
 # %%
 B, C, D = 6, 4, 8
-margin, scale = 0.1, 32.0  # δ and α, the values of the Proxy Anchor paper's code
+margin, scale = (
+    0.1,
+    32.0,
+)  # δ and α, the values of the Proxy Anchor paper's code
 generator = torch.Generator().manual_seed(session.seed)
 embeddings = torch.randn(B, D, generator=generator)
 proxies = torch.randn(C, D, generator=generator)
 labels = torch.tensor([0, 0, 0, 1, 1, 3])  # nobody is of class 2
 
-cosines = F.normalize(embeddings, dim=1) @ F.normalize(proxies, dim=1).T  # (B, C)
+cosines = (
+    F.normalize(embeddings, dim=1) @ F.normalize(proxies, dim=1).T
+)  # (B, C)
 own = F.one_hot(labels, C).bool()  # (B, C): is this the image's own proxy?
-pull = -scale * (cosines - margin)  # (B, C), exponents; only those of own proxies count
-push = scale * (cosines + margin)  # (B, C), exponents; only those of other proxies count
+pull = -scale * (
+    cosines - margin
+)  # (B, C), exponents; only those of own proxies count
+push = scale * (
+    cosines + margin
+)  # (B, C), exponents; only those of other proxies count
 
 # %% [markdown]
 # **Predict.** In the figure below rows are images and columns proxies; frames mark an image's own proxy. The two sums run down the columns. Which column contributes nothing to the first sum? Which entries contribute most to each loss?
 
-# %%
+
+# %% tags=["hide-input"]
 def show_step(axis, values, shown, title, form):
     """One matrix with its numbers; entries that do not count are left white."""
     limit = np.abs(values).max()
-    axis.imshow(np.where(shown, values, np.nan), cmap="RdBu_r", vmin=-limit, vmax=limit)
+    axis.imshow(
+        np.where(shown, values, np.nan), cmap="RdBu_r", vmin=-limit, vmax=limit
+    )
     for row, column in zip(*np.nonzero(shown), strict=True):
         strong = abs(values[row, column]) > 0.6 * limit
-        axis.text(column, row, format(values[row, column], form), ha="center", va="center", fontsize=11, color="white" if strong else "#222222")
+        axis.text(
+            column,
+            row,
+            format(values[row, column], form),
+            ha="center",
+            va="center",
+            fontsize=11,
+            color="white" if strong else "#222222",
+        )
     for row, label in enumerate(labels.tolist()):
-        axis.add_patch(Rectangle((label - 0.46, row - 0.46), 0.92, 0.92, fill=False, ec="#222222", lw=2))
+        axis.add_patch(
+            Rectangle(
+                (label - 0.46, row - 0.46),
+                0.92,
+                0.92,
+                fill=False,
+                ec="#222222",
+                lw=2,
+            )
+        )
     axis.set(title=title, xticks=range(C), yticks=range(B), xlabel="proxy")
     axis.tick_params(length=0)
 
@@ -148,7 +198,11 @@ show_step(axes[0], cosines.numpy(), np.ones((B, C), bool), "cosines s", "+.2f")
 show_step(axes[1], pull.numpy(), own.numpy(), "pull: −α (s − δ)", "+.1f")
 show_step(axes[2], push.numpy(), ~own.numpy(), "push: α (s + δ)", "+.1f")
 axes[0].set(ylabel="image (frame: own proxy)")
-figures.finish(figure, f"Cosines of {B} images and {C} proxies, and the exponents of the pull and push terms made of them.")
+figures.finish(
+    figure,
+    f"Cosines of {B} images and {C} proxies, and the exponents of the pull "
+    "and push terms made of them.",
+)
 
 # %% [markdown]
 # Column 2 has no frame: no image of that class is in the batch, so it takes no part in the pull. But all six images are its negatives, so it takes part in the push. That is why the first mean is over $P^+$ and the second over all proxies.
@@ -157,13 +211,16 @@ figures.finish(figure, f"Cosines of {B} images and {C} proxies, and the exponent
 #
 # Now the formula, literally:
 
+
 # %%
 def naive(cosines, own, margin=0.1, scale=32.0):
     """The formula as it stands."""
     pull_sum = (torch.exp(-scale * (cosines - margin)) * own).sum(0)  # (C,)
     push_sum = (torch.exp(scale * (cosines + margin)) * ~own).sum(0)  # (C,)
     present = own.any(0)  # (C,): P⁺
-    return torch.log(1 + pull_sum)[present].mean() + torch.log(1 + push_sum).mean()
+    return (
+        torch.log(1 + pull_sum)[present].mean() + torch.log(1 + push_sum).mean()
+    )
 
 
 print(f"loss of this batch: {naive(cosines, own):.4f}")
@@ -183,6 +240,7 @@ print(f"loss of this batch: {naive(cosines, own):.4f}")
 #
 # On a GPU, networks often run in half precision. The largest float16 is about $6.5\cdot10^4$, the largest float32 about $3.4\cdot10^{38}$; so $e^z$ overflows near $z = 11$ and near $z = 89$. **Predict:** an image has wandered onto a foreign proxy ($s = 1$). At $\alpha = 32$, in which of the three types below is the loss still a number? At $\alpha = 100$? And what is the *gradient* of a loss that has overflowed?
 
+
 # %%
 def naive_push(s, scale):
     return torch.log(1 + torch.exp(scale * (s + margin)).sum())
@@ -193,7 +251,9 @@ def stable_push(s, scale):
 
 
 def value_and_gradient(function, dtype, scale):
-    s = torch.tensor([1.0, 0.5, 0.1, -0.2], dtype=dtype, requires_grad=True)  # one proxy, four negatives
+    s = torch.tensor(
+        [1.0, 0.5, 0.1, -0.2], dtype=dtype, requires_grad=True
+    )  # one proxy, four negatives
     value = function(s, scale)
     value.backward()
     return f"{value.item():.3f}", f"{s.grad[0].item():.3f}"
@@ -202,9 +262,29 @@ def value_and_gradient(function, dtype, scale):
 rows = []
 for scale_tried in (32, 100):
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        naive_result, stable_result = (value_and_gradient(f, dtype, scale_tried) for f in (naive_push, stable_push))
-        rows.append([scale_tried, str(dtype).removeprefix("torch."), *naive_result, *stable_result])
-pd.DataFrame(rows, columns=["α", "type", "naive loss", "naive gradient", "stable loss", "stable gradient"])
+        naive_result, stable_result = (
+            value_and_gradient(f, dtype, scale_tried)
+            for f in (naive_push, stable_push)
+        )
+        rows.append(
+            [
+                scale_tried,
+                str(dtype).removeprefix("torch."),
+                *naive_result,
+                *stable_result,
+            ]
+        )
+pd.DataFrame(
+    rows,
+    columns=[
+        "α",
+        "type",
+        "naive loss",
+        "naive gradient",
+        "stable loss",
+        "stable gradient",
+    ],
+)
 
 # %% [markdown]
 # **What we see.** `inf` in the loss becomes `nan` in the gradient (it is $\infty/\infty$), and one `nan` step destroys a model. The remedy is old. Take the largest exponent $m$ out of the sum,
@@ -225,7 +305,9 @@ NOTHING = -1e4  # stands for "not in this sum": exp(−10⁴) is exactly 0
 
 def proxy_anchor(embeddings, labels, proxies, margin=0.1, scale=32.0):
     """Proxy Anchor: (B, D), (B,), (C, D) → a scalar."""
-    cosines = F.normalize(embeddings, dim=1) @ F.normalize(proxies, dim=1).T  # (B, C)
+    cosines = (
+        F.normalize(embeddings, dim=1) @ F.normalize(proxies, dim=1).T
+    )  # (B, C)
     own = F.one_hot(labels, len(proxies)).bool()  # (B, C)
     present = own.any(0)  # (C,): P⁺
     pull = (-scale * (cosines - margin)).masked_fill(~own, NOTHING)  # (B, C)
@@ -235,16 +317,21 @@ def proxy_anchor(embeddings, labels, proxies, margin=0.1, scale=32.0):
     return pull_loss + push_loss
 
 
-cmp("log-sum-exp against the literal formula", proxy_anchor(embeddings, labels, proxies), naive(cosines, own))
+cmp(
+    "log-sum-exp against the literal formula",
+    proxy_anchor(embeddings, labels, proxies),
+    naive(cosines, own),
+)
 
 # %% [markdown]
 # ### Check it
 #
 # A loss can be wrong and still train. So compare with the package's implementation, on a batch of realistic size, value *and* gradients.
 
+
 # %%
 def with_gradients(loss, embeddings, proxies):
-    """A loss and its gradients with respect to embeddings (B, D) and proxies (C, D)."""
+    """A loss, and its gradients of embeddings (B, D) and proxies (C, D)."""
     return loss, *torch.autograd.grad(loss, (embeddings, proxies))
 
 
@@ -256,23 +343,25 @@ def check(name, build):
         x = torch.randn(B, D, requires_grad=True)
         y = torch.randint(C, (B,))
         theirs = with_gradients(module(x, y), x, module.proxies)
-        ours = with_gradients(proxy_anchor(x, y, module.proxies), x, module.proxies)
-        for what, a, b in zip(("value", "gradient of embeddings", "gradient of proxies"), ours, theirs, strict=True):
+        ours = with_gradients(
+            proxy_anchor(x, y, module.proxies), x, module.proxies
+        )
+        for what, a, b in zip(
+            ("value", "gradient of embeddings", "gradient of proxies"),
+            ours,
+            theirs,
+            strict=True,
+        ):
             cmp(f"{name}, {(B, C, D)}: {what}", a, b)
 
 
 check("sobook", lambda C, D: ProxyAnchor(C, D))
 
 # %% [markdown]
-# And with a library that many people use, if it is installed (it is not needed for this course):
+# And with the library of notebook 03:
 
 # %%
-try:
-    from pytorch_metric_learning.losses import ProxyAnchorLoss
-except ImportError:
-    print("pytorch-metric-learning is not installed: comparison left out")
-else:
-    check("PML", lambda C, D: ProxyAnchorLoss(C, D, margin=0.1, alpha=32))
+check("PML", lambda C, D: ProxyAnchorLoss(C, D, margin=0.1, alpha=32))
 
 # %% [markdown]
 # ### Exercise 1 · The loss before anything is learned
@@ -285,6 +374,7 @@ else:
 #
 # </details>
 
+
 # %%
 def loss_at_zero_cosines(labels, num_classes, margin=0.1, scale=32.0):
     """Proxy Anchor of a batch in which all cosines are 0; labels (B,)."""
@@ -292,23 +382,35 @@ def loss_at_zero_cosines(labels, num_classes, margin=0.1, scale=32.0):
 
 
 def compare_at_zero(function, B=90, C=40):
-    labels = torch.randint(C, (B,), generator=torch.Generator().manual_seed(session.seed))
+    labels = torch.randint(
+        C, (B,), generator=torch.Generator().manual_seed(session.seed)
+    )
     axes = torch.eye(C + 1)
-    expected = proxy_anchor(axes[:1].expand(B, -1), labels, axes[1:])  # embeddings on one axis, proxies on others
+    expected = proxy_anchor(
+        axes[:1].expand(B, -1), labels, axes[1:]
+    )  # embeddings on one axis, proxies on others
     print(f"yours {float(function(labels, C)):.4f}, expected {expected:.4f}")
     for D in (16, 128, 1024, 16384):
         torch.manual_seed(session.seed)
-        print(f"  random embeddings and proxies in {D:>6,} dimensions: {proxy_anchor(torch.randn(B, D), labels, torch.randn(C, D)):.4f}")
+        print(
+            f"  random embeddings and proxies in {D:>6,} dimensions: "
+            f"{proxy_anchor(torch.randn(B, D), labels, torch.randn(C, D)):.4f}"
+        )
 
 
 compare_at_zero(loss_at_zero_cosines)
 exercises.check("04.1", loss_at_zero_cosines)
 
+
 # %% tags=["solution"]
 def loss_at_zero_cosines(labels, num_classes, margin=0.1, scale=32.0):
-    positives = torch.bincount(labels, minlength=num_classes).double()  # (C,): images of each class
+    positives = torch.bincount(
+        labels, minlength=num_classes
+    ).double()  # (C,): images of each class
     negatives = len(labels) - positives  # (C,)
-    exponential = math.exp(scale * margin)  # every positive and every negative contributes this
+    exponential = math.exp(
+        scale * margin
+    )  # every positive and every negative contributes this
     pull = torch.log1p(positives[positives > 0] * exponential).mean()
     push = torch.log1p(negatives * exponential).mean()
     return float(pull + push)
@@ -332,15 +434,22 @@ exercises.check("04.1", loss_at_zero_cosines)
 #
 # and for a positive, with $z_x = -\alpha(s(x,p)-\delta)$, likewise $-\frac{\alpha}{|P^+|}w^+_{xp}$. The weights are a **softmax down the column, with one extra entry of 0**. That entry stands for "nothing left to do": where all exponents are very negative it takes the whole weight, and the gradient vanishes.
 
+
 # %%
 def gradient_of_cosines(cosines, own, margin=0.1, scale=32.0):
     """∂L/∂s by hand: (B, C) → (B, C)."""
     pull = (-scale * (cosines - margin)).masked_fill(~own, NOTHING)
     push = (scale * (cosines + margin)).masked_fill(own, NOTHING)
-    nothing_left = torch.zeros(1, cosines.shape[1])  # the extra entry of each column
-    pull_weight = torch.cat([nothing_left, pull]).softmax(0)[1:]  # (B, C), columns sum to at most 1
+    nothing_left = torch.zeros(
+        1, cosines.shape[1]
+    )  # the extra entry of each column
+    pull_weight = torch.cat([nothing_left, pull]).softmax(0)[
+        1:
+    ]  # (B, C), columns sum to at most 1
     push_weight = torch.cat([nothing_left, push]).softmax(0)[1:]
-    return scale * (push_weight / cosines.shape[1] - pull_weight / own.any(0).sum())
+    return scale * (
+        push_weight / cosines.shape[1] - pull_weight / own.any(0).sum()
+    )
 
 
 free = cosines.clone().requires_grad_()
@@ -348,7 +457,10 @@ free = cosines.clone().requires_grad_()
 by_hand = gradient_of_cosines(cosines, own)
 cmp("∂L/∂s by hand, against autograd", by_hand, automatic)
 push_of_proxies = by_hand.clamp_min(0).sum(0)  # (C,)
-print(f"push handed out by each proxy: {push_of_proxies.numpy().round(2)}, at most α / |P| = {32 / len(push_of_proxies):.0f}")
+print(
+    f"push handed out by each proxy: {push_of_proxies.numpy().round(2)}, at "
+    f"most α / |P| = {32 / len(push_of_proxies):.0f}"
+)
 
 # %% [markdown]
 # Two bounds follow at once, because a softmax sums to 1. All the push that one proxy hands out, $\sum_x \lvert\partial L/\partial s(x,p)\rvert$ over its negatives, is at most $\alpha/|P|$, however many images there are and however wrong they are; and what a hard example gains, the others lose. So hard examples do not make the gradient *large*. They make it *narrow*: the same total falls on fewer of them. That is why one mislabeled image can do harm (it is the hardest of its column, and takes most of the weight), and why the *gradient* does not explode when it meets one. The loss itself goes on growing, by $\alpha$ for each unit of cosine: up to $\alpha(1+\delta) + \log n$ for $n$ negatives that all sit on the proxy.
@@ -364,12 +476,17 @@ print(f"push handed out by each proxy: {push_of_proxies.numpy().round(2)}, at mo
 # %%
 x_hat, p_hat = F.normalize(embeddings, dim=1), F.normalize(proxies, dim=1)
 tangents = p_hat[None] - cosines[:, :, None] * x_hat[:, None]  # (B, C, D)
-by_chain = (by_hand[:, :, None] * tangents).sum(1) / embeddings.norm(dim=1, keepdim=True)  # (B, D)
+by_chain = (by_hand[:, :, None] * tangents).sum(1) / embeddings.norm(
+    dim=1, keepdim=True
+)  # (B, D)
 
 free = embeddings.clone().requires_grad_()
 (automatic,) = torch.autograd.grad(proxy_anchor(free, labels, proxies), free)
 cmp("∂L/∂x by hand, against autograd", by_chain, automatic)
-print(f"largest |cosine| of gradient and embedding: {F.cosine_similarity(automatic, embeddings).abs().max():.0e}")
+print(
+    "largest |cosine| of gradient and embedding: "
+    f"{F.cosine_similarity(automatic, embeddings).abs().max():.0e}"
+)
 
 # %% [markdown]
 # ### What α does
@@ -380,11 +497,24 @@ print(f"largest |cosine| of gradient and embedding: {F.cosine_similarity(automat
 # - middle: a negative at $s = 0.2$ has a companion. What happens to *its* weight while the companion gets harder?
 # - right: of all the negatives of a proxy, what share of the push do the hardest tenth get?
 
-# %%
-SCALES = {8: (0, (1, 1)), 16: "-.", 32: "-", 64: (0, (5, 1.5))}  # α → line style
-shades = dict(zip(SCALES, colormaps["viridis"](np.linspace(0.85, 0.1, len(SCALES))), strict=True))
+# %% tags=["hide-input"]
+SCALES = {
+    8: (0, (1, 1)),
+    16: "-.",
+    32: "-",
+    64: (0, (5, 1.5)),
+}  # α → line style
+shades = dict(
+    zip(
+        SCALES,
+        colormaps["viridis"](np.linspace(0.85, 0.1, len(SCALES))),
+        strict=True,
+    )
+)
 s = torch.linspace(-0.5, 0.8, 400)
-random_cosines = torch.randn(500, 100, generator=torch.Generator().manual_seed(session.seed)) / math.sqrt(128)  # of 100 proxies
+random_cosines = torch.randn(
+    500, 100, generator=torch.Generator().manual_seed(session.seed)
+) / math.sqrt(128)  # of 100 proxies
 
 figure = figures.new_figure(12, 3.8)
 axes = figure.subplots(1, 3)
@@ -392,25 +522,55 @@ hardest_tenth = {}
 for alpha, dash in SCALES.items():
     style = {"color": shades[alpha], "ls": dash, "label": f"α = {alpha}"}
     axes[0].plot(s, torch.sigmoid(alpha * (s + margin)), **style)
-    pair = torch.stack([torch.zeros_like(s), torch.full_like(s, alpha * (0.2 + margin)), alpha * (s + margin)])
+    pair = torch.stack(
+        [
+            torch.zeros_like(s),
+            torch.full_like(s, alpha * (0.2 + margin)),
+            alpha * (s + margin),
+        ]
+    )
     axes[1].plot(s, pair.softmax(0)[1], **style)
-    weights = (alpha * random_cosines).softmax(0).sort(dim=0, descending=True).values.mean(1)  # (500,)
-    axes[2].plot(np.linspace(0, 1, 501), np.append(0, weights.cumsum(0)), **style)
+    weights = (
+        (alpha * random_cosines)
+        .softmax(0)
+        .sort(dim=0, descending=True)
+        .values.mean(1)
+    )  # (500,)
+    axes[2].plot(
+        np.linspace(0, 1, 501), np.append(0, weights.cumsum(0)), **style
+    )
     hardest_tenth[alpha] = float(weights[:50].sum())
 axes[0].axvline(-margin, color=figures.COLORS["chance"], ls=":", lw=1.6)
 axes[0].text(-margin - 0.02, 0.96, "−δ", ha="right")
 axes[1].axvline(0.2, color=figures.COLORS["chance"], ls=":", lw=1.6)
 axes[2].axvline(0.1, color=figures.COLORS["chance"], ls=":", lw=1.6)
 axes[0].set(title="one negative", xlabel="its cosine", ylabel="its weight")
-axes[1].set(title="a negative at 0.2 in company", xlabel="the companion's cosine", ylabel="weight of the one at 0.2")
-axes[2].set(title="500 negatives at random, D = 128", xlabel="share of negatives, hardest first", ylabel="their share of the push")
+axes[1].set(
+    title="a negative at 0.2 in company",
+    xlabel="the companion's cosine",
+    ylabel="weight of the one at 0.2",
+)
+axes[2].set(
+    title="500 negatives at random, D = 128",
+    xlabel="share of negatives, hardest first",
+    ylabel="their share of the push",
+)
 axes[2].legend(loc="lower right")
-said = ", ".join(f"{share:.0%} at α = {alpha}" for alpha, share in hardest_tenth.items())
-figures.finish(figure, f"Weights of negatives in the gradient for four scales; the hardest tenth of negatives carries {said}.")
+said = ", ".join(
+    f"{share:.0%} at α = {alpha}" for alpha, share in hardest_tenth.items()
+)
+figures.finish(
+    figure,
+    "Weights of negatives in the gradient for four scales; the hardest tenth "
+    f"of negatives carries {said}.",
+)
 
 # %%
 for alpha, share in hardest_tenth.items():
-    print(f"α = {alpha:>2}: the hardest tenth of the negatives gets {share:.0%} of the push")
+    print(
+        f"α = {alpha:>2}: the hardest tenth of the negatives gets {share:.0%} "
+        "of the push"
+    )
 
 # %% [markdown]
 # **What we see.**
@@ -432,9 +592,10 @@ for alpha, share in hardest_tenth.items():
 #
 # </details>
 
+
 # %%
 def row_softmax(cosines, labels, scale=32.0):
-    """Mean cross-entropy over images, each choosing among the proxies; (B, C), (B,) → a scalar."""
+    """Mean over images, each choosing a proxy; (B, C), (B,) → a scalar."""
     return (0 * cosines).sum()  # your code here
 
 
@@ -446,15 +607,29 @@ def gradient_of_image_0(function, cosines):
 def compare_influence(function, own=own, labels=labels):
     calm = torch.zeros(own.shape)  # (B, C), as in section 2
     harder = calm.clone()
-    harder[1] = torch.tensor([-0.3, 0.3, 0.3, 0.3])  # image 1, of class 0, comes close to other proxies
-    for name, loss in (("Proxy Anchor", lambda c: naive(c, own)), ("yours", lambda c: function(c, labels))):
-        change = gradient_of_image_0(loss, harder) - gradient_of_image_0(loss, calm)
-        print(f"{name:>12}: loss {loss(calm):.4f}, gradient of image 0 changes by {change.abs().max():.4f}")
-    print(f"    expected: loss {math.log(own.shape[1]):.4f}, gradient of image 0 changes by 0.0000")
+    harder[1] = torch.tensor(
+        [-0.3, 0.3, 0.3, 0.3]
+    )  # image 1, of class 0, comes close to other proxies
+    for name, loss in (
+        ("Proxy Anchor", lambda c: naive(c, own)),
+        ("yours", lambda c: function(c, labels)),
+    ):
+        change = gradient_of_image_0(loss, harder) - gradient_of_image_0(
+            loss, calm
+        )
+        print(
+            f"{name:>12}: loss {loss(calm):.4f}, gradient of image 0 changes "
+            f"by {change.abs().max():.4f}"
+        )
+    print(
+        f"    expected: loss {math.log(own.shape[1]):.4f}, gradient of image "
+        "0 changes by 0.0000"
+    )
 
 
 compare_influence(row_softmax)
 exercises.check("04.2", row_softmax)
+
 
 # %% tags=["solution"]
 def row_softmax(cosines, labels, scale=32.0):
@@ -478,6 +653,7 @@ exercises.check("04.2", row_softmax)
 #
 # </details>
 
+
 # %%
 def effective_negatives(weights):
     """(Σw)² / Σw² of every column; weights (B, C) → (C,)."""
@@ -486,8 +662,12 @@ def effective_negatives(weights):
 
 for alpha in SCALES:
     shared = effective_negatives((alpha * random_cosines).softmax(0))  # (100,)
-    print(f"α = {alpha:>2}: of {len(random_cosines)} negatives, effectively {shared.mean():.1f} share the push")
+    print(
+        f"α = {alpha:>2}: of {len(random_cosines)} negatives, effectively "
+        f"{shared.mean():.1f} share the push"
+    )
 exercises.check("04.3", effective_negatives)
+
 
 # %% tags=["solution"]
 def effective_negatives(weights):
@@ -496,7 +676,10 @@ def effective_negatives(weights):
 
 for alpha in SCALES:
     shared = effective_negatives((alpha * random_cosines).softmax(0))  # (100,)
-    print(f"α = {alpha:>2}: of {len(random_cosines)} negatives, effectively {shared.mean():.1f} share the push")
+    print(
+        f"α = {alpha:>2}: of {len(random_cosines)} negatives, effectively "
+        f"{shared.mean():.1f} share the push"
+    )
 exercises.check("04.3", effective_negatives)
 
 # %% [markdown]
@@ -504,17 +687,20 @@ exercises.check("04.3", effective_negatives)
 #
 # In three dimensions unit vectors live on a sphere. Let a small network (two layers) map made-up data, clouds of points in 16 dimensions, to three. It is trained with `sobook.losses.ProxyAnchor`, network and proxies together.
 
+
 # %%
 def clouds(classes, size=40, dim=16):
-    """Made-up data: one Gaussian cloud a class, (classes · size, 16), and labels."""
+    """Made-up data: a Gaussian cloud per class, (N, 16), and labels."""
     generator = torch.Generator().manual_seed(session.seed)
     centers = 1.5 * torch.randn(classes, dim, generator=generator)
     labels = torch.arange(classes).repeat_interleave(size)
-    return centers[labels] + torch.randn(len(labels), dim, generator=generator), labels
+    return centers[labels] + torch.randn(
+        len(labels), dim, generator=generator
+    ), labels
 
 
 def train_toy(classes, dim=3, proxy_lr=0.1, steps=300, lr=2e-3):
-    """Train a small network with Proxy Anchor; proxy_lr=None leaves the proxies out of the optimizer."""
+    """A small network; proxy_lr=None: proxies not in the optimizer."""
     torch.manual_seed(session.seed)
     points, labels = clouds(classes)
     network = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, dim))
@@ -533,7 +719,12 @@ def train_toy(classes, dim=3, proxy_lr=0.1, steps=300, lr=2e-3):
         optimizer.step()
         schedule.step()
         losses.append(value.item())
-    return {"labels": labels, "before": before, "after": (network(points).detach(), loss.proxies.detach()), "losses": losses}
+    return {
+        "labels": labels,
+        "before": before,
+        "after": (network(points).detach(), loss.proxies.detach()),
+        "losses": losses,
+    }
 
 
 def describe_toy(toy):
@@ -548,7 +739,9 @@ def describe_toy(toy):
         "cosine to the own proxy": own.mean().item(),
         "to the nearest other": other.mean().item(),
         "points nearest to their own": (own > other).float().mean().item(),
-        "largest cosine of two proxies": geometry.off_diagonal((proxies @ proxies.T).numpy()).max(),
+        "largest cosine of two proxies": geometry.off_diagonal(
+            (proxies @ proxies.T).numpy()
+        ).max(),
         "proxies moved by": moved.mean().item(),
     }
 
@@ -558,7 +751,10 @@ def describe_toy(toy):
 
 # %%
 four = train_toy(classes=4)
-figures.spheres({"before training": four["before"], "after training": four["after"]}, four["labels"])
+figures.spheres(
+    {"before training": four["before"], "after training": four["after"]},
+    four["labels"],
+)
 
 # %%
 pd.Series(describe_toy(four)).round(3).to_frame("four classes")
@@ -573,10 +769,13 @@ seven = train_toy(classes=7)
 figures.spheres({"after training": seven["after"]}, seven["labels"])
 
 # %%
-pd.DataFrame({"four classes": describe_toy(four), "seven classes": describe_toy(seven)}).round(3)
+pd.DataFrame(
+    {"four classes": describe_toy(four), "seven classes": describe_toy(seven)}
+).round(3)
 
 # %% [markdown]
 # **What we see.** Not seven neat clouds. The loss stays high, and some proxies have merged: the largest cosine of two of them says how closely. Does three-dimensional space have no room? One might think so: directions that are pairwise at obtuse angles exist only for $C \le D+1$ (in space, the four corners of a tetrahedron). But the loss does not ask that of proxies, nor of clouds. It compares clouds *with proxies*, and these may lie on opposite sides. Put the seven clouds on a ring around the north pole and their proxies on a ring around the south pole, each below its cloud:
+
 
 # %%
 def rings(classes, height):
@@ -594,11 +793,17 @@ own_mean, other_max = ring_cosines.diagonal().mean(), ring_cosines[0, 1:].max()
 by_hand = proxy_anchor(
     north.repeat_interleave(40, 0), torch.arange(7).repeat_interleave(40), south
 )
-print(f"rings: own cosine {own_mean:+.2f}, nearest other {other_max:+.2f}, ", end="")
+print(
+    f"rings: own cosine {own_mean:+.2f}, nearest other {other_max:+.2f}, ",
+    end="",
+)
 print(f"loss {by_hand:.2f}; trained: loss {seven['losses'][-1]:.2f}")
 for name, toy in (("four", four), ("seven", seven)):
     x, p = (F.normalize(rows, dim=1).mean(0) for rows in toy["after"])
-    print(f"{name} classes, trained: cosine of mean embedding and mean proxy ", end="")
+    print(
+        f"{name} classes, trained: cosine of mean embedding and mean proxy ",
+        end="",
+    )
     print(f"{F.cosine_similarity(x, p, dim=0):+.2f}")
 
 # %% [markdown]
@@ -608,15 +813,28 @@ for name, toy in (("four", four), ("seven", seven)):
 #
 # **How will the loss of seven classes depend on $D$?**
 
-# %%
+# %% tags=["hide-input"]
 DIMS = [2, 3, 4, 5, 6, 7, 8, 12]
 final = [train_toy(classes=7, dim=dim)["losses"][-1] for dim in DIMS]
 
 figure = figures.new_figure(7.5, 3.8)
 axis = figure.subplots()
 axis.plot(DIMS, final, "o-", color=figures.COLORS["PA"])
-axis.set(xlabel="dimensions D", ylabel="loss after training", ylim=(0, None), title="seven classes")
-figures.finish(figure, "Loss after training with seven classes, by dimension: " + ", ".join(f"{value:.1f} at D = {dim}" for dim, value in zip(DIMS, final, strict=True)) + ".")
+axis.set(
+    xlabel="dimensions D",
+    ylabel="loss after training",
+    ylim=(0, None),
+    title="seven classes",
+)
+figures.finish(
+    figure,
+    "Loss after training with seven classes, by dimension: "
+    + ", ".join(
+        f"{value:.1f} at D = {dim}"
+        for dim, value in zip(DIMS, final, strict=True)
+    )
+    + ".",
+)
 
 # %% [markdown]
 # Dimensions help, and quickly. Real embeddings have hundreds of dimensions, and CUB a hundred training classes: plenty of room. Stanford Online Products has eleven thousand classes, far more than dimensions. Keep the picture of the merged proxies.
@@ -626,24 +844,55 @@ figures.finish(figure, "Loss after training with seven classes, by dimension: " 
 #
 # Proxies are parameters of the *loss*, not of the network, and `torch.optim.AdamW(network.parameters())` does not know them. Nothing complains. **Predict:** what happens when they are left out? Does the loss still fall? And does a proxy need the same learning rate as the network?
 
-# %%
-RATES = {"left out": None, "× 1": 2e-3, "× 10": 2e-2, "× 100": 2e-1}  # in units of the network's rate
-toys = {dim: {name: train_toy(7, dim, proxy_lr=rate) for name, rate in RATES.items()} for dim in (3, 16)}
+# %% tags=["hide-input"]
+RATES = {
+    "left out": None,
+    "× 1": 2e-3,
+    "× 10": 2e-2,
+    "× 100": 2e-1,
+}  # in units of the network's rate
+toys = {
+    dim: {
+        name: train_toy(7, dim, proxy_lr=rate) for name, rate in RATES.items()
+    }
+    for dim in (3, 16)
+}
 
 figure = figures.new_figure(11, 4)
 axes = figure.subplots(1, 2)
 dashes = [(0, (1, 1)), "-.", (0, (5, 1.5)), "-"]
 rate_shades = colormaps["viridis"](np.linspace(0.85, 0.1, len(RATES)))
 for axis, (dim, runs) in zip(axes, toys.items(), strict=True):
-    for (name, toy), dash, shade in zip(runs.items(), dashes, rate_shades, strict=True):
+    for (name, toy), dash, shade in zip(
+        runs.items(), dashes, rate_shades, strict=True
+    ):
         axis.plot(toy["losses"], ls=dash, color=shade, label=f"proxies {name}")
-    axis.set(title=f"seven classes, D = {dim}", xlabel="step", ylabel="Proxy Anchor loss", ylim=(0, 40))
+    axis.set(
+        title=f"seven classes, D = {dim}",
+        xlabel="step",
+        ylabel="Proxy Anchor loss",
+        ylim=(0, 40),
+    )
 axes[1].legend()
-last = "; ".join(f"D = {dim}: " + ", ".join(f"{name} {toy['losses'][-1]:.1f}" for name, toy in runs.items()) for dim, runs in toys.items())
-figures.finish(figure, f"Loss over steps for four learning rates of the proxies; at the end {last}.")
+last = "; ".join(
+    f"D = {dim}: "
+    + ", ".join(f"{name} {toy['losses'][-1]:.1f}" for name, toy in runs.items())
+    for dim, runs in toys.items()
+)
+figures.finish(
+    figure,
+    "Loss over steps for four learning rates of the proxies; at the end "
+    f"{last}.",
+)
 
 # %%
-pd.DataFrame({f"D = {dim}, {name}": describe_toy(toy) for dim, runs in toys.items() for name, toy in runs.items()}).T.round(2)
+pd.DataFrame(
+    {
+        f"D = {dim}, {name}": describe_toy(toy)
+        for dim, runs in toys.items()
+        for name, toy in runs.items()
+    }
+).T.round(2)
 
 # %% [markdown]
 # **What we see.** The loss falls even with proxies that never move: the network drags the points to wherever the random proxies happen to stand. That is what makes the mistake so hard to notice. The last column gives it away: *moved by* zero. In three dimensions, where random proxies stand badly, the damage is plain; in sixteen there is more room, and it is smaller. (The [official Proxy Anchor code](https://github.com/tjddus9597/Proxy-Anchor-CVPR2020/issues/25) once had this very bug: when it was released, the proxies of its *baseline*, Proxy-NCA, were not given to the optimizer. The author writes that the omission came with the release and that they were optimized in the paper's experiments.)
@@ -656,7 +905,10 @@ pd.DataFrame({f"D = {dim}, {name}": describe_toy(toy) for dim, runs in toys.item
 C, backbone_rate = 100, 1e-4
 for factor in (1, 100):
     steps = math.sqrt(2 / C) / (factor * backbone_rate)
-    print(f"proxy rate {factor:>3} × {backbone_rate:g}: about {steps:,.0f} steps to cross one standard deviation")
+    print(
+        f"proxy rate {factor:>3} × {backbone_rate:g}: about {steps:,.0f} "
+        "steps to cross one standard deviation"
+    )
 steps_per_epoch = train_counts["cub200"]["images"] // 180
 print(f"an epoch of CUB with batches of 180 has {steps_per_epoch} steps")
 
@@ -665,7 +917,11 @@ print(f"an epoch of CUB with batches of 180 has {steps_per_epoch} steps")
 
 # %%
 config = session.config(so_weight=0.0)
-print(f"backbone {config.lr:g}, head {config.head_lr:g}, proxies {config.proxy_lr:g}: {config.proxy_lr / config.lr:.0f} × the backbone's rate")
+print(
+    f"backbone {config.lr:g}, head {config.head_lr:g}, proxies "
+    f"{config.proxy_lr:g}: {config.proxy_lr / config.lr:.0f} × the backbone's "
+    "rate"
+)
 
 # %% [markdown]
 # ## 6 · The real thing
@@ -673,9 +929,16 @@ print(f"backbone {config.lr:g}, head {config.head_lr:g}, proxies {config.proxy_l
 # Now birds. Backbone, head and proxies are trained together, after a warm-up in which the backbone is frozen while head and proxies find each other. The epoch that is kept is the one with the best Recall@1 on *held-out training classes*; the test species have no say.
 
 # %%
-image_sets.prepare(config.dataset, config.root, progress=not session.quick)  # drawn or fetched once
+image_sets.prepare(
+    config.dataset, config.root, progress=not session.quick
+)  # drawn or fetched once
 run = session.fit(config)
-print(f"{config.epochs} epochs (the backbone is frozen in the first {config.warmup_epochs}), epoch {run.state['selected_epoch']} kept; {run.state['train_images']:,} images of {len(run.state['class_names'])} classes")
+print(
+    f"{config.epochs} epochs (the backbone is frozen in the first "
+    f"{config.warmup_epochs}), epoch {run.state['selected_epoch']} kept; "
+    f"{run.state['train_images']:,} images of {len(run.state['class_names'])} "
+    "classes"
+)
 
 # %%
 figures.training_curves({"PA": run.metrics}, dim=config.dim)
@@ -690,51 +953,106 @@ per_step = [line for line in run.metrics if line["kind"] == "step"]
 C = len(run.state["class_names"])
 torch.manual_seed(session.seed)
 random_labels = torch.randint(C, (config.batch_size,))
-at_random = proxy_anchor(torch.randn(config.batch_size, config.dim), random_labels, torch.randn(C, config.dim))
-print(f"first step {per_step[0]['proxy_anchor']:.2f}; random embeddings of the same shapes {at_random:.2f}; last step {per_step[-1]['proxy_anchor']:.2f}")
+at_random = proxy_anchor(
+    torch.randn(config.batch_size, config.dim),
+    random_labels,
+    torch.randn(C, config.dim),
+)
+print(
+    f"first step {per_step[0]['proxy_anchor']:.2f}; random embeddings of the "
+    f"same shapes {at_random:.2f}; last step "
+    f"{per_step[-1]['proxy_anchor']:.2f}"
+)
 
 # %% [markdown]
 # ### Where do the training images stand now?
 #
 # The loss wanted own cosines above $\delta$ and others below $-\delta$. **Which of the two will it have got more of, on the training images? And, by the weights of section 3, how many of the negatives still matter?**
 
-# %%
-everything = image_sets.load(config.dataset, "train", config.root, **config.options)
-training, held_out = image_sets.hold_out(everything, config.validation_fraction, seed=config.seed)
+# %% tags=["hide-input"]
+everything = image_sets.load(
+    config.dataset, "train", config.root, **config.options
+)
+training, held_out = image_sets.hold_out(
+    everything, config.validation_fraction, seed=config.seed
+)
 encoder = run.encoder().to(session.device)
-trained_on = torch.from_numpy(embed(encoder, training, progress=False))  # (N, D), no augmentation
+trained_on = torch.from_numpy(
+    embed(encoder, training, progress=False)
+)  # (N, D), no augmentation
 cosines = trained_on @ F.normalize(run.proxies(), dim=1).T  # (N, C)
 own = F.one_hot(torch.from_numpy(training.labels), C).bool()
 
 figure = figures.new_figure(9, 3.8)
 axis = figure.subplots()
 bins = np.linspace(-0.6, 1, 81)
-axis.hist(cosines[~own].numpy(), bins, density=True, color=figures.COLORS["irrelevant"], alpha=0.75, label="to another proxy")
-axis.hist(cosines[own].numpy(), bins, density=True, histtype="step", lw=2.4, color=figures.COLORS["relevant"], label="to the own proxy")
+axis.hist(
+    cosines[~own].numpy(),
+    bins,
+    density=True,
+    color=figures.COLORS["irrelevant"],
+    alpha=0.75,
+    label="to another proxy",
+)
+axis.hist(
+    cosines[own].numpy(),
+    bins,
+    density=True,
+    histtype="step",
+    lw=2.4,
+    color=figures.COLORS["relevant"],
+    label="to the own proxy",
+)
 for place, name in ((-config.margin, "−δ"), (config.margin, "δ")):
     axis.axvline(place, color="#222222", ls=":", lw=1.6)
     axis.text(place, axis.get_ylim()[1], name, ha="center", va="bottom")
 axis.set(xlabel="cosine of a training image and a proxy", ylabel="density")
 axis.legend()
-share = {"own above δ": (cosines[own] > config.margin).float().mean(), "others below −δ": (cosines[~own] < -config.margin).float().mean()}
-figures.finish(figure, "Histogram of cosines of training images to their own and to other proxies: " + ", ".join(f"{value:.0%} {name}" for name, value in share.items()) + ".")
+share = {
+    "own above δ": (cosines[own] > config.margin).float().mean(),
+    "others below −δ": (cosines[~own] < -config.margin).float().mean(),
+}
+figures.finish(
+    figure,
+    "Histogram of cosines of training images to their own and to other "
+    "proxies: "
+    + ", ".join(f"{value:.0%} {name}" for name, value in share.items())
+    + ".",
+)
 
 # %%
 for name, value in share.items():
     print(f"{name}: {value:.0%}")
 push = (config.scale * (cosines + config.margin)).masked_fill(own, NOTHING)
-weight = torch.cat([torch.zeros(1, C), push]).softmax(0)[1:].sort(dim=0, descending=True).values  # (N, C)
+weight = (
+    torch.cat([torch.zeros(1, C), push])
+    .softmax(0)[1:]
+    .sort(dim=0, descending=True)
+    .values
+)  # (N, C)
 hardest = math.ceil(0.01 * len(weight))
-print(f"the hardest 1 % of a proxy's negatives get {weight[:hardest].sum() / weight.sum():.0%} of its push")
+print(
+    "the hardest 1 % of a proxy's negatives get "
+    f"{weight[:hardest].sum() / weight.sum():.0%} of its push"
+)
 
 # %% [markdown]
 # Look at where the two humps stand. Retrieval only needs them *apart*: every image closer to its own proxy than to the others. They need not lie symmetrically about zero, and here they do not. One proxy has a whole batch of negatives and a handful of positives, so "away from everything" is the demand it hears most. It can be met for all proxies at once by a *common mode*: images on one side, proxies on the other. Is that what happened?
 
 # %%
-mean_image, mean_proxy = trained_on.mean(0), F.normalize(run.proxies(), dim=1).mean(0)  # (D,) each
+mean_image, mean_proxy = (
+    trained_on.mean(0),
+    F.normalize(run.proxies(), dim=1).mean(0),
+)  # (D,) each
 start = F.normalize(run.proxies(0), dim=1).mean(0)
-print(f"length of the mean proxy: {start.norm():.2f} before training, {mean_proxy.norm():.2f} after (1: all the same, 0: no common mode)")
-print(f"cosine of the mean image and the mean proxy: {F.cosine_similarity(mean_image, mean_proxy, dim=0):+.2f}")
+print(
+    f"length of the mean proxy: {start.norm():.2f} before training, "
+    f"{mean_proxy.norm():.2f} after (1: all the same, 0: no common mode)"
+)
+print(
+    "cosine of the mean image and the mean proxy: "
+    f"{F.cosine_similarity(mean_image, mean_proxy, dim=0):+.2f}"
+)
 
 # %% [markdown]
 # A common mode makes *all* proxies more alike without telling any two classes apart. It is part of what the middle panel of the training curves shows; notebook 06 measures how much of it.
@@ -745,22 +1063,45 @@ print(f"cosine of the mean image and the mean proxy: {F.cosine_similarity(mean_i
 
 # %%
 test = image_sets.load(config.dataset, "test", config.root, **config.options)
-frozen_encoder = Encoder.create(config.encoder, weights=config.weights).to(session.device)
+frozen_encoder = Encoder.create(config.encoder, weights=config.weights).to(
+    session.device
+)
 encoders = {"frozen": frozen_encoder, "PA": encoder}
 sets = {"held-out training classes": held_out, "test species": test}
-embedded = {(where, name): embed(e, s, progress=False) for where, s in sets.items() for name, e in encoders.items()}
-results = {key: evaluate(vectors, sets[key[0]].labels) for key, vectors in embedded.items()}
+embedded = {
+    (where, name): embed(e, s, progress=False)
+    for where, s in sets.items()
+    for name, e in encoders.items()
+}
+results = {
+    key: evaluate(vectors, sets[key[0]].labels)
+    for key, vectors in embedded.items()
+}
 figures.interval_plot(
-    [(f"{name}, {where}", result.recall[1], *result.interval(1), name) for (where, name), result in results.items()],
+    [
+        (f"{name}, {where}", result.recall[1], *result.interval(1), name)
+        for (where, name), result in results.items()
+    ],
     "Recall@1",
 )
 
 # %%
-compared = {where: compare_classes(results[where, "frozen"], results[where, "PA"]) for where in sets}
+compared = {
+    where: compare_classes(results[where, "frozen"], results[where, "PA"])
+    for where in sets
+}
 for where, found in compared.items():
-    print(f"{where}: Recall@1 after training {verdict(found, list(compared.values()))}, {found}")
-errors = {name: 1 - results["test species", name].recall[1] for name in encoders}
-print(f"of the frozen encoder's errors on test species, training removes {1 - errors['PA'] / errors['frozen']:.0%}")
+    print(
+        f"{where}: Recall@1 after training "
+        f"{verdict(found, list(compared.values()))}, {found}"
+    )
+errors = {
+    name: 1 - results["test species", name].recall[1] for name in encoders
+}
+print(
+    "of the frozen encoder's errors on test species, training removes "
+    f"{1 - errors['PA'] / errors['frozen']:.0%}"
+)
 
 # %% [markdown]
 # The intervals are over classes: whole classes are drawn anew. The upper pair has few classes, hence wide intervals, and it chose the epoch, so it flatters a little. The lower pair is the one to report. For the difference the same classes are drawn for both encoders; that is the fair comparison, and the sentences above are made from it.
@@ -770,10 +1111,15 @@ print(f"of the frozen encoder's errors on test species, training removes {1 - er
 # Five queries among the test species, drawn at random and not chosen, with their nearest images under the trained encoder and the cosines below.
 
 # %%
-queries = np.random.default_rng(session.seed).choice(len(test), 5, replace=False)
+queries = np.random.default_rng(session.seed).choice(
+    len(test), 5, replace=False
+)
 similarities, indices = nearest_neighbors(embedded["test species", "PA"], k=5)
 pictures = pixels.decode(test, 96, progress=False)
-names = [test.class_names[test.labels[q]].partition(".")[2].replace("_", " ") for q in queries]
+names = [
+    test.class_names[test.labels[q]].partition(".")[2].replace("_", " ")
+    for q in queries
+]
 figures.retrieval_wall(
     [pictures[q] for q in queries],
     [[pictures[i] for i in indices[q]] for q in queries],
