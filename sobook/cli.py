@@ -363,7 +363,8 @@ def search_pictures(
         source: the encoder; its data set is not used.
         folder: pictures to index, subfolders included.
         index: .npz to write the index to or, without --folder, to read it from.
-        query: pictures whose nearest are printed, one line per neighbor: cosine, class, file.
+        query: pictures to search with. One line says whether there is anything like it, its class,
+            and the chance that this is right; then one line per neighbor: cosine, class, file.
         k: neighbors for each query.
         page: HTML file to write, with the indexed pictures in it; it needs no network.
     """
@@ -390,9 +391,15 @@ def search_pictures(
         _print_notes(pictures.left_out)
         if index is not None:
             _say(f"{pictures.save(index)}: {len(pictures):,} pictures")
+        if pictures.calibration is not None:
+            _say(f"its own pictures, asked as if new: {pictures.calibration}")
     for picture in query:
         similarities, places = pictures.search(encoder, picture, k)
-        _say(printable(picture))
+        said = ""
+        if pictures.calibration is not None:
+            judged = pictures.judge(search.embed_picture(encoder, picture)[None])
+            said = f": {search.sentence(judged.iloc[0])}"
+        _say(f"{printable(picture)}{said}")
         for similarity, i in zip(similarities, places, strict=True):
             name, path = map(printable, (pictures.names[i] or "–", pictures.paths[i]))
             _say(f"  {similarity:+.3f}  {name}  {path}")
