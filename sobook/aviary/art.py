@@ -393,8 +393,8 @@ def _blank_sheet(pose: Pose, look: Look, rng: Chance, side: int) -> Sheet:
     return Sheet(canvas, factor, offset + complex(*inside) - head, flip)
 
 
-def paint(look: Look, marks: Marks, rng: Chance, size: int) -> Image.Image:
-    """Return one picture of a bird, (size, size) RGB, with all chance taken from `rng`."""
+def _bird(look: Look, marks: Marks, rng: Chance, size: int) -> tuple[Sheet, Pose]:
+    """A bird without a scene, on its sheet."""
     pose = Pose(look, rng)
     sheet = _blank_sheet(pose, look, rng, ENLARGEMENT * size)
     if pose.raised:
@@ -405,4 +405,15 @@ def paint(look: Look, marks: Marks, rng: Chance, size: int) -> Image.Image:
     draw_bill(sheet, pose, look, marks)
     draw_plumage(sheet, pose, look, marks)
     draw_wing(sheet, pose, look, marks)
+    return sheet, pose
+
+
+def paint(look: Look, marks: Marks, rng: Chance, size: int) -> Image.Image:
+    """Return one picture of a bird, (size, size) RGB, with all chance taken from `rng`."""
+    sheet, pose = _bird(look, marks, rng, size)
     return photograph(sheet, look.stance, pose.ground, pose.at(0, 0.26).imag, size, rng)
+
+
+def cut_out(look: Look, marks: Marks, rng: Chance, size: int) -> Image.Image:
+    """Return where the bird of `paint` is, with the same chance: (size, size), 8-bit gray."""
+    return _bird(look, marks, rng, size)[0].mask.reduce(ENLARGEMENT)

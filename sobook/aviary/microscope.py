@@ -24,7 +24,8 @@ from torch import Tensor
 
 from sobook.aviary.art import paint
 from sobook.aviary.scene import PARTS, Chance, pick
-from sobook.aviary.species import CHOICES, Species, chance_of, visible_choices
+from sobook.aviary.species import CHOICES, Species, chance_of, species, visible_choices
+from sobook.data.image_sets import ImageSet
 from sobook.data.loader import evaluation_crop
 from sobook.errors import SobookError, check_choice
 from sobook.statistics import t_interval
@@ -94,6 +95,81 @@ def redraw(
         if others:
             marks = replace(marks, **{change: pick(Random(f"{chance} {change}"), others)})
     return paint(one.look, marks, rng, size)
+
+
+def where_marks_differ(
+    one: Species, other: Species, instance: int, *, size: int = 96, seed: int = 0
+) -> dict[str, tuple[float, float, float]]:
+    """Where, in a picture of one species, are the marks by which another differs from it?
+
+    Each such mark is painted over with the other species' value, all else fixed: the pixels that
+    change are the mark's.
+
+    Args:
+        one, instance, size, seed: the picture, as for `sobook.aviary.species.draw`.
+        other: a species of the same genus.
+
+    Returns:
+        mark → a circle around it, (x, y, radius) in fractions of the side, x to the right and y
+        downwards. Marks that cannot be seen in this picture are left out.
+
+    Raises:
+        SobookError: the species are of different genera: then everything differs.
+    """
+    if one.genus != other.genus:
+        raise SobookError(f"{one.name} and {other.name} are of different genera.")
+    before = np.asarray(redraw(one, instance, size=size, seed=seed)).astype(int)
+    circles = {}
+    for mark in MARKS:
+        value = getattr(other.marks, mark)
+        if value == getattr(one.marks, mark):
+            continue
+        painted = replace(one, marks=replace(one.marks, **{mark: value}))
+        after = np.asarray(redraw(painted, instance, size=size, seed=seed))
+        changed = np.argwhere(np.abs(after - before).max(axis=2) > 24)  # not its blurred rim
+        if len(changed):
+            (top, left), (bottom, right) = changed.min(axis=0), changed.max(axis=0)
+            radius = max(bottom - top, right - left) / 2 + 2
+            circles[mark] = tuple(
+                float(v) / size for v in ((left + right + 1) / 2, (top + bottom + 1) / 2, radius)
+            )
+    return circles
+
+
+def name_mistakes(
+    images: ImageSet, queries: Sequence[int], found: np.ndarray, *, number: int = 100, seed: int = 0
+) -> tuple[list[list[str]], list[list[list[tuple[float, float, float]]]]]:
+    """What a retrieval wall can say of images of the wrong species.
+
+    Args:
+        images: the set that was searched.
+        queries: Q of its images.
+        found: (Q, k) images that were found.
+        number, seed: species and seed of the aviary, if it is one.
+
+    Returns:
+        (Q, k) captions: the species of a wrong image, without the genus where it is the query's;
+        "" for a right one. (Q, k) lists of circles around the marks by which such a relative
+        differs, see `where_marks_differ`; none where the images were not drawn.
+    """
+    known = species(number, seed=seed) if images.name == "aviary" else ()
+    captions, spots = [], []
+    for query, row in zip(queries, found, strict=True):
+        words, circles = [], []
+        for image in row:
+            a, b = (images.class_names[images.labels[i]] for i in (query, image))
+            words.append("" if a == b else b.partition(".")[2].replace("_", " "))
+            circles.append([])
+            if a == b or not known:
+                continue
+            one, other = (known[int(name.partition(".")[0]) - 1] for name in (b, a))
+            if one.genus == other.genus:
+                words[-1] = one.name.rpartition(" ")[0]
+                instance = int(images.paths[image].stem)
+                circles[-1] = list(where_marks_differ(one, other, instance, seed=seed).values())
+        captions.append(words)
+        spots.append(circles)
+    return captions, spots
 
 
 def slides(

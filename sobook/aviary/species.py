@@ -24,7 +24,7 @@ from PIL import Image, ImageColor
 from tqdm.auto import tqdm
 
 from sobook import files
-from sobook.aviary.art import PAINTS, Look, Marks, paint
+from sobook.aviary.art import PAINTS, Look, Marks, cut_out, paint
 from sobook.aviary.scene import Chance, Color, mix, pick
 from sobook.errors import SobookError
 
@@ -321,6 +321,16 @@ def draw(one: Species, instance: int, *, size: int = 96, seed: int = 0) -> Image
     The image depends on nothing but these arguments, so any order of drawing is fine.
     """
     return paint(one.look, one.marks, Chance(chance_of(one, instance, seed)), size)
+
+
+def silhouette(one: Species, instance: int, *, size: int = 96, seed: int = 0) -> Image.Image:
+    """Where the bird is in the picture that `draw` returns for these arguments.
+
+    Returns:
+        8-bit gray, `size` × `size`: 255 on the bird, 0 beside it, between the two at its rim. What
+        a twig or water hides of it belongs to it all the same.
+    """
+    return cut_out(one.look, one.marks, Chance(chance_of(one, instance, seed)), size)
 
 
 def chance_of(one: Species, instance: int, seed: int) -> str:

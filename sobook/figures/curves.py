@@ -169,7 +169,9 @@ def paired_differences(
     *,
     metric: str = "Recall@1",
 ) -> Figure:
-    """Two methods over the same seeds: each seed as a line, and the differences by themselves.
+    """Two methods over the same seeds: a dumbbell per seed, and its difference beside it.
+
+    Rows are seeds, those with the largest difference on top; both panels share them.
 
     Args:
         values: two names → (S,) one value per seed, in the same order of seeds.
@@ -182,22 +184,29 @@ def paired_differences(
     if len(a) != len(b):
         raise SobookError(f"{first} has {len(a)} seeds and {second} has {len(b)}; pair them")
     change = b - a
-    figure = new_figure(9.5, 4.8)
-    left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
-    left.plot([0, 1], [a, b], color=style.QUIET, lw=1.8, zorder=1)
-    for x, (name, v) in enumerate(((first, a), (second, b))):
-        left.plot(np.full(len(v), x), v, "os"[x], color=method_color(name), ms=10, mec="white")
-    left.set_xticks([0, 1], [f"{first}\nmean {a.mean():.3f}", f"{second}\nmean {b.mean():.3f}"])
-    left.set(xlim=(-0.35, 1.35), ylabel=metric, title=f"{len(a)} seeds")
-    right.axhline(0, **style.CHANCE_LINE)
-    places = np.linspace(-0.12, 0.12, len(change))
-    right.plot(places, change, "D", color="#555555", ms=8, mec="white")
-    right.plot(0.45, change.mean(), "o", color="#222222", ms=11)
+    order = np.argsort(-change, kind="stable")
+    rows = np.arange(len(change))
+    figure = new_figure(10, 0.34 * len(change) + 2.6)
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.2, 1))
+    left.hlines(rows, a[order], b[order], color=style.QUIET, lw=3, zorder=1)
+    for marker, (name, v) in zip("os", ((first, a), (second, b)), strict=True):
+        label = f"{name}, mean {v.mean():.3f}"
+        look = {"color": method_color(name), "ms": 9, "mec": "white", "label": label}
+        left.plot(v[order], rows, marker, **look)
+    left.set(xlabel=metric, ylabel="seeds, by difference", yticks=[])
+    left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    right.axvline(0, **style.CHANCE_LINE)
+    right.hlines(rows, 0, change[order], color=style.QUIET, lw=3, zorder=1)
+    right.plot(change[order], rows, "D", color="#555555", ms=8, mec="white")
+    below = len(change) + 0.2  # a row of its own
+    right.plot(change.mean(), below, "o", color="#222222", ms=11)
     text = f"mean {change.mean():+.3f}"
     if interval is not None:
-        right.vlines(0.45, *interval, color="#222222", lw=3)
+        right.hlines(below, *interval, color="#222222", lw=3)
         text += f"\n95% [{interval[0]:+.3f}, {interval[1]:+.3f}]"
-    right.set_xticks([0, 0.45], ["each seed", text])
-    right.set(xlim=(-0.3, 0.85), title=f"{second} − {first}")
+    right.set(xlabel=f"{second} − {first}", ylim=(below + 0.7, -0.7))
+    right.set_title(text.replace("\n", ", "), fontsize=12)
+    for axis in (left, right):
+        axis.tick_params(axis="y", length=0)
     numbers = text.replace("\n", ", ")
     return finish(figure, f"{metric} of {first} and {second} over {len(a)} seeds: {numbers}.")

@@ -195,6 +195,7 @@ def embedding_maps(
     method: str = "umap",
     seed: int = 0,
     n_neighbors: int = 15,
+    inset: tuple[int, Any, str] | None = None,
 ) -> Figure:
     """Maps of the same images under several models, side by side, each fitted on its own.
 
@@ -208,6 +209,8 @@ def embedding_maps(
         proxy_labels: (C,) their classes; 0..C−1 by default.
         class_names: class → name.
         method, seed, n_neighbors: as in `project`.
+        inset: one class, finer labels, (N,), such as the species where classes are genera, and a
+            title: the images of that class are drawn again, larger and colored by these labels.
     """
     labels, proxies = as_array(labels).astype(int), proxies or {}
     if set(proxies) - set(embeddings):
@@ -234,6 +237,8 @@ def embedding_maps(
         _draw_points(axis, places, labels, styles, hollow)
         if len(stars):
             _draw_stars(axis, star_places, classes, styles)
+        if inset is not None:
+            _draw_inset(axis, places, labels, *inset)
         trust = quality(points, places, n_neighbors=n_neighbors)
         axis.set_title(name, color=style.COLORS.get(name, _INK), weight="bold")
         used = neighbors_used(n_neighbors, len(union))
@@ -351,6 +356,26 @@ def _draw_points(axis: Axes, plane: np.ndarray, labels: np.ndarray, styles, holl
     draw(~np.isin(labels, list(styles)), style.QUIET, "o", 0.6 * size)
     for label, (shade, marker) in styles.items():
         draw(labels == label, shade, marker, size)
+
+
+def _draw_inset(
+    axis: Axes, plane: np.ndarray, labels: np.ndarray, group: int, finer, title: str
+) -> None:
+    """Most of a class once more, in a box at the right, colored by finer labels."""
+    mine, finer = labels == group, as_array(finer)
+    if not mine.any():
+        raise SobookError(f"the inset is of class {group}, and no image is of it.")
+    left, right = axis.get_xlim()
+    axis.set_xlim(left, right + 0.75 * (right - left))
+    box = axis.inset_axes((0.62, 0.27, 0.36, 0.46))
+    low, high = np.quantile(plane[mine], (0.05, 0.95), axis=0)
+    middle, half = (low + high) / 2, 0.62 * max(*(high - low), 1e-9)
+    shown = mine & (np.abs(plane - middle) <= half).all(axis=1)
+    _draw_points(box, plane[shown], finer[shown], class_styles(finer[mine]), ~shown[shown])
+    spans = [(m - half, m + half) for m in middle]
+    box.set(xlim=spans[0], ylim=spans[1])
+    box.set_title(title, fontsize=11)
+    axis.indicate_inset_zoom(box, edgecolor=_INK)
 
 
 def _draw_stars(axis: Axes, plane: np.ndarray, classes: np.ndarray, styles) -> None:

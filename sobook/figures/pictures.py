@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Circle, Rectangle
 
 from sobook.errors import SobookError, check_choice
 from sobook.figures import style
@@ -20,8 +20,7 @@ _PARTS: dict[str, dict[str, Any]] = {
     "validation": {"color": "#56B4E9", "hatch": ".."},
     "test": {"color": "#E69F00", "hatch": "//"},
 }
-# A caption takes two lines of about 15 letters, 0.3 of an image's side.
-_CAPTION = textwrap.TextWrapper(17, break_on_hyphens=False, break_long_words=False)
+_CAPTION_SIZES = (10, 9, 8, 7)  # points; a caption takes two lines, 0.3 of an image's side
 
 
 @use_style()
@@ -43,7 +42,13 @@ def contact_sheet(images, titles: Sequence[str] | None = None, columns: int = 10
 
 
 def retrieval_wall(
-    query_images, gallery_images, relevant, similarities=None, titles=None
+    query_images,
+    gallery_images,
+    relevant,
+    similarities=None,
+    titles=None,
+    captions=None,
+    spots=None,
 ) -> Figure:
     """Each query and its nearest images: relevant ones framed and ticked, others crossed.
 
@@ -53,10 +58,18 @@ def retrieval_wall(
         relevant: (Q, k) bool: is the image of the query's class?
         similarities: (Q, k), written under the images.
         titles: Q names of the queries.
+        captions, spots: (Q, k), as in `retrieval_comparison`.
     """
-    similarities = None if similarities is None else {"": similarities}
+    given = (None if rows is None else {"": rows} for rows in (similarities, captions, spots))
+    similarities, captions, spots = given
     return retrieval_comparison(
-        query_images, {"": gallery_images}, {"": relevant}, similarities, titles
+        query_images,
+        {"": gallery_images},
+        {"": relevant},
+        similarities,
+        titles,
+        captions=captions,
+        spots=spots,
     )
 
 
@@ -67,6 +80,9 @@ def retrieval_comparison(
     relevant: Mapping[str, object],
     similarities: Mapping[str, Any] | None = None,
     titles=None,
+    *,
+    captions: Mapping[str, Sequence] | None = None,
+    spots: Mapping[str, Sequence] | None = None,
 ) -> Figure:
     """The same queries under several models, one above the other.
 
@@ -76,27 +92,36 @@ def retrieval_comparison(
         relevant: name → (Q, k) bool: is the image of the query's class?
         similarities: name → (Q, k), written under the images.
         titles: Q names of the queries.
+        captions: name → (Q, k) words, written there too, such as the species of a wrong image.
+        spots: name → (Q, k) lists of circles (x, y, radius) in fractions of an image's side, such
+            as `aviary.microscope.where_marks_differ` finds.
     """
     hits = {name: as_array(r).astype(bool) for name, r in relevant.items()}
     rows, k = next(iter(hits.values())).shape
     if len(query_images) != rows:
         raise SobookError(f"{len(query_images)} query images but {rows} rows in relevant")
     start = 1.2 if len(hits) == 1 else 2.05
-    block = len(hits) * 1.2 + (0.25 if len(hits) > 1 else 0.16 * (titles is not None))
+    line_pitch = 1.2 if captions is None else 1.4
+    block = len(hits) * line_pitch + (0.25 if len(hits) > 1 else 0.16 * (titles is not None))
     figure, axis = _tiles(start + k * 1.06, rows * block)
     for row, query in enumerate(query_images):
-        middle = row * block + (len(hits) - 1) * 0.6
+        middle = row * block + (len(hits) - 1) * line_pitch / 2
         _tile(axis, query, 0, middle, caption=None if titles is None else titles[row])
         for line, name in enumerate(hits):
-            y = row * block + line * 1.2
+            y = row * block + line * line_pitch
             look: dict[str, Any] = {"color": method_color(name), "weight": "bold"}
             axis.text(start - 0.1, y + 0.5, name, ha="right", va="center", **look)
             for rank, image in enumerate(gallery_images[name][row]):
-                caption = None
-                if similarities is not None:
-                    caption = f"{similarities[name][row][rank]:.2f}"
+                words = [f"{similarities[name][row][rank]:.2f}"] if similarities else []
+                words += [captions[name][row][rank]] if captions else []
+                caption = " ".join(filter(None, words)) or None
                 x = start + rank * 1.06
                 _tile(axis, image, x, y, relevant=hits[name][row, rank], caption=caption)
+                for across, down, radius in spots[name][row][rank] if spots else ():
+                    middle_of = (x + across, y + down)
+                    for shade, width in (("white", 3.6), ("#222222", 1.8)):
+                        ring = Circle(middle_of, radius, fill=False, ec=shade, lw=width)
+                        axis.add_patch(ring)
     _heading(axis, 0, "query")
     _heading(axis, start, "nearest images, nearest first")
     numbers = [f"{name} {hit.sum()} of {hit.size} relevant".strip() for name, hit in hits.items()]
@@ -148,7 +173,7 @@ def _most_confused(gallery_labels: np.ndarray, labels: np.ndarray) -> np.ndarray
 
 
 @use_style()
-def attention_maps(images, attention, names: Sequence[str] | None = None) -> Figure:
+def attention_maps(images, attention, names: Sequence[str] | None = None, *, masks=None) -> Figure:
     """Where the class token looks: image, mean of the heads laid over it, and every head.
 
     All maps share one scale, in multiples of uniform attention: 1 is what every patch would get if
@@ -158,6 +183,9 @@ def attention_maps(images, attention, names: Sequence[str] | None = None) -> Fig
         images: B images, (H, W, 3) uint8, as the encoder saw them.
         attention: (B, heads, patches), prefix tokens left out.
         names: B titles.
+        masks: B images (H, W), above 0 on the object: its outline is drawn into every map, and
+            beneath each head stands its attention on the object over what an even spread would
+            give it.
     """
     attention = as_array(attention)
     number, heads, patches = attention.shape
@@ -167,7 +195,7 @@ def attention_maps(images, attention, names: Sequence[str] | None = None) -> Fig
     maps = attention / attention.mean(axis=2, keepdims=True)
     maps = maps.reshape(number, heads, side, side)
     limit = max(2.0, float(np.ceil(np.quantile(maps, 0.995))))
-    pitch = 1.06 if names is None else 1.36
+    pitch = 1.06 if names is None and masks is None else 1.36
     figure, axis = _tiles((heads + 2) * 1.05, len(images) * pitch, extra=1.0)
     scale = {"cmap": "magma", "vmin": 0, "vmax": limit}
     for row, (image, grid) in enumerate(zip(images, maps, strict=True)):
@@ -175,8 +203,13 @@ def attention_maps(images, attention, names: Sequence[str] | None = None) -> Fig
         _tile(axis, image, 0, y, caption=None if names is None else names[row])
         _tile(axis, np.asarray(image).mean(axis=2), 1.05, y, cmap="gray", vmin=0, vmax=255)
         _tile(axis, mean, 1.05, y, alpha=np.clip(mean / limit + 0.25, 0, 0.8), **scale)
-        for head in range(heads):
-            mesh = _tile(axis, grid[head], (head + 2) * 1.05, y, **scale)
+        on_object = [None] * heads if masks is None else _on_object(grid, masks[row])
+        for head, over_even in enumerate(on_object):
+            caption = None if over_even is None else f"on it: {over_even:.1f} ×"
+            mesh = _tile(axis, grid[head], (head + 2) * 1.05, y, caption=caption, **scale)
+        if masks is not None:
+            for column in range(1, heads + 2):
+                _outline(axis, masks[row], column * 1.05, y)
     titles = ["image", "mean head", *(f"head {h + 1}" for h in range(heads))]
     for column, title in enumerate(titles):
         _heading(axis, column * 1.05, title)
@@ -184,6 +217,25 @@ def attention_maps(images, attention, names: Sequence[str] | None = None) -> Fig
     bar.set_label("attention (1 = uniform)")
     alt = f"Attention of the class token in {number} images, {heads} heads, up to"
     return finish(figure, f"{alt} {limit:g} times uniform.")
+
+
+def _on_object(grid: np.ndarray, mask) -> list[float]:
+    """Attention of each head, (heads, side, side), on an object over what an even spread gives."""
+    side = grid.shape[1]
+    mask = as_array(mask) > 0
+    rows, columns = (np.arange(n) * side // n for n in mask.shape)
+    share = np.zeros((side, side))  # of each patch that the object covers
+    np.add.at(share, (rows[:, None], columns[None]), mask)
+    share /= np.outer(np.bincount(rows), np.bincount(columns))
+    return ((grid * share).sum(axis=(1, 2)) / grid.sum(axis=(1, 2)) / share.mean()).tolist()
+
+
+def _outline(axis: Axes, mask, x: float, y: float) -> None:
+    """The outline of a mask, (H, W), over the tile at (x, y)."""
+    mask = as_array(mask) > 0
+    down, across = ((np.arange(n) + 0.5) / n for n in mask.shape)
+    for shade, width in (("#222222", 2.0), ("white", 1.0)):
+        axis.contour(x + across, y + down, mask, levels=[0.5], colors=shade, linewidths=width)
 
 
 @use_style()
@@ -249,9 +301,21 @@ def _tile(axis: Axes, image, x: float, y: float, *, relevant=None, caption=None,
         mark.set(color="white", weight="bold", fontsize=13)
         mark.set_bbox({"boxstyle": "circle,pad=0.15", "fc": shade, "ec": "white"})
     if caption is not None:
-        text = "\n".join(_CAPTION.wrap(str(caption))[:2])
-        axis.text(x + 0.5, y + 1.03, text, ha="center", va="top", fontsize=10, linespacing=1.0)
+        text, size = _fitting(str(caption), axis)
+        axis.text(x + 0.5, y + 1.03, text, ha="center", va="top", fontsize=size, linespacing=1.0)
     return shown
+
+
+def _fitting(caption: str, axis: Axes) -> tuple[str, int]:
+    """A caption in two lines no wider than an image, and the size of its letters in points."""
+    left, right = axis.get_xlim()
+    side = 72 * axis.figure.get_figwidth() / (right - left)  # of an image, points
+    for size in _CAPTION_SIZES:
+        letters = max(4, int(side / (0.64 * size)))  # of the font's mean width
+        lines = textwrap.wrap(caption, letters, break_long_words=False, break_on_hyphens=False)
+        if len(lines) <= 2 and all(len(line) <= letters for line in lines):
+            return "\n".join(lines), size
+    return "\n".join(textwrap.wrap(caption, letters, max_lines=2, placeholder="…")), size
 
 
 def _heading(axis: Axes, x: float, title: str) -> None:

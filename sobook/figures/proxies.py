@@ -40,15 +40,22 @@ def proxy_heatmaps(
 
     Args:
         proxies: name → (C, D), the same classes in each.
-        order: (C,) class order; by default similar proxies of the first set stand together.
-        groups: (C,) a genus (or other group) per class, drawn as a bar at the side.
+        order: (C,) class order; by default similar proxies of the first set stand together, and
+            with `groups` those within each group.
+        groups: (C,) a genus (or other group) per class, drawn as a bar at the side; groups whose
+            classes stand together are outlined.
         difference: adds a panel second − first of two sets, on the same scale.
     """
     sets = _proxy_sets(proxies, same_classes=True)
     first, classes = next(iter(sets)), len(next(iter(sets.values())))
     caption = f"{classes} classes"
+    if groups is not None and len(groups) != classes:
+        raise SobookError(f"groups names {len(groups)} classes, the proxies have {classes}")
     if order is None:
         order, caption = class_order(sets[first]), f"{caption}, clustered by {first}"
+        if groups is not None:
+            order = _by_group(order, groups)
+            caption = f"{classes} classes by group, within it clustered by {first}"
     panels = {name: _cosine_cells(p[order]) for name, p in sets.items()}
     numbers = {name: cosine_summary(geometry.describe(p)) for name, p in sets.items()}
     if difference:
@@ -60,7 +67,7 @@ def proxy_heatmaps(
     _draw_cells(figure, axes, panels)
     for axis, name in zip(axes, panels, strict=True):
         axis.set_title(name, loc="left", weight="bold", color=style.COLORS.get(name, "#222222"))
-        axis.set_title(numbers.get(name, ""), loc="right", fontsize=11)
+        axis.set_xlabel(numbers.get(name, ""), fontsize=11)
     if groups is not None:
         _draw_groups(figure, axes, groups, order)
     block = classes / len(panels[first])
@@ -316,10 +323,24 @@ def _draw_cells(figure: Figure, axes, panels: Mapping[str, np.ndarray]) -> None:
     bar.set_label(f"cosine (all panels ±{limit:g}; diagonal left out)", fontsize=12)
 
 
+def _by_group(order: np.ndarray, groups: Sequence) -> np.ndarray:
+    """The order with the classes of a group together, groups where their first class stood."""
+    kinds = np.asarray(groups)[order]
+    first = {kind: place for place, kind in reversed(list(enumerate(kinds.tolist())))}
+    return order[np.argsort([first[kind] for kind in kinds.tolist()], kind="stable")]
+
+
+def _runs(codes: np.ndarray) -> list[tuple[int, int]]:
+    """Where runs of two or more equal codes begin and end."""
+    edges = np.flatnonzero(np.diff(codes)) + 1
+    bounds = [0, *edges.tolist(), len(codes)]
+    return [(a, b) for a, b in zip(bounds, bounds[1:], strict=False) if b - a > 1]
+
+
 def _draw_groups(figure: Figure, axes: Sequence[Axes], groups: Sequence, order) -> None:
-    """A strip left of each heatmap, one color per group (from the eleventh on, colors repeat)."""
-    if len(groups) != len(order):
-        raise SobookError(f"groups names {len(groups)} classes, the proxies have {len(order)}")
+    """A strip left of each heatmap, one color per group (from the eleventh on, colors repeat), and
+    an outline around the pairs of each group that stands together.
+    """
     names, codes = np.unique(np.asarray(groups), return_inverse=True)
     strip = np.array(
         [mpl.colors.to_rgb(style.PALETTE[c % len(style.PALETTE)]) for c in codes[order]]
@@ -330,7 +351,14 @@ def _draw_groups(figure: Figure, axes: Sequence[Axes], groups: Sequence, order) 
         extent = (left, right, end, -0.5)
         axis.imshow(strip[:, None], extent=extent, aspect="auto", interpolation="nearest")
         axis.set(aspect="equal", xlim=(left, end), ylim=(end, -0.5))
+        cell = (end + 0.5) / len(order)  # smaller than 1 where cells hold blocks of classes
+        for begin, stop in _runs(codes[order]):
+            corner, side = -0.5 + begin * cell, (stop - begin) * cell
+            box = Rectangle((corner, corner), side, side, fill=False, ec="#222222", lw=1.1)
+            axis.add_patch(box)
     if len(names) <= len(style.PALETTE):
         handles = [Rectangle((0, 0), 1, 1, color=shade) for shade in style.PALETTE[: len(names)]]
-        look = {"fontsize": 11, "ncols": min(len(names), 6), "handlelength": 1}
+        inches = 0.085 * max(len(str(name)) for name in names) + 0.45  # an entry of font size 11
+        fit = max(1, int(figure.get_figwidth() / inches))
+        look = {"fontsize": 11, "ncols": min(len(names), fit, 6), "handlelength": 1}
         figure.legend(handles, [str(n) for n in names], loc="outside upper center", **look)

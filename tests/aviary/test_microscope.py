@@ -12,6 +12,7 @@ from sobook import Encoder
 from sobook.aviary import art, microscope, scene, species as aviary
 from sobook.aviary.microscope import AS_IT_WAS, MARKS, NUISANCES, RELATIVE, redraw
 from sobook.aviary.scene import ENLARGEMENT
+from sobook.data.image_sets import ImageSet
 from sobook.data.loader import evaluation_crop
 from sobook.errors import SobookError
 
@@ -221,3 +222,40 @@ def test_an_encoder_that_sees_nothing_moves_nothing():
 def test_mistakes_get_one_sentence(call, sentence):
     with pytest.raises(SobookError, match=sentence):
         call()
+
+
+def test_a_silhouette_holds_the_bird_and_nothing_of_its_scene():
+    one = aviary.species(4)[0]
+    mask = np.asarray(aviary.silhouette(one, 2))
+    assert mask.shape == (96, 96) and 0.08 < (mask > 127).mean() < 0.7
+    whole = replace(one, marks=replace(one.marks, belly="orange", cap="crimson"))
+    changed = np.abs(np.subtract(aviary.draw(whole, 2), aviary.draw(one, 2), dtype=int)).max(2)
+    beside = np.asarray(Image.fromarray(mask).filter(ImageFilter.MaxFilter(5))) == 0
+    assert changed.max() > 100 and not (changed[beside] > 24).any()  # the camera blurs a little
+
+
+def test_marks_that_differ_are_found_where_they_are():
+    one = next(bird for bird in aviary.species(100) if bird.marks.cap == "none")
+    other = replace(one, marks=replace(one.marks, cap="crimson", tail_fork=2))
+    found = microscope.where_marks_differ(one, other, 0)
+    assert set(found) == {"cap", "tail_fork"}
+    (x, y, radius), (tail_x, _, _) = found["cap"], found["tail_fork"]
+    assert 0 < x < 1 and 0 < y < 0.7 and 0 < radius < 0.35 and abs(x - tail_x) > 0.1
+    assert microscope.where_marks_differ(one, one, 0) == {}
+    with pytest.raises(SobookError, match="different genera"):
+        microscope.where_marks_differ(one, aviary.species(100)[-1], 0)
+
+
+def test_mistakes_are_named_and_relatives_circled(tmp_path):
+    birds = aviary.species(100)
+    relative = next(b for b in birds[1:] if b.genus == birds[0].genus)
+    stranger = next(b for b in birds if b.genus != birds[0].genus)
+    shown = (birds[0], birds[0], relative, stranger)
+    paths = tuple(tmp_path / b.folder / f"{i:04d}.png" for i, b in enumerate(shown))
+    names = tuple(b.folder for b in (birds[0], relative, stranger))
+    images = ImageSet(paths, np.array([0, 0, 1, 2]), names, "aviary", "test")
+    (words,), (circles,) = microscope.name_mistakes(images, [0], np.array([[1, 2, 3]]))
+    assert words == ["", relative.name.rpartition(" ")[0], stranger.name.replace("-", " ")]
+    assert circles[0] == circles[2] == [] and 1 <= len(circles[1]) <= 4
+    photographs = replace(images, name="cub200")
+    assert microscope.name_mistakes(photographs, [0], np.array([[2]]))[1] == [[[]]]

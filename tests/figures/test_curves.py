@@ -87,9 +87,12 @@ def test_paired_differences_pair_by_seed():
     values = {"PA": [0.60, 0.62], "PA+SO": torch.tensor([0.63, 0.63])}
     figure = figures.paired_differences(values, (0.0, 0.04))
     left, right = figure.axes
-    slopes = [line.get_ydata() for line in left.lines[:2]]
-    np.testing.assert_allclose(slopes, [[0.60, 0.63], [0.62, 0.63]], atol=1e-6)
-    np.testing.assert_allclose(right.lines[1].get_ydata(), [0.03, 0.01], atol=1e-6)
-    assert right.get_title() == "PA+SO − PA" and "mean +0.020" in texts(figure)
+    dots = [line.get_xdata() for line in left.lines[:2]]
+    np.testing.assert_allclose(dots, [[0.60, 0.62], [0.63, 0.63]], atol=1e-6)
+    bars = [bar[:, 0] for bar in left.collections[0].get_segments()]
+    np.testing.assert_allclose(bars, [[0.60, 0.63], [0.62, 0.63]], atol=1e-6)
+    np.testing.assert_allclose(right.lines[1].get_xdata(), [0.03, 0.01], atol=1e-6)
+    assert left.get_ylim() == right.get_ylim()
+    assert right.get_xlabel() == "PA+SO − PA" and "mean +0.020" in texts(figure)
     with pytest.raises(ValueError, match="2 seeds and PA"):
         figures.paired_differences({"PA": [1, 2], "PA+SO": [1]})

@@ -239,6 +239,19 @@ def test_neighbors_of_a_map_are_checked(given, message, rng):
         embeddings.project(rng.normal(size=(9, 4)), n_neighbors=given)
 
 
+def test_the_inset_shows_one_class_by_finer_labels(rng):
+    labels = np.repeat(np.arange(3), 20)
+    points = np.eye(3)[labels] + 0.1 * rng.normal(size=(60, 3))
+    inset = (1, np.arange(60) // 5, "by species")
+    figure = figures.embedding_maps({"PA": points}, labels, method="pca", inset=inset)
+    (box,) = figure.axes[0].child_axes
+    assert box.get_title() == "by species"
+    colors = {tuple(c) for dots in box.collections for c in dots.get_facecolors()}
+    assert len(colors) == 4  # species of that class
+    with pytest.raises(ValueError, match="class 7"):
+        figures.embedding_maps({"PA": points}, labels, method="pca", inset=(7, labels, ""))
+
+
 def test_maps_say_the_neighbors_that_were_used(rng):
     """Of six points no map has 15 neighbors, which is what was printed below it."""
     points = rng.normal(size=(6, 4))

@@ -49,6 +49,29 @@ def test_retrieval_comparison_puts_pa_above_so(images):
     assert all(image.get_extent()[1] <= inside[1] for image in figure.axes[0].images)
 
 
+def test_walls_name_what_was_found_and_circle_what_differs(images):
+    names = [["Northern Fulmar", ""]]
+    spots = [[[(0.5, 0.25, 0.1)], []]]
+    figure = figures.retrieval_wall(
+        images[:1], [images[1:3]], [[False, True]], captions=names, spots=spots
+    )
+    assert "Northern Fulmar" in texts(figure).replace("\n", " ")
+    rings = [p for p in figure.axes[0].patches if isinstance(p, mpl.patches.Circle)]
+    left, _, _, top = figure.axes[0].images[1].get_extent()
+    assert {ring.center for ring in rings} == {(left + 0.5, top + 0.25)}
+
+
+@pytest.mark.parametrize("columns", [2, 5, 12])
+def test_a_caption_is_no_wider_than_its_picture_whatever_the_name(images, columns):
+    long = "Great Crested Thick-knee-Stonecurlew-Flowerpecker of Chuck-will's-widow"
+    figure = figures.contact_sheet(images[:1] * columns, [long] * columns, columns)
+    figure.canvas.draw()
+    sides = [image.get_window_extent().width for image in figure.axes[0].images]
+    captions = [text.get_window_extent() for text in figure.axes[0].texts]
+    for side, caption, after in zip(sides, captions, captions[1:], strict=False):
+        assert caption.width < 1.1 * side and caption.x1 <= after.x0 + 1
+
+
 def test_contact_sheet_keeps_proportions_and_wraps(images):
     wide = np.zeros((10, 20, 3), dtype=np.uint8)
     figure = figures.contact_sheet([*images[:2], wide], ["a", "b", "c"], columns=2)
@@ -67,6 +90,15 @@ def test_attention_maps_share_one_scale_in_multiples_of_uniform(images, rng):
     assert all(i.get_array().mean() == pytest.approx(1) for i in heads)
     with pytest.raises(ValueError, match="17 patches are no square grid"):
         figures.attention_maps(images[:2], rng.random((2, 3, 17)))
+
+
+def test_attention_on_an_object_is_set_against_an_even_spread(images):
+    attention = np.ones((1, 2, 16))
+    attention[0, 1, :8] = 3  # the upper half gets three quarters
+    upper = np.zeros((1, 12, 12))
+    upper[:, :6] = 255
+    figure = figures.attention_maps(images[:1], attention, masks=upper)
+    assert "on it: 1.0 ×" in texts(figure) and "on it: 1.5 ×" in texts(figure)
 
 
 def test_queries_are_picked_by_what_changed():

@@ -25,6 +25,8 @@ def test_heatmaps_share_order_and_scale(proxies):
     figure = figures.proxy_heatmaps(proxies, groups=list("abc") * 6)
     left, right = (axis.images[0] for axis in figure.axes[:2])
     order = figures.class_order(proxies["PA"])
+    groups = np.array(list("abc") * 6)[order]
+    order = np.concatenate([order[groups == kind] for kind in dict.fromkeys(groups.tolist())])
     for image, p in zip((left, right), proxies.values(), strict=True):
         expected = geometry.describe(p[order]).cosines
         np.fill_diagonal(expected, np.nan)
@@ -34,6 +36,20 @@ def test_heatmaps_share_order_and_scale(proxies):
     assert low == -high and math.isclose(high * 10, round(high * 10))
     assert high >= geometry.describe(proxies["PA"]).coherence > high - 0.1
     assert legend(figure) == ["a", "b", "c"]
+    boxes = [[(box.get_x(), box.get_width()) for box in axis.patches] for axis in figure.axes[:2]]
+    assert boxes == [[(-0.5, 6), (5.5, 6), (11.5, 6)]] * 2  # each group is outlined
+
+
+def test_a_group_that_does_not_stand_together_is_not_outlined(proxies):
+    figure = figures.proxy_heatmaps(proxies, groups=list("abc") * 6, order=np.arange(18))
+    assert not figure.axes[0].patches
+
+
+def test_the_legend_has_fewer_columns_where_names_are_long(proxies):
+    long = [f"{letter}_long_name_of_a_family" for letter in "abc"]
+    for names, columns in (("abc", 3), (long, 2)):
+        figure = figures.proxy_heatmaps({"PA": proxies["PA"]}, groups=list(names) * 6)
+        assert figure.legends[0]._ncols == columns
 
 
 def test_heatmap_titles_carry_colors_and_numbers(proxies):
@@ -41,7 +57,7 @@ def test_heatmap_titles_carry_colors_and_numbers(proxies):
     shape = geometry.describe(proxies["PA+SO"])
     assert axis.get_title(loc="left") == "PA+SO" and axis._left_title.get_color() == SO
     said = f"RMS cosine {shape.rms_cosine:.2f}, coherence {shape.coherence:.2f}"
-    assert axis.get_title(loc="right") == said
+    assert axis.get_xlabel() == said
 
 
 def test_heatmap_difference_shares_the_scale(proxies):
