@@ -207,13 +207,18 @@ def _some_classes(part: ImageSet, classes: int, per_class: int) -> ImageSet:
 
 
 def _model(run: Run, parts: Sequence[ImageSet]) -> Model:
-    encoder = run.encoder()
+    encoder, lines, kept = run.encoder(), run.epochs, run.state["selected_epoch"]
+    shown = {kept, *_shown_epochs([line["epoch"] for line in lines])}  # of SOP each takes 14 MB
     return Model(
-        epochs={line["epoch"]: run.proxies(line["epoch"]).numpy() for line in run.epochs},
+        epochs={epoch: run.proxies(epoch).numpy() for epoch in sorted(shown)},
         embeddings=np.concatenate([embed(encoder, part, progress=False) for part in parts]),
-        kept=run.state["selected_epoch"],
-        recall={line["epoch"]: line.get("recall_at_1") for line in run.epochs},
+        kept=kept,
+        recall={line["epoch"]: line.get("recall_at_1") for line in lines},
     )
+
+
+def _shown_epochs(epochs: Sequence[int]) -> list[int]:
+    return evenly(np.array(sorted(epochs)), _MOST_EPOCHS).tolist()
 
 
 def _group(name: str) -> str:
@@ -225,7 +230,7 @@ def _describe_run(
     name: str, model: Model, shown: np.ndarray, labels: np.ndarray, num_classes: int
 ) -> dict[str, Any]:
     """What the page knows of one run; the proxies `shown`, (C,), belong to its first classes."""
-    epochs = sorted({model.kept, *evenly(np.array(sorted(model.epochs)), _MOST_EPOCHS).tolist()})
+    epochs = sorted({model.kept, *_shown_epochs([*model.epochs])})
     near, confusion = _retrieved(model.embeddings, labels, num_classes, len(shown))
     shapes = [geometry.describe(model.epochs[epoch][shown]) for epoch in epochs]
     return {

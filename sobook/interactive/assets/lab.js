@@ -24,7 +24,7 @@ const steps = (low, high, by) => (start) =>
   )(start);
 // Name in HeadConfig, what the reader calls it, its values; those of Proxy Anchor alone are marked.
 const LIVE = [
-  ["so_weight", "λ of SO", values([0, 1, 3, 10, 30, 50, 100, 200, 300, 1000]), true],
+  ["so_weight", "λ, SO", values([0, 1, 3, 10, 30, 50, 100, 200, 300, 1000]), true],
   ["threshold", "b, threshold", steps(-0.5, 0.9, 0.02), true],
   ["scale", "α, scale", steps(2, 64, 2), true],
   ["margin", "δ, margin", steps(0, 0.5, 0.02), true],
@@ -39,7 +39,23 @@ const CHOICES = {
 const LOSSES = { proxy_anchor: "Proxy Anchor", arcface: "softmax (ArcFace)", triplet: "triplets" };
 // On a circle, so many classes stand closer together than ArcFace's margin of 28.6 degrees.
 const FITS = ({ loss, dim }) => loss !== "arcface" || dim > 2;
-const SWITCHES = { threshold_lr: ["learn b", 0.01], center: ["center", true] };
+const SWITCHES = { threshold_lr: ["learn b", 0.01], center: ["center proxies", true] };
+const MEANING = {
+  so_weight:
+    "λ: weight of soft orthogonality (SO). λ times the mean squared cosine of two proxies is added to the loss, so that proxies are pushed towards right angles.",
+  threshold: "b: what Proxy Anchor compares each cosine with; as published, 0.",
+  scale:
+    "α: how sharply the loss looks at the hardest images. The larger α, the fewer images count.",
+  margin: "δ: how far beyond b a cosine has to be before its image counts little.",
+  head_lr: "Learning rate of the head. It falls to 0 by the end of a run.",
+  proxy_lr: "Learning rate of the proxies. It falls to 0 by the end of a run.",
+  dim: "D: how many numbers make an embedding or a proxy. With 2 or 3 you see them as they are.",
+  epochs: "How often a run goes through all training images.",
+  loss: "What is minimized. λ, b, α and δ belong to Proxy Anchor; the other two are there to compare. On a circle (D = 2) there is no room for ArcFace's margin.",
+  seed: "What decides the start, the batches and the classes held out. Another seed is another run of the same method.",
+  threshold_lr: "b learns with the rest, from where its slider stands.",
+  center: "Inside the loss, the mean proxy is subtracted from all proxies.",
+};
 
 const lab = {
   settings: { ...START },
@@ -327,7 +343,6 @@ function openStep(number, changed = {}) {
   Object.assign(lab, { choice: null, guess: { recall: null, rms: null }, answered: false });
   lab.settings = { ...resolved(step.set), ...changed };
   $("title").textContent = DATA.step ? step.name : `${lab.step + 1}. ${step.name}`;
-  $("question").textContent = step.question(world(lab.settings));
   $("choices").replaceChildren(
     ...step.choices.map((text, k) => {
       const input = element("input", { type: "radio", name: "choice", value: k });
@@ -344,6 +359,7 @@ function openStep(number, changed = {}) {
   });
   $("back").disabled = lab.step === 0;
   $("next").disabled = lab.step === STORY.length - 1;
+  $("next").textContent = $("next").disabled ? "Next →" : `Next: ${STORY[lab.step + 1].name} →`;
   showSettings();
 }
 
@@ -415,8 +431,8 @@ function showGauges() {
       box = $(id);
     box.classList.toggle("unset", guess === null);
     const words = [
-      truth === undefined ? "" : fixed(truth),
-      guess === null ? "" : `you ${fixed(guess)}`,
+      truth === undefined ? "" : `● ${fixed(truth)}`,
+      guess === null ? "" : `you said ${fixed(guess)}`,
     ];
     box.querySelector("output").textContent =
       words.filter(Boolean).join(" · ") || "drag to predict";
@@ -473,6 +489,12 @@ function addLevers() {
   }
 }
 
+// One sentence on the lever that the reader points at, or last touched.
+function explain({ target }) {
+  const lever = target.closest?.("#levers label")?.querySelector("input, select");
+  if (lever) $("lever-words").textContent = MEANING[lever.id];
+}
+
 function pull(name, value) {
   lab.settings = { ...lab.settings, [name]: value };
   if (lab.running && LIVE.some((lever) => lever[0] === name)) {
@@ -508,6 +530,7 @@ function showSettings() {
     $(name).checked = Boolean(settings[name]);
     $(name).disabled = !anchor;
   }
+  $("question").textContent = STORY[lab.step].question(world(settings));
   writeHash();
   showExport();
   if (!lab.live?.steps || lab.live.D !== settings.dim) {
@@ -582,6 +605,7 @@ function readHash() {
 // ---- board -----------------------------------------------------------------------------------
 
 const groups = { names: [] };
+const GROUP = DATA.marks ? "genus" : "group";
 const groupOf = (c) => DATA.names.train[c].split(" ").at(-1);
 groups.names = [...new Set(DATA.names.train.map((_, c) => groupOf(c)))];
 const color = (c) =>
@@ -624,10 +648,11 @@ function showWords(live) {
   $("space-title").textContent = kind;
   const cosine =
     means.embedding_length > 0 ? `Cosine of the two means ${fixed(means.cosine, 2)}.` : "";
+  const colored = groups.names.length > 30 ? "" : `, in the color of their ${GROUP}`;
   const how =
     D > 3
-      ? `■ ${what}, ● images. Up: the mean proxy. Heights are angles with it; around it, classes in order.`
-      : `■ ${what}, ● images; arrows of descent: orange Proxy Anchor, blue λ·SO.${D === 3 ? " Drag to turn." : ""}`;
+      ? `■ ${what}, ● images${colored}. North is the mean proxy: the farther north, the more a proxy or an image points that way. East and west only tell classes apart.`
+      : `■ ${what}, ● images${colored}. Thin arrows: where Proxy Anchor (orange) and λ·SO (blue) want each proxy.${D === 3 ? " Drag to turn." : ""}`;
   $("space-words").textContent = `${how} ${cosine}`;
   describe(
     "space",
@@ -638,10 +663,10 @@ function showWords(live) {
     `heatmap of ${C} by ${C} cosines: mean ${fixed(shape.mean_cosine)}, RMS ${fixed(shape.rms_cosine)}, largest ${fixed(shape.coherence)}`,
   );
   const words =
-    `Gray: random directions. RMS cosine ${fixed(shape.rms_cosine)}, mean ${fixed(shape.mean_cosine)}; ` +
+    `Gray: random directions, and dashed their spread, ±1/√D. RMS cosine ${fixed(shape.rms_cosine)}, mean ${fixed(shape.mean_cosine)}` +
     (shape.welch_bound > 0
-      ? `Welch bound (red) ${fixed(shape.welch_bound)}.`
-      : `no Welch bound, since C ≤ D.`);
+      ? `; red: ${C} directions in ${D} dimensions cannot all stay within (Welch bound ${fixed(shape.welch_bound)}).`
+      : ".");
   $("angles-words").textContent = words;
   describe("angles", `histogram of the angles between proxies. ${words}`);
   const last = curve.at(-1);
@@ -737,10 +762,10 @@ function showBirds() {
   $("pictures").replaceChildren(
     element("p", {}, `Query: ${DATA.names.test[own]}`),
     element("div", { class: "query" }, element("div", { class: "row" }, bird(q)), marks),
-    element("p", {}, "Frozen encoder"),
+    element("p", {}, "Nearest, by the frozen encoder"),
     element("div", { class: "row" }, ...DATA.nearest[q].map((i) => bird(i, q))),
     ...(DATA.marks ? mistakes(q, DATA.nearest[q]) : []),
-    element("p", {}, now ? "The head" : "The head: after the first evaluation"),
+    element("p", {}, now ? "Nearest, by the head" : "Nearest, by the head: train first"),
     element("div", { class: "row" }, ...head.map((i) => bird(i, q))),
     ...(DATA.marks ? mistakes(q, head) : []),
   );
@@ -1149,11 +1174,12 @@ function turnSphere() {
 }
 
 $("lead").textContent =
-  `Frozen features of ${(SIZES.train + SIZES.test).toLocaleString("en")} images. Here, in your browser, a head and one proxy for each of ` +
-  `${world(START).C} training classes learn from them; Recall@1 is measured on ${CLASSES.test} ${NOUN} that no run has trained on. Predict, press Train, watch.`;
+  `Frozen features of ${(SIZES.train + SIZES.test).toLocaleString("en")} images. Here, in your browser, a head learns from them, and with it one proxy ` +
+  `(a vector that stands for its class) for each of ${world(START).C} training classes. Then images of ${CLASSES.test} ${NOUN} that no run has trained on ` +
+  `search each other; Recall@1 is how often the nearest one is of the same ${NOUN === "species" ? "species" : "class"}. Predict, press Train, watch.`;
 for (const node of document.querySelectorAll(".noun")) node.textContent = NOUN;
 $("frozen-words").textContent =
-  `frozen encoder ${fixed(frozen.recall_at_1)}, 95 % interval ${frozen.interval.map((value) => fixed(value)).join(" to ")}`;
+  `frozen encoder, before any training: ${fixed(frozen.recall_at_1)}, 95 % interval ${frozen.interval.map((value) => fixed(value)).join(" to ")}`;
 $("note").textContent = DATA.note;
 if (DATA.pictures)
   document.documentElement.style.setProperty("--sheet", `url(${DATA.pictures.sheet})`);
@@ -1175,8 +1201,9 @@ for (const [name, [title]] of Object.entries(EXPORTS)) {
   );
 }
 addLevers();
+for (const kind of ["pointerover", "focusin"]) $("levers").addEventListener(kind, explain);
 addGauge("gauge-recall", "recall", Math.min(1, Math.ceil(16 * frozen.recall_at_1) / 10));
-addGauge("gauge-rms", "rms", 0.8);
+addGauge("gauge-rms", "rms", 1);
 $("train").onclick = train;
 $("stop").onclick = stop;
 $("back").onclick = () => openStep(lab.step - 1);

@@ -93,7 +93,7 @@ const STORY = (() => {
         `loss. ${
           floor > 0
             ? `With ${C} proxies in ${D} dimensions the RMS cosine cannot fall below ${fixed(Math.sqrt(floor))}.`
-            : `With ${C} proxies in ${D} dimensions nothing keeps it from 0.`
+            : `With ${C} proxies in ${D} dimensions nothing keeps the RMS cosine from 0.`
         } How much crowding is left at λ = 100?`,
       choices: ["Nearly all of it", "About half of it", "Less than random directions have"],
       came: (run, base, { chance }) => {
