@@ -40,6 +40,14 @@ def assemble(notebooks: Path, source: Path) -> None:
     page.write_text(page.read_text("utf-8").replace("{{quiz}}", quiz.page(questions)), "utf-8")
     page.with_name("quiz.xml").write_text(quiz.moodle(questions), "utf-8")
     quiz.write_qti(questions, page.with_name("quiz.zip"))
+    decks = [
+        ROOT / "notebooks/decks.py",
+        "--notebooks",
+        notebooks,
+        "--out",
+        source / "_static/decks",
+    ]
+    subprocess.run([sys.executable, *decks], check=True)
     (source / "notebooks").mkdir()
     for path in sorted(notebooks.glob("[0-9][0-9]_*.ipynb")):
         book = nbformat.read(path, as_version=4)

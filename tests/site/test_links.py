@@ -42,6 +42,8 @@ def exists(page: Path, target: str) -> bool:
     name = re.sub(r"^docs/(notebooks/\d\d_)", r"\1", name)  # the site has the notebooks inside
     if found := re.fullmatch(r"notebooks/(\d\d_\w+)\.(?:ipynb|html)", name):
         return (ROOT / f"notebooks/source/{found[1]}.py").exists()
+    if found := re.fullmatch(r"docs/_static/decks/(\d\d_\w+)\.html", name):
+        return (ROOT / f"notebooks/source/{found[1]}.py").exists()
     if name in MADE:
         return True
     place = ROOT / name
