@@ -181,6 +181,8 @@ def test_every_lever_says_what_it_does_and_the_question_follows_the_settings(vis
     assert len(said) == page.locator("#levers label").count()
     page.locator("#dim").select_option("3")
     assert "in 3 dimensions" in page.locator("#question").inner_text()
+    page.get_by_role("button", name="set them back").click()
+    assert page.evaluate("lab.settings.dim") == 64 and page.locator("#reset").is_hidden()
 
 
 def test_levers_answer_during_training(visit, small):

@@ -531,6 +531,7 @@ function showSettings() {
     $(name).disabled = !anchor;
   }
   $("question").textContent = STORY[lab.step].question(world(settings));
+  $("reset").hidden = key(settings) === key(resolved(STORY[lab.step].set));
   writeHash();
   showExport();
   if (!lab.live?.steps || lab.live.D !== settings.dim) {
@@ -1215,6 +1216,7 @@ $("longer").onclick = () => fork(() => confirm("longer", 4));
 if (DATA.step) standAlone(STORY.find(({ key: name }) => name === DATA.step));
 $("copy").onclick = copy;
 $("clear").onclick = clear;
+$("reset").onclick = () => restore(resolved(STORY[lab.step].set));
 turnSphere();
 recall();
 readHash();
