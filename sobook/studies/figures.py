@@ -74,7 +74,8 @@ def _settings(study: Study, summary: pd.DataFrame, family: pd.DataFrame) -> Figu
     paired = "difference" in summary
     beside = [f"{second} − {first}" for first, second in study.family.columns]
     panels = 1 + paired + len(beside)
-    figure = new_figure(3.2 * panels + 3, 0.42 * len(summary) + 2.2)
+    width = 3.2 * panels + max(3, 0.11 * max(map(len, labels)))
+    figure = new_figure(width, 0.42 * len(summary) + 2.2)
     axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
     metric, told = in_words(study.metric), []
     for y, (label, (_, row)) in enumerate(zip(labels, summary.iterrows(), strict=True)):
@@ -241,6 +242,8 @@ def _setting(values: dict[str, Any]) -> str:
     for name, value in values.items():
         shown = f"{value:g}" if isinstance(value, int | float) else str(value)
         part = shown if name in LABELS else f"{in_words(name)} = {shown}"
+        if name == "images_per_class":
+            part = f"{shown} images per class in a batch" if value else "random batches"
         if not any(part in said for said in parts):  # a case's name may say it already
             parts.append(part)
     return ", ".join(parts)
