@@ -65,14 +65,17 @@ def fit_cell(cell) -> None:
         cell.source = re.sub(r"</summary>\n(?!\n)", "</summary>\n\n", cell.source)
         cell.source = re.sub(r"(?<!\n)\n</details>", "\n\n</details>", cell.source)
         return
-    alts = [
-        output.metadata.get(kind, {}).get("alt", "")
+    pictures = [
+        output.metadata.get(kind, {})
         for output in cell.get("outputs", [])
         for kind in {"image/png", "image/jpeg"} & output.get("data", {}).keys()
     ]
-    if alts:
-        alt = " ".join(filter(None, alts)) or "A figure, described in the text around it."
-        cell.metadata["mystnb"] = {"image": {"alt": alt}}
+    if pictures:
+        alts = [picture["alt"] for picture in pictures if picture.get("alt")]
+        image = {"alt": " ".join(alts) or "A figure, described in the text around it."}
+        if width := max(picture.get("width", 0) for picture in pictures):
+            image["width"] = f"{width}px"
+        cell.metadata["mystnb"] = {"image": image}
 
 
 def study_section(name: str) -> str:

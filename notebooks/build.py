@@ -261,8 +261,10 @@ def describe_pictures(outputs: list) -> None:
     for output in outputs:
         data = output.get("data", {})
         for kind in {"image/png", "image/jpeg"} & data.keys():
-            alt = html.escape(output.metadata.get(kind, {}).get("alt", NO_ALT))
-            data["text/html"] = f'<img alt="{alt}" src="data:{kind};base64,{data[kind]}">'
+            about = output.metadata.get(kind, {})
+            alt = html.escape(about.get("alt", NO_ALT))
+            width = f' width="{about["width"]}"' if "width" in about else ""
+            data["text/html"] = f'<img alt="{alt}"{width} src="data:{kind};base64,{data[kind]}">'
 
 
 def pages(out: Path) -> None:

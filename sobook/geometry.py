@@ -192,6 +192,8 @@ class Collapse:
         nc2_angles: mean |cos + 1/(C−1)| over pairs of centered class means; 0 for a simplex.
         nc3: ‖M/‖M‖_F − P/‖P‖_F‖²_F for centered class means M and centered unit proxies P; 0 when
             they are the same up to scale, at most 4.
+        nc4: fraction of the embeddings for which the nearest proxy (by cosine) and the nearest
+            class mean (by distance) are of different classes; 0 when both decide alike.
     """
 
     angle: np.ndarray = field(repr=False)
@@ -199,6 +201,7 @@ class Collapse:
     nc2_norms: float
     nc2_angles: float
     nc3: float
+    nc4: float
 
 
 def collapse(embeddings: Any, labels: Any, proxies: Any) -> Collapse:
@@ -213,12 +216,13 @@ def collapse(embeddings: Any, labels: Any, proxies: Any) -> Collapse:
         proxies: (C, D).
 
     Source: Papyan, Han and Donoho, "Prevalence of neural collapse during the terminal phase of
-    deep learning training", PNAS 2020: NC1 to NC3, with proxies in place of the classifier.
+    deep learning training", PNAS 2020: NC1 to NC4, with proxies in place of the classifier.
 
     >>> simplex = np.eye(3) - 1 / 3
     >>> result = collapse(np.repeat(simplex, 5, axis=0), np.repeat(np.arange(3), 5), simplex)
-    >>> [abs(round(value, 6)) for value in (result.nc1, result.nc2_angles, result.nc3)]
-    [0.0, 0.0, 0.0]
+    >>> values = (result.nc1, result.nc2_angles, result.nc3, result.nc4)
+    >>> [abs(round(value, 6)) for value in values]
+    [0.0, 0.0, 0.0, 0.0]
     """
     unit, rows = unit_rows(proxies, "proxies"), unit_rows(embeddings, "embeddings")
     num_classes, dim = unit.shape
@@ -235,6 +239,8 @@ def collapse(embeddings: Any, labels: Any, proxies: Any) -> Collapse:
     centered_proxies = unit - unit.mean(axis=0)
     gap = centered / np.linalg.norm(centered) - centered_proxies / np.linalg.norm(centered_proxies)
     nc1 = np.trace(sigma_w @ np.linalg.pinv(sigma_b, rcond=1e-10, hermitian=True)) / num_classes
+    # ‖x − μ‖² without ‖x‖², which is the same for all means.
+    nearest_mean = (np.square(means).sum(axis=1) - 2 * rows @ means.T).argmin(axis=1)
     from_simplex = off_diagonal(directions @ directions.T) + 1 / (num_classes - 1)
     return Collapse(
         angle=np.degrees(np.arccos(np.clip(cosines, -1, 1))),
@@ -242,6 +248,7 @@ def collapse(embeddings: Any, labels: Any, proxies: Any) -> Collapse:
         nc2_norms=float(lengths.std() / lengths.mean()),
         nc2_angles=float(np.abs(from_simplex).mean()),
         nc3=float(np.square(gap).sum()),
+        nc4=float(np.mean((rows @ unit.T).argmax(axis=1) != nearest_mean)),
     )
 
 

@@ -410,6 +410,9 @@ def test_class_means_and_collapse_equal_slow_loops():
     m, q = means - overall, p - p.mean(axis=0)
     gap = m / np.sqrt((m**2).sum()) - q / np.sqrt((q**2).sum())
     assert result.nc3 == pytest.approx((gap**2).sum())
+    differ = [np.argmax(p @ x) != np.argmin(np.linalg.norm(means - x, axis=1)) for x in unit]
+    assert result.nc4 == pytest.approx(np.mean(differ))
+    assert collapse(points, labels, -proxies).nc4 > 0.9
 
 
 def test_collapse_is_zero_where_all_has_collapsed_and_grows_with_spread():

@@ -118,9 +118,10 @@ def _shown(answer: Answer) -> str:
 
 def _as_html(thing: Any) -> str:
     if isinstance(thing, Figure):
-        mime, data = thing.encoded()
+        mime, data, width = thing.encoded()
         alt = html.escape(alt_text(thing))
-        return f'<img alt="{alt}" src="data:{mime};base64,{data}">'
+        fit = 'style="max-width: 100%; height: auto"'
+        return f'<img alt="{alt}" width="{width}" {fit} src="data:{mime};base64,{data}">'
     if isinstance(thing, str):
         return f"<p>{html.escape(thing)}</p>"
     return thing._repr_html_()

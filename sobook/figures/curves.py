@@ -90,7 +90,7 @@ def recall_curves(
     axis.set(xlabel="K: nearest images looked at", ylabel="Recall@K")
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     axis.grid(axis="y", color="#E4E4E4", lw=0.8)
-    axis.legend(loc="lower right")
+    figure.legend(loc="outside upper center", ncols=2)
     return finish(figure, f"Recall@K over K up to {ks[-1]}; {'; '.join(numbers)}.")
 
 
@@ -123,6 +123,7 @@ def interval_plot(
     axis.set_yticks(range(len(rows)), [row[0] for row in rows])
     axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel=f"{xlabel} (dot, 95% interval)")
     axis.tick_params(axis="y", length=0)
+    axis.xaxis.set_major_locator(MaxNLocator(6))
     axis.grid(axis="x", color="#E4E4E4", lw=0.8)
     return finish(figure, f"{xlabel} with 95% intervals: {'; '.join(numbers)}.")
 

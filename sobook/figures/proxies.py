@@ -208,30 +208,36 @@ def proxy_ribbons(
 
 
 @use_style()
-def confusion_vs_cosine(cosines, confusions, *, name: str = "PA") -> Figure:
+def confusion_vs_cosine(cosines: Mapping[str, object], confusions: Mapping[str, object]) -> Figure:
     """Are classes with close proxies confused more often? One dot per pair of classes.
 
+    One panel per method, on shared axes.
+
     Args:
-        cosines: (C, C) cosines of the proxies.
-        confusions: (C, C) how often a query of the row's class retrieves the column's class.
-        name: the method, for the color.
+        cosines: name → (C, C) cosines of the proxies.
+        confusions: name → (C, C) how often a query of the row's class retrieves the column's.
     """
-    cosines, confusions = as_array(cosines), as_array(confusions)
-    confusions = (confusions + confusions.T) / 2
-    rho, low, high = statistics.rank_correlation(cosines, confusions)
-    x, y = geometry.off_diagonal(cosines), geometry.off_diagonal(confusions)
-    figure = new_figure(8, 5)
-    axis = figure.subplots()
-    size, shade = float(np.clip(20_000 / len(x), 5, 40)), method_color(name)
-    axis.scatter(x, y, s=size, color=shade, alpha=0.35, lw=0, label="a pair of classes")
-    tenths = np.array_split(np.argsort(x), 10)
-    means = [x[tenth].mean() for tenth in tenths], [y[tenth].mean() for tenth in tenths]
-    axis.plot(*means, "o-", color="#222222", ms=7, label="mean of each tenth")
-    axis.set(xlabel="cosine of the two proxies", ylabel="confusion (mean of both ways)")
-    title = f"{name}: Spearman ρ = {rho:+.2f} [{low:+.2f}, {high:+.2f}] over {len(x):,} pairs"
-    axis.set_title(title, loc="left")
-    axis.legend(loc="upper left", markerscale=1.5)
-    return finish(figure, f"Confusion of two classes against the cosine of their proxies; {title}.")
+    figure = new_figure(5.2 * len(cosines) + 1, 4.6)
+    axes = figure.subplots(1, len(cosines), sharex=True, sharey=True, squeeze=False)[0]
+    alt = []
+    for axis, (name, matrix) in zip(axes, cosines.items(), strict=True):
+        matrix, mixed = as_array(matrix), as_array(confusions[name])
+        mixed = (mixed + mixed.T) / 2
+        rho, low, high = statistics.rank_correlation(matrix, mixed)
+        x, y = geometry.off_diagonal(matrix), geometry.off_diagonal(mixed)
+        size, shade = float(np.clip(20_000 / len(x), 5, 40)), method_color(name)
+        axis.scatter(x, y, s=size, color=shade, alpha=0.35, lw=0, label="a pair of classes")
+        tenths = np.array_split(np.argsort(x), 10)
+        means = [x[tenth].mean() for tenth in tenths], [y[tenth].mean() for tenth in tenths]
+        axis.plot(*means, "o-", color="#222222", ms=7, label="mean of each tenth")
+        axis.set_xlabel("cosine of the two proxies")
+        title = f"{name}: ρ = {rho:+.2f} [{low:+.2f}, {high:+.2f}], {len(x):,} pairs"
+        axis.set_title(title, color=shade, fontsize=12)
+        alt.append(title)
+    axes[0].set_ylabel("confusion (mean of both ways)")
+    axes[0].legend(loc="upper left", markerscale=1.5)
+    alt_start = "Confusion of two classes against the cosine of their proxies, Spearman's ρ"
+    return finish(figure, f"{alt_start}; {'; '.join(alt)}.")
 
 
 @use_style()

@@ -154,16 +154,18 @@ def test_ribbons_hold_the_quantiles_on_one_axis_of_time():
     assert "not measured" in texts(figures.proxy_ribbons(moved))
 
 
-def test_confusion_vs_cosine_ranks_pairs(rng):
+def test_confusion_vs_cosine_ranks_pairs_on_shared_axes(rng):
     cosines = np.corrcoef(rng.normal(size=(8, 5)))
-    figure = figures.confusion_vs_cosine(cosines, np.exp(cosines), name="PA+SO")
-    title = figure.axes[0].get_title(loc="left")
-    assert title == "PA+SO: Spearman ρ = +1.00 [+1.00, +1.00] over 28 pairs"
-    dots = figure.axes[0].collections[0]
+    sets = {"PA": cosines, "PA+SO": 0.1 * cosines}
+    figure = figures.confusion_vs_cosine(sets, {n: np.exp(c) for n, c in sets.items()})
+    left, right = figure.axes
+    assert right.get_title() == "PA+SO: ρ = +1.00 [+1.00, +1.00], 28 pairs"
+    dots = right.collections[0]
     assert len(dots.get_offsets()) == 28
     assert mpl.colors.to_hex(dots.get_facecolor()).upper() == SO
+    assert left.get_xlim() == right.get_xlim() and left.get_ylim() == right.get_ylim()
     with pytest.raises(ValueError, match=r"must both be \(C, C\)"):
-        figures.confusion_vs_cosine(cosines, cosines[:3, :3])
+        figures.confusion_vs_cosine({"PA": cosines}, {"PA": cosines[:3, :3]})
 
 
 def test_attribute_lens_finds_what_was_put_in(rng):

@@ -1,7 +1,11 @@
 """The book's style: colors, settings, and what a notebook gets."""
 
+import base64
+import io
+
 import matplotlib as mpl
 import numpy as np
+from PIL import Image
 
 from sobook import figures
 from tests.figures.reading import PA, SO
@@ -46,6 +50,8 @@ def test_a_notebook_gets_the_picture_and_its_alternative_text(proxies, monkeypat
     data, how = shown.pop()
     assert data["text/plain"] == how["metadata"]["image/png"]["alt"]
     assert data["text/plain"].startswith("Singular values of the proxies; effective rank of 18: PA")
+    width = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).width
+    assert width == 2 * how["metadata"]["image/png"]["width"]  # sharp where pixels are small
     noisy = np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3), dtype=np.uint8)
     figures.contact_sheet(noisy)._ipython_display_()
     assert "image/jpeg" in shown.pop()[0]  # photographs would make a notebook heavy as PNG
