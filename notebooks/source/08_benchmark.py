@@ -50,7 +50,7 @@ from sobook.studies import report, study
 from sobook.training.config import run_key
 from sobook.training.loop import evaluate_run
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 1 · Before looking
 #
 # A comparison is decided mostly before it begins. What we fixed:
@@ -82,7 +82,7 @@ luck = predict("08.b", None)
 #
 # The table was made by `sobook study aviary_finetune` and is part of the repository: one row per run, with the command, versions, dates and machine in a file beside it. It holds the quick run of this course, 8 epochs, over five seeds.
 
-# %%
+# %% tags=["slide"]
 results = report.committed("aviary_finetune")
 results["method"] = np.where(results["so_weight"] == 0, "PA", "PA+SO")
 for name, value in json.loads(
@@ -92,7 +92,7 @@ for name, value in json.loads(
 for name, seeds in results.groupby("method")["seed"]:
     print(f"{name:>9}: seeds {', '.join(map(str, sorted(seeds)))}")
 
-# %%
+# %% tags=["slide"]
 MEASURES = {f"recall_at_{k}": f"Recall@{k}" for k in (1, 2, 4, 8)} | {
     "map_at_r": "MAP@R",
     "r_precision": "R-precision",
@@ -173,7 +173,7 @@ for name, row in rows.items():
 # $$\bar d \pm t_{0.975,\,n-1}\,\frac{s_d}{\sqrt n} .$$
 
 
-# %%
+# %% tags=["slide"]
 def paired(measure, table=results):
     """Two columns, PA and PA+SO, one row per seed that both have."""
     return table.pivot(index="seed", columns="method", values=measure)[
@@ -199,7 +199,7 @@ figures.paired_differences(
 #
 # Is the t interval right for so few numbers? A check that assumes no bell curve: draw $n$ of the $n$ differences with replacement, many times, and see where their means fall (the bootstrap). And a second check, of the pairing: the interval that ignores which runs belong together.
 
-# %%
+# %% tags=["slide"]
 rng = np.random.default_rng(0)
 means = rng.choice(d, (10_000, n)).mean(axis=1)
 unpaired = stats.ttest_ind(
@@ -332,14 +332,14 @@ for half_width in (0.01, 0.005, 0.0025):
     print(f"±{half_width}: {seeds_needed(half_width, scatter)} seeds")
 exercises.check("08.2", seeds_needed)
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 5 · Another chance: other classes
 #
 # The interval over seeds answers: *if I trained again, on the same classes, tested on the same classes?* It knows nothing of the fact that the test species are themselves a sample. The other question, *if the test had been made of other species?*, needs other resampling: of whole classes, because the images of one species succeed and fail together. It can be asked of a single pair of runs; here it is asked of the two of seed 0.
 #
 # **Predict.** Which of the two intervals is wider?
 
-# %%
+# %% tags=["slide"]
 tested = {
     name: evaluate_run(run.config, run.encoder().to(session.device))
     for name, run in runs.items()
@@ -381,7 +381,7 @@ print(
 #
 # All retrieval measures, each with the paired interval over seeds. They are relatives of one another, so six agreeing intervals are not six confirmations; and of many independent 95 % intervals, one in twenty misses by chance. This is why section 1 named one outcome.
 
-# %%
+# %% tags=["slide"]
 rows = []
 for measure, label in MEASURES.items():
     both = paired(measure)
@@ -414,7 +414,7 @@ print(finding(both["PA"], both["PA+SO"], "RMS proxy cosine"))
 # %% [markdown]
 # Set the two sentences beside each other. SO does to the *proxies* what it was asked to do, and there the effect is far outside anything chance does. What reaches the *retrieval of new classes* is the finding of section 4. A method can be entirely successful at its own term and still have little, or much, to show for it where it counts. Only the second is the benchmark.
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 7 · Choosing, and peeking
 #
 # Training gives a model after each epoch. One has to be chosen, and whatever chooses must not be what reports. Here the choice is made on training classes held out for it:
@@ -446,7 +446,7 @@ pd.DataFrame(
     rows
 ).T if rows else "These runs keep their last epoch, so nothing was measured on the way."
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # (Validation and test recalls are not to be compared: the validation set has fewer classes, so fewer wrong answers.)
 #
 # The column *best − last* is never negative, by construction, and that is the whole problem. Had these been the *test* classes, and had we reported the best epoch, that column would have gone into the result: without any better model, by looking more often. Much of the literature does exactly this; the official Proxy Anchor code, for one, evaluates on the test set after every epoch and keeps the best.
@@ -455,7 +455,7 @@ pd.DataFrame(
 #
 # **Predict.** For 60 epochs: a tenth of a point, half a point, two points?
 
-# %%
+# %% tags=["slide"]
 sigma = float(
     np.sqrt(results.groupby("method")["recall_at_1"].var().mean())
 )  # of one run, over seeds
@@ -486,12 +486,12 @@ if "selected_epoch" in results:
     print("epochs kept over the seeds, of 8:")
     print(kept)
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 8 · Longer, and on photographs
 #
 # First the aviary again, trained longer. Then photographs, since drawn birds are drawn birds: 100 complete classes of CUB-200-2011, cut to the bird's box by the collection we had them from, 58 of them training and 42 test classes by the usual rule (ids up to 100, and above). The encoder is a DeiT-Tiny at reduced resolution, so that two CPU cores could do it. These numbers are **committed**; the photographs are not part of the repository.
 
-# %%
+# %% tags=["slide"]
 reveal(*report.told("finetune_aviary"), *report.told("finetune_cub"))
 
 # %% [markdown]

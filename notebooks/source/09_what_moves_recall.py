@@ -49,7 +49,7 @@ from sobook.losses import SO_WEIGHT
 from sobook.statistics import holm
 from sobook.studies import report, study
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # Notation: $C$ classes and proxies, $D$ dimensions, $N$ images; $\hat p_c$ a proxy and $x_i$ an embedding, both of unit length; $s = \langle x, \hat p\rangle$ their cosine.
 #
 # All tables below are **committed**: made by `sobook study NAME`, with a prediction and a family of comparisons that were written down before. Cells that train say **recomputed**.
@@ -63,7 +63,7 @@ from sobook.studies import report, study
 # %%
 guess = predict("09.a", None)
 
-# %% tags=["hide-input"]
+# %% tags=["slide", "hide-input"]
 table = report.committed("convergence_heads")
 at_120 = table.query("dim == 512 and epochs == 120").pivot(
     index="seed", columns="so_weight", values="recall_at_1"
@@ -96,7 +96,7 @@ here = study.run(part, progress=False)[[*keys, "recall_at_1"]]
 there = table[table["dim"] == 512][[*keys, "recall_at_1"]]
 here.merge(there, on=keys, suffixes=(" here", " committed")).round(4)
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ### Scale and batches, in one frame
 #
 # The same trap waits for every setting. Two tables of an early version of this course gave PA at α = 32 two different recalls and credited the difference to α; batches and epochs differed too. One frame for all three:
@@ -106,7 +106,7 @@ here.merge(there, on=keys, suffixes=(" here", " committed")).round(4)
 # %%
 guess = predict("09.b", None, choices=("scale", "batches", "epochs"))
 
-# %% tags=["hide-input"]
+# %% tags=["slide", "hide-input"]
 table = report.committed("scale_batches")
 truth = None
 if len(table):
@@ -121,7 +121,7 @@ if len(table):
     truth = max(moved, key=lambda name: abs(moved[name]))
 reveal(*report.told("scale_batches"), prediction=guess, truth=truth)
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 2 · Half of the pairs, by lot
 #
 # Perhaps orthogonality does something for the classes concerned that an average over all classes hides. A randomized experiment would see it: SO acts on a random half of the class pairs. Treated and untreated pairs then differ in nothing but the treatment. Runs with λ = 0 are the placebo: pairs are drawn, and nothing is done to them.
@@ -133,7 +133,7 @@ guess = predict(
     "09.c", None, choices=("less often", "no difference shown", "more often")
 )
 
-# %% tags=["hide-input"]
+# %% tags=["slide", "hide-input"]
 one, table = study.load("randomized_so"), report.committed("randomized_so")
 family = report.comparisons(one, table)
 confusion = family[
@@ -169,7 +169,7 @@ embeddings = {
 # %% [markdown]
 # Write every proxy as one common direction plus something of its own: $\hat p_c = \bar p + q_c$ with $\bar p = \frac1C\sum_c \hat p_c$. Left PA as it is, in the middle PA with the mean taken out of the proxies, right PA+SO:
 
-# %% tags=["hide-input"]
+# %% tags=["slide", "hide-input"]
 unit = F.normalize(runs["PA"].proxies(), dim=1)  # (C, D)
 figures.proxy_heatmaps(
     {
@@ -179,7 +179,7 @@ figures.proxy_heatmaps(
     }
 )
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # Most of what SO removes is that one direction, the *common mode*. So the question "why do proxies crowd together?" becomes "why do they share a direction?".
 #
 # **Predict.** The loss pulls the images of a class towards their proxy. Does the mean proxy point towards the mean embedding of the training images, at right angles to it, or away from it?
@@ -187,7 +187,7 @@ figures.proxy_heatmaps(
 # %%
 guess = predict("09.d", None, choices=("towards", "at right angles", "away"))
 
-# %% tags=["hide-input"]
+# %% tags=["slide", "hide-input"]
 rows = {}
 for name, run in runs.items():
     p_mean = F.normalize(run.proxies(), dim=1).mean(0).numpy()
@@ -210,7 +210,7 @@ truth = (
 )
 reveal(cones.round(3), prediction=guess, truth=truth)
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # Proxies lie on one cone and images on another, and the two open in opposite directions. SO shortens the mean *proxy*. Look at what happens to the mean *embedding*: the tilt has not gone, it has moved.
 #
 # ## 4 · Why would anything want that?
@@ -233,7 +233,7 @@ print(
     f"product of the two means {embeddings['PA'].mean(0) @ unit.mean(0):+.4f}"
 )
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 5 · The intervention
 #
 # If the threshold makes the common mode, then *raising the threshold* must take it away, with no orthogonality term at all. `ProxyAnchor(threshold=b)` does that, and `threshold_lr` makes $b$ a parameter that is learned.
@@ -246,7 +246,7 @@ guess = predict("09.e", None)
 # %% [markdown]
 # Three runs, **recomputed**: 60 epochs each.
 
-# %%
+# %% tags=["slide"]
 one = study.load("threshold_aviary")
 part = dataclasses.replace(
     one,
@@ -271,7 +271,7 @@ reveal(
 # %% [markdown]
 # The whole study: six thresholds, three margins, with and without SO, ten seeds.
 
-# %% tags=["hide-input"]
+# %% tags=["slide", "hide-input"]
 reveal(*report.told("threshold_aviary"))
 
 # %% [markdown]
@@ -322,7 +322,7 @@ for name, where in PREDICTED.items():
     }
 pd.DataFrame(rows).T
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 6 · Under the microscope
 #
 # Only a drawn data set can do this: draw *the same* bird again, pose, light, ground and noise fixed, with one mark changed; or keep all marks and change one nuisance. How far does the embedding move, in units of the distance between two ordinary pictures of a species?
@@ -332,7 +332,7 @@ pd.DataFrame(rows).T
 # %%
 guess = predict("09.f", None, choices=("larger", "the same", "smaller"))
 
-# %% tags=["hide-input"]
+# %% tags=["slide", "hide-input"]
 moved = pd.read_csv(files.shipped("results/microscope.csv"))
 change = moved.query("method == 'PA+SO − PA' and change == 'mark / nuisance'")
 change = change["moved"].item()
@@ -349,7 +349,7 @@ reveal(
     else "smaller",
 )
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # (Three seeds; the intervals are over birds and say nothing of other seeds.) Training turns the encoder from one that notices the background more than the cap into one that notices the cap. Which loss did it hardly shows.
 #
 # ## 7 · The ladder
@@ -362,7 +362,7 @@ reveal(
 STEPS = ("fine-tuning at all", "another encoder", "epochs", "scale", "SO")
 guess = predict("09.g", None, choices=STEPS, order=True)
 
-# %% tags=["hide-input"]
+# %% tags=["slide", "hide-input"]
 ladder = report.committed("ladder")
 if ladder.empty:
     reveal("No committed table yet: data/studies/ladder.py makes it.")
@@ -377,7 +377,7 @@ else:
         )
     )
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 8 · Forking paths
 #
 # Nobody cheats. One tries a weight, another dimension, a few more epochs; one keeps what works. The study of section 1 holds 24 ways of adding SO: three dimensions, two weights, four lengths of training, ten seeds each. Play the researcher: draw three seeds, look at all 24 on those, and report the best gain. Then ask the other seven seeds about *that* setting.
@@ -387,7 +387,7 @@ else:
 # %%
 guess = predict("09.h", None)  # the fraction that is left, between 0 and 1
 
-# %% tags=["hide-input"]
+# %% tags=["slide", "hide-input"]
 table = report.committed("convergence_heads")
 by = table.set_index(["dim", "epochs", "so_weight", "seed"])["recall_at_1"]
 runs_of = by.unstack("seed")  # one row per setting, one column per seed
