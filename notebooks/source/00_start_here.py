@@ -11,21 +11,21 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/sobook/sobook/blob/main/notebooks/00_start_here.ipynb)
 #
-# Two trainings, some figures and one honest comparison: this notebook is the whole course at low magnification. Nothing is explained to the end here; every section names the notebook that opens the box.
+# A search engine for birds it has never seen, two ways to train it, and a suspicious picture. This notebook is the whole course at low magnification: nothing is explained to the end, and every section names the notebook that opens the box.
 #
 # **What you will learn**
 #
 # - what *metric learning* is for: searching with pictures of classes the model has never seen;
 # - how far the features of a transformer get without any training on the task;
-# - what training with *Proxy Anchor* (PA) and with *Proxy Anchor plus soft orthogonality* (PA+SO) adds to that;
-# - how *proxies* look after training, as a heatmap of cosines, and what SO changes there;
-# - how to say which of two methods is better without fooling yourself.
+# - how Recall@K, R-precision and MAP@R judge a search;
+# - what *Proxy Anchor* (PA) and *Proxy Anchor plus soft orthogonality* (PA+SO) are, from a distance;
+# - how to read a heatmap of *proxies*, and how to say which of two methods is better without fooling yourself.
 #
-# **Before you start** Python, and the idea that a network turns a picture into a vector. The mathematics here is one fraction and two sums.
+# **Before you start** Python, and the idea that a network turns a picture into a vector. The mathematics here is a few fractions and sums.
 #
-# **Time** Less than a minute on a two-core laptop once the two training runs exist, plus three to four minutes if they do not; on a T4 GPU in full mode: not measured.
+# **Time** Under a minute of computing on a two-core laptop: the two training runs come with the course.
 #
-# **Versions last run** and the machine: printed by the first cell. Every section asks before it shows: write your prediction down, then run.
+# Sections ask before they show. Write your prediction in place of `None`, run the cell, then open the answer.
 
 # %% tags=["setup"]
 from sobook.course import setup
@@ -34,53 +34,25 @@ session = setup()
 # %% [markdown]
 # That line says what was found: the versions, the mode and the machine. In *quick* mode the pictures are drawn by the package itself and the network is small; in *full* mode (`SOBOOK_MODE=full`, with a GPU) the same cells run on photographs of birds, CUB-200-2011, with a DeiT-Small.
 
-# %%
-import numpy as np
-import pandas as pd
-
-from sobook import figures, geometry
-from sobook.course import exercises
-from sobook.data import image_sets, pixels
-from sobook.embedding import embed
-from sobook.encoder import Encoder
-from sobook.losses import SO_WEIGHT
-from sobook.retrieval import evaluate, nearest_neighbors
-from sobook.statistics import compare_classes, verdict
-
-config = session.config()  # the settings that all notebooks share
-image_sets.prepare(config.dataset, progress=not session.quick)  # drawn once, then read from disk
-test = image_sets.load(config.dataset, "test")
-print(test.describe())
-
 # %% [markdown] tags=["slide"]
 # ## 1 · The birds
 #
-# Every row below is one *genus*, and every picture is another *species* of it. Before you run the cell: a genus fixes a bird's shape and base colors, a species only its field marks. **Which will be harder to tell apart, two rows or two pictures of one row?**
+# Twenty drawn birds. Every row is one *genus*, and every picture is another *species* of it: a genus fixes a bird's shape and base colors, a species only its field marks. **Which will be harder to tell apart, two rows or two pictures of one row?**
 
-# %% tags=["slide"]
-def picture(image_set, index):
-    """One image as (H, W, 3) uint8."""
-    return np.asarray(pixels.read_image(image_set.paths[index]))
+# %%
+import numpy as np
 
+from sobook import figures
+from sobook.aviary import species as aviary
 
-def genus(class_name):
-    """051.Little_Mossdove → Mossdove; the last word also serves for the birds of CUB."""
-    return class_name.split("_")[-1]
-
-
-def title(class_name):
-    return class_name.partition(".")[2].replace("_", " ")
-
-
-genera = np.array([genus(name) for name in test.class_names])  # (C,)
-largest = pd.Series(genera).value_counts(sort=False).loc[lambda counts: counts >= 5].index[:4]
-shown = np.concatenate([np.flatnonzero(genera == name)[:5] for name in largest])  # 20 classes
-first = [int(np.flatnonzero(test.labels == label)[0]) for label in shown]
+birds = aviary.species(100)[50:]  # the test species, sorted by genus
 figures.finish(
     figures.contact_sheet(
-        [picture(test, i) for i in first], [title(test.class_names[label]) for label in shown], columns=5
+        [np.asarray(aviary.draw(bird, 0)) for bird in birds[:20]],
+        [bird.name for bird in birds[:20]],
+        columns=5,
     ),
-    f"Twenty birds, a row each of five species of {', '.join(largest)}.",
+    "Twenty drawn birds, four genera in rows of five species each.",
 )
 
 # %% [markdown]
@@ -89,51 +61,139 @@ figures.finish(
 # %% [markdown] tags=["slide"]
 # ## 2 · What metric learning is for
 #
-# A classifier has one output a class, so it can only answer with classes it was trained on. Often that is no use: a shop has new articles every week, an ornithologist has new birds. What one wants is a *map* from pictures to vectors (*embeddings*) in which pictures of the same class lie close together, **whatever the class**. A query is then answered by its nearest neighbors, and a new class needs no training, only pictures.
+# A classifier has one output per class, so it can only answer with classes it was trained on. Often that is no use: a shop has new articles every week, an ornithologist has new birds. What one wants is a *map* from pictures to vectors (*embeddings*) in which pictures of the same class lie close together, **whatever the class**. A query is then answered by its nearest neighbors, and a new class needs no training, only pictures.
 #
 # So the test is: take classes that the model has never seen, let every picture ask for its nearest neighbors among all the others, and count how often they are right. The training species and the test species are different ones:
 
 # %%
+import pandas as pd
+
+from sobook import geometry
+from sobook.aviary import microscope
+from sobook.course import exercises
+from sobook.course.predictions import predict, reveal
+from sobook.data import image_sets, pixels
+from sobook.embedding import embed
+from sobook.encoder import Encoder
+from sobook.losses import SO_WEIGHT
+from sobook.retrieval import evaluate, nearest_neighbors
+from sobook.statistics import compare_classes, verdict
+
+config = session.config()  # the settings that all notebooks share
+image_sets.prepare(config.dataset, progress=not session.quick)  # drawn once
 train = image_sets.load(config.dataset, "train")
+test = image_sets.load(config.dataset, "test")
+
+
+def genus(class_name):
+    """051.Little_Mossdove → Mossdove; also serves for the birds of CUB."""
+    return class_name.split("_")[-1]
+
+
+def title(class_name):
+    return class_name.partition(".")[2].replace("_", " ")
+
+
 shared_species = set(train.class_names) & set(test.class_names)
-shared_genera = {genus(name) for name in train.class_names} & set(genera)
+genera = [{genus(n) for n in s.class_names} for s in (train, test)]
 print(f"training: {len(train):,} pictures of {train.num_classes} species")
 print(f"test:     {len(test):,} pictures of {test.num_classes} species")
-print(f"species in both: {len(shared_species)}; genera in both: {len(shared_genera)}")
+print(f"species in both: {len(shared_species)}")
+print(f"genera in both: {len(genera[0] & genera[1])}")
 
 # %% [markdown]
-# The species are all new, their genera need not be: among the birds of CUB, too, most test species have relatives in training. So the model may have learned the look of a genus; which of its new species this one is, it has to see for itself.
+# The species are all new, their genera are not. So the model may learn the look of a genus in training; which of its new species a bird is, it has to see for itself.
 
 # %% [markdown] tags=["slide"]
 # ## 3 · Without any training: frozen features
 #
 # A *DeiT* (a vision transformer) that was trained elsewhere already turns pictures into useful vectors. In quick mode that is the bundled `deit_micro_patch8_64`, which learned on other drawn birds, none of which occurs here; in full mode a DeiT-Small that learned on ImageNet.
 #
-# Embeddings $x_i$ have unit length, so closeness is the cosine $s_{ij} = x_i^\top x_j$. With $y_i$ the species of picture $i$, and every picture asking all the others,
+# Embeddings $x_i$ have unit length, so closeness is the cosine $s_{ij} = x_i^\top x_j$. Every picture $i$, of species $y_i$, asks all the others. Write $r_{ik} = 1$ if its $k$-th neighbor is of species $y_i$ (is *relevant*), else 0, and $R$ for the number of relevant pictures there are. Three numbers judge the answer, each averaged over all queries:
 #
-# $$\text{Recall@}K = \frac{1}{N}\sum_{i=1}^{N} \big[\text{at least one of the } K \text{ nearest neighbors of } i \text{ has class } y_i\big].$$
+# $$
+# \text{Recall@}K = \max_{k\le K} r_{ik}, \qquad
+# \text{R-precision} = \frac1R\sum_{k=1}^{R} r_{ik}, \qquad
+# \text{MAP@R} = \frac1R\sum_{k=1}^{R} r_{ik}\,\frac{r_{i1}+\dots+r_{ik}}{k} .
+# $$
 #
-# **What do you expect for Recall@1 on species that the network has never seen?** Guessing at random would be right about once in as many tries as there are species.
+# Recall@K asks whether *any* of the first $K$ is relevant; R-precision how many of the first $R$ are; MAP@R also how early they come. One query with $R = 4$:
 
-# %% tags=["slide"]
-frozen_encoder = Encoder.create(config.encoder, weights=config.weights).to(session.device)
-frozen_embeddings = embed(frozen_encoder, test, progress=False)  # (N, F), rows of unit length
+# %% tags=["hide-input", "slide"]
+r = np.array([1, 0, 1, 0])
+precision = np.cumsum(r) / np.arange(1, 5)
+figure = figures.new_figure(8, 2.2)
+axis = figure.subplots()
+for k, (hit, p) in enumerate(zip(r, precision, strict=True)):
+    shade = figures.COLORS["relevant" if hit else "irrelevant"]
+    axis.text(
+        k,
+        1,
+        "✓" if hit else "✗",
+        ha="center",
+        va="center",
+        color="white",
+        fontsize=20,
+        bbox={"boxstyle": "square,pad=0.5", "fc": shade, "ec": shade},
+    )
+    note = f"counts {p:.2f}" if hit else "counts 0"
+    axis.text(k, 0.25, f"rank {k + 1}\n{note}", ha="center", va="center")
+words = (
+    f"Recall@1 = {r[0]}\nR-precision = 2/4 = {r.mean():.2f}\n"
+    f"MAP@R = (1 + 2/3)/4 = {(r * precision).mean():.2f}"
+)
+axis.text(4, 0.7, words, va="center")
+axis.set(xlim=(-0.6, 7), ylim=(-0.1, 1.5))
+axis.set_axis_off()
+figures.finish(
+    figure,
+    "A query whose first and third neighbor of four are relevant: Recall@1 1,"
+    " R-precision 0.50, MAP@R 0.42.",
+)
+
+# %% [markdown]
+# **Predict** Recall@1 on species that the network has never seen. (Guessing would be right about once in as many tries as there are species.)
+
+# %%
+guess = predict("00.a", None)
+
+# %%
+frozen_encoder = Encoder.create(config.encoder, weights=config.weights)
+frozen_encoder = frozen_encoder.to(session.device)
+frozen_embeddings = embed(frozen_encoder, test, progress=False)  # (N, F)
 frozen = evaluate(frozen_embeddings, test.labels)
 low, high = frozen.interval(1)
-
-print(f"embeddings: {frozen_embeddings.shape}")
-print(frozen)
-print(f"Recall@1 {frozen.recall[1]:.3f}, 95 % interval over species [{low:.3f}, {high:.3f}]")
-print(f"a random neighbor: about {1 / test.num_classes:.3f}")
+reveal(
+    str(frozen),
+    f"Recall@1 {frozen.recall[1]:.3f}, 95 % interval over species "
+    f"[{low:.3f}, {high:.3f}]",
+    f"a random neighbor: about {1 / test.num_classes:.3f}",
+    prediction=guess,
+    truth=frozen.recall[1],
+)
 
 # %% [markdown]
 # Far better than chance, far from good. The interval says how much the number would move with *other test species*: whole species are resampled, because the pictures of one species succeed and fail together.
 #
-# **What Recall@K hides.** It asks for *one* right picture among the $K$, so two models with the same Recall@1 can differ in whether the next nine are right too (MAP@R sees that). It weighs every query alike, so classes with many pictures count more. It does not ask how *sure* an answer is, nor how wrong a wrong one is: a sister species counts as much as a heron for a wren. And it falls when the test set grows, for the same model. Numbers from different test sets do not compare.
+# **What Recall@K hides.** Two models with the same Recall@1 can differ in whether the next nine are right too (MAP@R sees that). Classes with many pictures count more. It does not ask how *sure* an answer is, nor how wrong a wrong one is: a sister species counts as much as a heron for a wren. And it depends on what is searched. **With half of the species, or a quarter of the pictures of each: does it rise or fall?** The same embeddings, asked three times:
+
+# %%
+place = np.arange(len(test)) - np.searchsorted(test.labels, test.labels)
+searched = {
+    "everything": np.ones(len(test), bool),
+    "half of the species": test.labels % 2 == 0,
+    "a quarter of the pictures of each": place % 4 == 0,
+}
+for what, part in searched.items():
+    found = evaluate(frozen_embeddings[part], test.labels[part], ks=(1,))
+    print(f"{what:35} Recall@1 {found.recall[1]:.3f}")
+
+# %% [markdown]
+# Fewer classes make it easier, fewer pictures of each make it harder: a query has fewer relevant ones to find. Numbers from different test sets cannot be compared.
 #
-# ### Exercise 1 · Recall@K by hand
+# ### Exercise 1 · Derive and check: Recall@K by hand
 #
-# Write Recall@K from the matrix of cosines: set the diagonal aside (a picture must not find itself), look at the `k` largest entries of each row, and ask whether any of them has the right label. `np.argpartition` or `np.argsort` will do.
+# Write Recall@K from the matrix of cosines: set the diagonal aside (a picture must not find itself), look at the `k` largest entries of each row, and ask whether any of them has the right label.
 #
 # <details><summary>Hint</summary>
 #
@@ -141,15 +201,21 @@ print(f"a random neighbor: about {1 / test.num_classes:.3f}")
 #
 # </details>
 
+
 # %%
 def recall_at_k(embeddings, labels, k):
-    """Share of queries with a picture of their class among their k nearest; (N, D) and (N,)."""
+    """Fraction of queries with a picture of their class among the k nearest.
+
+    embeddings (N, D), rows of unit length; labels (N,).
+    """
     return float("nan")  # your code here
 
 
 for k in (1, 4):
-    print(f"K = {k}: yours {recall_at_k(frozen_embeddings, test.labels, k):.4f}, expected {frozen.recall[k]:.4f}")
+    yours = recall_at_k(frozen_embeddings, test.labels, k)
+    print(f"K = {k}: yours {yours:.4f}, expected {frozen.recall[k]:.4f}")
 exercises.check("00.1", recall_at_k)
+
 
 # %% tags=["solution"]
 def recall_at_k(embeddings, labels, k):
@@ -160,7 +226,8 @@ def recall_at_k(embeddings, labels, k):
 
 
 for k in (1, 4):
-    print(f"K = {k}: yours {recall_at_k(frozen_embeddings, test.labels, k):.4f}, expected {frozen.recall[k]:.4f}")
+    yours = recall_at_k(frozen_embeddings, test.labels, k)
+    print(f"K = {k}: yours {yours:.4f}, expected {frozen.recall[k]:.4f}")
 exercises.check("00.1", recall_at_k)
 
 # %% [markdown] tags=["slide"]
@@ -175,13 +242,13 @@ exercises.check("00.1", recall_at_k)
 # So that nobody has to wait, both runs come with the course: weights, proxies after every epoch, and all that was measured. To see for yourself, write `session.fit(config, retrain=True)`: two minutes each on two cores. A run of your own is kept on disk and opened again the next time.
 
 # %%
-if not session.quick:  # before hours of computing: a few steps, timed here and now
+if not session.quick:  # before hours of computing: a few steps, timed now
     estimate = session.estimate(config, len(train))
     print(f"each of the two runs, with {estimate}")
-    if estimate.chunk_size != config.chunk_size:
+    if estimate.batch_size < config.batch_size:
+        print(f"Batches of {config.batch_size} do not fit: pass batch_size=")
         print(
-            "Memory is short: pass chunk_size="
-            f"{estimate.chunk_size} to every session.config(...)."
+            f"{estimate.batch_size} to every session.config(...), and say so."
         )
 
 # %%
@@ -191,58 +258,178 @@ pa = session.fit(session.config(so_weight=0.0))
 pa_so = session.fit(session.config(so_weight=SO_WEIGHT))
 print(f"settings that differ: {pa.config.differences(pa_so.config)}")
 for run in (pa, pa_so):
-    print(f"λ = {run.config.so_weight:g}: kept the state after epoch {run.state['selected_epoch']} of {run.config.epochs}, the best on held-out training species")
+    kept, last = run.state["selected_epoch"], run.config.epochs
+    print(
+        f"λ = {run.config.so_weight:g}: epoch {kept} of {last} was kept, ",
+        end="",
+    )
+    print("the best on held-out training species")
 
 # %% [markdown] tags=["slide"]
-# ## 5 · Who retrieves best?
+# ## 5 · Proxies crowd together
 #
-# **Write down an order before you run the cell: frozen, PA, PA+SO. And how far apart?**
-
-# %% tags=["slide"]
-names = ["frozen", "PA", "PA+SO"]
-embeddings = {
-    "frozen": frozen_embeddings,
-    "PA": embed(pa.encoder().to(session.device), test, progress=False),  # (N, D)
-    "PA+SO": embed(pa_so.encoder().to(session.device), test, progress=False),
-}
-results = {name: evaluate(embeddings[name], test.labels) for name in names}
-figures.interval_plot(
-    [(name, results[name].recall[1], *results[name].interval(1), name) for name in names],
-    "Recall@1 on unseen species",
-)
-
-# %% [markdown] tags=["slide"]
-# Look at the intervals, not only at the dots. Overlapping intervals do not settle the matter, though: the three methods answered *the same queries*, and a species that is hard for one is hard for all. The fair comparison is of the differences, species by species; what makes a species hard for all of them cancels, and the interval is narrower:
-
-# %% tags=["slide"]
-pairs = [("frozen", "PA"), ("frozen", "PA+SO"), ("PA", "PA+SO")]
-changes = {(a, b): compare_classes(results[a], results[b]) for a, b in pairs}
-figures.interval_plot(
-    [(f"{b} − {a}", c.difference, c.low, c.high, f"{b} − {a}") for (a, b), c in changes.items()],
-    "change of Recall@1",
-    reference=0.0,
-)
-
-# %% [markdown]
-# An interval that lies wholly on one side of the dotted line shows a change; one that contains zero does not. The sentences follow from the numbers:
+# Look at the proxies themselves first. Before training they are random, and random directions in $D$ dimensions are nearly at right angles: their cosines spread around zero with a standard deviation of $1/\sqrt{D}$.
+#
+# **Predict.** What does training with PA do to the *mean cosine* of two proxies: raise it (they crowd together), leave it near zero, or lower it (they spread)?
 
 # %%
-def describe_change(before, after):
-    found = changes[before, after]
-    numbers = f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-    return f"Recall@1 of {after} against {before}: {verdict(found, list(changes.values()))}, {numbers}."
+guess = predict(
+    "00.b", None, choices=("they crowd", "near zero", "they spread")
+)
 
-
-for before, after in pairs:
-    print(describe_change(before, after))
+# %% tags=["hide-input", "slide"]
+proxies = {"PA": pa.proxies(), "PA+SO": pa_so.proxies()}  # (C, D) each
+shapes = {"before": geometry.describe(pa.proxies(0))}
+shapes |= {name: geometry.describe(p) for name, p in proxies.items()}
+family = [genus(name) for name in pa.state["class_names"]]
+mean = shapes["PA"].mean_cosine
+reveal(
+    figures.proxy_heatmaps(
+        {"before": pa.proxies(0), **proxies},
+        groups=family,
+        order=np.argsort(family, kind="stable"),  # genus by genus
+    ),
+    prediction=guess,
+    truth="they crowd"
+    if mean > 0.04
+    else "they spread"
+    if mean < -0.04
+    else "near zero",
+)
 
 # %% [markdown]
-# One reservation belongs to the last of these sentences. The interval covers the choice of *species*, not the luck of *one training run*: another seed gives other weights. [08 · Benchmark](08_benchmark.ipynb) trains over several seeds before it says anything about PA against PA+SO.
-
-# %% [markdown]
-# ### Exercise 2 · The share of errors removed (warm-up)
+# Each cell is the cosine of two proxies; all panels share order and scale, black squares enclose the pairs of one genus. Anybody can see it: PA turns the picture red, SO turns it white again.
 #
-# From .5 to .75 and from .9 to .95: the first gain is five times the second, but both remove half of the errors there were. Write that share, from Recall@1 before and after. What should come out when training made things *worse*?
+# Three numbers under the panels and in the table below say how red:
+#
+# - the **RMS cosine** $\sqrt{L_{\text{SO}}}$: the typical size of a cosine;
+# - the **coherence** $\max_{c\ne c'}\lvert\hat p_c^\top\hat p_{c'}\rvert$: the worst pair;
+# - the **effective rank**: how many directions are really used. With $\sigma_k$ the singular values of the matrix of proxies and $q_k = \sigma_k/\sum_l\sigma_l$, it is $\exp(-\sum_k q_k\log q_k)$.
+#
+# Three proxies in space show what the last two mean:
+
+# %% tags=["hide-input"]
+examples = {
+    "all at right angles": np.eye(3),
+    "two of them close": np.array([[1, 0, 0], [0.9, 0.44, 0], [0, 0, 1]]),
+    "all nearly in line": np.array([[1, 0, 0], [1, 0.2, 0], [1, 0, 0.2]]),
+}
+figure = figures.new_figure(10, 3.4)
+said = []
+for column, (name, rows) in enumerate(examples.items()):
+    axis = figure.add_subplot(1, 3, column + 1, projection="3d")
+    shape = geometry.describe(rows)
+    for row in geometry.unit_rows(rows):
+        axis.plot(*np.stack([0 * row, row]).T, color="#0072B2", lw=3)
+        axis.plot(*row[:, None], "o", color="#222222", ms=6)
+    numbers = f"coherence {shape.coherence:.2f}, "
+    numbers += f"effective rank {shape.effective_rank:.1f}"
+    said.append(f"{name}: {numbers}")
+    axis.set_title(f"{name}\n{numbers}", fontsize=11)
+    axis.set(xlim=(-0.2, 1), ylim=(-0.2, 1), zlim=(-0.2, 1))
+    axis.set_xticks([]), axis.set_yticks([]), axis.set_zticks([])
+    axis.view_init(22, 35)
+figures.finish(figure, "Three proxies in space. " + "; ".join(said) + ".")
+
+# %%
+fields = ["rms_cosine", "mean_cosine", "coherence", "effective_rank"]
+table = pd.DataFrame({name: s.summary() for name, s in shapes.items()})
+print(f"chance, 1/√D: {shapes['PA'].chance_cosine:.3f}")
+table.loc[fields].round(3)
+
+# %% [markdown]
+# In the committed run (`aviary_finetune`, seed 0) the RMS cosine under PA is .193, twice what chance gives, and the coherence .520; with SO they are .036 and .087, well *below* chance. So near-orthogonality at the start is chance, not merit; correlation is *made by training*; and the remedy works, on the proxies.
+#
+# When did it happen? The middle panel is the one to watch; the dotted line is the level of random directions.
+
+# %%
+figures.training_curves({"PA": pa.metrics, "PA+SO": pa_so.metrics}, dim=128)
+
+# %% [markdown]
+# Is the correlation noise, or does it mean something? **Do species of one genus get more similar proxies than species of two?**
+
+# %%
+group = np.array(family)
+kin = group[:, None] == group[None]  # (C, C)
+other = ~kin
+np.fill_diagonal(kin, False)
+pd.DataFrame(
+    {
+        name: {
+            "within a genus": shapes[name].cosines[kin].mean(),
+            "between genera": shapes[name].cosines[other].mean(),
+        }
+        for name in proxies
+    }
+).T.rename_axis("mean cosine").round(3)
+
+# %% [markdown]
+# Some of the red is common to all pairs, some is knowledge: relatives have the larger cosines. Whether taking it away helps a search is not for the heatmap to say. [05](05_soft_orthogonality.ipynb) derives the term and its limits, [06](06_proxy_geometry.ipynb) measures the geometry.
+
+# %% [markdown] tags=["slide"]
+# ## 6 · Does it help?
+#
+# The heatmaps could hardly differ more. Now the search, on the test species. **Predict an order**, lowest Recall@1 first.
+
+# %%
+guess = predict("00.c", None, choices=("frozen", "PA", "PA+SO"), order=True)
+
+# %% tags=["slide"]
+embeddings = {
+    "frozen": frozen_embeddings,
+    "PA": embed(pa.encoder().to(session.device), test, progress=False),
+    "PA+SO": embed(pa_so.encoder().to(session.device), test, progress=False),
+}  # (N, D) each
+results = {n: evaluate(e, test.labels) for n, e in embeddings.items()}
+rows = {}
+for name, result in results.items():
+    low, high = result.interval(1)
+    rows[name] = {
+        "Recall@1": f"{result.recall[1]:.3f}",
+        "95 % interval": f"[{low:.3f}, {high:.3f}]",
+        "R-precision": f"{result.r_precision:.3f}",
+        "MAP@R": f"{result.map_at_r:.3f}",
+    }
+reveal(
+    pd.DataFrame(rows).T,
+    prediction=guess,
+    truth=sorted(results, key=lambda name: results[name].recall[1]),
+)
+
+# %% [markdown]
+# Overlapping intervals do not settle which method is better: all three answered *the same queries*, and a species that is hard for one is hard for all. The fair comparison is of the differences, species by species. What makes a species hard for all of them cancels:
+
+# %%
+pairs = [("frozen", "PA"), ("frozen", "PA+SO"), ("PA", "PA+SO")]
+changes = {(a, b): compare_classes(results[a], results[b]) for a, b in pairs}
+reveal(
+    figures.interval_plot(
+        [
+            (f"{b} − {a}", c.difference, c.low, c.high, f"{b} − {a}")
+            for (a, b), c in changes.items()
+        ],
+        "change of Recall@1",
+        reference=0.0,
+    )
+)
+
+# %% [markdown]
+# An interval that lies wholly on one side of the dotted line shows a change; one that contains zero shows none (which is not the same as showing that there is none). So that nobody reads more into it, the sentences are made from the numbers:
+
+# %%
+sentences = []
+for (before, after), found in changes.items():
+    said = verdict(found, list(changes.values()))
+    numbers = f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+    sentences.append(f"{after} against {before}: {said}, {numbers}.")
+reveal(*sentences)
+
+# %% [markdown]
+# In the committed run (`aviary_finetune`, seed 0) Recall@1 is .416 frozen, .644 with PA and .662 with PA+SO. Training gains a lot. Between the two trainings, the interval contains zero; and it covers only the choice of *species*, not the luck of *one training run*. [08 · Benchmark](08_benchmark.ipynb) trains over several seeds before it says anything about PA against PA+SO.
+#
+# ### Exercise 2 · Warm-up: the fraction of errors removed
+#
+# From .5 to .75 and from .9 to .95: the first gain is five times the second, but both remove half of the errors there were. Write that fraction, from Recall@1 before and after. What should come out when training made things *worse*?
 #
 # <details><summary>Hint</summary>
 #
@@ -250,15 +437,18 @@ for before, after in pairs:
 #
 # </details>
 
+
 # %%
 def errors_removed(before, after):
-    """Share of the errors that are gone; Recall@1 before and after, each in 0..1."""
+    """Fraction of the errors that are gone; Recall@1 before and after."""
     return float("nan")  # your code here
 
 
 for name in ("PA", "PA+SO"):
-    print(f"{name}: {errors_removed(results['frozen'].recall[1], results[name].recall[1]):.0%} of the frozen encoder's errors are gone")
+    gone = errors_removed(results["frozen"].recall[1], results[name].recall[1])
+    print(f"{name}: {gone:.0%} of the frozen encoder's errors are gone")
 exercises.check("00.2", errors_removed)
+
 
 # %% tags=["solution"]
 def errors_removed(before, after):
@@ -266,16 +456,17 @@ def errors_removed(before, after):
 
 
 for name in ("PA", "PA+SO"):
-    print(f"{name}: {errors_removed(results['frozen'].recall[1], results[name].recall[1]):.0%} of the frozen encoder's errors are gone")
+    gone = errors_removed(results["frozen"].recall[1], results[name].recall[1])
+    print(f"{name}: {gone:.0%} of the frozen encoder's errors are gone")
 exercises.check("00.2", errors_removed)
 
 # %% [markdown] tags=["slide"]
-# ## 6 · What the pictures say
+# ## 7 · What the pictures say
 #
-# Numbers hide what has changed. Below are four queries, drawn at random: two that training repaired, one that it broke, and one that both get wrong. In both lines the nearest neighbors come first.
+# Numbers hide what has changed. How many queries did training with PA repair, and how many did it break?
 
 # %%
-right = {name: results[name].hits[:, 0] for name in ("frozen", "PA")}  # (N,) is the nearest right?
+right = {name: results[name].hits[:, 0] for name in ("frozen", "PA")}  # (N,)
 kinds = {
     "repaired": np.flatnonzero(~right["frozen"] & right["PA"]),
     "broken": np.flatnonzero(right["frozen"] & ~right["PA"]),
@@ -285,88 +476,73 @@ kinds = {
 for kind, members in kinds.items():
     print(f"{kind:14} {len(members):5,} of {len(test):,} queries")
 
+# %% [markdown]
+# Four queries, drawn at random: two that training repaired, one that it broke, and one that both get wrong. Under a wrong picture stands its species (of a relative, without the genus), and circles show the marks in which it differs from the query:
+
+# %%
 rng = np.random.default_rng(session.seed)
 queries = [
     int(query)
     for kind, count in (("repaired", 2), ("broken", 1), ("wrong in both", 1))
-    for query in rng.choice(kinds[kind], min(count, len(kinds[kind])), replace=False)
+    for query in rng.choice(kinds[kind], min(count, len(kinds[kind])), False)
 ]
+found = {
+    name: nearest_neighbors(embeddings[name], 6)[1][queries]
+    for name in ("frozen", "PA")
+}  # (Q, 6) each
+notes = {
+    name: microscope.name_mistakes(test, queries, rows)
+    for name, rows in found.items()
+}
 
-# %% tags=["slide"]
-found = {name: nearest_neighbors(embeddings[name], 6)[1][queries] for name in ("frozen", "PA")}  # (Q, 6)
+# %% tags=["hide-input", "slide"]
+
+
+def picture(index):
+    """One test image as (H, W, 3) uint8."""
+    return np.asarray(pixels.read_image(test.paths[index]))
+
+
 figures.retrieval_comparison(
-    [picture(test, query) for query in queries],
-    {name: [[picture(test, i) for i in row] for row in rows] for name, rows in found.items()},
-    {name: test.labels[rows] == test.labels[queries][:, None] for name, rows in found.items()},
+    [picture(query) for query in queries],
+    {n: [[picture(i) for i in row] for row in f] for n, f in found.items()},
+    {
+        n: test.labels[f] == test.labels[queries][:, None]
+        for n, f in found.items()
+    },
     titles=[title(test.class_names[test.labels[query]]) for query in queries],
+    captions={n: words for n, (words, _) in notes.items()},
+    spots={n: circles for n, (_, circles) in notes.items()},
 )
 
 # %% [markdown]
-# Look at the crossed pictures first. Are they nonsense, or do they have the right shape and the wrong marks? [02 · DeiT features](02_deit_features.ipynb) counts how many are relatives, and [07 · Embedding maps](07_embedding_maps.ipynb) draws all of this as a map.
-
-# %% [markdown] tags=["slide"]
-# ## 7 · Proxies drift
+# Are the crossed pictures nonsense, or do they have the right shape and the wrong marks? [02 · DeiT features](02_deit_features.ipynb) counts how many are relatives, and [07 · Embedding maps](07_embedding_maps.ipynb) draws all of this as a map.
 #
-# Now to the vectors themselves. Before training, proxies are random, and random directions in many dimensions are nearly at right angles: their cosines spread around zero with a standard deviation of $1/\sqrt{D}$. **What will training with PA do to the cosines between proxies? And with SO?** The heatmap shows the cosine of every pair, in both panels with the same order of classes and the same scale; the strip at the left marks the genera.
-
-# %% tags=["slide"]
-last = config.epochs
-proxies = {"PA": pa.proxies(last), "PA+SO": pa_so.proxies(last)}  # (C, D) each, after the last epoch
-groups = [genus(name) for name in pa.state["class_names"]]
-figures.proxy_heatmaps(proxies, groups=groups)
-
-# %% [markdown]
-# Look for blocks along the diagonal of the left panel: sets of proxies that point the same way. Then look for the same blocks on the right. The next figure shows how it came to that. Its middle panel is the one to watch: the root mean square (RMS) cosine between proxies after every epoch, and the level of random directions as a dotted line.
-
-# %%
-figures.training_curves({"PA": pa.metrics, "PA+SO": pa_so.metrics}, dim=proxies["PA"].shape[1])
-
-# %%
-shapes = {name: geometry.describe(p) for name, p in proxies.items()}
-start = geometry.describe(pa.proxies(0))
-table = pd.DataFrame({"before training": start.summary(), **{n: s.summary() for n, s in shapes.items()}})
-table.loc[["num_classes", "dim", "chance_cosine", "rms_cosine", "mean_cosine", "coherence", "mean_angle", "effective_rank"]].round(3)
-
-# %%
-ratio = {name: shape.rms_cosine / start.rms_cosine for name, shape in shapes.items()}
-for name, factor in ratio.items():
-    change = f"{factor:.1f} times" if factor >= 1 else f"{factor:.2f} of"
-    print(f"After {name} the RMS cosine of the proxies is {change} what it was before training.")
-
-# %% [markdown] tags=["slide"]
-# Is the correlation noise, or does it mean something? **Do species of one genus get more similar proxies than species of two?**
-
-# %% tags=["slide"]
-groups = np.array(groups)
-kin = groups[:, None] == groups[None]  # (C, C)
-np.fill_diagonal(kin, False)
-other = groups[:, None] != groups[None]
-for name, shape in shapes.items():
-    print(f"{name:6} mean cosine of two proxies: {shape.cosines[kin].mean():+.3f} within a genus, {shape.cosines[other].mean():+.3f} between genera")
-
-# %% [markdown]
-# Two things to take along. Near-orthogonality at the start is *chance*, not merit; correlation is *made by training*, and that is what SO works against. And where relatives have the larger cosines, correlation is information as much as redundancy: whether removing it helps retrieval is a question for section 5, not for the heatmap. [05](05_soft_orthogonality.ipynb) derives the term and its limits, [06](06_proxy_geometry.ipynb) measures the geometry.
+# ### Exercise 3 · Find the bug: the RMS cosine
 #
-# ### Exercise 3 · The RMS cosine by hand
-#
-# Compute the root mean square cosine of all pairs of different proxies: scale the rows to unit length, take all cosines, leave out the diagonal, square, average, take the root.
+# A colleague computes the root mean square cosine of all pairs of different proxies: rows to unit length, all cosines, square, average, root. It runs, and gives a number that looks plausible. It has two bugs.
 #
 # <details><summary>Hint</summary>
 #
-# The diagonal of the matrix of cosines holds C ones: the squares of the others sum to `(cosines**2).sum() - C`, and there are C(C−1) of them.
+# Print the lengths of the rows of `unit`. Then ask which entries of the matrix of cosines are *not* pairs of different proxies.
 #
 # </details>
+
 
 # %%
 def rms_cosine(proxies):
     """Root mean square cosine of two different proxies; proxies (C, D)."""
     proxies = np.asarray(proxies, dtype=np.float64)
-    return float("nan")  # your code here
+    unit = proxies / np.linalg.norm(proxies, axis=0, keepdims=True)
+    cosines = unit @ unit.T  # (C, C)
+    return float(np.sqrt((cosines**2).mean()))
 
 
 for name, p in proxies.items():
-    print(f"{name:6} yours {rms_cosine(p):.6f}, expected {shapes[name].rms_cosine:.6f}")
+    print(f"{name:6} yours {rms_cosine(p):.4f}, ", end="")
+    print(f"expected {shapes[name].rms_cosine:.4f}")
 exercises.check("00.3", rms_cosine)
+
 
 # %% tags=["solution"]
 def rms_cosine(proxies):
@@ -379,39 +555,43 @@ def rms_cosine(proxies):
 
 
 for name, p in proxies.items():
-    print(f"{name:6} yours {rms_cosine(p):.6f}, expected {shapes[name].rms_cosine:.6f}")
+    print(f"{name:6} yours {rms_cosine(p):.4f}, ", end="")
+    print(f"expected {shapes[name].rms_cosine:.4f}")
 exercises.check("00.3", rms_cosine)
 
-# %% [markdown] tags=["slide"]
-# ## 8 · What came out
-#
-# The conclusion is a cell as well, so that it cannot say more than the numbers do.
-
-# %% tags=["slide"]
-print(f"On {test.num_classes} species never seen in training ({len(test):,} queries, one seed):")
-for before, after in pairs:
-    print(f"- {describe_change(before, after)}")
-towards = "closer to" if shapes["PA+SO"].rms_cosine < shapes["PA"].rms_cosine else "no closer to"
-print(
-    f"- The proxies of PA+SO are {towards} right angles than those of PA: RMS cosine "
-    f"{shapes['PA+SO'].rms_cosine:.3f} against {shapes['PA'].rms_cosine:.3f}, where random directions "
-    f"have {start.chance_cosine:.3f}."
-)
-retrieval_with_so = verdict(changes["PA", "PA+SO"], list(changes.values()))
-print(f"- Whatever SO does to the proxies, Recall@1 with it, compared with PA alone: {retrieval_with_so}.")
-
 # %% [markdown]
-# ## The map of the course
+# ### Exercise 4 · Criticize a claim
+#
+# From a draft we might have written, after this notebook: *"Soft orthogonality makes the proxies nearly orthogonal (RMS cosine .193 → .036) and thereby improves retrieval of unseen species: Recall@1 rises from .644 to .662 (`aviary_finetune`, seed 0)."* Every number is right. Which objections hold? Give the letters.
+#
+# - **a** It is one training run of each; another seed could turn the order round.
+# - **b** The interval of the difference over species contains zero.
+# - **c** Both are below the frozen encoder.
+# - **d** The test species were also trained on.
+# - **e** "Thereby" is a cause, and nothing here tells the proxies' change from a coincidence.
+
+# %%
+my_objections = ""  # such as "cd"
+exercises.check("00.4", my_objections)
+
+# %% tags=["solution"]
+my_objections = "abe"
+exercises.check("00.4", my_objections)
+
+# %% [markdown] tags=["slide"]
+# ## 8 · The map of the course
 #
 # | | notebook | opens the box of |
 # |---|---|---|
-# | 01 | [Data](01_data.ipynb) | section 1 and 2: species, splits, crops, the real benchmarks |
+# | 01 | [Data](01_data.ipynb) | sections 1 and 2: species, splits, crops, the real benchmarks |
 # | 02 | [DeiT features](02_deit_features.ipynb) | section 3: patches, tokens, attention, frozen retrieval |
+# | 03 | [Losses, a short history](03_losses.ipynb) | section 4: what each loss compares with what |
 # | 04 | [Proxy Anchor](04_proxy_anchor.ipynb) | section 4: the loss, built, checked, seen on a sphere, trained |
 # | 05 | [Soft orthogonality](05_soft_orthogonality.ipynb) | section 4: the term, its floor, its weight |
-# | 06 | [Proxy geometry](06_proxy_geometry.ipynb) | section 7: heatmaps, angles, spectra against chance and theory |
-# | 07 | [Embedding maps](07_embedding_maps.ipynb) | section 6: UMAP, and what not to read in it |
-# | 08 | [Benchmark](08_benchmark.ipynb) | section 5: several seeds, intervals, a sober comparison |
+# | 06 | [Proxy geometry](06_proxy_geometry.ipynb) | section 5: heatmaps, angles, spectra against chance and theory |
+# | 07 | [Embedding maps](07_embedding_maps.ipynb) | section 7: UMAP, and what not to read in it |
+# | 08 | [Benchmark](08_benchmark.ipynb) | section 6: several seeds, intervals, one careful comparison |
+# | 09 | [What moves Recall@1?](09_what_moves_recall.ipynb) | sections 5 and 6: the cause, found by intervening |
 # | 10 | [Your images](10_your_images.ipynb) | section 2: a search of your own, from a folder of pictures |
 #
 # Each runs alone, so start wherever your question is. Behind all of them is the package `sobook`, short files meant to be read: what a cell calls is never more than one file away.
@@ -419,33 +599,41 @@ print(f"- Whatever SO does to the proxies, Recall@1 with it, compared with PA al
 # ## Summary
 #
 # - Metric learning makes a map in which pictures of one class lie together; it is tested on classes that were not trained on.
-# - Recall@K is the share of queries with a right picture among their K nearest neighbors, the query itself left out.
-# - Frozen DeiT features are a baseline that every training has to beat, and the intervals say whether it did.
-# - PA learns one proxy per class; SO penalizes the squared cosines between proxies. The heatmap shows the effect on the proxies, and only the paired interval shows an effect on retrieval.
+# - Recall@K asks for one relevant picture among K, R-precision for all R, MAP@R also for their order. All depend on what is searched.
+# - Frozen DeiT features are a baseline that every training has to beat; the interval of the paired difference says whether it did.
+# - PA learns one proxy per class; SO penalizes the squared cosines between proxies.
 #
 # ## Questions
 #
 # 1. Why are the *species*, not the pictures, resampled for the interval?
 #
 # <details><summary>Answer</summary>
+#
 # Pictures of one species share what makes them easy or hard, so they are not independent: two thousand queries of fifty species carry much less information than two thousand independent ones. Resampling pictures would give an interval that is too narrow.
+#
 # </details>
 #
 # 2. Someone reports that proxies are "nearly orthogonal after training with SO" and shows a heatmap of random-looking small values. What else would you ask to see?
 #
 # <details><summary>Answer</summary>
+#
 # The same heatmap before training, and after training without SO, on the same scale. Random directions in D dimensions have cosines of about 1/√D already, so near-orthogonality alone proves nothing.
+#
 # </details>
 #
 # 3. Why is the best epoch chosen on held-out training species and not on the test species?
 #
 # <details><summary>Answer</summary>
+#
 # The best of several epochs on the test species is the largest of several noisy numbers, so it is too high on average, and more so for a method that swings more. What is chosen must be chosen on other classes than those it is reported on.
+#
 # </details>
+#
+# **Still open.** The proxies crowd together, and a remedy spreads them; anyone can see it. The search hardly moved, as far as one run can say. Is that luck? And if not, why does so large a change do so little? Before we can ask properly we have to know what the numbers are measured on: [01 · Data](01_data.ipynb).
 #
 # ## Further reading
 #
 # - F. Saberi-Movahed et al., [Deep Metric Learning with Soft Orthogonal Proxies](https://arxiv.org/abs/2306.13055), 2023: the idea this course rebuilds. We know its abstract, not its settings; the settings here are ours.
-# - S. Kim, D. Kim, M. Cho, S. Kwak, *Proxy Anchor Loss for Deep Metric Learning*, CVPR 2020: the loss, with the recipe most of the field starts from.
-# - K. Musgrave, S. Belongie, S.-N. Lim, [A Metric Learning Reality Check](https://arxiv.org/abs/2003.08505), 2020: how gains shrink once nobody chooses on the test classes.
+# - S. Kim, D. Kim, M. Cho, S. Kwak, [Proxy Anchor Loss for Deep Metric Learning](https://arxiv.org/abs/2003.13911), CVPR 2020: the loss, with the recipe most of the field starts from.
+# - K. Musgrave, S. Belongie, S.-N. Lim, [A Metric Learning Reality Check](https://arxiv.org/abs/2003.08505), 2020: how gains shrink once nobody chooses on the test classes; the source of MAP@R.
 # - N. Bansal, X. Chen, Z. Wang, [Can We Gain More from Orthogonality Regularizations in Training Deep CNNs?](https://arxiv.org/abs/1810.09102), NeurIPS 2018: where the name "soft orthogonality" comes from, for weights rather than proxies.

@@ -58,9 +58,17 @@ def rms_cosine(answer) -> None:
     rows = _rng(1).standard_normal((12, 5)) * _rng(2).uniform(0.5, 3, (12, 1))
     gram = unit_rows(rows) @ unit_rows(rows).T
     off, off_raw = _off_diagonal(gram), _off_diagonal(rows @ rows.T)
+    by_column = rows / np.linalg.norm(rows, axis=0)
+    mixed = by_column @ by_column.T
+    as_given, half = np.sqrt((mixed**2).mean()), np.sqrt((_off_diagonal(mixed) ** 2).mean())
     compare(
         call(answer, rows),
         np.sqrt((off**2).mean()),
+        (as_given, "this is the function as it was given."),
+        (
+            half,
+            "better: but columns have unit length; proxies are rows, so use axis 1.",
+        ),
         (np.sqrt((gram**2).mean()), "leave out the diagonal: its C ones are not pairs."),
         (np.sqrt((off**2).sum() / gram.size), "divide by the C(C−1) pairs, not by C²."),
         (np.sqrt((off_raw**2).mean()), "scale the rows to unit length first."),
@@ -304,6 +312,30 @@ def effective_negatives(answer) -> None:
     )
 
 
+def anchor_left_out(answer) -> None:
+    drawn = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(3))
+    embeddings, proxies, labels = drawn[0], drawn[1, :4], torch.tensor([0, 0, 1, 1, 1, 3])
+    own = (labels[:, None] == torch.arange(4)).numpy()
+    cosines = unit_rows(embeddings.numpy()) @ unit_rows(proxies.numpy()).T
+
+    def loss(pull_ones=0, push_ones=0):
+        """Proxy Anchor; or what does not count adds e⁰ = 1 to the sums."""
+        pull = (np.exp(-8 * (cosines - 0.2)) * own + pull_ones * ~own).sum(0)
+        push = (np.exp(8 * (cosines + 0.2)) * ~own + push_ones * own).sum(0)
+        return np.log1p(pull)[own.any(0)].mean() + np.log1p(push).mean()
+
+    value = call(answer, embeddings.requires_grad_(), labels, proxies, 0.2, 8.0)
+    compare(
+        value,
+        loss(),
+        (loss(1, 1), "this is the function as it was given."),
+        (loss(0, 1), "the pull is right; what do own entries add to the push?"),
+        (loss(1, 0), "the push is right; what do the others' entries add to the pull?"),
+    )
+    if not torch.is_tensor(value) or value.grad_fn is None:
+        raise Wrong("the value is right, but no gradient can flow: it is no longer a tensor.")
+
+
 def so_from_spectrum(answer) -> None:
     for shape in ((6, 9), (9, 4)):
         unit = unit_rows(_rng().standard_normal(shape))
@@ -356,6 +388,25 @@ def one_sided(answer) -> None:
     )
     if not torch.is_tensor(value):
         raise Wrong("the value is right, but it is no longer a tensor: no gradient can flow.")
+
+
+def class_penalty(answer) -> None:
+    weight = torch.from_numpy(_rng(8).standard_normal((7, 4)))
+    for rows in (weight, torch.from_numpy(_rng(9).standard_normal((3, 8)))):
+        classes = len(rows)
+
+        def mean_square(matrix):
+            return (_off_diagonal(unit_rows(matrix) @ unit_rows(matrix).T) ** 2).mean()
+
+        expected = mean_square(rows.numpy())
+        other_way = mean_square(rows.numpy().T)
+        in_rows = "right for columns; class vectors in rows are turned as well."
+        compare(call(answer, rows, classes), expected, (other_way, in_rows))
+        in_columns = "class vectors in columns: those are the dimensions, not the classes."
+        value = call(answer, rows.T.contiguous(), classes)
+        compare(value, expected, (other_way, in_columns))
+        if not torch.is_tensor(value):
+            raise Wrong("the value is right, but it is no longer a tensor: no gradient can flow.")
 
 
 def closest_pair(answer) -> None:
@@ -539,19 +590,64 @@ def holm_by_hand(answer) -> None:
 
 
 def objections(answer) -> None:
+    wrong = {
+        "a": "ten paired seeds that agree can give such a p value.",
+        "c": ".478 and .494 are both above the frozen .416.",
+        "e": "the sentence says that it was corrected.",
+    }
+    _letters(answer, "bd", wrong)
+
+
+def _letters(answer, right: str, wrong: dict[str, str]) -> None:
+    """A choice of objections: which of those given do not hold, and how many are missing."""
     if not isinstance(answer, str):
         raise Wrong('letters are asked for, such as "ac".')
-    found = set(answer.lower()) & set("abcde")
-    wrong = {
-        "a": "a: ten paired seeds that agree can give such a p value.",
-        "c": "c: .478 and .494 are both above the frozen .416.",
-        "e": "e: the sentence says that it was corrected.",
-    }
-    for letter in sorted(found):
-        if letter in wrong:
-            raise Wrong(wrong[letter])
-    if missing := {"b", "d"} - found:
+    found = set(answer.lower()) & {*right, *wrong}
+    for letter in sorted(found & set(wrong)):
+        raise Wrong(f"{letter}: {wrong[letter]}")
+    if missing := set(right) - found:
         raise Wrong(f"{len(missing)} more of these objections hold.")
+
+
+def one_run(answer) -> None:
+    wrong = {
+        "c": "the frozen encoder has .416.",
+        "d": "no species is in both: section 2 counts them.",
+    }
+    _letters(answer, "abe", wrong)
+
+
+def leaks(answer) -> None:
+    wrong = {
+        "a": "so it should be: whole classes are held out.",
+        "d": "relatives in both halves are part of the protocol, in CUB as here.",
+    }
+    _letters(answer, "bce", wrong)
+
+
+def attention_test(answer) -> None:
+    wrong = {
+        "a": "a map of another block is one more picture, and no test.",
+        "c": "that it falls on the cap is what was seen already; does the cap *matter*?",
+        "e": "more pictures of the same kind make the correlation firmer, not causal.",
+    }
+    _letters(answer, "bd", wrong)
+
+
+def geometry_claim(answer) -> None:
+    wrong = {
+        "b": "both were measured on the same 40 proxies in 128 dimensions.",
+        "d": "the RMS cosine is the root of L_SO: it is what SO acts on.",
+    }
+    _letters(answer, "ace", wrong)
+
+
+def map_claim(answer) -> None:
+    wrong = {
+        "b": "UMAP by cosine is a usual choice for unit-length embeddings.",
+        "e": "maps are drawn of test classes: these are not trained on.",
+    }
+    _letters(answer, "acd", wrong)
 
 
 def nearest(answer) -> None:
@@ -585,27 +681,56 @@ def threshold_for(answer) -> None:
         )
 
 
-def class_centers(answer) -> None:
-    rows, labels = unit_rows(_rng().standard_normal((12, 4)) + 0.3), np.arange(12) % 3
-    compare(
-        call(answer, rows, labels),
-        unit_rows(np.stack([rows[labels == c].mean(0) for c in range(3)])),
-        (rows[:3], "that is one image of each class, not their mean."),
-    )
+def without_common(answer) -> None:
+    cosines = np.array([0.97, 0.8, 0.62])
+    for length in (0.7, 0.4):
+        square = length**2
+        compare(
+            call(answer, cosines, length),
+            (cosines - square) / (1 - square),
+            (cosines - square, "the rest is shorter than 1: divide by 1 − m²."),
+            ((cosines - length) / (1 - length), "the common part adds m·m to a cosine, not m."),
+            (cosines / (1 - square), "the common part has to be subtracted first."),
+            (cosines * (1 - square) + square, "that is the way back: from y to x."),
+        )
+
+
+def threshold_by_hand(answer) -> None:
+    rows = unit_rows(_rng().standard_normal((30, 4)))
+    cosines = rows @ rows.T
+    away = cosines - 9 * np.eye(len(rows))
+    for k, refuse in ((5, 0.1), (3, 0.25)):
+        nearness, itself, single = (
+            -np.sort(-of, axis=1)[:, :many].mean(1)
+            for of, many in ((away, k), (cosines, k), (away, 1))
+        )
+        compare(
+            call(answer, rows, k, refuse),
+            np.quantile(nearness, refuse),
+            (np.quantile(itself, refuse), "each picture still finds itself; a new one cannot."),
+            (np.quantile(nearness, 1 - refuse), "that refuses all but so many: mind the side."),
+            (np.quantile(single, refuse), "nearness is the mean of k, not the nearest alone."),
+            (nearness.min(), "that refuses none."),
+        )
+
+
+def leaflet(answer) -> None:
+    wrong = {"d": "it was chosen on the pictures of the index, and reported on others."}
+    _letters(answer, "abce", wrong)
 
 
 _BY_NOTEBOOK = {
-    "00": (recall_at_k, errors_removed, rms_cosine),  # start here
-    "01": (split_by_class, chance_recall, labels_from_zero),  # data
-    "02": (patchify, tokens, genus_recall),  # DeiT features
+    "00": (recall_at_k, errors_removed, rms_cosine, one_run),  # start here
+    "01": (split_by_class, chance_recall, labels_from_zero, leaks),  # data
+    "02": (patchify, tokens, genus_recall, attention_test),  # DeiT features
     "03": (triplet_kind, supervised_contrastive, scale_of_nca, fair_gain),  # losses
-    "04": (loss_at_zero, row_softmax, effective_negatives),  # Proxy Anchor
-    "05": (so_from_spectrum, simplex, one_sided),  # soft orthogonality
-    "06": (closest_pair, mean_cosine, centered),  # proxy geometry
-    "07": (directions_for, shared_neighbors, nearest_in_plane),  # embedding maps
+    "04": (loss_at_zero, row_softmax, effective_negatives, anchor_left_out),  # Proxy Anchor
+    "05": (so_from_spectrum, simplex, one_sided, class_penalty),  # soft orthogonality
+    "06": (closest_pair, mean_cosine, centered, geometry_claim),  # proxy geometry
+    "07": (directions_for, shared_neighbors, nearest_in_plane, map_claim),  # embedding maps
     "08": (interval_by_hand, seeds_needed, optimism),  # benchmark
     "09": (mean_negative, after_tilt, holm_by_hand, objections),  # what moves Recall@1
-    "10": (nearest, threshold_for, class_centers),  # your images
+    "10": (nearest, without_common, threshold_for, threshold_by_hand, leaflet),  # your images
 }
 CHECKS: dict[str, Check] = {
     f"{notebook}.{number}": check

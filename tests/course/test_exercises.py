@@ -39,10 +39,12 @@ def run_function(cell: str, exercise: str):
     name = re.search(rf'exercises\.check\("{exercise}", (\w+)\)', cell).group(1)
     nodes = ast.parse(cell).body
     body = [n for n in nodes if isinstance(n, ast.FunctionDef) and n.name == name]
-    body += [n for n in nodes if isinstance(n, ast.Assign) and n.targets[0].id == name]
+    body += [
+        n for n in nodes if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == name
+    ]
     room = {"np": np, "torch": torch, "F": F, "math": math, "stats": stats}
     room["variance_kept"] = lambda x: np.cumsum(PCA().fit(x).explained_variance_ratio_)
-    room["soft_orthogonality"] = two_sided
+    room["soft_orthogonality"] = room["orthogonality"] = two_sided
     exec(compile(ast.Module(body, []), exercise, "exec"), room)
     return room[name]
 
@@ -76,7 +78,7 @@ def test_exercises_are_numbered_in_the_order_they_stand_in():
 
 def test_three_exercises_or_more_a_notebook_and_all_are_known():
     numbers = sorted(path.stem[:2] for path in SOURCE.glob("[0-9][0-9]_*.py"))
-    assert len(numbers) >= 9
+    assert len(numbers) == 11
     for number in numbers:
         named = re.findall(r'exercises\.check\("([\d.]+)"', "".join(cells(number)))
         assert sorted(set(named)) == list(exercises.known(number))
@@ -104,11 +106,14 @@ MISTAKES = {
         (lambda a, b: (1 - b) / (1 - a), "left"),
     ],
     "00.3": [
+        (lambda p: np.sqrt((cosines_of(columns(p)) ** 2).mean()), "as it was given"),
+        (lambda p: np.sqrt((off(cosines_of(columns(p))) ** 2).mean()), "use axis 1"),
         (lambda p: np.sqrt((cosines_of(unit(p)) ** 2).mean()), "diagonal"),
         (lambda p: np.abs(off(cosines_of(unit(p)))).mean(), "absolute"),
         (lambda p: (off(cosines_of(unit(p))) ** 2).mean(), "root"),
         (lambda p: np.sqrt((off(cosines_of(p)) ** 2).mean()), "unit length"),
     ],
+    "00.4": [("abce", "416"), ("d", "section 2"), ("a", "2 more"), ("", "3 more")],
     "01.1": [
         (lambda y, share, seed: (np.arange(len(y)), np.arange(0)), "nothing is held out"),
         (
@@ -129,6 +134,7 @@ MISTAKES = {
         (lambda y: y - y.min(), "gaps"),
         (lambda y: np.unique(y, return_inverse=True)[1] + 1, "off by one"),
     ],
+    "01.4": [("bcd", "protocol"), ("a", "whole classes"), ("bc", "1 more"), (3, "letters")],
     "02.1": [
         (lambda x, p: x.reshape(len(x), -1, 3 * p * p), "cuts across patches"),
         (lambda x, p: x[:, :, :p, :p].reshape(len(x), -1), "shape"),
@@ -141,6 +147,7 @@ MISTAKES = {
         (lambda wrong, related: wrong * related, "right species count"),
         (lambda wrong, related: 1 - wrong, "species"),
     ],
+    "02.4": [("bc", "seen already"), ("a", "no test"), ("e", "not causal"), ("b", "1 more")],
     "03.1": [
         (lambda ap, an, m: "hard" if an <= ap else "easy", "within the margin"),
         (lambda ap, an, m: kind(an, ap, m), "exchanged"),
@@ -182,6 +189,12 @@ MISTAKES = {
         (lambda w: w.sum(1).square() / w.square().sum(1), "shape"),
         (lambda w: w.square().sum(0) / w.sum(0).square(), "reciprocal"),
     ],
+    "04.4": [
+        (lambda x, y, p, m, s: anchor(x, y, p, m, s, True, True), "as it was given"),
+        (lambda x, y, p, m, s: anchor(x, y, p, m, s, push_zero=True), "the pull is right"),
+        (lambda x, y, p, m, s: anchor(x, y, p, m, s, pull_zero=True), "the push is right"),
+        (lambda x, y, p, m, s: anchor(x, y, p, m, s).item(), "no gradient"),
+    ],
     "05.1": [
         (lambda sigma, C: (sigma**2).sum() - C, "squares them"),
         (lambda sigma, C: (sigma**4).sum(), "identity"),
@@ -197,6 +210,11 @@ MISTAKES = {
         (lambda P: cosines_of(F.normalize(P, dim=1)).clamp_min(0).square().mean(), "diagonal"),
         (lambda P: float(sided(P)), "no gradient"),
     ],
+    "05.4": [
+        (lambda w, c: two_sided(w), "columns: those are the dimensions"),
+        (lambda w, c: two_sided(w.T), "rows are turned as well"),
+        (lambda w, c: two_sided(w if len(w) == c else w.T).item(), "no longer a tensor"),
+    ],
     "06.1": [
         (lambda c: np.unravel_index(c.argmax(), c.shape), "diagonal"),
         (lambda c: np.unravel_index(c.argmin(), c.shape), "most distant"),
@@ -210,6 +228,7 @@ MISTAKES = {
         (lambda u: u - u.mean(0), "unit length"),
         (lambda u: unit(u - u.mean(1, keepdims=True)), "own mean"),
     ],
+    "06.4": [("b", "same 40"), ("d", "root"), ("ac", "1 more")],
     "07.1": [
         (lambda share, x: directions(share, x) - 1, "off by one"),
         (lambda share, x: np.cumsum(PCA().fit(x).explained_variance_ratio_), "one number"),
@@ -222,6 +241,7 @@ MISTAKES = {
         (lambda x: np.arange(len(x)), "its own nearest"),
         (lambda x: (unit(x) @ unit(x).T - 9 * np.eye(len(x))).argmax(1), "cosine"),
     ],
+    "07.4": [("ab", "usual choice"), ("e", "test classes"), ("ac", "1 more")],
     "08.1": [
         (lambda d: half(d, stats.norm.ppf(0.975)), "1.96"),
         (lambda d: half(d, stats.t.ppf(0.975, len(d) - 1), ddof=0), "ddof"),
@@ -260,15 +280,30 @@ MISTAKES = {
         (lambda q, g, k: np.argsort(unit(g) @ q)[:k], "least"),
     ],
     "10.2": [
+        (lambda s, m: s - m**2, "divide by 1 − m²"),
+        (lambda s, m: (s - m) / (1 - m), "not m"),
+        (lambda s, m: (1 - m**2) * s + m**2, "way back"),
+    ],
+    "10.3": [
         (lambda s, right, wanted: wanted, "not a similarity"),
         (lambda s, right, wanted: s.min(), "answers everything"),
         (lambda s, right, wanted: s.max(), "smallest|refuses"),
     ],
-    "10.3": [
-        (lambda x, y: np.stack([x[y == c].mean(0) for c in np.unique(y)]), "unit length"),
-        (lambda x, y: x.mean(0), "shape"),
+    "10.4": [
+        (lambda x, k, q: np.quantile(nearness(x, k, 0), q), "finds itself"),
+        (lambda x, k, q: np.quantile(nearness(x, k), 1 - q), "mind the side"),
+        (lambda x, k, q: np.quantile(nearness(x, 1), q), "mean of k"),
     ],
+    "10.5": [("abd", "chosen on the pictures of the index"), ("ab", "2 more"), ("", "4 more")],
 }
+
+
+def columns(rows):
+    return rows / np.linalg.norm(rows, axis=0)
+
+
+def nearness(x, k, away=9):
+    return -np.sort(away * np.eye(len(x)) - x @ x.T, axis=1)[:, :k].mean(1)
 
 
 def off(matrix):
@@ -296,6 +331,14 @@ def sup_con(x, labels, temperature, own=False, itself=False):
 
 def by_validation(frame):
     return frame.loc[frame.validation.idxmax(), "test"]
+
+
+def anchor(x, labels, proxies, margin, scale, pull_zero=False, push_zero=False):
+    cosines = F.normalize(x, dim=1) @ F.normalize(proxies, dim=1).T
+    own = F.one_hot(labels, len(proxies)).bool()
+    pull = (-scale * (cosines - margin)).masked_fill(~own, 0 if pull_zero else -1e4)
+    push = (scale * (cosines + margin)).masked_fill(own, 0 if push_zero else -1e4)
+    return F.softplus(pull.logsumexp(0))[own.any(0)].mean() + F.softplus(push.logsumexp(0)).mean()
 
 
 def zero_loss(labels, classes, margin, scale, all_pull=False):

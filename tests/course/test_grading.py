@@ -29,7 +29,7 @@ def test_a_good_a_wrong_and_a_missing_answer(tmp_path):
     path = notebook(tmp_path / "00_ada.ipynb", SETUP, wrong, check(RIGHT))
     grades = grading.grade(path, timeout=120)
     assert [g.exercise for g in grades] == list(exercises.known("00"))
-    assert [g.passed for g in grades] == [False, True, False]
+    assert [g.passed for g in grades] == [False, True, False, False]
     assert "expected" in grades[0].reason and "not checked" in grades[2].reason
     assert {g.notebook for g in grades} == {"00_ada.ipynb"}
 

@@ -123,6 +123,48 @@ def test_notebooks_fit_their_sources_and_are_small(build):
     assert build.problems() == []
 
 
+def said(cell) -> str:
+    """All that a code cell printed or showed, as text."""
+    parts = []
+    for output in cell.get("outputs", []):
+        data = output.get("data", {})
+        page = re.sub(
+            r"(?s)<style.*?</style>|base64,[^\"]*|<[^>]+>", " ", data.get("text/html", "")
+        )
+        parts += [output.get("text", ""), data.get("text/plain", ""), page[:100_000]]
+    return html.unescape("\n".join(parts)).replace("−", "-")
+
+
+def test_a_stub_never_prints_what_is_expected(build):
+    """A reader who has done nothing yet must not see a line that looks right."""
+    found = []
+    for script in build.sources():
+        for cell in build.read(build.HERE / f"{script.stem}.ipynb").cells:
+            if cell.cell_type == "code" and "exercises.check(" in cell.source:
+                pairs = re.findall(r"yours ([^\s,;]+)[,;] +expected ([^\s,;]+)", said(cell))
+                found += [f"{script.stem}: {a}" for a, b in pairs if a == b]
+    assert not found
+
+
+def test_numbers_of_the_committed_run_stand_in_its_outputs(build):
+    """A paragraph that begins with "In the committed run" quotes the notebook's own outputs."""
+    wrong = []
+    for script in build.sources():
+        cells = build.read(build.HERE / f"{script.stem}.ipynb").cells
+        shown = " ".join(said(cell) for cell in cells if cell.cell_type == "code")
+        values = [abs(float(v)) for v in re.findall(r"\d*\.\d+", shown)]
+        text = "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+        for paragraph in text.split("\n\n"):
+            for sentence in re.findall(r"In the committed run\b[^$]*", paragraph):
+                if "`" in sentence:
+                    continue  # names a committed table: tests/test_evidence.py holds it to that
+                for number in re.findall(r"(?<![\w.])\d*\.\d+", sentence):
+                    digits = len(number.partition(".")[2])
+                    if all(abs(v - float(number)) > 0.51 * 10**-digits for v in values):
+                        wrong.append(f"{script.stem}: {number}")
+    assert not wrong
+
+
 # The brackets keep these patterns from finding themselves.
 REGISTRIES = r"py[p]i\.org|python[h]osted|registry\.[n]pmjs|anaconda\.[o]rg|download\.[p]ytorch"
 
