@@ -53,3 +53,14 @@ def test_the_prediction_sheet_asks_of_every_notebook():
     sheet = (ROOT / "docs/_static/prediction_sheet.html").read_text("utf-8")
     books = re.findall(r"<tr><td>(\d\d)</td>", sheet)
     assert books == [f"{number:02}" for number in range(11)]
+
+
+def test_letters_on_the_prediction_sheet_are_those_of_the_notebooks():
+    sheet = (ROOT / "docs/_static/prediction_sheet.html").read_text("utf-8")
+    book, missing = "", []
+    for number, letter in re.findall(r"<tr><td>(\d\d)?</td><td>(\w?)</td>", sheet):
+        book = number or book
+        asked = rf'predict\(\s*"{book}\.{letter}"'
+        if letter and not re.search(asked, SCRIPTS[book].read_text("utf-8")):
+            missing.append(f"{book}.{letter}")
+    assert missing == []
