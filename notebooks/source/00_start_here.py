@@ -39,7 +39,7 @@ session = setup()
 #
 # Twenty drawn birds. Every row is one *genus*, and every picture is another *species* of it: a genus fixes a bird's shape and base colors, a species only its field marks. **Which will be harder to tell apart, two rows or two pictures of one row?**
 
-# %%
+# %% tags=["slide"]
 import numpy as np
 
 from sobook import figures
@@ -151,13 +151,13 @@ figures.finish(
     " R-precision 0.50, MAP@R 0.42.",
 )
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # **Predict** Recall@1 on species that the network has never seen. (Guessing would be right about once in as many tries as there are species.)
 
 # %%
 guess = predict("00.a", None)
 
-# %%
+# %% tags=["slide"]
 frozen_encoder = Encoder.create(config.encoder, weights=config.weights)
 frozen_encoder = frozen_encoder.to(session.device)
 frozen_embeddings = embed(frozen_encoder, test, progress=False)  # (N, F)
@@ -399,7 +399,7 @@ reveal(
 # %% [markdown]
 # Overlapping intervals do not settle which method is better: all three answered *the same queries*, and a species that is hard for one is hard for all. The fair comparison is of the differences, species by species. What makes a species hard for all of them cancels:
 
-# %%
+# %% tags=["slide"]
 pairs = [("frozen", "PA"), ("frozen", "PA+SO"), ("PA", "PA+SO")]
 changes = {(a, b): compare_classes(results[a], results[b]) for a, b in pairs}
 reveal(
@@ -416,7 +416,7 @@ reveal(
 # %% [markdown]
 # An interval that lies wholly on one side of the dotted line shows a change; one that contains zero shows none (which is not the same as showing that there is none). So that nobody reads more into it, the sentences are made from the numbers:
 
-# %%
+# %% tags=["slide"]
 sentences = []
 for (before, after), found in changes.items():
     said = verdict(found, list(changes.values()))
