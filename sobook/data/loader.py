@@ -121,7 +121,9 @@ def _balanced_plan(
     rng: np.random.Generator, labels: np.ndarray, batch_size: int, images_per_class: int
 ) -> np.ndarray:
     classes_per_batch, rest = divmod(batch_size, images_per_class)
-    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    # By one sort: a search for each class takes a second per epoch at the 11,318 of SOP.
+    counts = np.unique(labels, return_counts=True)[1]
+    members = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
     if rest or classes_per_batch > len(members):
         raise SobookError(
             f"batch_size is {batch_size}: with {images_per_class} images per class it must be a "

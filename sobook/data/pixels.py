@@ -139,8 +139,15 @@ def room_needed(
     image_set: ImageSet, short_side: int, *, enlarge: bool = True, budget: float | None = None
 ) -> int:
     """Bytes on the disk that `decode` of the same would take, roughly; 0 where that is done."""
-    sets = (image_set, _whole(image_set)[0])
-    return min(_Cache(images, short_side, enlarge, budget).room() for images in sets)
+    own = _Cache(image_set, short_side, enlarge, budget).room()
+    whole, rows = _whole(image_set)
+    if own == 0 or rows is None:
+        return own
+    shared = _Cache(whole, short_side, enlarge, budget).room()
+    cache = files.data_root() / "cache"
+    there = next(path for path in (cache, *cache.absolute().parents) if path.exists())
+    shares = len(image_set) >= _WORTH_SHARING * len(whole) and shared <= _free(there)
+    return shared if shares or shared == 0 else own
 
 
 def _whole(image_set: ImageSet) -> tuple[ImageSet, np.ndarray | None]:
@@ -197,7 +204,7 @@ class _Cache:
     def _check_size(self) -> None:
         where, what = self.folder.parent, f"{self.image_set.name} {self.image_set.split}"
         size = self.room()
-        free = shutil.disk_usage(where).free
+        free = _free(where)
         if size > free:
             raise ImageError(
                 f"the decoded images of {what} need about {size / 1e9:.1f} GB in {where}, where "
@@ -226,6 +233,10 @@ class _Cache:
                     starts.append(starts[-1] + file.write(data))
                     bar.update()
         np.savez(folder / "index.npz", shapes=shapes, starts=starts, as_jpeg=self.as_jpeg)
+
+
+def _free(folder: Path) -> int:
+    return shutil.disk_usage(folder).free
 
 
 def _raw_bytes(image_set: ImageSet, short_side: int, enlarge: bool) -> int:

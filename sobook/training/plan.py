@@ -174,7 +174,8 @@ def make_plan(config: TrainConfig, device: torch.device) -> Plan:
         folder: _run_folder_bytes(config, encoder, data),
     }
     _check_disk(disk)
-    memory = _step_bytes(config, encoder, data)
+    at_once = min(config.batch_size, config.chunk_size or config.batch_size)
+    memory = step_bytes(config, encoder, data.train.num_classes, at_once)
     _check_memory(memory, device)
     return Plan(config, data, encoder, disk, memory)
 
@@ -245,7 +246,8 @@ def _run_folder_bytes(config: TrainConfig, encoder: Encoder, data: Data) -> int:
     """Weights in float32: a checkpoint, all that resuming needs, and a copy while it is written."""
     proxies = data.train.num_classes * encoder.dim
     weights = sum(tensor.numel() for tensor in encoder.state_dict().values()) + proxies
-    return 4 * weights * (1 + 3 + 3) + 2 * proxies * (config.epochs + 1)
+    history = 2 * proxies * (config.epochs + 1)  # float16, and a copy while an epoch is added
+    return 4 * weights * (1 + 3 + 3) + 2 * history
 
 
 def _check_disk(disk: dict[Path, int]) -> None:
@@ -265,19 +267,23 @@ def _same_disk(one: Path, other: Path) -> bool:
     return one.stat().st_dev == other.stat().st_dev
 
 
-def _step_bytes(config: TrainConfig, encoder: Encoder, data: Data) -> int:
-    """Memory of a training step, roughly: weights, gradients, AdamW's moments, activations."""
-    weights = sum(weight.numel() for weight in encoder.parameters())
-    weights += data.train.num_classes * encoder.dim
-    at_once = min(config.batch_size, config.chunk_size or config.batch_size)
-    activations = at_once * _activations(encoder)
+def step_bytes(config: TrainConfig, encoder: Encoder, classes: int, at_once: int) -> int:
+    """Memory of a training step, roughly: weights, gradients, AdamW's moments, activations.
+
+    Args:
+        config, encoder: of the run.
+        classes: C.
+        at_once: images embedded at a time.
+    """
+    weights = sum(weight.numel() for weight in encoder.parameters()) + classes * encoder.dim
+    activations = at_once * count_activations(encoder)
     if config.gradient_checkpointing:  # of one block at a time, and one tensor for each
         activations //= max(1, len(getattr(encoder.backbone, "blocks", ())))
     width = 4 if config.precision == "float32" else 2
     return 4 * 4 * weights + width * activations
 
 
-def _activations(encoder: Encoder) -> int:
+def count_activations(encoder: Encoder) -> int:
     """Numbers that the layers make of one image, counted on a copy without any memory."""
     count, model = 0, copy.deepcopy(encoder).to("meta")
 

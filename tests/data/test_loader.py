@@ -80,6 +80,18 @@ class TestTrainingBatches:
             torch.testing.assert_close(batch, batches[number][0], rtol=0, atol=0)
             torch.testing.assert_close(labels, batches[number][1])
 
+    def test_classes_are_found_by_one_sort(self):
+        """The slow twin looks for each class among all labels."""
+        labels = np.random.default_rng(1).choice([3, 5, 8, 9], 40)
+        rng, members = np.random.default_rng(0), [np.flatnonzero(labels == k) for k in (3, 5, 8, 9)]
+        expected = [
+            rng.choice(members[k], 2, replace=False)
+            for _ in range(10)
+            for k in rng.choice(4, 2, replace=False)
+        ]
+        plan = loader.batch_plan(np.random.default_rng(0), labels, 4, 2)
+        np.testing.assert_array_equal(plan, np.concatenate(expected).reshape(10, 4))
+
     def test_balanced_batches(self, some_images):
         batches = self.make(some_images, images_per_class=2)
         for row in batches.plan:

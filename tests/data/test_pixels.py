@@ -163,6 +163,20 @@ class TestPixels:
         with pytest.raises(ImageError, match="2.5 GB.*make room.*SOBOOK_DATA"):
             pixels.decode(some_images, 17, progress=False)
 
+    def test_the_room_is_that_of_the_set_which_is_decoded(self, some_images, monkeypatch, tmp_path):
+        """Of SOP's validation images a fifth of it was announced: the whole set is decoded."""
+        some = some_images.subset(range(6))
+        each = 16 * 16 * 3
+        need = pixels.room_needed(some, 16)
+        assert need == pixels.room_needed(some_images, 16) >= 12 * each
+        usage = shutil.disk_usage(tmp_path)._replace(free=need - 1)
+        monkeypatch.setattr(pixels.shutil, "disk_usage", lambda _: usage)
+        assert 6 * each <= pixels.room_needed(some, 16) < need  # then only these are
+        monkeypatch.undo()
+        monkeypatch.setenv("SOBOOK_DATA", str(tmp_path / "data"))
+        pixels.decode(some, 16, progress=False)
+        assert pixels.room_needed(some, 16) == 0
+
     def test_second_call_reads_the_cache_and_a_changed_file_makes_a_new_one(self, some_images):
         first = pixels.decode(some_images, 16, progress=False)
         assert pixels.decode(some_images, 16, progress=False).folder == first.folder
