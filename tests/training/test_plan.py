@@ -147,7 +147,7 @@ def test_memory_of_a_step_is_about_what_torch_keeps():
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         encoder.train()(torch.zeros(4, 3, 64, 64, dtype=torch.uint8))
     measured = sum(size for pointer, size in kept.items() if pointer not in weights)
-    assert 4 * 4 * plan._activations(encoder) == pytest.approx(measured, rel=0.3)
+    assert 4 * 4 * plan.count_activations(encoder) == pytest.approx(measured, rel=0.3)
 
 
 def test_disk_is_about_what_a_run_leaves(pictures):
