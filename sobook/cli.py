@@ -178,6 +178,7 @@ def compare(runs: Several, /) -> None:
         row |= {"RMS cos": f"{shape.rms_cosine:.3f}", "coherence": f"{shape.coherence:.3f}"}
         rows.append(row)
     _say(pd.DataFrame(rows).to_string(index=False))
+    _print_notes(dict.fromkeys(note for run in opened for note in run.retrieval["notes"]))
 
 
 def embed_images(source: SourceOptions, out: Path, split: str = "test") -> None:
@@ -456,6 +457,33 @@ def grade_notebooks(
         _say(grading.write_gradebook(grades, gradebook))
 
 
+def rehearse(
+    name: tyro.conf.Positional[str], /, root: Path | None = None, fraction: float = 1.0
+) -> None:
+    """Try out a benchmark at full size, without its pictures: every command, and what it takes.
+
+    Draws a stand-in with the official layout and counts, then runs prepare, train, evaluate,
+    compare, explore and export on it with a small encoder, and writes a table of seconds, memory
+    and disk. All of it says that the data are stand-ins. Stopped, it resumes.
+
+    For instance:
+      sobook rehearse cub200 --fraction 0.01
+      sobook rehearse sop --root /big/disk
+
+    Args:
+        name: cub200, cars196, sop or inshop.
+        root: folder for all that comes of it, to be deleted afterwards; default: rehearsal in
+            $SOBOOK_DATA, else in data/.
+        fraction: of the official counts.
+    """
+    from sobook import rehearsal
+
+    root = files.data_root() / "rehearsal" if root is None else root
+    written = rehearsal.rehearse(name, root, fraction=fraction, say=_say)
+    _say(written.read_text(encoding="utf-8"))
+    _say(written)
+
+
 def cache(root: str | None = None, clean: bool = False) -> None:
     """Say how much room the caches take, decoded images and embeddings, or delete them.
 
@@ -526,6 +554,7 @@ COMMANDS = {
     "search": search_pictures,
     "export": export_run,
     "grade": grade_notebooks,
+    "rehearse": rehearse,
     "cache": cache,
 }
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sobook import files
 from sobook.data import pictures
@@ -34,6 +34,36 @@ def home(name: str, root: Path) -> Path:
             f"or name the folder that holds {folder} (root=, --root or SOBOOK_DATA)."
         )
     return root / folder
+
+
+STAND_IN = "STAND_IN.json"  # in the folder of a benchmark whose pictures `sobook rehearse` drew
+
+
+def stand_in(home: Path) -> dict[str, Any] | None:
+    """What marks drawings in place of a benchmark's pictures; None for the benchmark itself.
+
+    Returns:
+        "note", which every report has to carry, and "splits", the counts, as in the manifest.
+
+    Raises:
+        DatasetError: the marker is damaged.
+    """
+    try:
+        about = json.loads((home / STAND_IN).read_text(encoding="utf-8"))
+        return {"note": str(about["note"]), "splits": dict(about["splits"])}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DatasetError(
+            f"{home / STAND_IN} marks a stand-in, but cannot be read ({first_line(error)}): delete "
+            f"{home}, and rehearse anew."
+        ) from None
+
+
+def stand_in_note(name: str, splits: dict[str, dict[str, int]]) -> str:
+    """What every report on a stand-in says."""
+    total = sum(count["images"] for count in splits.values())
+    return f"stand-in: {total:,} drawn patterns in the layout of {name}, not its pictures"
 
 
 def class_folders(root: Path) -> dict[str, list[Path]]:

@@ -212,8 +212,11 @@ def notes(
     Args:
         name, root, allow_partial, options: as for `load`.
     """
-    if name != "folder" and not allow_partial:
-        return ()  # `load` refuses anything to be noted
+    if name in benchmarks.cards() and not allow_partial:  # `load` refuses anything else to be noted
+        made = benchmarks.stand_in(files.data_root(root) / benchmarks.cards()[name]["folder"])
+        return (made["note"],) if made else ()
+    if name == "aviary":
+        return ()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # they are what is returned
         parts = [
@@ -377,8 +380,9 @@ def _read_benchmark(name: str, split: str, home: Path, allow_partial: bool) -> I
     paths = [listing.base / path for path, _ in listing.images]
     there = np.array([os.path.isfile(path) for path in paths], dtype=bool)
     ids = np.array([k for _, k in listing.images], dtype=np.int64)[there]
-    official, classes = benchmarks.cards()[name]["splits"][split], len(np.unique(ids))
-    notes: tuple[str, ...] = ()
+    made, classes = benchmarks.stand_in(home), len(np.unique(ids))
+    official = (made or benchmarks.cards()[name])["splits"][split]
+    notes: tuple[str, ...] = (made["note"],) if made else ()
     if (len(ids), classes) != (official["images"], official["classes"]):
         found = (
             f"{len(ids):,} of {official['images']:,} images, "
@@ -390,7 +394,7 @@ def _read_benchmark(name: str, split: str, home: Path, allow_partial: bool) -> I
                 f"{name} {split} in {home} is not the whole benchmark: {found}{gone}; move it away "
                 "and prepare it anew, or pass allow_partial=True to use what is there."
             )
-        notes = (f"{split} partial: {found}",)
+        notes = (*notes, f"{split} partial: {found}")
     # query and gallery must agree on labels: they take every class of the two, present or not
     kept = np.unique(list(listing.names) if split in ("query", "gallery") else ids)
     names = tuple(listing.names[k] for k in kept.tolist())
