@@ -45,7 +45,7 @@ class Calibration:
     """What an index knows of its own answers: each of its pictures was asked as if it were new.
 
     The *nearness* of a query is the mean cosine of its ten nearest pictures. Their *vote* is for
-    the class with the largest sum of 1/rank, and the class's part of the total is its share.
+    the class with the largest sum of 1/√rank, and the class's part of the total is its share.
 
     Attributes:
         threshold: below this nearness, there is nothing like the query here.
@@ -230,7 +230,7 @@ def sentence(judged: pd.Series) -> str:
 
 def _vote(names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Names (B, K) of the neighbors, nearest first → the winner (B,), and its share of the vote."""
-    weights = 1 / np.arange(1, names.shape[1] + 1)
+    weights = 1 / np.sqrt(np.arange(1, names.shape[1] + 1))
     same = names[:, :, None] == names[:, None]  # (B, K, K)
     votes = (same * weights).sum(2)  # (B, K): of the class of each neighbor
     first = votes.argmax(1)[:, None]  # in a tie, the nearer one

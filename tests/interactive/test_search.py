@@ -141,7 +141,7 @@ def test_the_threshold_is_that_of_pictures_asked_as_if_new(rng):
         nearness.append(cosines[order[:10]].mean())
         votes = {}
         for rank, j in enumerate(order[:10], 1):
-            votes[names[j]] = votes.get(names[j], 0) + 1 / rank
+            votes[names[j]] = votes.get(names[j], 0) + rank**-0.5
         right.append(max(votes, key=votes.get) == names[i])
         shares.append(max(votes.values()) / sum(votes.values()))
         without.append(np.mean([cosines[j] for j in order if names[j] != names[i]][:10]))
