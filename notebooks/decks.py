@@ -71,7 +71,8 @@ function fit(slide) {{
   for (let size = 1; size >= 0.5; size -= 0.05) {{
     inside.style.fontSize = size + "em";
     inside.querySelectorAll("img").forEach((i) => {{ i.style.maxHeight = 68 * size + "vh"; }});
-    if (slide.scrollHeight <= slide.clientHeight) break;
+    const high = slide.scrollHeight > slide.clientHeight;
+    if (!high && slide.scrollWidth <= slide.clientWidth) break;
   }}
 }}
 function fitAll() {{ slides.forEach(fit); }}
@@ -101,8 +102,11 @@ addEventListener("keydown", (event) => {{
 
 
 def for_the_room(text: str) -> str:
-    """What a slide keeps of a text cell."""
+    """What a slide keeps of a text cell; of a notebook's end, only what is still open."""
     text = re.sub(r"(?s)<details>.*?</details>", "", text)
+    still_open = re.findall(r"(?m)^\*\*Still open\.\*\*.*$", text)
+    text = re.sub(r"(?ms)^## (?:Summary|Questions|Further reading)$.*?(?=^## |\Z)", "", text)
+    text = "\n\n".join([text, *(line for line in still_open if line not in text)])
     kept = re.compile(r"#|\$\$|\||[-*] |\d+\. |!\[|```")
     blocks = re.split(r"\n{2,}", text.strip())
     return "\n\n".join(block for block in blocks if kept.match(block) or "**" in block)

@@ -68,6 +68,13 @@ def test_a_slide_keeps_what_a_room_can_take_in(notebook):
     assert "speaker" not in kept and "Not" not in kept
 
 
+def test_of_a_notebooks_end_a_slide_keeps_what_is_still_open():
+    text = "## Map\n\n- a\n\n## Summary\n\n- b\n\n## Questions\n\n1. c\n\n**Still open.** Why?\n\n"
+    assert decks.for_the_room(text + "## Further reading\n\n- d") == (
+        "## Map\n\n- a\n\n**Still open.** Why?"
+    )
+
+
 def test_the_answer_is_on_the_slide_after_the_question(notebook):
     sources = [[cell.source for cell in cells] for cells in decks.slides(notebook)]
     assert sources[:2] == [[TEXT], ["## 1 · A formula", "secret = 1"]]
