@@ -27,6 +27,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from traitlets.config import Config
 
+import sobook
 from sobook.errors import SobookError, check_choice
 from sobook.files import write_text
 
@@ -42,24 +43,15 @@ METADATA = {
 MATHML = "http://www.w3.org/1998/Math/MathML"
 NO_ALT = "A figure, described in the text around it."
 
-# Comes before the source's own lines in the cell tagged `setup`, the first of every notebook. The
-# address of the repository is set here and nowhere else.
-INSTALL = """\
+# Comes before the source's own lines in the cell tagged `setup`, the first of every notebook. What
+# Colab has satisfies every lower bound, so nothing is upgraded and no restart is needed.
+REPOSITORY = "https://github.com/sobook/sobook"
+RELEASE = f"v{sobook.__version__}"  # what Colab opens and installs: a tag, not what changes daily
+INSTALL = f"""\
 # On Colab this installs sobook; on your machine `make` has installed it already.
 import importlib.util
-import subprocess
-import sys
-from importlib.metadata import distributions
-from pathlib import Path
-
-REPOSITORY = "https://github.com/sobook/sobook"  # a fork, or not published yet? your address here
 if importlib.util.find_spec("sobook") is None:
-    stay = ("numpy", "pandas", "torch", "torchvision")  # as they are, so nothing needs a restart
-    kept = [f"{d.name}=={d.version}" for d in distributions() if d.name in stay]
-    Path("stay.txt").write_text("\\n".join(kept))
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", "stay.txt"]
-    if subprocess.run([*pip, f"sobook @ git+{REPOSITORY}"]).returncode:
-        raise RuntimeError(f"sobook could not be installed from {REPOSITORY}: set REPOSITORY.")
+    %pip install -q "sobook @ git+{REPOSITORY}@{RELEASE}"
 
 """
 
@@ -90,6 +82,7 @@ def build(script: Path, *, solved: bool) -> nbformat.NotebookNode:
             del cell.metadata[key]
         if "setup" in tags(cell):
             cell.source = INSTALL + cell.source
+        cell.source = cell.source.replace("/blob/main/", f"/blob/{RELEASE}/")  # Colab's badge
     notebook = nbformat.v4.new_notebook(cells=cells, metadata=copy.deepcopy(METADATA))
     notebook.nbformat_minor = 5
     return notebook

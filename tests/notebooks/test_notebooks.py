@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import sobook
 from sobook import cli
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,10 +108,14 @@ def test_versions_are_bounded_from_below_only():
     assert "~=" not in text
 
 
-def test_the_repository_has_one_address(build):
-    address = re.search(r'REPOSITORY = "https://github.com/([^"]+)"', build.INSTALL).group(1)
-    badges = re.findall(r"colab\.research\.google\.com/github/([\w-]+/[\w-]+)/", README)
-    assert set(badges) == {address}
+def test_colab_opens_and_installs_the_release(build):
+    place = build.REPOSITORY.removeprefix("https://github.com/")
+    badges = re.findall(r"colab\.research\.google\.com/github/([\w./-]+)/notebooks/", README)
+    assert set(badges) == {f"{place}/blob/v{sobook.__version__}"}
+    for script in build.sources():
+        first, *_ = build.build(script, solved=False).cells
+        assert f"{badges[0]}/notebooks/{script.stem}.ipynb" in first.source
+    assert f"{build.REPOSITORY}@v{sobook.__version__}" in build.INSTALL
 
 
 def test_every_notebook_begins_with_the_setup_cell(build):
