@@ -3,6 +3,9 @@
 Both sides of a ratio are timed in turn, so that a busy machine slows both alike; the spread is that
 of the rounds. Sizes are those of the aviary: 1,600 training images of 40 classes in 128 features,
 as many test images, batches of 100. Notation: F features, C classes, D dimensions.
+
+All figures in one run, in less than three minutes on a machine that does nothing else:
+``OMP_NUM_THREADS=1 python -m pytest tests/benchmarks/test_speed_lab.py -q``
 """
 
 import time
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from sobook.interactive import lab
 from sobook.interactive.page import read_asset
 from sobook.retrieval import evaluate
 from sobook.studies import frozen
@@ -24,6 +28,7 @@ from tests.interactive.test_numerics import TALK, text
 CLASSES, EACH, FEATURES, EPOCHS = 40, 40, 128, 20
 BATCHES = CLASSES * EACH // 100
 EPOCH_GOAL, RUN_GOAL, SLOWER_GOAL = 150, 5000, 4  # ms, ms, times PyTorch
+FRAMES_GOAL, BYTES_GOAL = 30, 3e6  # per second while it trains; of the page
 
 
 @pytest.fixture(autouse=True)
@@ -170,3 +175,41 @@ def test_a_run_with_evaluation_every_second_epoch(visit, capsys, features):  # n
         own.append(moments[-1] - moments[0])  # from "ready" to "done", in a new worker each time
         theirs.append(milliseconds(in_pytorch))
     report(capsys, f"{EPOCHS} epochs and 11 evaluations", own, theirs, RUN_GOAL)
+
+
+OPENED = """() => new Promise((done) => requestAnimationFrame(() => setTimeout(() =>
+  done([performance.now(), performance.getEntriesByName("first-contentful-paint")[0]?.startTime]))))
+"""
+FRAMES = """(seconds) => new Promise((done) => {
+  let frames = 0, boards = 0;
+  const draw = views.drawSpace, start = performance.now(), from = lab.live.at ?? 0;
+  views.drawSpace = (state) => { boards += 1; draw(state); };
+  const count = () => {
+    frames += 1;
+    const passed = (performance.now() - start) / 1000;
+    if (passed < seconds) return requestAnimationFrame(count);
+    done([frames / passed, boards / passed, (lab.live.at - from) / passed]);
+  };
+  requestAnimationFrame(count);
+})"""
+
+
+@pytest.mark.parametrize("dim", [3, 64])
+def test_the_page_of_the_aviary_opens_and_draws_while_it_trains(visit, capsys, dim):  # noqa: F811
+    source = lab.page().source
+    page = visit(source)
+    opened, painted = page.evaluate(OPENED)
+    page.evaluate(f"pull('dim', {dim}); pull('epochs', 160); lab.settings.epochs = 4000")
+    page.get_by_role("button", name="Train").click()
+    page.wait_for_function("lab.live.losses.length > 5")
+    started = page.evaluate("performance.now()") - opened
+    frames, boards, epochs = page.evaluate(FRAMES, 5)
+    with capsys.disabled():
+        print(f"\nthe page of the aviary, D = {dim}: {len(source) / 1e6:.2f} MB, goal 3; ready")
+        print(f"    {opened:.0f} ms after it is opened from disk (first paint {painted:.0f} ms),")
+        print(
+            f"    drawing a run {started:.0f} ms later; while it trains {frames:.0f} frames/s, goal"
+        )
+        print(f"    {FRAMES_GOAL}, the board anew {boards:.0f} times/s, {epochs:.1f} epochs/s")
+    assert len(source) < BYTES_GOAL
+    assert frames >= FRAMES_GOAL

@@ -8,7 +8,7 @@ function serveLab(scope) {
   "use strict";
   const NEIGHBORS = 6,
     SAMPLE = 200; // kept for each test image; training images that are drawn
-  const FRAME = 33,
+  const FRAME = 20,
     TURN = 12; // milliseconds: between two reports, and until messages are heard
   const LIVE = [
     "scale",
