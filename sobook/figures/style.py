@@ -56,7 +56,7 @@ _STYLE: Any = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
 }
-_JPEG_FROM = 150_000  # bytes of PNG
+_HEAVY = 120_000  # bytes of a picture
 _SHARPER = 2  # pixels of a drawing, per pixel that it takes on the page
 
 
@@ -86,22 +86,24 @@ class Figure(_MatplotlibFigure):
     def encoded(self) -> tuple[str, str, int]:
         """The picture for a notebook: its MIME type, base64, and the width to show it at.
 
-        Lines and letters come at twice the pixels, for sharp screens; photographs do not, since a
-        notebook must stay small.
+        Lines and letters come at twice the pixels, for sharp screens; photographs and what else is
+        heavy do not, since a notebook must stay small.
         """
         images = (image.get_array() for axis in self.axes for image in axis.images)
         photographs = any(array is not None and array.ndim == 3 for array in images)
         times = 1 if photographs else _SHARPER
-        png, encoded = io.BytesIO(), io.BytesIO()
-        self.savefig(png, format="png", dpi=times * self.dpi)
-        picture = Image.open(png).convert("RGB")
-        if photographs and png.tell() > _JPEG_FROM:
-            mime = "image/jpeg"
-            picture.save(encoded, format="jpeg", quality=85)
-        else:
-            mime = "image/png"
-            _with_palette(picture).save(encoded, format="png", optimize=True)
-        return mime, base64.b64encode(encoded.getvalue()).decode(), picture.width // times
+        drawn = io.BytesIO()
+        self.savefig(drawn, format="png", dpi=times * self.dpi)
+        picture = Image.open(drawn).convert("RGB")
+        width, mime, data = picture.width // times, "image/png", _as_png(picture)
+        if times > 1 and len(data) > _HEAVY:
+            picture = picture.reduce(times)
+            data = _as_png(picture)
+        if len(data) > _HEAVY:
+            mime, jpeg = "image/jpeg", io.BytesIO()
+            picture.save(jpeg, format="jpeg", quality=85)
+            data = jpeg.getvalue()
+        return mime, base64.b64encode(data).decode(), width
 
     def _ipython_display_(self) -> None:
         from IPython.display import display
@@ -110,6 +112,12 @@ class Figure(_MatplotlibFigure):
         alt = alt_text(self)
         how = {mime: {"alt": alt, "width": width}}
         display({mime: data, "text/plain": alt}, raw=True, metadata=how)
+
+
+def _as_png(picture: Image.Image) -> bytes:
+    png = io.BytesIO()
+    _with_palette(picture).save(png, format="png", optimize=True)
+    return png.getvalue()
 
 
 def _with_palette(picture: Image.Image, tolerance: int = 16) -> Image.Image:
