@@ -606,7 +606,7 @@ def _letters(answer, right: str, wrong: dict[str, str]) -> None:
     for letter in sorted(found & set(wrong)):
         raise Wrong(f"{letter}: {wrong[letter]}")
     if missing := set(right) - found:
-        raise Wrong(f"{len(missing)} more of these objections hold.")
+        raise Wrong(f"{len(missing)} more of these hold.")
 
 
 def one_run(answer) -> None:
