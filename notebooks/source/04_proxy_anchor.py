@@ -67,7 +67,7 @@ def cmp(what, ours, reference):
     )
 
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 1 · From pairs and triplets to proxies
 #
 # Notebook 03 met two families of losses: some compare images with images, in *pairs* or *triplets*, others compare an image with one learned vector per class, its *proxy*. What does the step from the one to the other save?
@@ -75,7 +75,7 @@ def cmp(what, ours, reference):
 # **Predict.** Stanford Online Products has about sixty thousand training images in eleven thousand classes. By what factor does the number of comparisons fall from pairs to proxies? Ten? A thousand? A million?
 
 
-# %%
+# %% tags=["slide"]
 def counts(N, C, B):
     """How many comparisons there are; classes are taken as equally large."""
     size = N / C  # images per class
@@ -121,7 +121,7 @@ table.apply(lambda row: row.map(form.get(row.name, "{:,.0f}").format), axis=1)
 #
 # A proxy is a summary of its class that is always present. The price: images no longer see each other directly. The gradient in section 3 shows that Proxy Anchor gets some of that back.
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 2 · The loss, from cosines
 #
 # With $s(x,p) = \hat x^\top\hat p$ the cosine of an embedding and a proxy, a scale $\alpha$ and a margin $\delta$, the loss is
@@ -155,11 +155,11 @@ push = scale * (
     cosines + margin
 )  # (B, C), exponents; only those of other proxies count
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # **Predict.** In the figure below rows are images and columns proxies; frames mark an image's own proxy. The two sums run down the columns. Which column contributes nothing to the first sum? Which entries contribute most to each loss?
 
 
-# %% tags=["hide-input"]
+# %% tags=["slide", "hide-input"]
 def show_step(axis, values, shown, title, form):
     """One matrix with its numbers; entries that do not count are left white."""
     limit = np.abs(values).max()
@@ -225,7 +225,7 @@ def naive(cosines, own, margin=0.1, scale=32.0):
 
 print(f"loss of this batch: {naive(cosines, own):.4f}")
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ### Why a logarithm of a sum of exponentials
 #
 # One could add up the hinges $\max(0, z_x)$ of all images instead. The log-sum-exp $\ell = \log\sum_x e^{z_x}$ is chosen because it is a *smooth maximum*. With $m$ the largest of $n$ exponents, one term of the sum is $e^m$ and none is larger, so
@@ -241,7 +241,7 @@ print(f"loss of this batch: {naive(cosines, own):.4f}")
 # On a GPU, networks often run in half precision. The largest float16 is about $6.5\cdot10^4$, the largest float32 about $3.4\cdot10^{38}$; so $e^z$ overflows near $z = 11$ and near $z = 89$. **Predict:** an image has wandered onto a foreign proxy ($s = 1$). At $\alpha = 32$, in which of the three types below is the loss still a number? At $\alpha = 100$? And what is the *gradient* of a loss that has overflowed?
 
 
-# %%
+# %% tags=["slide"]
 def naive_push(s, scale):
     return torch.log(1 + torch.exp(scale * (s + margin)).sum())
 
@@ -422,7 +422,7 @@ exercises.check("04.1", loss_at_zero_cosines)
 # %% [markdown]
 # Why do random vectors in few dimensions start higher? Their cosines are not 0 but spread with a standard deviation of $1/\sqrt D$, and the largest of a column counts most.
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 3 · The gradient: who is pulled, who is pushed, and how hard
 #
 # The loss depends on embeddings and proxies through cosines only. So first differentiate with respect to one cosine. For a negative $x\in X_p^-$, with $z_x = \alpha(s(x,p)+\delta)$:
@@ -488,7 +488,7 @@ print(
     f"{F.cosine_similarity(automatic, embeddings).abs().max():.0e}"
 )
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ### What α does
 #
 # **Predict**, for a proxy and its negatives:
@@ -497,7 +497,7 @@ print(
 # - middle: a negative at $s = 0.2$ has a companion. What happens to *its* weight while the companion gets harder?
 # - right: of all the negatives of a proxy, what share of the push do the hardest tenth get?
 
-# %% tags=["hide-input"]
+# %% tags=["slide", "hide-input"]
 SCALES = {
     8: (0, (1, 1)),
     16: "-.",
@@ -683,6 +683,48 @@ for alpha in SCALES:
 exercises.check("04.3", effective_negatives)
 
 # %% [markdown]
+# ### Exercise 4 · Find the bug
+#
+# A colleague wrote Proxy Anchor anew, a little shorter. It runs, and a network trains with it. But its value is not that of section 2. Find out where, and fix it.
+#
+# <details><summary>Hint</summary>
+#
+# Write down the column of a proxy with one positive and two negatives. How many terms has each of its two sums, in the formula and in the code?
+#
+# </details>
+
+# %%
+def shorter(embeddings, labels, proxies, margin=0.1, scale=32.0):
+    cosines = F.normalize(embeddings, dim=1) @ F.normalize(proxies, dim=1).T
+    own = F.one_hot(labels, len(proxies)).bool()  # (B, C)
+    pull = -scale * (cosines - margin) * own  # the others do not count
+    push = scale * (cosines + margin) * ~own  # nor do the own ones here
+    pull_loss = F.softplus(pull.logsumexp(0))[own.any(0)].mean()
+    return pull_loss + F.softplus(push.logsumexp(0)).mean()
+
+
+expected = proxy_anchor(embeddings, labels, proxies)
+found = shorter(embeddings, labels, proxies)
+print(f"section 2: {expected:.4f}, shorter: {found:.4f}")
+exercises.check("04.4", shorter)
+
+# %% tags=["solution"]
+def shorter(embeddings, labels, proxies, margin=0.1, scale=32.0):
+    # An exponent of 0 is no "does not count": it adds e⁰ = 1 to the sum.
+    cosines = F.normalize(embeddings, dim=1) @ F.normalize(proxies, dim=1).T
+    own = F.one_hot(labels, len(proxies)).bool()  # (B, C)
+    pull = (-scale * (cosines - margin)).masked_fill(~own, -1e4)
+    push = (scale * (cosines + margin)).masked_fill(own, -1e4)
+    pull_loss = F.softplus(pull.logsumexp(0))[own.any(0)].mean()
+    return pull_loss + F.softplus(push.logsumexp(0)).mean()
+
+
+expected = proxy_anchor(embeddings, labels, proxies)
+found = shorter(embeddings, labels, proxies)
+print(f"section 2: {expected:.4f}, shorter: {found:.4f}")
+exercises.check("04.4", shorter)
+
+# %% [markdown] tags=["slide"]
 # ## 4 · On a sphere, where one can see it
 #
 # In three dimensions unit vectors live on a sphere. Let a small network (two layers) map made-up data, clouds of points in 16 dimensions, to three. It is trained with `sobook.losses.ProxyAnchor`, network and proxies together.
@@ -746,10 +788,10 @@ def describe_toy(toy):
     }
 
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # **Predict.** Four classes on a sphere. Where will the points lie, and where the proxies? On top of each other?
 
-# %%
+# %% tags=["slide"]
 four = train_toy(classes=4)
 figures.spheres(
     {"before training": four["before"], "after training": four["after"]},
@@ -764,7 +806,7 @@ pd.Series(describe_toy(four)).round(3).to_frame("four classes")
 #
 # **Predict.** Now seven classes. Seven directions fit on a sphere comfortably. What will happen?
 
-# %%
+# %% tags=["slide"]
 seven = train_toy(classes=7)
 figures.spheres({"after training": seven["after"]}, seven["labels"])
 
@@ -813,7 +855,7 @@ for name, toy in (("four", four), ("seven", seven)):
 #
 # **How will the loss of seven classes depend on $D$?**
 
-# %% tags=["hide-input"]
+# %% tags=["slide", "hide-input"]
 DIMS = [2, 3, 4, 5, 6, 7, 8, 12]
 final = [train_toy(classes=7, dim=dim)["losses"][-1] for dim in DIMS]
 
@@ -839,12 +881,12 @@ figures.finish(
 # %% [markdown]
 # Dimensions help, and quickly. Real embeddings have hundreds of dimensions, and CUB a hundred training classes: plenty of room. Stanford Online Products has eleven thousand classes, far more than dimensions. Keep the picture of the merged proxies.
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 5 · The learning rate of the proxies
 #
 # Proxies are parameters of the *loss*, not of the network, and `torch.optim.AdamW(network.parameters())` does not know them. Nothing complains. **Predict:** what happens when they are left out? Does the loss still fall? And does a proxy need the same learning rate as the network?
 
-# %% tags=["hide-input"]
+# %% tags=["slide", "hide-input"]
 RATES = {
     "left out": None,
     "× 1": 2e-3,
@@ -964,12 +1006,12 @@ print(
     f"{per_step[-1]['proxy_anchor']:.2f}"
 )
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ### Where do the training images stand now?
 #
 # The loss wanted own cosines above $\delta$ and others below $-\delta$. **Which of the two will it have got more of, on the training images? And, by the weights of section 3, how many of the negatives still matter?**
 
-# %% tags=["hide-input"]
+# %% tags=["slide", "hide-input"]
 everything = image_sets.load(
     config.dataset, "train", config.root, **config.options
 )
@@ -1039,7 +1081,7 @@ print(
 # %% [markdown]
 # Look at where the two humps stand. Retrieval only needs them *apart*: every image closer to its own proxy than to the others. They need not lie symmetrically about zero, and here they do not. One proxy has a whole batch of negatives and a handful of positives, so "away from everything" is the demand it hears most. It can be met for all proxies at once by a *common mode*: images on one side, proxies on the other. Is that what happened?
 
-# %%
+# %% tags=["slide"]
 mean_image, mean_proxy = (
     trained_on.mean(0),
     F.normalize(run.proxies(), dim=1).mean(0),

@@ -82,12 +82,12 @@ def cmp(what, ours, reference):
     )
 
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 1 · Do proxies crowd?
 #
 # Before blaming training for anything, look at chance. **Predict:** two random directions in the plane are at any angle. What about two random directions in 128 dimensions? What is the typical size of their cosine?
 
-# %%
+# %% tags=["slide"]
 generator = torch.Generator().manual_seed(session.seed)
 rows = []
 for D in (2, 8, 32, 128, 512):
@@ -135,7 +135,7 @@ for name, shape in shapes.items():
 #
 # Is crowding bad? Not obviously. Two proxies may be close because their species look alike, and then the closeness is knowledge. The paper that this course is named after holds that it is redundancy, and penalizes it. We first build the penalty, then ask.
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 2 · The penalty
 #
 # Orthogonal unit vectors have $\hat P\hat P^\top = I$, the $C\times C$ identity. Soft orthogonality measures how far from it we are, as a squared Frobenius norm:
@@ -165,13 +165,13 @@ cmp(
     soft_orthogonality(P, reduction="sum"),
 )
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ### Three proxies on a circle
 #
 # In the plane only two directions can be orthogonal. **Predict:** where does SO send three proxies? Hold the first at 0° and let the other two roll downhill. Is the best arrangement unique?
 
 
-# %% tags=["hide-input"]
+# %% tags=["slide", "hide-input"]
 def at_angles(*degrees):
     radians = torch.deg2rad(torch.as_tensor(degrees, dtype=torch.float64))
     return torch.stack([radians.cos(), radians.sin()], dim=-1)  # (C, 2)
@@ -260,7 +260,7 @@ figures.finish(
 # %% [markdown]
 # **What we see.** The proxies spread until they stand 60° apart, like a fan. Turn one of them round and the value stays the same: **SO sees lines, not arrows**, because $\cos^2$ does not notice the sign. A fan of 60° and a star of 120° are equally good for it. And the value at the bottom is not zero. How low it can get is the question of section 6.
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 3 · Its gradient
 #
 # Let $G = \hat P\hat P^\top$. With the inner product $\langle A, B\rangle = \text{tr}(A^\top B)$ and $G$ symmetric,
@@ -309,12 +309,12 @@ for C, D in ((3, 2), (40, 128), (200, 16)):
 # - Its weights were a softmax: a few hard examples got nearly all. SO's weights are *linear*: many small cosines count as much together as one large one. It is not a term against the worst pair.
 # - It looks at proxies only. No image has a say, so it cannot know whether two proxies are close for a reason.
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 4 · Why rows are normalized and pairs averaged
 #
 # One could penalize $\lVert PP^\top - I\rVert_F^2$ without normalizing. **Predict:** proxies start with coordinates of variance $2/C$ (Proxy Anchor's official start values). How long are the rows then, on CUB and on SOP, and what would the term without hats mostly be about?
 
-# %%
+# %% tags=["slide"]
 D = 384  # the width of DeiT-Small's features
 rows = []
 for name, card in benchmarks.cards().items():
@@ -380,7 +380,7 @@ print(
 #
 # the mean squared cosine of two different proxies; its root is the RMS cosine, and chance is $1/D$. These two choices are ours. What the paper does here, and its $\lambda$, we do not know.
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 5 · Two Gram matrices
 #
 # SOP's $\hat P\hat P^\top$ has 11,318 rows and columns. Do we need it? **There is another Gram matrix, $\hat P^\top\hat P$, of size $D\times D$.** Expand the norm and use $\text{tr}(AB)=\text{tr}(BA)$:
@@ -416,7 +416,7 @@ for C in (40, 1000):
     cmp(f"both forms, C = {C}, D = 128", by_classes(unit), by_dimensions(unit))
 
 
-# %% tags=["hide-input"]
+# %% tags=["slide", "hide-input"]
 def milliseconds(form, C, D, repeats=5):
     """Fastest of a few times of value and gradient."""
     P = torch.randn(C, D, device=session.device, requires_grad=True)
@@ -522,7 +522,7 @@ def so_from_spectrum(singular_values, num_classes):
 compare_spectrum(so_from_spectrum)
 exercises.check("05.1", so_from_spectrum)
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 6 · How low can it get?
 #
 # With $C\le D$ there is room for $C$ orthogonal directions, and SO can reach 0. With $C > D$ there is not. Exercise 1 gives the floor in two lines. There are at most $D$ singular values, and $\sum\sigma_k^2 = \lVert\hat P\rVert_F^2 = C$. By Cauchy–Schwarz,
@@ -570,7 +570,7 @@ for C in SIZES:
 ends = {C: geometry.describe(P) for C, P in reached.items()}
 
 
-# %% tags=["hide-input"]
+# %% tags=["slide", "hide-input"]
 def rms_floor(C, D):
     return math.sqrt(geometry.orthogonality_floor(C, D) / (C * (C - 1)))
 
@@ -735,13 +735,13 @@ for dim in (2, 3, 16):
     )
 exercises.check("05.2", simplex)
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 7 · Do the two terms want the same?
 #
 # Notebook 04 ended its sphere with seven classes whose proxies had merged, for want of a term between them. Here is the term. **Predict:** with SO, will the seven classes come apart? In three dimensions, and in sixteen?
 
 
-# %%
+# %% tags=["slide"]
 def train_toy(dim, so_weight, classes=7, steps=300):
     """The toy of notebook 04, with SO.
 
@@ -862,7 +862,7 @@ exercises.check("05.3", one_sided)
 # %% [markdown]
 # This is not the paper's term, only a question worth asking of it. Nothing here says that it would retrieve better.
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 8 · PA beside PA+SO
 #
 # Now the two runs of this course. They share data, start values, crops, batches and every setting but one, $\lambda$. **Predict three curves: what will SO do to the Proxy Anchor loss, to the RMS cosine, and to Recall@1 on held-out classes?**
@@ -872,7 +872,7 @@ pa_so = session.fit(session.config(so_weight=SO_WEIGHT))
 runs = {"PA": pa, "PA+SO": pa_so}
 print("settings that differ:", pa.config.differences(pa_so.config))
 
-# %%
+# %% tags=["slide"]
 figures.training_curves(
     {name: run.metrics for name, run in runs.items()}, dim=config.dim
 )
@@ -956,7 +956,7 @@ print(
 # %%
 lab.piece("remedy")
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## 9 · How much λ?
 #
 # A whole training for each $\lambda$ would take long. But the frozen features are on disk, and a linear head with proxies on top of them trains in seconds. It is a model of the real thing, not the real thing: the backbone cannot answer. **Predict:** over four orders of magnitude of $\lambda$, how do the RMS cosine of the proxies and Recall@1 on held-out classes change?
@@ -1022,7 +1022,7 @@ study = {
     for seed in SEEDS
 }
 
-# %% tags=["hide-input"]
+# %% tags=["slide", "hide-input"]
 rms = np.array(
     [
         [geometry.describe(study[w, s][1].proxies).rms_cosine for w in LAMBDAS]
@@ -1221,6 +1221,69 @@ print(f"1 − cosine of a proxy, start and end: on average {moved:.2f}")
 
 # %% [markdown]
 # The two trainings end at the same proxies, up to rounding; they have moved far from their start, so this is not for want of motion. Copy the ten lines into your own code, and look at the RMS cosine of your proxies before and after.
+#
+# ### Exercise 4 · Find the bug
+#
+# A colleague adds the ten lines to a classifier that keeps its class vectors as *columns*: 40 classes in 128 dimensions are a matrix of shape (128, 40). (The library's ArcFace does so in version 2.) There is room for 40 orthogonal directions. The term is minimized alone, and yet the class vectors end no more orthogonal than random ones:
+
+# %%
+def descend_on(penalty, weight, steps=100):
+    weight = nn.Parameter(weight.clone())
+    optimizer = torch.optim.Adam([weight], lr=0.05)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        value = penalty(weight, 40)
+        value.backward()
+        optimizer.step()
+    return value.item(), geometry.describe(weight.T).rms_cosine
+
+
+def as_it_is(weight, num_classes):
+    return orthogonality(weight)
+
+
+common = torch.randn(128, 1, generator=generator)
+columns = torch.randn(128, 40, generator=generator) + common  # correlated
+before = geometry.describe(columns.T).rms_cosine
+value, after = descend_on(as_it_is, columns)
+print(f"penalty {value:.4f}; RMS cosine {before:.3f} before, {after:.3f} after")
+print(f"chance, 1/√D: {1 / math.sqrt(128):.3f}")
+
+# %% [markdown]
+# What was pushed apart instead, and why did it help at all? (Section 5 knows.) Write a penalty that is right for class vectors in rows *and* in columns; it is told how many classes there are.
+#
+# <details><summary>Hint</summary>
+#
+# Which dimension of the matrix is as long as there are classes?
+#
+# </details>
+
+# %%
+def penalty_of_classes(weight, num_classes):
+    """Mean squared cosine of class vectors; (C, D) or (D, C) → a scalar."""
+    return orthogonality(weight)  # your code here
+
+
+value, after = descend_on(penalty_of_classes, columns)
+print(f"penalty {value:.4f}; RMS cosine {before:.3f} before, {after:.3f} after")
+exercises.check("05.4", penalty_of_classes)
+
+# %% tags=["solution"]
+def penalty_of_classes(weight, num_classes):
+    rows = weight if len(weight) == num_classes else weight.T
+    return orthogonality(rows)
+
+
+value, after = descend_on(penalty_of_classes, columns)
+print(f"penalty {value:.4f}; RMS cosine {before:.3f} before, {after:.3f} after")
+exercises.check("05.4", penalty_of_classes)
+
+# %% [markdown]
+# <details><summary>Why did it help at all?</summary>
+#
+# Rows of the matrix are dimensions here, 128 of them in 40 classes, and those were pushed towards a tight frame. By section 5 the two Gram matrices of a matrix have the same Frobenius norm, so this evens out the spectrum for the class vectors as well. But it is the wrong rows that were scaled to unit length, and 128 directions in 40 dimensions have a positive floor: the penalty printed above. A bug that nearly works is the kind that stays.
+#
+# </details>
 #
 # ## Summary
 #
