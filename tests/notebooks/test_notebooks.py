@@ -133,9 +133,8 @@ def said(cell) -> str:
     parts = []
     for output in cell.get("outputs", []):
         data = output.get("data", {})
-        page = re.sub(
-            r"(?s)<style.*?</style>|base64,[^\"]*|<[^>]+>", " ", data.get("text/html", "")
-        )
+        page = re.sub(r'<img alt="([^"]*)"[^>]*>', r"\1", data.get("text/html", ""))
+        page = re.sub(r"(?s)<style.*?</style>|base64,[^\"]*|<[^>]+>", " ", page)
         parts += [output.get("text", ""), data.get("text/plain", ""), page[:100_000]]
     return html.unescape("\n".join(parts)).replace("−", "-")
 
