@@ -34,7 +34,7 @@ from sobook.files import write_text
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 SOURCE = HERE / "source"
-MAX_BYTES = 1_000_000
+MAX_BYTES = 2_000_000
 CELL_TIMEOUT = 900
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
