@@ -514,7 +514,7 @@ reveal(*report.told("baselines", rows=40))
 # A loss is not compared before its own parameter is tuned. And these are *heads on frozen features*: which loss is best there says little about which is best when the backbone learns. On photographs at 224 pixels, the question is even whether *any* head is better than the frozen features themselves:
 
 # %%
-reveal(*report.told("cub_heads_tuning"))
+reveal(*report.told("cub_heads_tuning"), *report.told("cub_heads"))
 
 # %% [markdown]
 # ## 9 · The published peers

@@ -164,7 +164,7 @@ def _curves(study: Study, table: pd.DataFrame, summary: pd.DataFrame) -> Figure:
                 0.5, 0.6, "not in the family", transform=axes[-1, column].transAxes, **style
             )
         for row, metric in enumerate(metrics):
-            if metric == "recall_at_1" and "frozen" in summary:
+            if metric == study.metric and "frozen" in summary:
                 axes[row, column].axhline(summary[here]["frozen"].mean(), **_FROZEN)
             if metric in ("mean_cosine", "embedding_mean_length"):
                 axes[row, column].axhline(0, **CHANCE_LINE)
@@ -183,7 +183,10 @@ def _curves(study: Study, table: pd.DataFrame, summary: pd.DataFrame) -> Figure:
         reference = _setting(study.baseline)
         axes[-1, 0].set_ylabel(f"{in_words(study.metric)},\ndifference from\n{reference}")
         handles += _shown_handles()
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)))
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    columns_of_legend = int(figure.get_figwidth() / (0.1 * longest + 0.8))
+    ncols = max(1, min(5, len(handles), columns_of_legend))
+    figure.legend(handles=handles, loc="outside lower center", ncols=ncols)
     return finish(figure, f"{study.title}. {in_words(study.metric)}: {'; '.join(told)}.")
 
 
