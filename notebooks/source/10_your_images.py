@@ -23,7 +23,7 @@
 #
 # **Before you start** [00 · Start here](00_start_here.ipynb). Your own pictures, if you have some: at least four classes, in a folder each, with ten pictures or more.
 #
-# **Time** Less than a minute on a two-core laptop, its training included.
+# **Time** About a minute on a two-core laptop, its training included.
 #
 # Sections ask before they show. Write your prediction in place of `None`, run the cell, then open the answer.
 
@@ -86,7 +86,8 @@ def draw_folder(folder, each=40):
         place = folder / bird.name
         place.mkdir(parents=True, exist_ok=True)
         for i in range(each):  # the aviary itself has the pictures 0 to 39
-            aviary.draw(bird, 100 + i).save(place / f"{i:02d}.png")
+            image = aviary.draw(bird, 100 + i)
+            image.save(place / f"{i:02d}.png", compress_level=1)
     (place / "half_copied.jpg").write_bytes(b"")
     (folder / "README.txt").write_text("My birds, sorted by hand.\n")
     return folder
