@@ -206,7 +206,9 @@ def test_the_page_of_the_aviary_opens_and_draws_while_it_trains(visit, capsys, d
     frames, boards, epochs = page.evaluate(FRAMES, 5)
     with capsys.disabled():
         print(f"\nthe page of the aviary, D = {dim}: {len(source) / 1e6:.2f} MB, goal 3; ready")
-        print(f"    {opened:.0f} ms after it is opened from disk (first paint {painted or float("nan"):.0f} ms),")
+        print(
+            f"    {opened:.0f} ms after it is opened from disk (first paint {painted or 0:.0f} ms),"
+        )
         print(
             f"    drawing a run {started:.0f} ms later; while it trains {frames:.0f} frames/s, goal"
         )
