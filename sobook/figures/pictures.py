@@ -309,7 +309,8 @@ def _tile(axis: Axes, image, x: float, y: float, *, relevant=None, caption=None,
 def _fitting(caption: str, axis: Axes) -> tuple[str, int]:
     """A caption in two lines no wider than an image, and the size of its letters in points."""
     left, right = axis.get_xlim()
-    side = 72 * axis.figure.get_figwidth() / (right - left)  # of an image, points
+    width = axis.figure.bbox.width / axis.figure.dpi  # inches
+    side = 72 * width / (right - left)  # of an image, points
     for size in _CAPTION_SIZES:
         letters = max(4, int(side / (0.64 * size)))  # of the font's mean width
         lines = textwrap.wrap(caption, letters, break_long_words=False, break_on_hyphens=False)
