@@ -48,6 +48,7 @@ def test_a_wheel_carries_what_is_asked_for():
         "recipes.toml",
         "paper.toml",
         f"{MICRO}.safetensors",
+        "quick_runs",
         "studies",
         "results",
     }

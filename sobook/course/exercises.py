@@ -77,7 +77,7 @@ def known(notebook: str = "") -> tuple[str, ...]:
     """The exercises there are, of one notebook (``"04"``) or of all.
 
     >>> known("04")
-    ('04.1', '04.2', '04.3')
+    ('04.1', '04.2', '04.3', '04.4')
     """
     return tuple(sorted(name for name in CHECKS if name.startswith(notebook)))
 
