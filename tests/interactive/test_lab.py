@@ -222,9 +222,12 @@ VERDICTS = [  # of step, study, rows of its family, and what the page says of th
     (2, "convergence_heads", {"dim": 64, "so_weight": 100, "epochs": 20}, "no difference shown"),
     (4, "threshold_aviary", {"setting": "b = .4", "so_weight": 0}, "no difference shown"),
     (4, "threshold_aviary", {"setting": "b learned", "so_weight": 0}, "no difference shown"),
+    (4, "threshold_many_classes", {"method": "PA, b learned"}, "higher"),
     (5, "convergence_heads", {"dim": 512, "so_weight": 30, "epochs": 20}, "higher"),
     (5, "convergence_heads", {"dim": 512, "so_weight": 30, "epochs": 120}, "no difference shown"),
     (5, "convergence_heads", {"dim": 512, "so_weight": 30, "epochs": 240}, "no difference shown"),
+    (6, "scale_batches", {"scale": 8, "images_per_class": 0, "epochs": 20}, "higher"),
+    (6, "scale_batches", {"scale": 8, "images_per_class": 0, "epochs": 240}, "higher"),
 ]
 
 
