@@ -4,6 +4,7 @@ Start with `summary`. A verdict is that of the whole family (`sobook.statistics.
 show a study that is part of the repository with `told`.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,22 +95,36 @@ def comparisons(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def beside(study: Study, table: pd.DataFrame, metric: str = "map_at_r") -> pd.DataFrame:
+    """The same comparisons in a metric that is not in the family: without correction or verdict.
+
+    Columns as in `comparisons`, up to high. Empty where the family holds the metric already.
+    """
+    if metric not in table or metric in (study.metric, *study.family.metrics):
+        return pd.DataFrame()
+    family = replace(study.family, metrics=(metric,), columns=())
+    found = comparisons(replace(study, family=family), table)
+    return found.drop(columns=["p", "p_holm", "verdict"], errors="ignore")
+
+
 def convergence(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     """Whether training was long enough: what twice the epochs change for the baseline.
 
-    A number of epochs has converged when the change of the metric is smaller than the smallest
-    difference that the study claims at that number; where it claims none, than its family's
-    smallest_effect.
+    The limit is the smallest difference that the study claims at that number of epochs, and at most
+    its family's smallest_effect. Training has converged ("yes") when the 95 % t interval of the
+    change lies within the limit, and has not ("no") when it lies outside; else neither is shown.
 
     Returns:
-        One row per baseline setting whose double was run: its factors, frozen, mean, change,
-        limit, converged.
+        One row per baseline setting in the family whose double was run: its factors, mean, change,
+        change_low, change_high, limit, converged.
     """
     by_setting, family = _by_setting(study, table), comparisons(study, table)
     rows = []
     for setting, runs in by_setting:
         if not setting.get("epochs") or _baseline(study, setting, by_setting) is not runs:
             continue  # without a baseline, no run is one
+        if not study.family.holds(setting):
+            continue  # nothing is claimed there
         doubled = _runs_of(by_setting, setting | {"epochs": 2 * setting["epochs"]})
         if doubled is None:
             continue
@@ -120,11 +135,17 @@ def convergence(study: Study, table: pd.DataFrame) -> pd.DataFrame:
             and row.verdict != "no difference shown"
             and by_setting[row.row][0]["epochs"] == setting["epochs"]
         ]
-        limit = min(claimed, default=study.family.smallest_effect)
+        limit = min([*claimed, study.family.smallest_effect])
         seeds = runs.index.intersection(doubled.index)
-        change = (doubled.loc[seeds, study.metric] - runs.loc[seeds, study.metric]).mean()
-        row = {**setting, "mean": runs[study.metric].mean(), "change": change, "limit": limit}
-        rows.append({**row, "converged": abs(change) < limit})
+        if len(seeds) < 2:
+            continue
+        change = compare_seeds(runs.loc[seeds, study.metric], doubled.loc[seeds, study.metric])
+        outside = change.low > limit or change.high < -limit
+        within = -limit < change.low and change.high < limit
+        converged = "yes" if within else "no" if outside else "not shown"
+        row = {**setting, "mean": runs[study.metric].mean(), "change": change.difference}
+        row |= {"change_low": change.low, "change_high": change.high, "limit": limit}
+        rows.append({**row, "converged": converged})
     return pd.DataFrame(rows)
 
 
@@ -145,12 +166,20 @@ def headline(study: Study, table: pd.DataFrame) -> str:
             )
     doubled = convergence(study, table)
     if len(doubled):
+        sure = (doubled["converged"] == "yes").sum()
         parts.append(
-            f"Twice the epochs change the baseline by less than the smallest difference claimed "
-            f"in {doubled['converged'].sum()} of {len(doubled)} cases."
+            f"Converged (twice the epochs change the baseline by less than what is claimed, and by "
+            f"less than {study.family.smallest_effect:g}): {sure} of {len(doubled)}."
         )
     elif len(family):
         parts.append("Whether training had converged was not measured in this study.")
+    other = beside(study, table)
+    if len(other):
+        apart = ((other["low"] > 0) | (other["high"] < 0)).sum()
+        parts.append(
+            f"In MAP@R, which is not in the family, {apart} of {len(other)} intervals exclude 0 "
+            "(not corrected)."
+        )
     return " ".join(parts)
 
 
@@ -267,13 +296,21 @@ def markdown(study: Study, table: pd.DataFrame, facts: dict[str, Any]) -> str:
         _table(_with_frozen(study, result)),
     ]
     if len(family) and (study.family.columns or study.family.metrics):
-        settings = pd.DataFrame(setting for setting, _ in _by_setting(study, table))
-        named = settings.iloc[family["row"]].reset_index(drop=True)
-        sections += ["The whole family:", _table(named.join(family.drop(columns="row")))]
+        sections += ["The whole family:", _named(study, table, family)]
+    other = beside(study, table)
+    if len(other):
+        sections += ["MAP@R, beside the family and not corrected:", _named(study, table, other)]
     if len(doubled):
         sections += ["Twice the epochs:", _table(doubled)]
     sections.append("\n".join(f"- {name}: {value}" for name, value in facts.items()))
     return "\n\n".join(sections) + "\n"
+
+
+def _named(study: Study, table: pd.DataFrame, compared: pd.DataFrame) -> str:
+    """Comparisons as a table in which each row begins with its setting."""
+    settings = pd.DataFrame(setting for setting, _ in _by_setting(study, table))
+    named = settings.iloc[compared["row"]].reset_index(drop=True)
+    return _table(named.join(compared.drop(columns="row")))
 
 
 def _with_frozen(study: Study, result: pd.DataFrame) -> pd.DataFrame:

@@ -115,10 +115,27 @@ def test_converged_is_when_twice_the_epochs_change_less_than_is_claimed(rng):
     found = report.convergence(one, table).set_index("epochs")
     assert found.index.tolist() == [5, 10]  # 20 has no double
     assert found["change"].tolist() == pytest.approx([0.02, 0.001])
-    assert found["limit"].tolist() == pytest.approx([0.03, 0.01])
-    assert found["converged"].tolist() == [True, True]
-    stricter = a_study(one.grid, one.baseline, smallest_effect=0.0005, where=({"epochs": 5},))
-    assert report.convergence(stricter, table)["converged"].tolist() == [True, False]
+    assert found["limit"].tolist() == pytest.approx([0.005, 0.005])  # a large claim is no license
+    assert found["converged"].tolist() == ["no", "yes"]
+    small = a_study(one.grid, one.baseline, smallest_effect=0.0005)
+    assert report.convergence(small, table)["converged"].tolist() == ["no", "no"]
+    only_five = a_study(one.grid, one.baseline, where=({"epochs": 5},))
+    assert report.convergence(only_five, table)["epochs"].tolist() == [5]
+    table.loc[table["epochs"] == 20, "recall_at_1"] += 0.01 * (table["seed"] - 1)
+    assert report.convergence(one, table)["converged"].tolist() == ["no", "not shown"]
+
+
+def test_map_at_r_stands_beside_the_family_without_a_verdict(rng):
+    one = a_study({"so_weight": [0, 10], "seed": [0, 1, 2]}, {"so_weight": 0})
+    table = made_up(one, rng)
+    table["map_at_r"] = 0.1 + 0.01 * (table["so_weight"] == 10) + 0.001 * table["seed"]
+    found = report.beside(one, table)
+    assert found["metric"].tolist() == ["map_at_r"]
+    assert found["difference"].tolist() == pytest.approx([0.01])
+    assert not {"p", "p_holm", "verdict"} & set(found.columns)
+    assert "1 of 1 intervals exclude 0" in report.headline(one, table)
+    in_family = a_study(one.grid, one.baseline, metrics=("recall_at_1", "map_at_r"))
+    assert report.beside(in_family, table).empty
 
 
 def test_a_study_that_ends_below_frozen_says_so(rng):
