@@ -45,6 +45,7 @@ from torch import nn
 
 from sobook import figures, geometry
 from sobook.course import exercises
+from sobook.course.predictions import predict, reveal
 from sobook.data import benchmarks, image_sets, pixels
 from sobook.embedding import embed
 from sobook.encoder import Encoder
@@ -73,6 +74,9 @@ def cmp(what, ours, reference):
 # Notebook 03 met two families of losses: some compare images with images, in *pairs* or *triplets*, others compare an image with one learned vector per class, its *proxy*. What does the step from the one to the other save?
 #
 # **Predict.** Stanford Online Products has about sixty thousand training images in eleven thousand classes. By what factor does the number of comparisons fall from pairs to proxies? Ten? A thousand? A million?
+
+# %%
+guess = predict("04.a", None)
 
 
 # %% tags=["slide"]
@@ -111,7 +115,13 @@ form = {
     "pairs met in an epoch": "{:.1%}",
     "same-class pairs in a batch": "{:.1f}",
 }
-table.apply(lambda row: row.map(form.get(row.name, "{:,.0f}").format), axis=1)
+reveal(
+    table.apply(
+        lambda row: row.map(form.get(row.name, "{:,.0f}").format), axis=1
+    ),
+    prediction=guess,
+    truth=table.loc["pairs / image–proxy", "sop"],
+)
 
 # %% [markdown]
 # **What we see.** Against triplets the saving is huge. Against pairs it is half the number of images per class: a lot where classes are large (CUB), hardly anything where they are small (SOP). So the count alone is not the point. The last two rows are:
@@ -495,7 +505,10 @@ print(
 #
 # - left: with a single negative, how does its weight rise with its cosine? Where is it one half?
 # - middle: a negative at $s = 0.2$ has a companion. What happens to *its* weight while the companion gets harder?
-# - right: of all the negatives of a proxy, what share of the push do the hardest tenth get?
+# - right: of all the negatives of a proxy, what share of the push do the hardest tenth get at $\alpha = 32$? Write this one down, between 0 and 1.
+
+# %%
+guess = predict("04.b", None)
 
 # %% tags=["slide", "hide-input"]
 SCALES = {
@@ -559,18 +572,16 @@ axes[2].legend(loc="lower right")
 said = ", ".join(
     f"{share:.0%} at α = {alpha}" for alpha, share in hardest_tenth.items()
 )
-figures.finish(
-    figure,
-    "Weights of negatives in the gradient for four scales; the hardest tenth "
-    f"of negatives carries {said}.",
+reveal(
+    figures.finish(
+        figure,
+        "Weights of negatives in the gradient for four scales; the hardest "
+        f"tenth of negatives carries {said}.",
+    ),
+    f"The share of the hardest tenth: {said}.",
+    prediction=guess,
+    truth=hardest_tenth[32],
 )
-
-# %%
-for alpha, share in hardest_tenth.items():
-    print(
-        f"α = {alpha:>2}: the hardest tenth of the negatives gets {share:.0%} "
-        "of the push"
-    )
 
 # %% [markdown]
 # **What we see.**
@@ -804,16 +815,24 @@ pd.Series(describe_toy(four)).round(3).to_frame("four classes")
 # %% [markdown]
 # **What we see.** Each class has become a tight cloud, and the loss is almost gone. But look at where the stars are: a cloud need not sit on its own proxy. The loss does not ask for that. It asks for an own cosine above $\delta = 0.1$ (an angle below about 84°) and for all others below $-\delta$, and once both hold with some room, the weights of section 3 are close to nothing. **A Proxy Anchor proxy is less the center of its class than the normal of a plane that cuts the class off from the others.**
 #
-# **Predict.** Now seven classes. Seven directions fit on a sphere comfortably. What will happen?
+# **Predict.** Now seven classes. Seven directions fit on a sphere comfortably. What will happen to the proxies?
+
+# %%
+guess = predict("04.c", None, choices=("all apart", "some merge"))
 
 # %% tags=["slide"]
 seven = train_toy(classes=7)
-figures.spheres({"after training": seven["after"]}, seven["labels"])
-
-# %%
-pd.DataFrame(
-    {"four classes": describe_toy(four), "seven classes": describe_toy(seven)}
-).round(3)
+both = {
+    "four classes": describe_toy(four),
+    "seven classes": describe_toy(seven),
+}
+closest = both["seven classes"]["largest cosine of two proxies"]
+reveal(
+    figures.spheres({"after training": seven["after"]}, seven["labels"]),
+    pd.DataFrame(both).round(3),
+    prediction=guess,
+    truth="some merge" if closest > 0.95 else "all apart",
+)
 
 # %% [markdown]
 # **What we see.** Not seven neat clouds. The loss stays high, and some proxies have merged: the largest cosine of two of them says how closely. Does three-dimensional space have no room? One might think so: directions that are pairwise at obtuse angles exist only for $C \le D+1$ (in space, the four corners of a tetrahedron). But the loss does not ask that of proxies, nor of clouds. It compares clouds *with proxies*, and these may lie on opposite sides. Put the seven clouds on a ring around the north pole and their proxies on a ring around the south pole, each below its cloud:
@@ -1101,7 +1120,10 @@ print(
 #
 # ### Does it retrieve new species?
 #
-# Training images prove nothing about retrieval. **Predict:** by how much does Recall@1 rise over the frozen features, on held-out training classes and on the test species?
+# Training images prove nothing about retrieval. **Predict:** by how much does Recall@1 rise over the frozen features on the test species (.01 is one point)? And on held-out training classes, by more or less?
+
+# %%
+guess = predict("04.d", None)
 
 # %%
 test = image_sets.load(config.dataset, "test", config.root, **config.options)
@@ -1119,12 +1141,20 @@ results = {
     key: evaluate(vectors, sets[key[0]].labels)
     for key, vectors in embedded.items()
 }
-figures.interval_plot(
-    [
-        (f"{name}, {where}", result.recall[1], *result.interval(1), name)
-        for (where, name), result in results.items()
-    ],
-    "Recall@1",
+gain = (
+    results["test species", "PA"].recall[1]
+    - results["test species", "frozen"].recall[1]
+)
+reveal(
+    figures.interval_plot(
+        [
+            (f"{name}, {where}", result.recall[1], *result.interval(1), name)
+            for (where, name), result in results.items()
+        ],
+        "Recall@1",
+    ),
+    prediction=guess,
+    truth=gain,
 )
 
 # %%

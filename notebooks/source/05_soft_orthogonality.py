@@ -46,6 +46,7 @@ from torch import nn
 
 from sobook import figures, geometry
 from sobook.course import exercises
+from sobook.course.predictions import predict, reveal
 from sobook.data import benchmarks, image_sets
 from sobook.embedding import embed
 from sobook.encoder import Encoder
@@ -87,13 +88,16 @@ def cmp(what, ours, reference):
 #
 # Before blaming training for anything, look at chance. **Predict:** two random directions in the plane are at any angle. What about two random directions in 128 dimensions? What is the typical size of their cosine?
 
+# %%
+guess = predict("05.a", None)
+
 # %% tags=["slide"]
 generator = torch.Generator().manual_seed(session.seed)
 rows = []
 for D in (2, 8, 32, 128, 512):
     random = geometry.describe(torch.randn(200, D, generator=generator))
     rows.append([D, random.rms_cosine, 1 / math.sqrt(D), random.coherence])
-pd.DataFrame(
+chance = pd.DataFrame(
     rows,
     columns=[
         "D",
@@ -101,12 +105,16 @@ pd.DataFrame(
         "1/√D",
         "largest |cosine|",
     ],
-).round(3)
+)
+reveal(chance.round(3), prediction=guess, truth=rows[3][1])
 
 # %% [markdown]
 # The cosine of random directions has mean 0 and variance $1/D$. (Turn one of the two onto the first axis: the cosine is then the first coordinate of a random unit vector, and the squares of its $D$ coordinates sum to 1.) In many dimensions **near-orthogonality costs nothing**. The largest of many cosines is another matter; it is always well above $1/\sqrt D$.
 #
-# So take a trained set of proxies and hold it against its own start. **Will training with Proxy Anchor push the proxies apart, or together?**
+# So take a trained set of proxies and hold it against its own start. **Predict.** Will training with Proxy Anchor push the proxies apart, or together?
+
+# %%
+guess = predict("05.b", None, choices=("apart", "as they were", "together"))
 
 # %%
 config = session.config(so_weight=0.0)
@@ -117,21 +125,35 @@ pa = session.fit(config)
 
 # %%
 proxies = {"before training": pa.proxies(0), "PA": pa.proxies()}  # (C, D) each
-figures.angle_histogram(proxies)
-
-# %%
 shapes = {name: geometry.describe(p) for name, p in proxies.items()}
-for name, shape in shapes.items():
-    print(
-        f"{name:>15}: RMS cosine {shape.rms_cosine:.3f} = "
-        f"{shape.rms_cosine / shape.chance_cosine:.2f} × chance, mean cosine "
-        f"{shape.mean_cosine:+.3f}, spread about it "
-        f"{math.sqrt(shape.rms_cosine**2 - shape.mean_cosine**2):.3f}, "
-        f"coherence {shape.coherence:.3f}"
-    )
+crowding = pd.DataFrame(
+    {
+        name: {
+            "RMS cosine": shape.rms_cosine,
+            "× chance": shape.rms_cosine / shape.chance_cosine,
+            "mean cosine": shape.mean_cosine,
+            "spread about the mean": math.sqrt(
+                shape.rms_cosine**2 - shape.mean_cosine**2
+            ),
+            "coherence": shape.coherence,
+        }
+        for name, shape in shapes.items()
+    }
+).T
+ratio = crowding.loc["PA", "RMS cosine"] / crowding["RMS cosine"].iloc[0]
+reveal(
+    figures.angle_histogram(proxies),
+    crowding.round(3),
+    prediction=guess,
+    truth="together"
+    if ratio > 1.1
+    else "apart"
+    if ratio < 1 / 1.1
+    else "as they were",
+)
 
 # %% [markdown]
-# **What we see.** At the start the histogram follows the curve of random directions. That is not a virtue of the start values. Training moves the whole histogram away from 90°, to one side. *Correlation is made by training.* It has two parts, and the printed line separates them: a mean, the lean that all proxies share (04 showed where it comes from), and a spread about it, pairs that are closer or further apart than others (06 asks which). The squares of the two add up to the square of the RMS cosine.
+# **What we see.** At the start the histogram follows the curve of random directions. That is not a virtue of the start values. Training moves the whole histogram away from 90°, to one side. *Correlation is made by training.* It has two parts, and the table separates them: a mean, the lean that all proxies share (04 showed where it comes from), and a spread about it, pairs that are closer or further apart than others (06 asks which). The squares of the two add up to the square of the RMS cosine.
 #
 # Is crowding bad? Not obviously. Two proxies may be close because their species look alike, and then the closeness is knowledge. The paper that this course is named after holds that it is redundancy, and penalizes it. We first build the penalty, then ask.
 
@@ -865,7 +887,10 @@ exercises.check("05.3", one_sided)
 # %% [markdown] tags=["slide"]
 # ## 8 · PA beside PA+SO
 #
-# Now the two runs of this course. They share data, start values, crops, batches and every setting but one, $\lambda$. **Predict three curves: what will SO do to the Proxy Anchor loss, to the RMS cosine, and to Recall@1 on held-out classes?**
+# Now the two runs of this course. They share data, start values, crops, batches and every setting but one, $\lambda$. **Predict.** What will SO do to the Proxy Anchor loss, to the RMS cosine, and to Recall@1 on held-out classes? Draw the three curves on paper, and write down one number: the RMS cosine of the proxies with SO, as a fraction of that without.
+
+# %%
+guess = predict("05.c", None)
 
 # %%
 pa_so = session.fit(session.config(so_weight=SO_WEIGHT))
@@ -873,42 +898,27 @@ runs = {"PA": pa, "PA+SO": pa_so}
 print("settings that differ:", pa.config.differences(pa_so.config))
 
 # %% tags=["slide"]
-figures.training_curves(
-    {name: run.metrics for name, run in runs.items()}, dim=config.dim
-)
-
-# %%
 proxies |= {"PA+SO": pa_so.proxies()}
 shapes = {name: geometry.describe(p) for name, p in proxies.items()}
 table = pd.DataFrame(
     {name: shape.summary() for name, shape in shapes.items()}
 ).T
-table[
-    [
-        "rms_cosine",
-        "mean_cosine",
-        "coherence",
-        "mean_angle",
-        "effective_rank",
-        "orthogonality",
-    ]
-].round(3)
-
-# %%
-change = shapes["PA+SO"].rms_cosine / shapes["PA"].rms_cosine
-print(
-    f"RMS cosine of the proxies: {shapes['PA'].rms_cosine:.3f} with PA, "
-    f"{shapes['PA+SO'].rms_cosine:.3f} with PA+SO ({change:.2f} ×); chance "
-    f"{shapes['PA'].chance_cosine:.3f}"
-)
+measures = ["rms_cosine", "mean_cosine", "coherence", "mean_angle"]
 last = {name: run.epochs[-1]["proxy_anchor"] for name, run in runs.items()}
-print(
+reveal(
+    figures.training_curves(
+        {name: run.metrics for name, run in runs.items()}, dim=config.dim
+    ),
+    table[[*measures, "effective_rank", "orthogonality"]].round(3),
     f"Proxy Anchor loss in the last epoch: {last['PA']:.2f} with PA, "
-    f"{last['PA+SO']:.2f} with PA+SO"
+    f"{last['PA+SO']:.2f} with PA+SO. RMS cosine of random directions: "
+    f"{shapes['PA'].chance_cosine:.3f}.",
+    prediction=guess,
+    truth=shapes["PA+SO"].rms_cosine / shapes["PA"].rms_cosine,
 )
 
 # %% [markdown]
-# SO does to the proxies what it was made for; compare their RMS cosine with that of random directions, too. What it does to the other loss stands in the second line.
+# SO does to the proxies what it was made for; compare their RMS cosine with that of random directions, too.
 #
 # That was geometry. Retrieval is another matter: test species *have* no proxies, and the question is whether images of a new species come closer together.
 
@@ -959,7 +969,10 @@ lab.piece("remedy")
 # %% [markdown] tags=["slide"]
 # ## 9 · How much λ?
 #
-# A whole training for each $\lambda$ would take long. But the frozen features are on disk, and a linear head with proxies on top of them trains in seconds. It is a model of the real thing, not the real thing: the backbone cannot answer. **Predict:** over four orders of magnitude of $\lambda$, how do the RMS cosine of the proxies and Recall@1 on held-out classes change?
+# A whole training for each $\lambda$ would take long. But the frozen features are on disk, and a linear head with proxies on top of them trains in seconds. It is a model of the real thing, not the real thing: the backbone cannot answer. **Predict:** over four orders of magnitude of $\lambda$, how does Recall@1 on held-out classes change? Write down the difference between $\lambda = 1000$ and $\lambda = 0$ (.01 is one point).
+
+# %%
+guess = predict("05.d", None)
 
 # %%
 everything = image_sets.load(
@@ -1087,22 +1100,22 @@ figures.finish(
     )
     + ".",
 )
-
-# %%
-print(
-    f"{len(SEEDS)} seeds, {held_out.num_classes} held-out classes, "
-    f"{len(held_out)} queries"
-)
-for weight, cosine, change in zip(
-    LAMBDAS[1:], rms.mean(0)[1:], family, strict=True
-):
-    print(
-        f"λ = {weight:>4}: RMS cosine {cosine / rms.mean(0)[0]:.3f} × that "
-        f"of λ = 0; Recall@1 {verdict(change, family)}, {change}"
-    )
+verdicts = pd.DataFrame(
+    {
+        f"λ = {weight}": {
+            "RMS cosine, × that of λ = 0": f"{cosine / rms.mean(0)[0]:.3f}",
+            "Recall@1": verdict(change, family),
+            "difference": str(change),
+        }
+        for weight, cosine, change in zip(
+            LAMBDAS[1:], rms.mean(0)[1:], family, strict=True
+        )
+    }
+).T
+reveal(figure, verdicts, prediction=guess, truth=family[-1].difference)
 
 # %% [markdown]
-# **What we see.** The proxies obey $\lambda$ over the whole range: their RMS cosine falls far below chance. Whether Recall@1 follows, the printed lines say; their verdicts are corrected for the four comparisons (Holm), since four weights are four chances of a find. Three seeds give wide intervals, and 25 epochs are few. Notebook 08 asks again, with ten seeds and with more epochs.
+# **What we see.** The proxies obey $\lambda$ over the whole range: their RMS cosine falls far below chance. Recall@1 does not follow them. The verdicts in the table are corrected for the four comparisons (Holm), since four weights are four chances of a find. Three seeds give wide intervals, and 25 epochs are few. Notebook 09 asks again, with ten seeds and with up to 240 epochs.
 #
 # Why did it take a $\lambda$ of such a size to do anything? Compare the two gradients that a proxy feels:
 

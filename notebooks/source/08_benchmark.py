@@ -210,15 +210,7 @@ intervals = {
     "paired, bootstrap": tuple(np.quantile(means, [0.025, 0.975])),
     "unpaired, t": (unpaired.low, unpaired.high),
 }
-figures.interval_plot(
-    [
-        (name, mean, *ends, "chance" if name == "unpaired, t" else "PA+SO")
-        for name, ends in intervals.items()
-    ],
-    f"Recall@1, PA+SO − PA, {n} seeds",
-    reference=0,
-    decimals=4,
-)
+pd.DataFrame(intervals, index=["low", "high"]).T.round(4)
 
 # %%
 width = {name: ends[1] - ends[0] for name, ends in intervals.items()}
@@ -339,6 +331,9 @@ exercises.check("08.2", seeds_needed)
 #
 # **Predict.** Which of the two intervals is wider?
 
+# %%
+wider = predict("08.c", None, choices=("over seeds", "over classes"))
+
 # %% tags=["slide"]
 tested = {
     name: evaluate_run(run.config, run.encoder().to(session.device))
@@ -346,22 +341,12 @@ tested = {
 }
 by_class = compare_classes(tested["PA"], tested["PA+SO"], k=1)
 change, class_low, class_high = by_class.difference, by_class.low, by_class.high
-print("over classes:", by_class)
-print("over seeds:  ", compare_seeds(recalls["PA"], recalls["PA+SO"]))
-figures.interval_plot(
-    [
-        (f"other seeds ({n} pairs, committed)", mean, low, high, "PA+SO"),
-        (
-            f"other classes (seed {session.seed}, this run)",
-            change,
-            class_low,
-            class_high,
-            "chance",
-        ),
-    ],
-    "Recall@1, PA+SO − PA",
-    reference=0,
-    decimals=4,
+over_classes = class_high - class_low > high - low
+reveal(
+    f"Over classes: {by_class}.",
+    f"Over seeds: {compare_seeds(recalls['PA'], recalls['PA+SO'])}.",
+    prediction=wider,
+    truth="over classes" if over_classes else "over seeds",
 )
 
 # %%
@@ -375,11 +360,11 @@ print(
 )
 
 # %% [markdown]
-# The interval of a *single* model over classes is wide: some species are simply harder. Pairing removes most of it, since both models meet the same species. This is the same trick as pairing by seed, and the same warning: two overlapping intervals of two models do not mean that their difference is unclear. Look at the interval of the difference.
+# The interval of a *single* model over classes is wide: some species are harder than others. Pairing removes most of it, since both models meet the same species. This is the same trick as pairing by seed, and the same warning: two overlapping intervals of two models do not mean that their difference is unclear. Look at the interval of the difference.
 #
 # ## 6 · The secondary measures
 #
-# All retrieval measures, each with the paired interval over seeds. They are relatives of one another, so six agreeing intervals are not six confirmations; and of many independent 95 % intervals, one in twenty misses by chance. This is why section 1 named one outcome.
+# All retrieval measures, each with the paired interval over seeds, and below them what section 4 and 5 made of Recall@1: everything that was computed about this one comparison, on one scale. The measures are relatives of one another, so six agreeing intervals are not six confirmations; and of many independent 95 % intervals, one in twenty misses by chance. This is why section 1 named one outcome.
 
 # %% tags=["slide"]
 rows = []
@@ -387,7 +372,16 @@ for measure, label in MEASURES.items():
     both = paired(measure)
     change_of = both["PA+SO"] - both["PA"]
     rows.append((label, change_of.mean(), *t_interval(change_of), "PA+SO"))
-figures.interval_plot(rows, f"PA+SO − PA, {n} seeds", reference=0, decimals=4)
+for name in ("paired, bootstrap", "unpaired, t"):
+    rows.append((f"Recall@1, {name}", mean, *intervals[name], "chance"))
+over = f"Recall@1, other classes (seed {session.seed})"
+rows.append((over, change, class_low, class_high, "bound"))
+figures.interval_plot(
+    rows,
+    f"PA+SO − PA; {n} seeds where nothing else is said",
+    reference=0,
+    decimals=4,
+)
 
 # %%
 geometry_rows = {}
@@ -453,7 +447,10 @@ pd.DataFrame(
 #
 # How much is there to gain? Take $E$ models that are in truth equally good, whose measured recalls scatter as our seeds do, and report the best.
 #
-# **Predict.** For 60 epochs: a tenth of a point, half a point, two points?
+# **Predict.** By how much is the best of 60 epochs too high (.01 is one point)?
+
+# %%
+peek = predict("08.d", None)
 
 # %% tags=["slide"]
 sigma = float(
@@ -462,18 +459,18 @@ sigma = float(
 looks = [2, 8, 30, 60, 100]
 noise = rng.standard_normal((4000, max(looks))) * sigma
 optimism_of = {E: noise[:, :E].max(axis=1).mean() for E in looks}
-print(f"standard deviation over seeds: {sigma:.4f}")
-for E, gain in optimism_of.items():
-    print(
-        f"best of {E:>3} looks: {gain:+.4f}, {gain / abs(mean):.1f} × the difference between the methods in section 4"
-    )
-
+gains = pd.DataFrame({"too high by": optimism_of}).rename_axis("looks")
+gains["× the difference of section 4"] = gains["too high by"] / abs(mean)
 best = results.groupby("method")["recall_at_1"].agg(["mean", "max"])
-print()
-for name, row in best.iterrows():
-    print(
-        f"{name:>6}: mean of the seeds {row['mean']:.4f}, best seed {row['max']:.4f}; reporting the best adds {row['max'] - row['mean']:+.4f}"
-    )
+best["reporting the best adds"] = best["max"] - best["mean"]
+reveal(
+    f"Standard deviation over seeds: {sigma:.4f}.",
+    gains.round(4),
+    "And the best seed of each method, in place of the mean:",
+    best.round(4),
+    prediction=peek,
+    truth=optimism_of[60],
+)
 
 # %% [markdown]
 # Successive epochs are more alike than independent seeds, so the simulated gain is on the high side. The direction is not in doubt. And peeking does not hit both methods alike: whoever tunes the new method longer than the old one looks more often at it. `selection="test"` exists in the package, for reproducing published protocols; every report of such a run then says so.
@@ -777,6 +774,43 @@ for looks in (1, 10, 60):
     )  # a scatter of one point
     print(f"best of {looks:>2}: {optimism(recalls):+.4f}")
 exercises.check("08.3", optimism)
+
+# %% [markdown]
+# ### Exercise 4 · Find the bug: images are not independent
+#
+# A colleague gives every Recall@1 a standard error, meant for the question of section 5: *how far would it move with other species?* She treats each test image as a throw of its own. Mend it. Each of the $C$ species has the same number of images here, so Recall@1 is the mean of the species' own recalls.
+#
+# <details><summary>Hint</summary>
+#
+# What was drawn at random is the species, not the image. So there are $C$ independent numbers, and their mean has the standard error $s/\sqrt C$.
+#
+# </details>
+
+
+# %%
+def standard_error(hits, labels):
+    """Of Recall@1 over other species; hits (N,) are 0 or 1, labels (N,)."""
+    return np.std(hits, ddof=1) / np.sqrt(len(hits))
+
+
+pa = tested["PA"]
+first = pa.hits[:, pa.ks.index(1)]  # (N,), of the first neighbor
+half = 1.96 * standard_error(first, pa.labels)
+ends = pa.interval(1)
+print(f"±{half:.3f}; the bootstrap: ±{(ends[1] - ends[0]) / 2:.3f}")
+exercises.check("08.4", standard_error)
+
+
+# %% tags=["solution"]
+def standard_error(hits, labels):
+    species = np.unique(labels)
+    recalls = [hits[labels == one].mean() for one in species]
+    return np.std(recalls, ddof=1) / np.sqrt(len(species))
+
+
+half = 1.96 * standard_error(first, pa.labels)
+print(f"±{half:.3f}; the bootstrap: ±{(ends[1] - ends[0]) / 2:.3f}")
+exercises.check("08.4", standard_error)
 
 # %% [markdown]
 # ## Summary

@@ -546,6 +546,25 @@ def optimism(answer) -> None:
     )
 
 
+def standard_error(answer) -> None:
+    labels = np.repeat(np.arange(12), 20)
+    hits = (_rng().random(240) < _rng(1).uniform(0.2, 0.95, 12)[labels]).astype(float)
+    shuffled = _rng(2).permutation(240)
+    recalls = hits.reshape(12, 20).mean(1)
+    images = hits.std(ddof=1) / math.sqrt(240)
+    compare(
+        call(answer, hits[shuffled], labels[shuffled]),
+        recalls.std(ddof=1) / math.sqrt(12),
+        (images, "that takes 240 images for 240 independent throws: there are 12 species."),
+        (hits.std() / math.sqrt(240), "that still counts images, and with ddof=0: count species."),
+        (hits.std(ddof=1) / math.sqrt(12), "the scatter is that of the species' recalls."),
+        (recalls.std() / math.sqrt(12), "ddof=1: a sample's deviation has C − 1."),
+        (recalls.std(ddof=1), "that is the scatter of one species; their mean scatters √C less."),
+        (recalls.std(ddof=1) / math.sqrt(240), "divide by the root of the number of *species*."),
+        tolerance=1e-5,
+    )
+
+
 def mean_negative(answer) -> None:
     for s_plus, classes in ((0.8, 5), (0.5, 101)):
         compare(
@@ -728,7 +747,7 @@ _BY_NOTEBOOK = {
     "05": (so_from_spectrum, simplex, one_sided, class_penalty),  # soft orthogonality
     "06": (closest_pair, mean_cosine, centered, geometry_claim),  # proxy geometry
     "07": (directions_for, shared_neighbors, nearest_in_plane, map_claim),  # embedding maps
-    "08": (interval_by_hand, seeds_needed, optimism),  # benchmark
+    "08": (interval_by_hand, seeds_needed, optimism, standard_error),  # benchmark
     "09": (mean_negative, after_tilt, holm_by_hand, objections),  # what moves Recall@1
     "10": (nearest, without_common, threshold_for, threshold_by_hand, leaflet),  # your images
 }

@@ -258,6 +258,11 @@ MISTAKES = {
         (lambda r: r.max(0).mean() - r.mean(), "axis"),
         (lambda r: r.mean() - r.max(1).mean(), "sign"),
     ],
+    "08.4": [
+        (lambda h, y: np.std(h, ddof=1) / np.sqrt(len(h)), "12 species"),
+        (lambda h, y: np.std(by_class(h, y)) / np.sqrt(12), "ddof"),
+        (lambda h, y: np.std(by_class(h, y), ddof=1), "√C"),
+    ],
     "09.1": [
         (lambda s, c: -s / c, "C − 1 negatives"),
         (lambda s, c: s / (c - 1), "sign"),
@@ -357,6 +362,10 @@ def sided(P):
 
 def directions(share, x):
     return PCA(share, svd_solver="full").fit(x).n_components_
+
+
+def by_class(hits, labels):
+    return [hits[labels == one].mean() for one in np.unique(labels)]
 
 
 def half(d, factor, ddof=1, root=True):
