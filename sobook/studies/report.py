@@ -153,10 +153,15 @@ def headline(study: Study, table: pd.DataFrame) -> str:
     """The findings in a few sentences: verdicts, the frozen encoder, convergence."""
     result, family, parts = summary(study, table), comparisons(study, table), []
     if len(family):
-        counts = family["verdict"].value_counts()
-        kinds = ("higher", "lower", "no difference shown")
-        numbers = ", ".join(f"{counts.get(kind, 0)} {kind}" for kind in kinds)
-        parts.append(f"{len(family)} comparisons, corrected together (Holm): {numbers}.")
+        main = family["metric"] == study.metric
+        said = [f"{len(family)} comparisons, corrected together (Holm)"]
+        for name, part in ((study.metric, family[main]), ("other metrics", family[~main])):
+            if len(part):
+                counts = part["verdict"].value_counts()
+                kinds = ("higher", "lower", "no difference shown")
+                numbers = ", ".join(f"{counts.get(kind, 0)} {kind}" for kind in kinds)
+                said.append(f"{name} {numbers}")
+        parts.append("; ".join(said) + ".")
     if "frozen" in result:
         below = result[result["mean"] < result["frozen"]]
         if len(below):
@@ -168,8 +173,8 @@ def headline(study: Study, table: pd.DataFrame) -> str:
     if len(doubled):
         sure = (doubled["converged"] == "yes").sum()
         parts.append(
-            f"Converged (twice the epochs change the baseline by less than what is claimed, and by "
-            f"less than {study.family.smallest_effect:g}): {sure} of {len(doubled)}."
+            f"Converged: {sure} of {len(doubled)} (twice the epochs change the baseline by less "
+            f"than what is claimed, and by less than {study.family.smallest_effect:g})."
         )
     elif len(family):
         parts.append("Whether training had converged was not measured in this study.")
