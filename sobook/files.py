@@ -8,6 +8,7 @@ import contextlib
 import errno
 import fcntl
 import glob
+import hashlib
 import json
 import multiprocessing
 import os
@@ -22,6 +23,7 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from safetensors import SafetensorError
 
@@ -148,6 +150,15 @@ def write_text(file: str | os.PathLike, text: str) -> None:
 def write_json(file: str | os.PathLike, values: object) -> None:
     """Write JSON atomically."""
     write_text(file, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def sha256(file: IO[bytes]) -> str:
+    """Hexadecimal SHA-256 of an opened file, from its beginning."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def unwritable(file: Path, error: Exception) -> SobookError:

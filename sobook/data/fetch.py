@@ -7,7 +7,6 @@ place, checked, and renamed last. Start with `install`; nothing here knows what 
 
 from __future__ import annotations
 
-import hashlib
 import lzma
 import os
 import shutil
@@ -134,17 +133,12 @@ def _mismatch(path: Path, size: int | None, sha256: str | None) -> str | None:
     found = path.stat().st_size
     if size is not None and found != size:
         return f"{found:,} bytes, not {size:,}"
-    if sha256 is not None and (checksum := _sha256(path)) != sha256:
-        return f"sha256 {checksum}, not {sha256}"
+    if sha256 is not None:
+        with path.open("rb") as file:
+            checksum = files.sha256(file)
+        if checksum != sha256:
+            return f"sha256 {checksum}, not {sha256}"
     return None
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _check_disk(folder: Path, need: float, what: str) -> None:

@@ -25,6 +25,7 @@ from sobook.retrieval import Retrieval, evaluate
 from sobook.training import distributed, run_folder
 from sobook.training.config import BaseConfig, TrainConfig
 from sobook.training.distributed import Processes
+from sobook.training.mirror import Mirror
 from sobook.training.plan import check_retrievable, make_plan, training_side, wanted_ks
 from sobook.training.run_folder import Run
 from sobook.training.tracker import Tracker
@@ -51,14 +52,17 @@ def fit(config: TrainConfig, *, progress: bool = True) -> Run:
     if not isinstance(config, TrainConfig):
         raise SobookError(f"fit takes a TrainConfig, not {type(config).__name__}.")
     run = run_folder.find(config) or Run(config.folder(), config)
+    copies = Mirror(run)
     if run.finished:
+        copies.keep()
         return run
     with distributed.plain_errors(run.path):
         processes = distributed.join(config)
         # What cannot work fails here, before there is a folder.
-        training = FineTuning(run, processes)
+        training = FineTuning(run, processes, copies)
         with run_folder.held(run.path) if processes.is_main else contextlib.nullcontext():
             if processes.is_main:
+                copies.restore()
                 run_folder.create(config)
             processes.wait()
             if not run.finished:  # else another program has trained it meanwhile
@@ -71,9 +75,9 @@ def fit(config: TrainConfig, *, progress: bool = True) -> Run:
 class FineTuning:
     """A run while it trains: its data, the trainer, and what it writes down."""
 
-    def __init__(self, run: Run, processes: Processes):
+    def __init__(self, run: Run, processes: Processes, copies: Mirror):
         config = run.config
-        self.run, self.config, self.processes = run, config, processes
+        self.run, self.config, self.processes, self.copies = run, config, processes, copies
         torch.manual_seed(config.seed)  # the same start on every process
         plan = make_plan(config, processes.device)
         self.encoder, self.steps_per_epoch = plan.encoder, plan.data.batches
@@ -145,6 +149,7 @@ class FineTuning:
             if self.pixels.as_jpeg:
                 notes.append("trained on pixels kept as JPEG of quality 95, for their size")
             run_folder.write_retrieval(run.path, retrieval, notes)
+            self.copies.keep()
         if self.tracker:
             self.tracker.close()
 
@@ -231,6 +236,7 @@ class FineTuning:
         if self.processes.is_main:
             at = {"epoch": epoch, "batch": batch, "best": self.best}
             run_folder.write_resume(self.run.path, self.trainer.state(), at)
+            self.copies.keep()
 
     def _resume(self) -> tuple[int, int]:
         """Load what an earlier process left; returns the epoch and batch to resume with."""

@@ -25,7 +25,7 @@ from sobook.data import image_sets, loader, pixels
 from sobook.data.image_sets import ImageSet
 from sobook.encoder import Encoder
 from sobook.errors import SobookError
-from sobook.training import tracker
+from sobook.training import mirror, tracker
 from sobook.training.config import BaseConfig, TrainConfig
 
 _COMPILERS = {"cpu": ("c++", "g++", "clang++"), "cuda": ("cc", "gcc", "clang")}
@@ -163,6 +163,7 @@ def make_plan(config: TrainConfig, device: torch.device) -> Plan:
     root, folder = files.data_root(), config.folder()
     for where in (root, folder):
         check_writable(where)
+    mirror.check_mounted()
     if config.tracker:
         tracker.check_installed(config.tracker)
     if config.compile:

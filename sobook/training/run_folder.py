@@ -34,7 +34,7 @@ from sobook.errors import RunError, SobookError, first_line
 from sobook.retrieval import Retrieval
 from sobook.training.config import TrainConfig, run_key
 
-_FILES = (
+FILES = (
     "config.json",
     "metrics.jsonl",
     "proxies.safetensors",
@@ -43,6 +43,7 @@ _FILES = (
     "retrieval.json",
     "resume.safetensors",
 )
+NOTHING = "00000-000000"  # `progress` without a checkpoint
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ def held(path: Path) -> Iterator[None]:
     """Hold a run folder: whoever else wants to train that run waits, and then finds it finished."""
     waiting = f"{path} is being trained by another process: waiting for it."
     with files.lock(path / ".lock", waiting=waiting):
-        for name in _FILES:
+        for name in FILES:
             files.sweep(path / name)
         for partial in path.glob(".tmp??????"):  # of safetensors
             files.remove(partial)
@@ -227,6 +228,18 @@ def read_resume(path: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
         else:
             state[part][name] = value
     return state, at
+
+
+def progress(path: Path) -> str:
+    """How far a run is, as text that sorts: epoch and batch to resume with, or "finished"."""
+    if (path / "retrieval.json").is_file():
+        return "finished"
+    file = path / "resume.safetensors"
+    if not file.exists():
+        return NOTHING
+    with _opened(file) as opened:
+        at = json.loads(opened.metadata()["sobook"])
+    return f"{at['epoch']:05d}-{at['batch']:06d}"
 
 
 def write_checkpoint(path: Path, encoder: Encoder, proxies: Tensor, state: dict) -> None:
