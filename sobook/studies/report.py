@@ -210,7 +210,10 @@ def findings(name: str, metric: str = "recall_at_1") -> list[str]:
 
 
 def told(name: str, *, rows: int = 12) -> list[str | pd.DataFrame | Figure]:
-    """A committed study for a notebook: prediction, findings, its table if short, its figure."""
+    """A committed study for a notebook: prediction, findings, its table if short, its figure.
+
+    Of a tuning, only the chosen settings.
+    """
     study, table = load(name), committed(name)
     if table.empty:
         return [f"{study.title}: no committed table yet. To make it: sobook study {name}"]
@@ -223,12 +226,17 @@ def told(name: str, *, rows: int = 12) -> list[str | pd.DataFrame | Figure]:
         parts.append(f"Predicted before it ran: {' '.join(study.family.prediction.split())}")
     if found := headline(study, table):
         parts.append(f"Found: {found}")
+    if "chosen" in result:  # a tuning: what it chose is all that goes on from here
+        result = result[result["chosen"]]
     if len(result) <= rows:
         names = [*study.factors[:-1], "seeds", "mean", "frozen", "rms_cosine", "mean_cosine"]
         names += ["difference", "difference_low", "difference_high", "p_holm", "verdict"]
+        names += [name for name in (study.select_by,) if name]
         short = result[[name for name in names if name in result]].round(4).astype(object)
+        short = short.dropna(axis="columns", how="all")
         parts.append(short.where(short.notna(), "").set_index(short.columns[0]))
-    parts.append(figures.draw(study, table, result, family))
+    if "chosen" not in result:
+        parts.append(figures.draw(study, table, result, family))
     return parts
 
 
