@@ -11,7 +11,7 @@ import numpy as np
 
 from sobook.errors import first_line
 
-Check = Callable[[object], None]  # judges an answer; raises Wrong
+Check = Callable[[object], str | None]  # judges an answer: raises Wrong, or says why it is right
 Clue = tuple[object, str]  # (value that a typical mistake gives, what to say about it)
 
 # How wrong numbers are often related to the right ones.

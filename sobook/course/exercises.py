@@ -65,12 +65,12 @@ def judge(exercise: str, answer: object) -> Verdict:
         near = suggest(str(exercise), CHECKS)
         return Verdict(str(exercise), False, f"there is no exercise {exercise!r}.{near}")
     try:
-        CHECKS[exercise](answer)
+        why = CHECKS[exercise](answer)
     except Wrong as wrong:
         return Verdict(exercise, False, str(wrong))
     except Exception as error:  # of any kind: a wrong answer must not stop a notebook
         return Verdict(exercise, False, f"it could not be judged: {describe_error(error)}.")
-    return Verdict(exercise, True, "right.")
+    return Verdict(exercise, True, why or "right.")
 
 
 def known(notebook: str = "") -> tuple[str, ...]:

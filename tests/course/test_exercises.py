@@ -67,6 +67,11 @@ def test_the_solution_passes_and_the_stub_does_not(exercise):
     assert not judge(exercise, found["stub"]).passed
 
 
+def test_a_right_choice_of_letters_says_why_each_holds():
+    assert judge("00.4", "abe").message.count("\n  ") == 3
+    assert re.findall(r"\n  (\w): ", judge("09.4", "D, b").message) == ["b", "d"]
+
+
 def test_exercises_are_numbered_in_the_order_they_stand_in():
     for script in SOURCE.glob("[0-9][0-9]_*.py"):
         text = script.read_text(encoding="utf-8")
@@ -104,6 +109,7 @@ MISTAKES = {
         (lambda a, b: b - a, "change of Recall@1 itself"),
         (lambda a, b: (a - b) / (1 - a), "sign"),
         (lambda a, b: (1 - b) / (1 - a), "left"),
+        (lambda a, b: max((b - a) / (1 - a), 0), "do not clip"),
     ],
     "00.3": [
         (lambda p: np.sqrt((cosines_of(columns(p)) ** 2).mean()), "as it was given"),
@@ -113,7 +119,13 @@ MISTAKES = {
         (lambda p: (off(cosines_of(unit(p))) ** 2).mean(), "root"),
         (lambda p: np.sqrt((off(cosines_of(p)) ** 2).mean()), "unit length"),
     ],
-    "00.4": [("abce", "416"), ("d", "section 2"), ("a", "2 more"), ("", "3 more")],
+    "00.4": [
+        ("abce", "416"),
+        ("d", "section 2"),
+        ("a", "2 more of these hold"),
+        ("", "no letter"),
+        ("axe", "'x' is none"),
+    ],
     "01.1": [
         (lambda y, share, seed: (np.arange(len(y)), np.arange(0)), "nothing is held out"),
         (
@@ -134,7 +146,12 @@ MISTAKES = {
         (lambda y: y - y.min(), "gaps"),
         (lambda y: np.unique(y, return_inverse=True)[1] + 1, "off by one"),
     ],
-    "01.4": [("bcd", "protocol"), ("a", "whole classes"), ("bc", "1 more"), (3, "letters")],
+    "01.4": [
+        ("bcd", "protocol"),
+        ("a", "whole classes"),
+        ("bc", "1 more of these holds"),
+        (3, "letters"),
+    ],
     "02.1": [
         (lambda x, p: x.reshape(len(x), -1, 3 * p * p), "cuts across patches"),
         (lambda x, p: x[:, :, :p, :p].reshape(len(x), -1), "shape"),
@@ -154,6 +171,8 @@ MISTAKES = {
         (lambda ap, an, m: kind(ap, an, 0.2), "follow the margin"),
         (lambda ap, an, m: "semi-hard" if abs(ap - an) < m + 0.1 else "easy", "however little"),
         (lambda ap, an, m: "medium", "'medium'"),
+        (lambda ap, an, m: kind(ap, an, m, closed=True), "as near as the positive"),
+        (lambda ap, an, m: "semi-hard" if an == ap + m else kind(ap, an, m), "the loss is 0"),
     ],
     "03.2": [
         (lambda x, y, t: sup_con(x, y, t, own=True, itself=True), "as it was given"),
@@ -178,6 +197,10 @@ MISTAKES = {
         (lambda y, C, margin=0.1, scale=32.0: zero_loss(y, C, margin, scale, all_pull=True), "P⁺"),
         (lambda y, C, margin=0.1, scale=32.0: -zero_loss(y, C, margin, scale), "sign"),
         (lambda y, C, margin, scale: zero_loss(y, C, 0.1, 32.0), "does not follow"),
+        (
+            lambda y, C, margin=0.1, scale=32.0: zero_loss(y, C, margin, scale, one=0),
+            "1 is missing",
+        ),
     ],
     "04.2": [
         (lambda s, y: F.cross_entropy(s, y), "α is missing"),
@@ -194,11 +217,13 @@ MISTAKES = {
         (lambda x, y, p, m, s: anchor(x, y, p, m, s, push_zero=True), "the pull is right"),
         (lambda x, y, p, m, s: anchor(x, y, p, m, s, pull_zero=True), "the push is right"),
         (lambda x, y, p, m, s: anchor(x, y, p, m, s).item(), "no gradient"),
+        (lambda x, y, p, m, s: anchor(x, y, p, m, s, added=True), "batch of one class"),
     ],
     "05.1": [
         (lambda sigma, C: (sigma**2).sum() - C, "squares them"),
         (lambda sigma, C: (sigma**4).sum(), "identity"),
         (lambda sigma, C: 2 * ((sigma**4).sum() - C), "twice"),
+        (lambda sigma, C: ((sigma**2 - 1) ** 2).sum(), "C eigenvalues"),
     ],
     "05.2": [
         (lambda D: np.random.default_rng(0).standard_normal((D + 1, D)), "not equiangular"),
@@ -213,12 +238,15 @@ MISTAKES = {
     "05.4": [
         (lambda w, c: two_sided(w), "columns: those are the dimensions"),
         (lambda w, c: two_sided(w.T), "rows are turned as well"),
+        (lambda w, c: two_sided(min(w, w.T, key=len)), "shorter side"),
+        (lambda w, c: two_sided(max(w, w.T, key=len)), "longer side"),
         (lambda w, c: two_sided(w if len(w) == c else w.T).item(), "no longer a tensor"),
     ],
     "06.1": [
         (lambda c: np.unravel_index(c.argmax(), c.shape), "diagonal"),
         (lambda c: np.unravel_index(c.argmin(), c.shape), "most distant"),
         (lambda c: (c - 2 * np.eye(len(c))).argmax(), "two numbers"),
+        (lambda c: (0, len(c) - 1), r"the pair \(0, 8\) has the cosine"),
     ],
     "06.2": [
         (lambda u: u.mean(0) @ u.mean(0), "diagonal"),
@@ -231,6 +259,7 @@ MISTAKES = {
     "06.4": [("b", "same 40"), ("d", "root"), ("ac", "1 more")],
     "07.1": [
         (lambda share, x: directions(share, x) - 1, "off by one"),
+        (lambda share, x: directions(share, x, center=False), "center the points"),
         (lambda share, x: np.cumsum(PCA().fit(x).explained_variance_ratio_), "one number"),
     ],
     "07.2": [
@@ -244,6 +273,7 @@ MISTAKES = {
     "07.4": [("ab", "usual choice"), ("e", "test classes"), ("ac", "1 more")],
     "08.1": [
         (lambda d: half(d, stats.norm.ppf(0.975)), "1.96"),
+        (lambda d: half(d, 1.96), "1.96"),
         (lambda d: half(d, stats.t.ppf(0.975, len(d) - 1), ddof=0), "ddof"),
         (lambda d: half(d, stats.t.ppf(0.975, len(d) - 1))[::-1], "exchanged"),
         (lambda d: half(d, stats.t.ppf(0.975, len(d) - 1), root=False), "√n"),
@@ -278,7 +308,7 @@ MISTAKES = {
         (lambda p: np.minimum(np.sort(p) * (len(p) - np.arange(len(p))), 1), "sorted"),
         (lambda p: [min(x * (len(p) - sorted(p).index(x)), 1) for x in p], "largest so far"),
     ],
-    "09.4": [("abd", "ten paired seeds"), ("b", "1 more"), ("", "2 more"), ("ce", "above")],
+    "09.4": [("abd", "ten paired seeds"), ("b", "1 more"), ("", "no letter"), ("ce", "above")],
     "10.1": [
         (lambda q, g, k: np.argsort(-(g @ q))[:k], "dot product"),
         (lambda q, g, k: np.argsort(-(unit(g) @ q))[:k][::-1], "nearest first"),
@@ -298,8 +328,9 @@ MISTAKES = {
         (lambda x, k, q: np.quantile(nearness(x, k, 0), q), "finds itself"),
         (lambda x, k, q: np.quantile(nearness(x, k), 1 - q), "mind the side"),
         (lambda x, k, q: np.quantile(nearness(x, 1), q), "mean of k"),
+        (lambda x, k, q: np.quantile(nearness(x, k - 1), q), "mean of k − 1"),
     ],
-    "10.5": [("abd", "chosen on the pictures of the index"), ("ab", "2 more"), ("", "4 more")],
+    "10.5": [("abd", "chosen on the pictures of the index"), ("ab", "2 more"), ("", "no letter")],
 }
 
 
@@ -319,8 +350,8 @@ def right_recall(x, labels, k):
     return recall(x, labels, k, lambda x, k: np.argsort(-x @ x.T + 9 * np.eye(len(x)))[:, :k])
 
 
-def kind(ap, an, margin):
-    if an <= ap:
+def kind(ap, an, margin, closed=False):
+    if an < ap or (an == ap and not closed):
         return "hard"
     return "semi-hard" if an < ap + margin else "easy"
 
@@ -338,19 +369,22 @@ def by_validation(frame):
     return frame.loc[frame.validation.idxmax(), "test"]
 
 
-def anchor(x, labels, proxies, margin, scale, pull_zero=False, push_zero=False):
+def anchor(x, labels, proxies, margin, scale, pull_zero=False, push_zero=False, added=False):
     cosines = F.normalize(x, dim=1) @ F.normalize(proxies, dim=1).T
     own = F.one_hot(labels, len(proxies)).bool()
     pull = (-scale * (cosines - margin)).masked_fill(~own, 0 if pull_zero else -1e4)
     push = (scale * (cosines + margin)).masked_fill(own, 0 if push_zero else -1e4)
+    if added:  # NaN where a whole column is −∞
+        push = scale * (cosines + margin) + (~own).float().log()
     return F.softplus(pull.logsumexp(0))[own.any(0)].mean() + F.softplus(push.logsumexp(0)).mean()
 
 
-def zero_loss(labels, classes, margin, scale, all_pull=False):
+def zero_loss(labels, classes, margin, scale, all_pull=False, one=1):
     count = np.bincount(labels, minlength=classes)
-    pull = np.log1p(count * np.exp(margin * scale))
-    push = np.log1p((len(labels) - count) * np.exp(margin * scale))
-    return (pull if all_pull else pull[count > 0]).mean() + push.mean()
+    positives = count if all_pull else count[count > 0]
+    pull = np.log(one + positives * np.exp(margin * scale))
+    push = np.log(one + (len(labels) - count) * np.exp(margin * scale))
+    return pull.mean() + push.mean()
 
 
 def sided(P):
@@ -360,8 +394,9 @@ def sided(P):
     return (positive.square().sum() - count) / (count * (count - 1))
 
 
-def directions(share, x):
-    return PCA(share, svd_solver="full").fit(x).n_components_
+def directions(share, x, center=True):
+    squares = np.linalg.svd(x - center * x.mean(0), compute_uv=False) ** 2
+    return (np.cumsum(squares) / squares.sum() < share).sum() + 1
 
 
 def by_class(hits, labels):
