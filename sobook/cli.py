@@ -21,7 +21,7 @@ import tyro
 
 import sobook
 from sobook import files
-from sobook.errors import SobookError, first_line
+from sobook.errors import SobookError, first_line, without_secrets
 from sobook.training.config import TrainConfig
 
 
@@ -413,6 +413,7 @@ def grade_notebooks(
     /,
     out: Path,
     gradebook: Path | None = None,
+    class_list: Path | None = None,
     timeout: float = 900.0,
     jobs: int = 1,
     execute: bool = True,
@@ -430,6 +431,8 @@ def grade_notebooks(
         notebooks: the files handed in; 03_….ipynb, or any name, since the exercises tell.
         out: the CSV to write, anew after each notebook.
         gradebook: another CSV, with a row per student (folder or file) and a column per exercise.
+        class_list: a CSV with the columns folder, id, name: every student gets a row, and a
+            worksheet counts only with the student's own id.
         timeout: seconds for each notebook.
         jobs: so many notebooks at the same time.
         execute: run them anew; --no-execute only reads the verdicts saved in the file.
@@ -442,19 +445,24 @@ def grade_notebooks(
 
     from sobook.course import grading
 
+    students = None if class_list is None else grading.read_class_list(class_list)
+
     def grade(path: Path, name: str) -> list[grading.Grade]:
-        return grading.grade(path, name=name, timeout=timeout, execute=execute)
+        student = name.rpartition("/")[0]  # none where all files lie in one folder
+        if students and (listed := students.get(grading.student_of(name))):
+            student = listed.id
+        return grading.grade(path, name=name, student=student, timeout=timeout, execute=execute)
 
     grades: list[grading.Grade] = []
     with ThreadPoolExecutor(jobs) as pool:  # the work is done in kernels, in processes of their own
-        graded = pool.map(grade, notebooks, grading.names(notebooks))
+        graded = pool.map(grade, notebooks, grading.names(notebooks, students or ()))
         for path, found in zip(notebooks, graded, strict=True):
             _say(f"{path}: {sum(grade.passed for grade in found)} of {len(found)} passed")
             grades += found
             grading.write(grades, out)  # each time, so that a stop loses nothing
     _say(out)
     if gradebook is not None:
-        _say(grading.write_gradebook(grades, gradebook))
+        _say(grading.write_gradebook(grades, gradebook, students))
 
 
 def rehearse(
@@ -642,7 +650,7 @@ def _once() -> Callable[..., str]:
     said = set()
 
     def line(message, *_, **__) -> str:
-        text = f"sobook: {message}\n"
+        text = f"sobook: {without_secrets(str(message))}\n"
         new = text not in said
         said.add(text)
         return text if new else ""
@@ -696,5 +704,6 @@ def _spell_none(arguments: list[str]) -> list[str]:
 def _fail(message: str) -> int:
     number, _ = files.launched()
     with contextlib.suppress(OSError):  # nobody reads what is said
-        print(f"sobook{f' (process {number})' if number else ''}: {message}", file=sys.stderr)
+        process = f" (process {number})" if number else ""
+        print(f"sobook{process}: {without_secrets(message)}", file=sys.stderr)
     return 1

@@ -1,12 +1,13 @@
 """What goes wrong and is the caller's to mend: one base class, and near matches for typos.
 
-Every message says what is wrong, where, and what to do about it.
+Every message says what is wrong, where, and what to do about it, and no password or token.
 """
 
 import dataclasses
 import difflib
 import numbers
 import os
+import re
 import reprlib
 import sys
 import types
@@ -14,9 +15,31 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+_SECRET = re.compile(
+    r"(?:(?<=://)|(?<=[ps]:/))[^\s/]+(?=@)"  # user:password@ of an address, also made a path
+    r"|(?<=[?&])([\w.-]+=)[^\s&#'\"]+"  # what its ?name= is set to
+    r"|\bhf_[A-Za-z0-9]{16,}"  # a token of the Hub
+)
+_SECRET_NAMES = ("TOKEN", "KEY", "SECRET", "PASSWORD")
+
+
+def without_secrets(text: str) -> str:
+    """A text without passwords and tokens: of addresses, and of the environment.
+
+    >>> without_secrets("https://me:word@host/file?token=abc")
+    'https://…@host/file?token=…'
+    """
+    for name, value in os.environ.items():
+        if name.upper().endswith(_SECRET_NAMES) and len(value) >= 8:
+            text = text.replace(value, "…")
+    return _SECRET.sub(lambda found: f"{found[1] or ''}…", text)
+
 
 class SobookError(ValueError):
     """Base class of the errors that sobook raises on purpose."""
+
+    def __str__(self) -> str:
+        return without_secrets(super().__str__())
 
 
 class DatasetError(SobookError):
@@ -148,4 +171,5 @@ def check_types(settings: Any) -> None:
 
 def first_line(error: BaseException, most: int = 120) -> str:
     """The first line of an error's text, or its type where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
+    text = without_secrets(str(error).strip())
+    return (text.splitlines() or [type(error).__name__])[0][:most]
