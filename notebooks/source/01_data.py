@@ -156,7 +156,7 @@ by_mark.style.format("{:.0%}").bar(color="#CFE3F1", vmin=0)
 # %% [markdown] tags=["slide"]
 # ## 3 · What varies, and what does not
 #
-# Forty pictures of **one** species. Everything that changes here is *nuisance*: an embedding should ignore all of it.
+# Forty pictures of **one** species. Everything that changes here is *nuisance*: an embedding should ignore all of it. The table below has its sizes: movement of head, wing and tail (`pose`; 0 is a stuffed bird); `tilt` in degrees either way; `scale`, the fraction of the frame that the bird spans, and `place`, its shift as a fraction of the frame; `light`, how much darker it may get, and `cast`, how much each color channel may change, both as fractions; `blur`, the largest radius in pixels; `noise`, the largest amplitude of 255 gray levels; `occluded`, the fraction of pictures with a twig or leaves in front.
 
 # %% tags=["slide"]
 one = relatives[1]
@@ -355,7 +355,7 @@ figures.split_chart(
 )
 
 # %% [markdown]
-# No species is shared anywhere, relatives are, and about as many by validation as by test: validation asks the same kind of question as the test will. Its score is still not comparable with the test's, since it searches among fewer classes, which is easier. It serves to *choose*, not to report.
+# No species is shared anywhere, genera are: every genus of the validation species and every genus of the test species also has training species. So validation asks the same kind of question as the test will. Its score is still not comparable with the test's, since it searches among fewer classes, which is easier. It serves to *choose*, not to report.
 #
 # ### Exercise 1 · Find the bug: a class-disjoint split
 #
@@ -682,7 +682,7 @@ figures.finish(
 #
 # <details><summary>Hint</summary>
 #
-# `np.unique(labels, return_inverse=True)` gives the sorted values and, for every label, its place among them.
+# The new label of an image is the place of its old label among the sorted different ones. `np.unique` has an option that returns just that.
 #
 # </details>
 

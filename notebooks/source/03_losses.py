@@ -656,6 +656,8 @@ reveal(
 # +\frac{1}{|P|}\sum_{p\in P}\log\Big(1+\sum_{x\in X_p^-}e^{\alpha(s(x,p)+\delta)}\Big) .
 # $$
 #
+# Here $P$ are all proxies and $P^+$ those of the classes in the batch; $X_p^+$ are the images of the batch that are of $p$'s class, $X_p^-$ all others; $\alpha$ is the scale and $\delta$ the margin (32 and 0.1 in the paper's code). Notebook 04 takes the formula apart.
+#
 # S. Kim, D. Kim, M. Cho and S. Kwak, [Proxy Anchor Loss](https://arxiv.org/abs/2003.13911), CVPR 2020. Beside the losses of this notebook, all nine on the same nine images:
 
 # %% tags=["slide", "hide-input"]

@@ -23,9 +23,9 @@
 #
 # **Before you start** Notebook 00 for the whole, 02 for the frozen features, 03 for the losses that came before. You need the chain rule, the exponential and the idea of a softmax.
 #
-# **Time** About half a minute on a two-core laptop once the training run exists, and the minutes of its training (notebook 00) if it does not; on a T4 GPU in full mode: not measured.
+# **Time** About half a minute of computing on a two-core laptop: the training run comes with the course.
 #
-# **Versions last run** and the machine: printed by the first cell. Every section asks before it shows: write your prediction down, then run.
+# Sections ask before they show. Write your prediction in place of `None`, run the cell, then open the answer.
 
 # %% tags=["setup"]
 from sobook.course import setup
@@ -145,25 +145,29 @@ reveal(
 
 # %%
 B, C, D = 6, 4, 8
+# δ and α: the values of the Proxy Anchor paper's code
 margin, scale = (
     0.1,
     32.0,
-)  # δ and α, the values of the Proxy Anchor paper's code
+)
 generator = torch.Generator().manual_seed(session.seed)
 embeddings = torch.randn(B, D, generator=generator)
 proxies = torch.randn(C, D, generator=generator)
 labels = torch.tensor([0, 0, 0, 1, 1, 3])  # nobody is of class 2
 
+# (B, C)
 cosines = (
     F.normalize(embeddings, dim=1) @ F.normalize(proxies, dim=1).T
-)  # (B, C)
+)
 own = F.one_hot(labels, C).bool()  # (B, C): is this the image's own proxy?
+# (B, C), exponents; only those of own proxies count
 pull = -scale * (
     cosines - margin
-)  # (B, C), exponents; only those of own proxies count
+)
+# (B, C), exponents; only those of other proxies count
 push = scale * (
     cosines + margin
-)  # (B, C), exponents; only those of other proxies count
+)
 
 # %% [markdown] tags=["slide"]
 # **Predict.** In the figure below rows are images and columns proxies; frames mark an image's own proxy. The two sums run down the columns. Which column contributes nothing to the first sum? Which entries contribute most to each loss?
@@ -261,9 +265,10 @@ def stable_push(s, scale):
 
 
 def value_and_gradient(function, dtype, scale):
+    # one proxy, four negatives
     s = torch.tensor(
         [1.0, 0.5, 0.1, -0.2], dtype=dtype, requires_grad=True
-    )  # one proxy, four negatives
+    )
     value = function(s, scale)
     value.backward()
     return f"{value.item():.3f}", f"{s.grad[0].item():.3f}"
@@ -315,9 +320,10 @@ NOTHING = -1e4  # stands for "not in this sum": exp(−10⁴) is exactly 0
 
 def proxy_anchor(embeddings, labels, proxies, margin=0.1, scale=32.0):
     """Proxy Anchor: (B, D), (B,), (C, D) → a scalar."""
+    # (B, C)
     cosines = (
         F.normalize(embeddings, dim=1) @ F.normalize(proxies, dim=1).T
-    )  # (B, C)
+    )
     own = F.one_hot(labels, len(proxies)).bool()  # (B, C)
     present = own.any(0)  # (C,): P⁺
     pull = (-scale * (cosines - margin)).masked_fill(~own, NOTHING)  # (B, C)
@@ -396,9 +402,10 @@ def compare_at_zero(function, B=90, C=40):
         C, (B,), generator=torch.Generator().manual_seed(session.seed)
     )
     axes = torch.eye(C + 1)
+    # embeddings on one axis, proxies on others
     expected = proxy_anchor(
         axes[:1].expand(B, -1), labels, axes[1:]
-    )  # embeddings on one axis, proxies on others
+    )
     print(f"yours {float(function(labels, C)):.4f}, expected {expected:.4f}")
     for D in (16, 128, 1024, 16384):
         torch.manual_seed(session.seed)
@@ -418,9 +425,10 @@ def loss_at_zero_cosines(labels, num_classes, margin=0.1, scale=32.0):
         labels, minlength=num_classes
     ).double()  # (C,): images of each class
     negatives = len(labels) - positives  # (C,)
+    # every positive and every negative contributes this
     exponential = math.exp(
         scale * margin
-    )  # every positive and every negative contributes this
+    )
     pull = torch.log1p(positives[positives > 0] * exponential).mean()
     push = torch.log1p(negatives * exponential).mean()
     return float(pull + push)
@@ -450,12 +458,14 @@ def gradient_of_cosines(cosines, own, margin=0.1, scale=32.0):
     """∂L/∂s by hand: (B, C) → (B, C)."""
     pull = (-scale * (cosines - margin)).masked_fill(~own, NOTHING)
     push = (scale * (cosines + margin)).masked_fill(own, NOTHING)
+    # the extra entry of each column
     nothing_left = torch.zeros(
         1, cosines.shape[1]
-    )  # the extra entry of each column
+    )
+    # (B, C), columns sum to at most 1
     pull_weight = torch.cat([nothing_left, pull]).softmax(0)[
         1:
-    ]  # (B, C), columns sum to at most 1
+    ]
     push_weight = torch.cat([nothing_left, push]).softmax(0)[1:]
     return scale * (
         push_weight / cosines.shape[1] - pull_weight / own.any(0).sum()
@@ -486,9 +496,10 @@ print(
 # %%
 x_hat, p_hat = F.normalize(embeddings, dim=1), F.normalize(proxies, dim=1)
 tangents = p_hat[None] - cosines[:, :, None] * x_hat[:, None]  # (B, C, D)
+# (B, D)
 by_chain = (by_hand[:, :, None] * tangents).sum(1) / embeddings.norm(
     dim=1, keepdim=True
-)  # (B, D)
+)
 
 free = embeddings.clone().requires_grad_()
 (automatic,) = torch.autograd.grad(proxy_anchor(free, labels, proxies), free)
@@ -511,12 +522,13 @@ print(
 guess = predict("04.b", None)
 
 # %% tags=["slide", "hide-input"]
+# α → line style
 SCALES = {
     8: (0, (1, 1)),
     16: "-.",
     32: "-",
     64: (0, (5, 1.5)),
-}  # α → line style
+}
 shades = dict(
     zip(
         SCALES,
@@ -543,12 +555,13 @@ for alpha, dash in SCALES.items():
         ]
     )
     axes[1].plot(s, pair.softmax(0)[1], **style)
+    # (500,)
     weights = (
         (alpha * random_cosines)
         .softmax(0)
         .sort(dim=0, descending=True)
         .values.mean(1)
-    )  # (500,)
+    )
     axes[2].plot(
         np.linspace(0, 1, 501), np.append(0, weights.cumsum(0)), **style
     )
@@ -618,9 +631,10 @@ def gradient_of_image_0(function, cosines):
 def compare_influence(function, own=own, labels=labels):
     calm = torch.zeros(own.shape)  # (B, C), as in section 2
     harder = calm.clone()
+    # image 1, of class 0, comes close to other proxies
     harder[1] = torch.tensor(
         [-0.3, 0.3, 0.3, 0.3]
-    )  # image 1, of class 0, comes close to other proxies
+    )
     for name, loss in (
         ("Proxy Anchor", lambda c: naive(c, own)),
         ("yours", lambda c: function(c, labels)),
@@ -813,7 +827,7 @@ figures.spheres(
 pd.Series(describe_toy(four)).round(3).to_frame("four classes")
 
 # %% [markdown]
-# **What we see.** Each class has become a tight cloud, and the loss is almost gone. But look at where the stars are: a cloud need not sit on its own proxy. The loss does not ask for that. It asks for an own cosine above $\delta = 0.1$ (an angle below about 84°) and for all others below $-\delta$, and once both hold with some room, the weights of section 3 are close to nothing. **A Proxy Anchor proxy is less the center of its class than the normal of a plane that cuts the class off from the others.**
+# **What we see.** Stars are proxies, dots are points, and what lies on the far side of the sphere is paler. Each class has become a tight cloud, and the loss is almost gone. But look at where the stars are: a cloud need not sit on its own proxy. The loss does not ask for that. It asks for an own cosine above $\delta = 0.1$ (an angle below about 84°) and for all others below $-\delta$, and once both hold with some room, the weights of section 3 are close to nothing. **A Proxy Anchor proxy is less the center of its class than the normal of a plane that cuts the class off from the others.**
 #
 # **Predict.** Now seven classes. Seven directions fit on a sphere comfortably. What will happen to the proxies?
 
@@ -835,7 +849,7 @@ reveal(
 )
 
 # %% [markdown]
-# **What we see.** Not seven neat clouds. The loss stays high, and some proxies have merged: the largest cosine of two of them says how closely. Does three-dimensional space have no room? One might think so: directions that are pairwise at obtuse angles exist only for $C \le D+1$ (in space, the four corners of a tetrahedron). But the loss does not ask that of proxies, nor of clouds. It compares clouds *with proxies*, and these may lie on opposite sides. Put the seven clouds on a ring around the north pole and their proxies on a ring around the south pole, each below its cloud:
+# **What we see.** Not seven neat clouds. The loss stays high, and some proxies have merged: the largest cosine of two of them says how closely. (Classes 0, 2 and 6 in the committed figure: one star hides the other two, and their points are one cloud.) Does three-dimensional space have no room? One might think so: directions that are pairwise at obtuse angles exist only for $C \le D+1$ (in space, the four corners of a tetrahedron). But the loss does not ask that of proxies, nor of clouds. It compares clouds *with proxies*, and these may lie on opposite sides. Put the seven clouds on a ring around the north pole and their proxies on a ring around the south pole, each below its cloud:
 
 
 # %%
@@ -906,12 +920,13 @@ figures.finish(
 # Proxies are parameters of the *loss*, not of the network, and `torch.optim.AdamW(network.parameters())` does not know them. Nothing complains. **Predict:** what happens when they are left out? Does the loss still fall? And does a proxy need the same learning rate as the network?
 
 # %% tags=["slide", "hide-input"]
+# in units of the network's rate
 RATES = {
     "left out": None,
     "× 1": 2e-3,
     "× 10": 2e-2,
     "× 100": 2e-1,
-}  # in units of the network's rate
+}
 toys = {
     dim: {
         name: train_toy(7, dim, proxy_lr=rate) for name, rate in RATES.items()
@@ -990,9 +1005,10 @@ print(
 # Now birds. Backbone, head and proxies are trained together, after a warm-up in which the backbone is frozen while head and proxies find each other. The epoch that is kept is the one with the best Recall@1 on *held-out training classes*; the test species have no say.
 
 # %%
+# drawn or fetched once
 image_sets.prepare(
     config.dataset, config.root, progress=not session.quick
-)  # drawn or fetched once
+)
 run = session.fit(config)
 print(
     f"{config.epochs} epochs (the backbone is frozen in the first "
@@ -1038,9 +1054,10 @@ training, held_out = image_sets.hold_out(
     everything, config.validation_fraction, seed=config.seed
 )
 encoder = run.encoder().to(session.device)
+# (N, D), no augmentation
 trained_on = torch.from_numpy(
     embed(encoder, training, progress=False)
-)  # (N, D), no augmentation
+)
 cosines = trained_on @ F.normalize(run.proxies(), dim=1).T  # (N, C)
 own = F.one_hot(torch.from_numpy(training.labels), C).bool()
 
@@ -1084,13 +1101,16 @@ figures.finish(
 # %%
 for name, value in share.items():
     print(f"{name}: {value:.0%}")
+at_home = cosines.argmax(1) == torch.from_numpy(training.labels)  # (N,)
+print(f"nearest to their own proxy: {at_home.float().mean():.0%} of the images")
 push = (config.scale * (cosines + config.margin)).masked_fill(own, NOTHING)
+# (N, C)
 weight = (
     torch.cat([torch.zeros(1, C), push])
     .softmax(0)[1:]
     .sort(dim=0, descending=True)
     .values
-)  # (N, C)
+)
 hardest = math.ceil(0.01 * len(weight))
 print(
     "the hardest 1 % of a proxy's negatives get "
@@ -1098,13 +1118,14 @@ print(
 )
 
 # %% [markdown]
-# Look at where the two humps stand. Retrieval only needs them *apart*: every image closer to its own proxy than to the others. They need not lie symmetrically about zero, and here they do not. One proxy has a whole batch of negatives and a handful of positives, so "away from everything" is the demand it hears most. It can be met for all proxies at once by a *common mode*: images on one side, proxies on the other. Is that what happened?
+# Look at where the two humps stand. To tell the classes apart, each image only has to be closer to its own proxy than to all others; the third line above says for how many that holds. The humps need not lie symmetrically about zero, and here they do not. A proxy has nearly a whole batch of negatives and a handful of positives, so most of what moves it says "away". All proxies can obey at once through a *common mode*: images on one side, proxies on the other. Is that what happened? (And is the number of negatives its cause? That is a guess here, as is Question 3 below; notebook 09 tests what makes the common mode.)
 
 # %% tags=["slide"]
+# (D,) each
 mean_image, mean_proxy = (
     trained_on.mean(0),
     F.normalize(run.proxies(), dim=1).mean(0),
-)  # (D,) each
+)
 start = F.normalize(run.proxies(0), dim=1).mean(0)
 print(
     f"length of the mean proxy: {start.norm():.2f} before training, "
@@ -1211,13 +1232,15 @@ figures.retrieval_wall(
 # - It asks for *obtuse* angles to all foreign proxies and has no term between proxies: in few dimensions some of them merge, and in many, images and proxies can move to opposite sides.
 # - Proxies left out of the optimizer raise no error; check that they move, and give them a rate far above the backbone's.
 #
+# **Still open.** Training made the proxies more alike, and no term of the loss keeps two of them apart. Is that a fault? Notebook [05 · Soft orthogonality](05_soft_orthogonality.ipynb) adds such a term and looks at what it changes.
+#
 # ## Questions
 #
-# **1.** `proxy_anchor` marks entries that do not count with $-10^4$. Would $-\infty$ not be cleaner?
+# **1.** `proxy_anchor` marks entries that do not count with $-10^4$. Why not simply $-\infty$?
 #
 # <details><summary>Answer</summary>
 #
-# In the value, yes: $e^{-\infty}=0$. But if a whole column is $-\infty$ (a batch with images of one class only leaves that class without negatives), log-sum-exp is $-\infty$ and its gradient is $0/0$: NaN. With $-10^4$ the exponential is exactly 0 as well, and the gradient stays finite.
+# In the value, yes: $e^{-\infty}=0$. But if a whole column is $-\infty$ (a batch with images of one class only leaves that class without negatives), log-sum-exp is $-\infty$ and its gradient is $0/0$: NaN. Whether you notice depends on how the entries were marked. `masked_fill` and `torch.where` send no gradient back into a masked entry, so the NaN is dropped there; *adding* $-\infty$ passes it on, into every embedding of the batch. With $-10^4$ the exponential is exactly 0 as well, and no NaN arises in the first place.
 #
 # </details>
 #
@@ -1233,7 +1256,7 @@ figures.retrieval_wall(
 #
 # <details><summary>Answer</summary>
 #
-# All images of the batch are its negatives, so it is pushed away from them (and they from it); it is pulled by nobody. Where many classes are absent from most batches (SOP), a proxy is pushed far more often than pulled, always away from where images are. That is one way in which proxies come to lean in a common direction; notebooks 05 and 06 measure it.
+# All images of the batch are its negatives, so it is pushed away from them (and they from it); it is pulled by nobody. Where many classes are absent from most batches (SOP), a proxy is pushed far more often than pulled, always away from where images are. That *may* be one reason why proxies share a direction. It is a guess: notebooks 05 and 06 measure the direction, and notebook 09 changes one suspected cause at a time.
 #
 # </details>
 #

@@ -11,7 +11,7 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/sobook/sobook/blob/main/notebooks/07_embedding_maps.ipynb)
 #
-# Notebook 06 looked at proxies in numbers, and ended with two cones: images on one side, proxies on the other. This notebook looks at the images. Every paper on metric learning has a picture with colored islands; we make such pictures, and then ask them for their papers.
+# Notebook 06 looked at proxies in numbers, and ended with two cones: images on one side, proxies on the other. This notebook looks at the images. Every paper on metric learning has a picture with colored islands; we make such pictures, and then check what they can be trusted with.
 #
 # **What you will learn**
 #
@@ -132,7 +132,7 @@ reveal(
 )
 
 # %% [markdown]
-# Colors are genera, fifty species being too many for colors; the inset shows one genus again, by its species:
+# Colors are genera, fifty species being too many for colors; the inset on the right shows one genus again, enlarged. There, the same colors stand for its species instead:
 
 # %%
 largest = int(np.bincount(genus_of[test.labels]).argmax())
@@ -501,7 +501,7 @@ proxy_maps
 #
 # **Why a proxy is not the mean of its class.** Proxy Anchor does not ask for cosines near 1. It asks an image to have a cosine above $+\delta$ with its own proxy and below $-\delta$ with all others, where $\delta$ is small; there are many others, so their push can win over the one pull. What counts is which *side* of zero an image is on. A proxy is therefore less like a flag in the middle of its class than like the normal vector of a plane that has its class on one side and the rest on the other: a linear classifier. Compare the first row of the table with the third: images are far closer to their classmates than to their proxy.
 #
-# **And why may the two maps look so different?** Look at the last row of the table. UMAP sees neighbors only. Where a proxy's nearest points are other proxies, the stars gather on an island of their own; where its nearest points are images, stars sit among these. A modest change of cosines flips which is nearer, and the picture flips with it. However striking such a difference looks, it has this plain reason, and it says nothing about retrieval, in which proxies take no part.
+# **And why may the two maps look so different?** Look at the last row of the table. UMAP sees neighbors only. Where a proxy's nearest points are other proxies, the stars gather on an island of their own, as under PA: one on top of the other, so that little but their black outlines can be seen. Where its nearest points are images, stars sit among these. A modest change of cosines flips which is nearer, and the picture flips with it. However striking such a difference looks, it has this plain reason, and it says nothing about retrieval, in which proxies take no part.
 
 # %%
 rows = {}
