@@ -98,11 +98,6 @@ class Variant:
 
     __repr__ = __str__
 
-    @property
-    def answers(self) -> dict[str, float]:
-        """The right numbers, for teachers."""
-        return {name: task.answer for name, task in self.tasks.items()}
-
     def check(self, notebook: str, answer: object = None) -> Verdict:
         """Judge the number that a task asks for, and show the verdict with the student's id.
 

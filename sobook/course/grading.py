@@ -10,18 +10,19 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sobook import files
 from sobook.course import exercises
 from sobook.course.compare import describe_error
+from sobook.errors import SobookError
 
 _NO_VERDICT = "not checked: the cell with exercises.check was removed, or never reached."
 # Of the environment, students' code sees nothing else.
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "SOBOOK_MODE")
-_KEPT_VARIABLES += ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+_KEPT_VARIABLES += ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "SOBOOK_WORKSHEET_SALT")
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,28 @@ class Grade:
     reason: str  # "right.", or what was wrong
 
 
+@dataclass(frozen=True)
+class Student:
+    """One line of a class list."""
+
+    id: str  # that of the worksheet
+    name: str
+
+
 def grade(
-    path: str | os.PathLike, *, name: str = "", timeout: float = 900, execute: bool = True
+    path: str | os.PathLike,
+    *,
+    name: str = "",
+    student: str = "",
+    timeout: float = 900,
+    execute: bool = True,
 ) -> list[Grade]:
     """Grade one notebook.
 
     Args:
         path: an .ipynb file.
         name: what the table calls it; default: the file's name.
+        student: whose it is; then tasks of another student's worksheet do not count.
         timeout: seconds for the whole notebook; what was checked until then counts.
         execute: run it; otherwise the verdicts saved in the file are read.
 
@@ -67,6 +82,9 @@ def grade(
         except Exception as error:  # a kernel that does not start, or dies
             stopped = f"the notebook stopped: {describe_error(error)}."
     verdicts, wanted = _verdicts(notebook), _wanted(path, notebook)
+    for one in wanted:
+        if one.endswith(".v") and verdicts.get(one, (False,))[0]:
+            verdicts[one] = _own(verdicts[one][1], student, notebook)
     if not wanted:
         reason = stopped or "no exercise was found in it: is it a notebook of the course?"
         return [Grade(name, "", False, reason)]
@@ -74,13 +92,52 @@ def grade(
     return [Grade(name, one, *verdicts.get(one, (False, missing))) for one in wanted]
 
 
-def names(paths: Sequence[Path]) -> list[str]:
+def names(paths: Sequence[Path], listed: Collection[str] = ()) -> list[str]:
     """What a table calls these files: the file's name, after its folder if there are several.
 
     A class hands in a hundred files called ``00_start_here.ipynb``, each in a student's folder.
+
+    Args:
+        paths: the files.
+        listed: folders of a class list.
     """
-    folders = {path.parent for path in paths}
-    return [f"{p.parent.name}/{p.name}" if len(folders) > 1 else p.name for p in paths]
+    several = len({path.parent for path in paths}) > 1
+    return [
+        f"{path.parent.name}/{path.name}" if several or path.parent.name in listed else path.name
+        for path in paths
+    ]
+
+
+def student_of(name: str) -> str:
+    """Whose a file of a table is: the name of its folder or, without one, its own.
+
+    >>> student_of("ada/00_start_here.ipynb"), student_of("00_ada.ipynb")
+    ('ada', '00_ada')
+    """
+    folder, _, file = name.rpartition("/")
+    return folder or Path(file).stem
+
+
+def read_class_list(path: str | os.PathLike) -> dict[str, Student]:
+    """A class list, CSV with the columns folder, id and, if you like, name: folder → student.
+
+    Raises:
+        SobookError: no such file or columns, or a folder twice.
+    """
+    students: dict[str, Student] = {}
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:  # as spreadsheets write it
+            for row in csv.DictReader(file):
+                folder, student = row["folder"].strip(), row["id"].strip()
+                if folder in students:
+                    raise SobookError(f"the class list {path} has the folder {folder!r} twice.")
+                students[folder] = Student(student, (row.get("name") or "").strip())
+    except (OSError, UnicodeDecodeError, KeyError, AttributeError) as error:
+        raise SobookError(
+            f"the class list {path} cannot be read ({describe_error(error)}): it must be CSV with "
+            "the columns folder, id and, if you like, name."
+        ) from None
+    return students
 
 
 def write(grades: Iterable[Grade], out: str | os.PathLike) -> Path:
@@ -92,23 +149,42 @@ def write(grades: Iterable[Grade], out: str | os.PathLike) -> Path:
     return _write_csv([("notebook", "exercise", "passed", "reason"), *rows], out)
 
 
-def write_gradebook(grades: Iterable[Grade], out: str | os.PathLike) -> Path:
+def write_gradebook(
+    grades: Iterable[Grade],
+    out: str | os.PathLike,
+    class_list: Mapping[str, Student] | None = None,
+) -> Path:
     """Write one row per student and one column per exercise: 1, 0, or empty if not handed in.
 
-    A student is the folder that a notebook lies in or, where all lie in one, the file's name.
+    The last column, note, says what a person has to look at: a file that cannot be read, nothing
+    handed in, a folder that is not in the class list.
+
+    Args:
+        grades: of all notebooks; whose each is, see `student_of`.
+        out: the CSV to write.
+        class_list: students who get a row whether or not they handed anything in.
     """
-    students: dict[str, dict[str, int]] = {}
+    marks: dict[str, dict[str, int]] = {student: {} for student in class_list or ()}
+    notes: dict[str, list[str]] = {}
     for one in grades:
-        folder, _, file = one.notebook.rpartition("/")
-        marks = students.setdefault(folder or Path(file).stem, {})
+        student = student_of(one.notebook)
+        if class_list is not None and student not in class_list and student not in marks:
+            notes[student] = ["not in the class list"]
+        row = marks.setdefault(student, {})
         if one.exercise:  # passed once is passed
-            marks[one.exercise] = max(int(one.passed), marks.get(one.exercise, 0))
-    columns = sorted(set().union(*students.values()))
-    rows = [
-        (_inert(student), *(marks.get(name, "") for name in columns), sum(marks.values()))
-        for student, marks in sorted(students.items())
-    ]
-    return _write_csv([("student", *columns, "passed"), *rows], out)
+            row[one.exercise] = max(int(one.passed), row.get(one.exercise, 0))
+        else:
+            notes.setdefault(student, []).append(f"{Path(one.notebook).name}: {one.reason}")
+    columns = sorted(set().union(*marks.values()))
+    rows = []
+    for student, row in sorted(marks.items()):
+        listed = (class_list or {}).get(student, Student("", ""))
+        about = (listed.id, listed.name) if class_list is not None else ()
+        note = "; ".join(notes.get(student, [] if row else ["not handed in"]))
+        points = (row.get(name, "") for name in columns)
+        rows.append((*map(_inert, (student, *about)), *points, sum(row.values()), _inert(note)))
+    about = ("id", "name") if class_list is not None else ()
+    return _write_csv([("student", *about, *columns, "passed", "note"), *rows], out)
 
 
 def _write_csv(rows: Iterable[Sequence], out: str | os.PathLike) -> Path:
@@ -121,7 +197,7 @@ def _write_csv(rows: Iterable[Sequence], out: str | os.PathLike) -> Path:
 def _inert(text: str) -> str:
     """One line that no spreadsheet takes for a formula."""
     text = " ".join(text.split())
-    return f"'{text}" if text[:1] in "=+-@" else text
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def _run(notebook, timeout: float) -> str | None:
@@ -176,6 +252,16 @@ def _verdicts(notebook) -> dict[str, tuple[bool, str]]:
         for record in records
         if isinstance(record, dict) and set(record) == {"exercise", "passed", "message"}
     }
+
+
+def _own(said: str, student: str, notebook) -> tuple[bool, str]:
+    """What a worksheet's right answer counts: that of another student's sheet does not."""
+    whose = said.removeprefix("right, for ").removesuffix(".")
+    if student and whose.lower() != student.lower():
+        return False, f"not counted: the sheet is that of {whose}, handed in by {student}."
+    if any("_answer" in cell.source for cell in notebook.cells if cell.cell_type == "code"):
+        return False, f"not counted: the notebook reads the answer from the sheet ({whose})."
+    return True, said
 
 
 def _wanted(path: Path, notebook) -> tuple[str, ...]:

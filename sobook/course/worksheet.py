@@ -1,11 +1,14 @@
 """A worksheet with numbers of its own for each student: one small task per notebook.
 
 A task is text, the student's data and one number as its answer. The data are drawn from the
-student's id alone, by Python's own generator, so they are the same on every machine.
+student's id, by Python's own generator, so they are the same on every machine. A teacher sets
+``SOBOOK_WORKSHEET_SALT`` to a secret when grading: then the data change, and a number that was
+typed in is wrong where a computation is still right.
 `sobook.course.exercises.variant` hands them out and checks them.
 """
 
 import math
+import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,8 +27,8 @@ class Task:
 
     text: str
     data: dict[str, object]
-    answer: float = field(repr=False)
-    mistakes: dict[str, float] = field(repr=False)  # what to say, and the number that shows it
+    _answer: float = field(repr=False)
+    _mistakes: dict[str, float] = field(repr=False)  # what to say, and the number that shows it
 
     def judge(self, value: object) -> tuple[bool, str]:
         """Whether a number is right, and a sentence that never gives the answer away."""
@@ -35,9 +38,9 @@ class Task:
             return False, "one number is asked for."
         if math.isnan(number):
             return False, "there is no number yet."
-        if _close(number, self.answer):
+        if _close(number, self._answer):
             return True, "right"
-        for sentence, mistaken in self.mistakes.items():
+        for sentence, mistaken in self._mistakes.items():
             if _close(number, mistaken):
                 return False, sentence
         return False, "not yet."
@@ -47,7 +50,8 @@ def tasks(student: str) -> dict[str, Task]:
     """The worksheet of a student: notebook → task.
 
     Args:
-        student: an id; spaces around it and upper case make no difference.
+        student: an id; spaces around it and upper case make no difference. The data also depend on
+            the environment variable ``SOBOOK_WORKSHEET_SALT``.
 
     Raises:
         SobookError: the id is empty.
@@ -56,7 +60,8 @@ def tasks(student: str) -> dict[str, Task]:
     if not student:
         raise SobookError("a worksheet needs the student's id, such as variant('s1234567').")
     # A generator for each task: a task that changes leaves the others as they are.
-    return {name: make(random.Random(f"{student}/{name}")) for name, make in _TASKS.items()}
+    drawn_from = f"{os.environ.get('SOBOOK_WORKSHEET_SALT', '')}{student}"
+    return {name: make(random.Random(f"{drawn_from}/{name}")) for name, make in _TASKS.items()}
 
 
 def _close(number: float, target: float) -> bool:

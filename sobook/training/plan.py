@@ -81,7 +81,13 @@ class Data:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # said when the batches are made
             rng = np.random.default_rng(0)
-            plan = loader.batch_plan(rng, labels, config.batch_size, config.images_per_class)
+            try:
+                plan = loader.batch_plan(rng, labels, config.batch_size, config.images_per_class)
+            except SobookError as error:
+                raise SobookError(
+                    f"{error} Beside test and validation, {train.num_classes} classes are left to "
+                    "train on: add pictures, or set a smaller batch_size (--batch-size)."
+                ) from None
         return cls(train, validation, test, ks, len(plan))
 
 

@@ -131,18 +131,90 @@ def saved(exercise):
 
 def test_the_tasks_of_a_worksheet_are_graded_with_the_students_id(tmp_path):
     sheet = exercises.variant("s7")
-    right = f"sheet.check('05', {sheet.answers['05']!r})"
+    right = f"sheet.check('05', {sheet.tasks['05']._answer!r})"
     cells = [SETUP, "sheet = exercises.variant('s7')", right, "sheet.check('08', 7.7)"]
     grades = grading.grade(notebook(tmp_path / "worksheet.ipynb", *cells), timeout=120)
     assert [(g.exercise, g.passed) for g in grades] == [("05.v", True), ("08.v", False)]
     assert grades[0].reason == "right, for s7." and "s7" in grades[1].reason
 
 
+FLOOR = "sheet.check('05', (lambda C, D: (1 / D - 1 / C) ** .5 / (1 - 1 / C) ** .5)(**data))"
+DATA = "sheet = exercises.variant('ada'); data = sheet.tasks['05'].data"
+
+
+def test_another_students_sheet_and_a_copied_answer_do_not_count(tmp_path):
+    path = notebook(tmp_path / "sheet.ipynb", SETUP, DATA, FLOOR)
+    (own,) = grading.grade(path, student="Ada", timeout=120)
+    (foreign,) = grading.grade(path, student="bob", timeout=120)
+    assert own.passed and not foreign.passed
+    assert foreign.reason == "not counted: the sheet is that of ada, handed in by bob."
+    path = notebook(path, SETUP, DATA, "sheet.check('05', sheet.tasks['05']._answer)")
+    (copied,) = grading.grade(path, timeout=120)
+    assert not copied.passed and "reads the answer" in copied.reason
+
+
+def test_with_a_salt_a_number_is_wrong_and_a_computation_right(tmp_path, monkeypatch):
+    number = exercises.variant("ada").tasks["05"]._answer
+    monkeypatch.setenv("SOBOOK_WORKSHEET_SALT", "secret")
+    for check, passed in ((FLOOR, True), (f"sheet.check('05', {number})", False)):
+        path = notebook(tmp_path / "sheet.ipynb", SETUP, DATA, check)
+        (graded,) = grading.grade(path, timeout=120)
+        assert graded.passed is passed
+
+
+def test_a_class_list_gives_everybody_a_row_and_says_what_is_missing(tmp_path, capsys):
+    for student, right in (("f1", True), ("f2", False), ("f9", True)):
+        (tmp_path / student).mkdir()
+        book = notebook(tmp_path / student / "sheet.ipynb", "sheet.check('05', x)")
+        if right:
+            saved_book = nbformat.read(book, as_version=4)
+            record = {"exercise": "05.v", "passed": True, "message": "right, for ada."}
+            output = nbformat.v4.new_output("display_data", {}, metadata={"sobook": record})
+            saved_book.cells[0].outputs = [output]
+            nbformat.write(saved_book, book)
+        else:
+            book.write_text("broken")
+    listed = tmp_path / "class_list.csv"
+    listed.write_text("folder,id,name\nf1,ADA,Ada L.\nf2,bob,Bob\nf3,eve,Eve\n", "utf-8-sig")
+    out, gradebook = tmp_path / "grades.csv", tmp_path / "class.csv"
+    options = ["--no-execute", "--out", str(out), "--gradebook", str(gradebook)]
+    files = [str(path) for path in sorted(tmp_path.glob("f*/*.ipynb"))]
+    assert main(["grade", *files, *options, "--class-list", str(listed)]) == 0
+    with open(gradebook, encoding="utf-8") as file:
+        rows = {row["student"]: row for row in csv.DictReader(file)}
+    assert [(row["id"], row["name"], row["05.v"]) for row in rows.values()] == [
+        ("ADA", "Ada L.", "1"),
+        ("bob", "Bob", ""),
+        ("eve", "Eve", ""),
+        ("", "", "0"),
+    ]
+    assert rows["f1"]["note"] == "" and rows["f3"]["note"] == "not handed in"
+    assert "sheet.ipynb: the file cannot be read" in rows["f2"]["note"]
+    assert rows["f9"]["note"] == "not in the class list"
+    # A single student's folder is known by the list, too.
+    assert main(["grade", files[0], *options, "--class-list", str(listed)]) == 0
+    assert "\nf1,ADA,Ada L.,1,1,\n" in gradebook.read_text("utf-8")
+
+
+@pytest.mark.parametrize("text", [None, "name\nada\n", "folder,id\na,1\na,2\n", "folder,id\na\n"])
+def test_a_bad_class_list_is_one_sentence(tmp_path, text, capsys):
+    listed = tmp_path / "class_list.csv"
+    if text is not None:
+        listed.write_text(text)
+    options = ["--out", str(tmp_path / "g.csv"), "--class-list", str(listed)]
+    assert main(["grade", str(tmp_path / "a.ipynb"), *options]) == 1
+    assert "class list" in capsys.readouterr().err
+
+
 def test_files_of_one_folder_are_students(tmp_path):
     grades = [grading.Grade("00_ada.ipynb", "00.1", True, "right.")]
     grades += [grading.Grade("00_bob.ipynb", "", False, "broken"), *grades]
     out = grading.write_gradebook(grades, tmp_path / "class.csv")
-    assert out.read_text("utf-8").split() == ["student,00.1,passed", "00_ada,1,1", "00_bob,,0"]
+    assert out.read_text("utf-8").splitlines() == [
+        "student,00.1,passed,note",
+        "00_ada,1,1,",
+        "00_bob,,0,00_bob.ipynb: broken",
+    ]
 
 
 def test_no_jobs_is_an_error(tmp_path, capsys):

@@ -95,7 +95,7 @@ SLOW = dict(zip(NAMES, (*SLOW, half_width, corrected, threshold), strict=True))
 def test_answers_are_right(name):
     for student in STUDENTS[:12]:
         task = exercises.variant(student).tasks[name]
-        assert SLOW[name](**task.data) == pytest.approx(task.answer, rel=1e-3)
+        assert SLOW[name](**task.data) == pytest.approx(task._answer, rel=1e-3)
         assert task.judge(SLOW[name](**task.data)) == (True, "right")
 
 
@@ -104,14 +104,28 @@ def test_students_have_different_numbers(name):
     sheets = [exercises.variant(student).tasks[name] for student in STUDENTS]
     assert len({str(task.data) for task in sheets}) >= 40
     mine, others = sheets[0], sheets[1:]
-    copied = [mine.judge(other.answer)[0] for other in others]
+    copied = [mine.judge(other._answer)[0] for other in others]
     assert np.mean(copied) < 0.35  # few values are possible where something is counted
 
 
 def test_a_whole_sheet_cannot_be_copied():
-    sheets = [exercises.variant(student).answers for student in STUDENTS]
+    sheets = [exercises.variant(student).tasks for student in STUDENTS]
     for a, b in itertools.combinations(sheets, 2):
-        assert sum(math.isclose(a[name], b[name], rel_tol=2e-3) for name in NAMES) <= 4
+        assert sum(b[name].judge(a[name]._answer)[0] for name in NAMES) <= 4
+
+
+def test_there_is_no_key_to_hand_in():
+    """`s.check("05", s.answers["05"])` was graded as right."""
+    sheet = exercises.variant("s1")
+    assert not hasattr(sheet, "answers") and not hasattr(sheet.tasks["05"], "answer")
+
+
+def test_with_a_salt_numbers_are_others_and_a_computation_is_still_right(monkeypatch):
+    known = {name: task._answer for name, task in exercises.variant("s1").tasks.items()}
+    monkeypatch.setenv("SOBOOK_WORKSHEET_SALT", "secret")
+    salted = exercises.variant("s1").tasks
+    assert sum(salted[name].judge(known[name])[0] for name in NAMES) <= 4
+    assert all(salted[name].judge(SLOW[name](**salted[name].data))[0] for name in NAMES)
 
 
 def test_a_student_finds_the_same_sheet_again_on_every_python():
@@ -131,8 +145,8 @@ def test_mistakes_are_named_and_the_answer_is_never_given_away(name):
         sheet = exercises.variant(student)
         task = sheet.tasks[name]
         assert "answer" not in task.data and "answer=" not in repr(task)
-        told = [task.judge(mistaken) for mistaken in task.mistakes.values()]
-        assert all(passed or said in task.mistakes for passed, said in told)
+        told = [task.judge(mistaken) for mistaken in task._mistakes.values()]
+        assert all(passed or said in task._mistakes for passed, said in told)
         verdict = sheet.check(name, -7.7)
         assert not verdict.passed and verdict.message == f"not yet. ({student})"
 

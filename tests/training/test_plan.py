@@ -62,7 +62,11 @@ class TestSmall:
     @pytest.mark.parametrize(
         ("counts", "changes", "message"),
         [
-            ([2] * 8, {"batch_size": 5}, "batch_size is 5, but there are only 4 training images"),
+            (
+                [2] * 8,
+                {"batch_size": 5},
+                "batch_size is 5, but there are only 4 training images.*, 2 classes.*smaller",
+            ),
             ([2] * 8, {"batch_size": 10**9}, "batch_size is 1000000000, but there are only 4"),
             ([3, 3], {"selection": "last"}, "folder train has 1 class: training needs at least 2"),
             ([3, 3, 3], {"selection": "last"}, r"3 image\(s\) of 1 class.*with one class only"),
