@@ -127,12 +127,13 @@ def setup(seed: int = 0) -> Session:
         torch.set_num_threads(min(files.available_cores(), _MAX_THREADS))
     _prepare_figures()
     print(session)
-    if "google.colab" in sys.modules and not os.environ.get("SOBOOK_DATA"):
+    if "google.colab" in sys.modules and not os.environ.get("SOBOOK_MIRROR"):
         print(
-            "On Colab, data and runs vanish with this machine. To keep them, and to resume after "
-            "a disconnection, run this first and then this cell again:\n"
+            "On Colab, runs vanish with this machine. To keep copies on your Drive, and to resume "
+            "after a disconnect, run this first and then this cell again:\n"
             "    from google.colab import drive; drive.mount('/content/drive')\n"
-            "    %env SOBOOK_DATA=/content/drive/MyDrive/sobook"
+            "    !mkdir -p /content/drive/MyDrive/sobook\n"
+            "    %env SOBOOK_MIRROR=/content/drive/MyDrive/sobook"
         )
     if not session.quick and device == "cpu":
         print("Full mode is made for a GPU, and there is none here: expect hours, not minutes.")

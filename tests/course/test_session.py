@@ -32,13 +32,13 @@ def test_an_estimate_is_measured(tmp_path):
     assert "batches of 4: about" in str(found)
 
 
-def test_colab_is_offered_drive_unless_a_place_is_chosen(monkeypatch, capsys):
+def test_colab_is_offered_drive_for_runs_unless_a_place_is_chosen(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
     setup()
-    assert "drive.mount" not in capsys.readouterr().out  # SOBOOK_DATA of these tests
-    monkeypatch.delenv("SOBOOK_DATA")
-    setup()
     assert "drive.mount" in capsys.readouterr().out
+    monkeypatch.setenv("SOBOOK_MIRROR", "/content/drive/MyDrive/sobook")
+    setup()
+    assert "drive.mount" not in capsys.readouterr().out
 
 
 def test_a_mode_is_quick_or_full(monkeypatch):
