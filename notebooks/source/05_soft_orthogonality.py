@@ -24,9 +24,9 @@
 #
 # **Before you start** Notebook 04. You need matrix products, traces, singular values and the gradient of a function of a matrix.
 #
-# **Time** About a minute on a two-core laptop once the two training runs exist, and the minutes of their training (notebook 00) if they do not; on a T4 GPU in full mode: not measured.
+# **Time** About a minute of computing on a two-core laptop: the two training runs come with the course.
 #
-# **Versions last run** and the machine: printed by the first cell. Every section asks before it shows: write your prediction down, then run.
+# Sections ask before they show. Write your prediction in place of `None`, run the cell, then open the answer.
 
 # %% tags=["setup"]
 from sobook.course import setup
@@ -118,9 +118,10 @@ guess = predict("05.b", None, choices=("apart", "as they were", "together"))
 
 # %%
 config = session.config(so_weight=0.0)
+# drawn or fetched once
 image_sets.prepare(
     config.dataset, config.root, progress=not session.quick
-)  # drawn or fetched once
+)
 pa = session.fit(config)
 
 # %%
@@ -153,9 +154,9 @@ reveal(
 )
 
 # %% [markdown]
-# **What we see.** At the start the histogram follows the curve of random directions. That is not a virtue of the start values. Training moves the whole histogram away from 90°, to one side. *Correlation is made by training.* It has two parts, and the table separates them: a mean, the lean that all proxies share (04 showed where it comes from), and a spread about it, pairs that are closer or further apart than others (06 asks which). The squares of the two add up to the square of the RMS cosine.
+# **What we see.** At the start the histogram follows the curve of random directions. That is not a virtue of the start values. Training moves the whole histogram away from 90°, to one side. *Correlation is made by training.* It has two parts, and the table separates them: a mean, the direction that all proxies share (the common mode of notebook 04), and a spread about it, pairs that are closer or further apart than others (06 asks which). The squares of the two add up to the square of the RMS cosine.
 #
-# Is crowding bad? Not obviously. Two proxies may be close because their species look alike, and then the closeness is knowledge. The paper that this course is named after holds that it is redundancy, and penalizes it. We first build the penalty, then ask.
+# Is crowding bad? Not obviously. Two proxies may be close because their species look alike, and then the closeness is knowledge. The paper that this course is named after says in its abstract that proxies may become highly correlated, and penalizes that. We first build the penalty, then ask.
 
 # %% [markdown] tags=["slide"]
 # ## 2 · The penalty
@@ -175,9 +176,10 @@ reveal(
 # Two versions occur in the literature and in this notebook: $\text{SO}_{\text{sum}}$, the sum over pairs, which is the one to differentiate and to bound (sections 2, 3, 5 and 6), and $L_{\text{SO}} = \text{SO}_{\text{sum}}/(C(C-1))$, the mean over pairs. Everywhere else in this course "SO" and its $\lambda$ mean the *mean*; section 4 says why.
 
 # %%
+# three proxies in the plane: at 0°, 45° and 90°
 P = torch.tensor(
     [[1.0, 0.0], [1.0, 1.0], [0.0, 3.0]]
-)  # three proxies in the plane: at 0°, 45° and 90°
+)
 P_hat = F.normalize(P, dim=1)  # (C, D)
 gram = P_hat @ P_hat.T  # (C, C): cosines
 print(gram.numpy().round(3))
@@ -207,9 +209,10 @@ landscape = np.array(
     ]
 )
 
+# of the second and third proxy
 angles = torch.tensor(
     [20.0, 35.0], dtype=torch.float64, requires_grad=True
-)  # of the second and third proxy
+)
 path = [angles.tolist()]
 for _ in range(150):
     (slope,) = torch.autograd.grad(
@@ -303,12 +306,14 @@ def so_gradient(P):
     """∂ SO / ∂P by hand, for the sum; (C, D) → (C, D)."""
     lengths = P.norm(dim=1, keepdim=True)  # (C, 1)
     unit = P / lengths
+    # (C, D): as if rows could move freely
     free = (
         4 * (unit @ unit.T - torch.eye(len(P), dtype=P.dtype)) @ unit
-    )  # (C, D): as if rows could move freely
+    )
+    # the part at right angles to each row
     tangent = (
         free - (free * unit).sum(1, keepdim=True) * unit
-    )  # the part at right angles to each row
+    )
     return tangent / lengths
 
 
@@ -342,9 +347,10 @@ rows = []
 for name, card in benchmarks.cards().items():
     C = card["splits"]["train"]["classes"]
     P = torch.randn(C, D, generator=generator) * math.sqrt(2 / C)
+    # the smaller Gram matrix; its squares have the same sum (section 5)
     small = (
         P.T @ P if C > D else P @ P.T
-    )  # the smaller Gram matrix; its squares have the same sum (section 5)
+    )
     squared_lengths = P.square().sum(1)
     diagonal = (squared_lengths - 1).square().sum()
     off_diagonal = small.square().sum() - squared_lengths.square().sum()
@@ -563,7 +569,7 @@ exercises.check("05.1", so_from_spectrum)
 # \max_{i\ne j}\lvert\cos\theta_{ij}\rvert \;\ge\; \sqrt{\frac{C^2/D - C}{C(C-1)}} = \sqrt{\frac{C-D}{D(C-1)}} ,
 # $$
 #
-# the *Welch bound*. When is orthogonality impossible, then? Exactly when $C > D$: the floor is positive, since $C$ orthogonal unit vectors would be linearly independent and $D$ dimensions hold only $D$ of those. And equality in the bound asks for two things at once, a tight frame *and* all $\lvert\cos\theta_{ij}\rvert$ equal (the mean of squares equals their largest only if all are the same). Such *equiangular* tight frames exist for few pairs $(C, D)$ only, and never for $C > D(D+1)/2$; exercise 2 builds the simplest. **Predict:** gradient descent on SO alone, in 16 dimensions: will it find the floor? And will the worst pair reach the Welch bound along the way?
+# the *Welch bound*. When is orthogonality impossible, then? Exactly when $C > D$: the floor is positive, since $C$ orthogonal unit vectors would be linearly independent and $D$ dimensions hold only $D$ of those. And equality in the bound asks for two things at once, a tight frame *and* all $\lvert\cos\theta_{ij}\rvert$ equal. Such *equiangular* tight frames exist for few pairs $(C, D)$ only; exercise 2 builds the simplest. **Predict:** gradient descent on SO alone, in 16 dimensions: will it find the floor? And will the worst pair reach the Welch bound along the way?
 
 
 # %%
@@ -716,7 +722,7 @@ pd.DataFrame(
 # %% [markdown]
 # ### Exercise 2 · Reach the Welch bound (open-ended)
 #
-# Descent on SO found tight frames, whose worst pair stays above the bound. For $C = D+1$ the bound *can* be reached, by the corners of a simplex: all pairs at the same angle. Construct them, as $D+1$ rows in $D$ dimensions. (For most other $C$ and $D$ it is known that the bound *cannot* be reached. Real equiangular tight frames need $C \le D(D+1)/2$, and beyond that conditions of number theory (Sustik, Tropp, Dhillon and Heath): of the 4,753 pairs with $2 \le D < C - 1 < 100$ they leave 32, such as $(6, 3)$, the diagonals of an icosahedron. Try to get near the bound for $C = 7$, $D = 3$, which is not among them, by descent on a higher power of the cosines: how near can you get?)
+# Descent on SO found tight frames, whose worst pair stays above the bound. For $C = D+1$ the bound *can* be reached, by the corners of a simplex: all pairs at the same angle. Construct them, as $D+1$ rows in $D$ dimensions. (For most other $C$ and $D$ the bound *cannot* be reached. $C = 6$, $D = 3$ is an exception: the diagonals of an icosahedron. Try to get near it for $C = 7$, $D = 3$, by descent on a higher power of the cosines.)
 #
 # <details><summary>Hint</summary>
 #
@@ -981,13 +987,15 @@ everything = image_sets.load(
 training, held_out = image_sets.hold_out(
     everything, config.validation_fraction, seed=config.seed
 )
+# kept on disk: the two parts below are read from there
 embed(
     frozen_encoder, everything, progress=False
-)  # kept on disk: the two parts below are read from there
+)
+# (N, F)
 features, held_out_features = (
     torch.from_numpy(embed(frozen_encoder, s, progress=False))
     for s in (training, held_out)
-)  # (N, F)
+)
 labels = torch.from_numpy(training.labels)
 
 
@@ -1036,24 +1044,28 @@ study = {
 }
 
 # %% tags=["slide", "hide-input"]
+# (S, λ)
 rms = np.array(
     [
         [geometry.describe(study[w, s][1].proxies).rms_cosine for w in LAMBDAS]
         for s in SEEDS
     ]
-)  # (S, λ)
+)
+# (S, λ)
 found = np.array(
     [[study[w, s][2].recall[1] for w in LAMBDAS] for s in SEEDS]
-)  # (S, λ)
+)
 family = [
     compare_seeds(found[:, 0], found[:, i]) for i in range(1, len(LAMBDAS))
 ]
+# (λ, 3)
 recall = np.array(
     [(column.mean(), *t_interval(column)) for column in found.T]
-)  # (λ, 3)
+)
+# (λ, 3), paired by seed
 changes = np.array(
     [(0, 0, 0)] + [(c.difference, c.low, c.high) for c in family]
-)  # (λ, 3), paired by seed
+)
 
 figure = figures.new_figure(12.5, 4)
 axes = figure.subplots(1, 3)
@@ -1199,41 +1211,7 @@ for C, D in ((40, 128), (200, 16)):
         cmp(f"C = {C}, D = {D}: {name}", a, b)
 
 # %% [markdown]
-# And a training step? Twenty of them, from the same start, on the frozen features of section 9. Note the optimizer: the proxies belong to the *loss*, so they have to be handed to it, with a learning rate of their own.
-
-
-# %%
-def twenty_steps(loss, start):
-    """Train head and proxies for 20 batches; returns the proxies."""
-    torch.manual_seed(session.seed)
-    head = nn.Linear(features.shape[1], config.dim)
-    loss.proxies.data = start.clone()
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": head.parameters(), "lr": 5e-3},
-            {"params": [loss.proxies], "lr": 0.1},
-        ]
-    )
-    for rows in torch.randint(len(features), (20, 100)):
-        optimizer.zero_grad()
-        loss(head(features[rows]), labels[rows]).backward()
-        optimizer.step()
-    return loss.proxies.detach()
-
-
-C, D = training.num_classes, config.dim
-ours = SoftOrthogonalProxyAnchor(C, D, so_weight=SO_WEIGHT)
-start = ours.proxies.detach().clone()
-ends = [
-    twenty_steps(loss, start) for loss in (LibraryLoss(C, D, SO_WEIGHT), ours)
-]
-gap = 1 - F.cosine_similarity(*ends).min()
-moved = 1 - F.cosine_similarity(start, ends[1]).mean()
-print(f"1 − cosine of a proxy, library and ours: at most {gap:.0e}")
-print(f"1 − cosine of a proxy, start and end: on average {moved:.2f}")
-
-# %% [markdown]
-# The two trainings end at the same proxies, up to rounding; they have moved far from their start, so this is not for want of motion. Copy the ten lines into your own code, and look at the RMS cosine of your proxies before and after.
+# The same value and the same gradients, so the same training. Copy the ten lines into your own code, hand the library's proxies to the optimizer with a learning rate of their own (they belong to the *loss*), and look at the RMS cosine of your proxies before and after.
 #
 # ### Exercise 4 · Find the bug
 #
@@ -1305,6 +1283,8 @@ exercises.check("05.4", penalty_of_classes)
 # - Its gradient is $4(\hat P\hat P^\top-I)\hat P$, projected to the tangents of the sphere: linear in the cosines, blind to images. $\lVert\hat P^\top\hat P\rVert_F^2 - C$ is the same number and cheap for many classes.
 # - For $C > D$ the floor is $C^2/D - C$. SO reaches it; the worst pair stays above the Welch bound.
 # - SO makes proxies orthogonal, reliably. Whether that helps retrieval is a separate question; the cells of sections 8 and 9 print what was found here, and notebook 08 asks it over several seeds.
+#
+# **Still open.** Training gave the proxies a common direction *and* pairs that are closer or further apart than others; SO acts on both alike. Which of the two is most of it, which pairs are the close ones, and what do the images do meanwhile? [06 · Proxy geometry](06_proxy_geometry.ipynb) takes them apart.
 #
 # ## Questions
 #
