@@ -16,7 +16,7 @@ NOTEBOOKS = $(wildcard notebooks/*.ipynb notebooks/solutions/*.ipynb)
 FINGERPRINT = $(PY) -c 'import hashlib, os, sys; print(hashlib.sha256((open("pyproject.toml").read() + sys.version + os.getcwd()).encode()).hexdigest())'
 
 .DEFAULT_GOAL := help
-.PHONY: help tutorial test test-here test-slow lab notebooks book book-test decks bench lint clean venv install
+.PHONY: help student tutorial test test-here test-slow lab notebooks book book-test decks bench lint clean venv install
 .NOTPARALLEL:
 
 help: ## print this list
@@ -44,6 +44,10 @@ test-slow: install ## run the tests that depend on timing or take long
 
 lab: install ## open the notebooks in JupyterLab
 	@$(PY) -m jupyterlab --notebook-dir=notebooks
+
+student: install ## the notebooks without their results, to hand out: build/student/*.ipynb
+	@$(PY) -m nbconvert --log-level=WARN --to notebook --ClearOutputPreprocessor.enabled=True \
+	  --output-dir=build/student notebooks/[0-9][0-9]_*.ipynb
 
 notebooks: install ## regenerate the committed notebooks from notebooks/source and execute them
 	@$(PY) notebooks/build.py generate

@@ -15,7 +15,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import nbformat
+try:
+    import nbformat
+except ImportError:
+    sys.exit("graders.py needs the environment of the course: source .venv/bin/activate")
 
 HERE = Path(__file__).resolve().parent
 CHECK = re.compile(r'exercises\.check\("(\d\d)\.(\d+)", (\w+)\)')
