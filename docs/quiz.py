@@ -60,13 +60,17 @@ class Question:
 
 def load(path: Path = BANK) -> list[Question]:
     """The questions in the order of the notebooks; their answers are mixed, always alike."""
-    return [_question(entry) for entry in tomllib.loads(path.read_text("utf-8"))["question"]]
+    rng, places = random.Random(0), []  # each letter is right in one of four questions
+    entries = tomllib.loads(path.read_text("utf-8"))["question"]
+    while len(places) < len(entries):
+        places += rng.sample(range(4), 4)
+    return [_question(entry, place) for entry, place in zip(entries, places, strict=False)]
 
 
-def _question(entry: dict) -> Question:
-    answers = [(entry["right"], entry["why"], True)]
-    answers += [(wrong["answer"], wrong["misconception"], False) for wrong in entry["wrong"]]
+def _question(entry: dict, place: int) -> Question:
+    answers = [(wrong["answer"], wrong["misconception"], False) for wrong in entry["wrong"]]
     random.Random(entry["id"]).shuffle(answers)  # the same order on every machine
+    answers.insert(place, (entry["right"], entry["why"], True))
     options = (Option(letter, *answer) for letter, answer in zip("ABCD", answers, strict=False))
     return Question(entry["id"], entry["text"], tuple(options))
 
@@ -75,6 +79,13 @@ def markup(text: str) -> str:
     """Text with `code` and *stress*, as XHTML."""
     text = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text, quote=False))
     return re.sub(r"\*([^*]+)\*", r"<em>\1</em>", text)
+
+
+def feedback_on(option: Option) -> str:
+    """What a platform says to a student who chose an answer."""
+    return (
+        option.comment if option.right else f"Not this one. What may lead to it: {option.comment}"
+    )
 
 
 # --- the page ------------------------------------------------------------------------------------
@@ -119,12 +130,13 @@ def moodle(questions: Sequence[Question]) -> str:
         parts.append(f"<name><text>sobook {question.id}</text></name>")
         parts.append(_moodle_text("questiontext", question.text))
         parts.append("<defaultgrade>1</defaultgrade><penalty>0.3333333</penalty>")
+        parts.append(f"<idnumber>sobook-{question.id}</idnumber>")
         parts.append("<single>true</single><shuffleanswers>true</shuffleanswers>")
         parts.append("<answernumbering>ABCD</answernumbering>")
         for option in question.options:
             fraction = f' fraction="{100 if option.right else 0}"'
             answer = _moodle_text("answer", option.text, fraction)
-            feedback = _moodle_text("feedback", option.comment)
+            feedback = _moodle_text("feedback", feedback_on(option))
             parts.append(answer.replace("</answer>", f"{feedback}</answer>"))
         parts.append("</question>")
     return "\n".join([*parts, "</quiz>", ""])
@@ -188,7 +200,7 @@ def qti_item(question: Question) -> str:
     ]
     feedback = [
         f'  <modalFeedback outcomeIdentifier="FEEDBACK" identifier="{o.letter}" showHide="show">'
-        f"{markup(o.comment)}</modalFeedback>"
+        f"{markup(feedback_on(o))}</modalFeedback>"
         for o in question.options
     ]
     return _ITEM.format(

@@ -2,8 +2,8 @@
 
 The cells tagged ``slide`` are the deck, a slide each: texts, and what code cells show, without the
 code. So a question is on one slide and its answer on the next. Of a text, a slide keeps what a room
-can take in: headings, formulas, lists, tables and the paragraphs with something in **bold**, which
-are the questions. The rest is for the speaker.
+can take in: headings, formulas with the text that defines their letters, lists, tables and the
+paragraphs with something in **bold**, which are the questions. The rest is for the speaker.
 
 A deck is one HTML file that needs no network: arrow keys and space turn pages, and the browser's
 print dialog makes a PDF with a page per slide.
@@ -83,6 +83,13 @@ addEventListener("beforeprint", () => {{
   document.querySelectorAll("details").forEach((d) => {{ d.open = true; }});
   fitAll();
 }});
+// Columns of words are read from the left; only numbers are set to the right.
+document.querySelectorAll("td").forEach((cell) => {{
+  if (!/[A-Za-z]{{3}}/.test(cell.textContent)) return;
+  for (const row of cell.closest("table").rows) {{
+    row.cells[cell.cellIndex]?.style.setProperty("text-align", "left");
+  }}
+}});
 function turn(step) {{
   const here = slides.findIndex((s) => s.getBoundingClientRect().bottom > innerHeight / 2);
   const next = slides[Math.min(Math.max(here + step, 0), slides.length - 1)];
@@ -93,6 +100,10 @@ const KEYS = {{ ArrowRight: 1, ArrowDown: 1, PageDown: 1, " ": 1, ArrowLeft: -1,
   PageUp: -1 }};
 addEventListener("keydown", (event) => {{
   if (event.target.closest("summary, a")) return;
+  if (event.key === "Enter") {{
+    const page = slides.find((s) => s.getBoundingClientRect().bottom > innerHeight / 2);
+    page.querySelectorAll("details").forEach((d) => {{ d.open = !d.open; }});
+  }}
   if (event.key in KEYS) {{ event.preventDefault(); turn(KEYS[event.key]); }}
 }});
 </script>
@@ -109,7 +120,12 @@ def for_the_room(text: str) -> str:
     text = "\n\n".join([text, *(line for line in still_open if line not in text)])
     kept = re.compile(r"#|\$\$|\||[-*] |\d+\. |!\[|```")
     blocks = re.split(r"\n{2,}", text.strip())
-    return "\n\n".join(block for block in blocks if kept.match(block) or "**" in block)
+    return "\n\n".join(
+        block
+        for block, after in zip(blocks, [*blocks[1:], ""], strict=True)
+        # The text before a formula says what its letters are.
+        if kept.match(block) or "**" in block or ("$" in block and after.startswith("$$"))
+    )
 
 
 def slides(notebook: nbformat.NotebookNode) -> list[list[nbformat.NotebookNode]]:
