@@ -52,17 +52,16 @@ def fit(config: TrainConfig, *, progress: bool = True) -> Run:
     if not isinstance(config, TrainConfig):
         raise SobookError(f"fit takes a TrainConfig, not {type(config).__name__}.")
     run = run_folder.find(config) or Run(config.folder(), config)
-    copies = Mirror(run)
     if run.finished:
-        copies.keep()
+        Mirror(run).keep()  # where the last copy failed
         return run
     with distributed.plain_errors(run.path):
         processes = distributed.join(config)
         # What cannot work fails here, before there is a folder.
-        training = FineTuning(run, processes, copies)
+        training = FineTuning(run, processes)
         with run_folder.held(run.path) if processes.is_main else contextlib.nullcontext():
             if processes.is_main:
-                copies.restore()
+                training.copies.restore()
                 run_folder.create(config)
             processes.wait()
             if not run.finished:  # else another program has trained it meanwhile
@@ -75,9 +74,10 @@ def fit(config: TrainConfig, *, progress: bool = True) -> Run:
 class FineTuning:
     """A run while it trains: its data, the trainer, and what it writes down."""
 
-    def __init__(self, run: Run, processes: Processes, copies: Mirror):
+    def __init__(self, run: Run, processes: Processes):
         config = run.config
-        self.run, self.config, self.processes, self.copies = run, config, processes, copies
+        self.run, self.config, self.processes = run, config, processes
+        self.copies = Mirror(run)
         torch.manual_seed(config.seed)  # the same start on every process
         plan = make_plan(config, processes.device)
         self.encoder, self.steps_per_epoch = plan.encoder, plan.data.batches
