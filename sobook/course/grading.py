@@ -21,8 +21,10 @@ from sobook.errors import SobookError
 
 _NO_VERDICT = "not checked: the cell with exercises.check was removed, or never reached."
 # Of the environment, students' code sees nothing else.
-_KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "SOBOOK_MODE")
-_KEPT_VARIABLES += ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "SOBOOK_WORKSHEET_SALT")
+_KEPT_VARIABLES = (
+    *("PATH", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"),
+    *("SOBOOK_MODE", "SOBOOK_WORKSHEET_SALT"),
+)
 
 
 @dataclass(frozen=True)
@@ -222,12 +224,12 @@ def _run(notebook, timeout: float) -> str | None:
             # Through files, not TCP, which other users of the machine could listen to.
             config=Config(ConnectionFileMixin={"transport": "ipc", "ip": f"{sockets}/kernel"}),
         )
-        client.create_kernel_manager()
+        manager = client.create_kernel_manager()
         out_of_time = threading.Event()
 
         def end() -> None:
             out_of_time.set()
-            if process := getattr(client.km.provisioner, "process", None):
+            if process := getattr(manager.provisioner, "process", None):
                 process.kill()
 
         timer = threading.Timer(timeout, end)
