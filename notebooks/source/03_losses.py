@@ -108,9 +108,11 @@ def draw(axis, title, arrow=None, x=x, vectors=None, owner=None):
         axis.scatter(*x[y == c].T, c=color, marker=marker, s=75, zorder=3)
     axis.text(*(1.12 * x[STRAY]), "stray", va="center")
     for start, step in zip(x.tolist(), shares(arrow), strict=True):
-        if np.hypot(*step) > 0.03:
+        if (length := np.hypot(*step)) > 0.03:
             style = {"arrowstyle": "-|>", "lw": 2, "color": "#222222"}
-            style |= {"shrinkA": 0, "shrinkB": 0, "mutation_scale": 13}
+            # A short arrow gets a small head: its point has to stay visible.
+            head = np.clip(60 * length, 5, 13)
+            style |= {"shrinkA": 0, "shrinkB": 0, "mutation_scale": head}
             end = np.add(start, step)
             axis.annotate("", end, start, arrowprops=style, zorder=4)
     axis.set(xlim=(-1.2, 1.6), ylim=(-1.15, 1.4), aspect="equal")
