@@ -124,8 +124,9 @@ def picture(rows: pd.DataFrame) -> Figure:
             face = "white" if row["verdict"].startswith("no ") else color
             axis.hlines(y, row["low"], row["high"], color=color, lw=2.4)
             axis.plot(row["difference"], y, marker, color=color, mfc=face, mew=1.8, ms=8)
-            axis.text(1.01, y, f"{row['difference']:+.3f}".replace("-", "−"), va="center", fontsize=11,
-                      transform=axis.get_yaxis_transform())  # fmt: skip
+            number = f"{row['difference']:+.3f}".replace("-", "−")
+            place = axis.get_yaxis_transform()
+            axis.text(1.01, y, number, va="center", fontsize=11, transform=place)
             told.append(f"{row['label']} {row['difference']:+.3f}")
         axis.set_xscale("symlog", linthresh=0.02, linscale=1.5)
         ticks = [-0.3, -0.1, -0.02, -0.01, 0, 0.01, 0.02, 0.1, 0.3]
