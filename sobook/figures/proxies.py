@@ -62,7 +62,7 @@ def proxy_heatmaps(
         first, second = sets
         panels[f"{second} − {first}"] = panels[second] - panels[first]
 
-    figure = new_figure(4.2 * len(panels) + 1.2, 4.7 + 0.3 * (groups is not None))
+    figure = new_figure(4.2 * len(panels) + 1.2, 5.2 + 0.3 * (groups is not None))
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     _draw_cells(figure, axes, panels)
     for axis, name in zip(axes, panels, strict=True):

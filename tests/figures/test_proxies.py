@@ -182,3 +182,13 @@ def test_attribute_lens_finds_what_was_put_in(rng):
     assert "ρ = +1.00" in figures.alt_text(figure)
     with pytest.raises(ValueError, match=r"must both be \(C, C\)"):
         figures.attribute_lens(proxies, shared[:3, :3])
+
+
+@pytest.mark.parametrize("panels", [1, 2, 3])
+def test_titles_of_heatmaps_lie_within_the_figure(panels):
+    rng = np.random.default_rng(0)
+    sets = {f"panel {i}": rng.standard_normal((40, 128)) for i in range(panels)}
+    figure = figures.proxy_heatmaps(sets)
+    figure.canvas.draw()
+    tops = [axis._left_title.get_window_extent().y1 for axis in figure.axes[:panels]]
+    assert max(tops) <= figure.bbox.y1
