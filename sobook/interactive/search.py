@@ -148,9 +148,11 @@ class Index:
                 picture, ``embed_picture(encoder, picture)[None]``.
 
         Returns:
-            One row per query. `nearness` and `share` are explained at `Calibration`; `nothing` is
-            True where there is nothing like the query; `name` is the class that got the vote, and
-            `chance` how often such a vote was right among the known pictures.
+            One row per query. `nearness` and `share` are explained at `Calibration`; `stranger` is
+            True where the query is near enough and a stranger is nearer than any picture of the
+            index; `nothing` where there is nothing like the query, for that or for its nearness;
+            `name` is the class that got the vote, and `chance` how often such a vote was right
+            among the known pictures.
 
         Raises:
             SobookError: another encoder's embeddings, or an index without calibration.
@@ -165,12 +167,14 @@ class Index:
         winner, share = _vote(names[indices])
         strange, _ = nearest_neighbors(queries, 1, gallery=self.calibration.strangers)  # (B, 1)
         nearness = similarities.mean(1)
+        far = nearness < self.calibration.threshold
+        stranger = ~far & (strange[:, 0] > similarities[:, 0])
         slope, intercept = self.calibration.chance
         return pd.DataFrame(
             {
                 "nearness": nearness,
-                "nothing": (nearness < self.calibration.threshold)
-                | (strange[:, 0] > similarities[:, 0]),
+                "stranger": stranger,
+                "nothing": far | stranger,
                 "name": winner,
                 "share": share,
                 "chance": 1 / (1 + np.exp(-(slope * share + intercept))),
@@ -221,6 +225,8 @@ def calibrate(
 def sentence(judged: pd.Series) -> str:
     """One row of `Index.judge` in words."""
     if judged["nothing"]:
+        if judged["stranger"]:
+            return "nothing like this here (nearer to a picture of nothing than to any of these)"
         return f"nothing like this here (nearness {judged['nearness']:.3f})"
     if not np.isfinite(judged["chance"]):
         return f"there is something like this here (nearness {judged['nearness']:.3f})"

@@ -172,6 +172,17 @@ def test_a_judgment_is_one_sentence(judging):
     assert search.sentence(judged.iloc[1]).startswith("nothing like this here (nearness ")
 
 
+def test_a_picture_of_nothing_that_is_near_is_refused_for_its_own_reason(judging):
+    index, centers, strangers = judging
+    between = centers[2:3] + 1.2 * strangers[:1]  # as near as any, and nearer to a stranger
+    between = (between / np.linalg.norm(between)).astype(np.float32)
+    calibration = dataclasses.replace(index.calibration, threshold=-1.0)
+    loose = dataclasses.replace(index, calibration=calibration)
+    judged = loose.judge(between).iloc[0]
+    assert judged["stranger"] and judged["nothing"]
+    assert "nearer to a picture of nothing" in search.sentence(judged)
+
+
 def test_the_calibration_survives_saving_and_old_files_have_none(judging, tmp_path):
     index = judging[0]
     again = search.Index.load(index.save(tmp_path / "i.npz"))
