@@ -15,6 +15,7 @@ import inspect
 import json
 import math
 import os
+import platform
 import resource
 import statistics
 import subprocess
@@ -209,7 +210,9 @@ def main() -> None:
                     raise SystemExit(done.stderr)
                 runs[name].append(json.loads(done.stdout.splitlines()[-1]))
     table = {name: summary(name, found, given.wanted) for name, found in runs.items()}
-    text = json.dumps({"epochs": given.epochs, "wanted": given.wanted, "peers": table}, indent=1)
+    facts = {"epochs": given.epochs, "rounds": given.rounds, "wanted": given.wanted}
+    facts["machine"] = f"{os.cpu_count()} CPU cores, {platform.machine()}, one thread each"
+    text = json.dumps({**facts, "peers": table}, indent=1, ensure_ascii=False)
     print(text)
     if given.out:
         given.out.write_text(text + "\n", encoding="utf-8")
