@@ -32,13 +32,15 @@ from sobook.course import setup
 
 session = setup()
 # %%
+import base64
 import dataclasses
+import html
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
 import torch.nn.functional as F
-from IPython.display import Image, display
+from IPython.display import HTML
 
 from sobook import figures, files
 from sobook.course import exercises
@@ -400,19 +402,19 @@ guess = predict("09.g", None, choices=STEPS, order=True)
 ladder = report.committed("ladder")
 tuned = ladder[ladder["panel"].str.startswith("fine-tuned")]
 steps = tuned.set_index("label")["difference"]
-reveal(
-    ladder.round(3).set_index("label"),
-    prediction=guess,
-    truth=[label for label in steps.index if label in STEPS],  # largest first
-)
 alt = "; ".join(
     f"{row.label} {row.difference:+.3f}" for row in ladder.itertuples()
 )
-display(
-    Image(
-        files.shipped("results/ladder.png"),
-        alt=f"Effects on Recall@1: {alt}.",
-    )
+data = base64.b64encode(files.shipped("results/ladder.png").read_bytes())
+picture = HTML(
+    f'<img alt="Effects on Recall@1: {html.escape(alt)}." width="900" '
+    f'style="max-width: 100%" src="data:image/png;base64,{data.decode()}">'
+)
+reveal(
+    picture,
+    ladder.round(3).set_index("label"),
+    prediction=guess,
+    truth=[label for label in steps.index if label in STEPS],  # largest first
 )
 
 # %% [markdown]
