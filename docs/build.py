@@ -107,14 +107,14 @@ def peers_table() -> str:
         cells = [_spread(value) for value in row.values()]
         ratio = row["seconds in all"]["median"] / first
         lines.append(f"| {name} | {' | '.join(cells)} | {ratio:.2f} |")
-    note = f"{found['epochs']} epochs, {found['rounds']} rounds; wanted: {found['wanted']:g}."
+    note = f"{found['epochs']} epochs, {found['rounds']} rounds."
     return "\n".join(lines) + f"\n\nMedian [least, most]. {note} Machine: {found['machine']}."
 
 
-def _spread(value: dict | int | None) -> str:
+def _spread(value: dict | int) -> str:
     if isinstance(value, dict):
         return f"{value['median']:g} [{value['least']:g}, {value['most']:g}]"
-    return "not reached" if value is None else str(value)
+    return str(value)
 
 
 def study_table(one: study.Study, result: pd.DataFrame) -> str:

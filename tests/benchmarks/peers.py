@@ -5,15 +5,13 @@
 All fine-tune the micro DeiT on the aviary with Proxy Anchor, with the same rates, batches, schedule
 and number of epochs, and evaluate the test species after each epoch. The pictures lie on disk as
 PNG; sobook keeps them decoded, the others read them as their libraries do. Rounds are interleaved,
-and one thread is used by each. Measured: seconds in all and until Recall@1 reaches a value
-(imports, reading and evaluation included), the largest resident memory, and the lines that a user
-writes.
+and one thread is used by each. Measured: seconds in all (imports, reading and evaluation
+included), the largest resident memory, Recall@1 at the end, and the lines that a user writes.
 """
 
 import argparse
 import inspect
 import json
-import math
 import os
 import platform
 import resource
@@ -162,16 +160,12 @@ def one(name: str, folder: Path, epochs: int) -> dict:
     import torch
 
     torch.set_num_threads(1)
-    start, times, recalls = time.perf_counter(), [], []
-
-    def report(recall: float) -> None:
-        times.append(time.perf_counter() - start)
-        recalls.append(round(float(recall), 4))
-
-    PEERS[name](folder, epochs, report)
+    start, recalls = time.perf_counter(), []
+    PEERS[name](folder, epochs, lambda recall: recalls.append(round(float(recall), 4)))
+    seconds = time.perf_counter() - start
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
-    return {"seconds": times, "recall_at_1": recalls, "peak_mb": memory / unit}
+    return {"seconds": seconds, "recall_at_1": recalls, "peak_mb": memory / unit}
 
 
 def lines_of(name: str) -> int:
@@ -184,7 +178,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--wanted", type=float, default=0.55, help="Recall@1 to reach")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", choices=PEERS)
     parser.add_argument("--folder", type=Path)
@@ -209,8 +202,8 @@ def main() -> None:
                 if done.returncode:
                     raise SystemExit(done.stderr)
                 runs[name].append(json.loads(done.stdout.splitlines()[-1]))
-    table = {name: summary(name, found, given.wanted) for name, found in runs.items()}
-    facts = {"epochs": given.epochs, "rounds": given.rounds, "wanted": given.wanted}
+    table = {name: summary(name, found) for name, found in runs.items()}
+    facts = {"epochs": given.epochs, "rounds": given.rounds}
     facts["machine"] = f"{os.cpu_count()} CPU cores, {platform.machine()}, one thread each"
     text = json.dumps({**facts, "peers": table}, indent=1, ensure_ascii=False)
     print(text)
@@ -218,7 +211,7 @@ def main() -> None:
         given.out.write_text(text + "\n", encoding="utf-8")
 
 
-def summary(name: str, runs: list[dict], wanted: float) -> dict:
+def summary(name: str, runs: list[dict]) -> dict:
     """Medians and ranges over the rounds."""
 
     def spread(values: list[float]) -> dict[str, float]:
@@ -228,15 +221,8 @@ def summary(name: str, runs: list[dict], wanted: float) -> dict:
             "most": round(max(values), 2),
         }
 
-    def reached(run: dict) -> float:
-        pairs = zip(run["seconds"], run["recall_at_1"], strict=True)
-        return next((seconds for seconds, recall in pairs if recall >= wanted), math.inf)
-
-    whole = [run["seconds"][-1] for run in runs]
-    until = [reached(run) for run in runs]
     return {
-        "seconds in all": spread(whole),
-        "seconds until wanted": spread(until) if math.isfinite(max(until)) else None,
+        "seconds in all": spread([run["seconds"] for run in runs]),
         "peak memory in MB": spread([run["peak_mb"] for run in runs]),
         "Recall@1 at the end": spread([run["recall_at_1"][-1] for run in runs]),
         "lines": lines_of(name),
