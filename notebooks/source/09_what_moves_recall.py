@@ -23,7 +23,7 @@
 #
 # **Before you start** Notebooks 04 to 08. From statistics: a paired difference and its interval.
 #
-# **Time** About a minute and a half on a two-core laptop once the two runs of notebook 00 exist.
+# **Time** About half a minute on a two-core laptop.
 #
 # Sections ask before they show. Write your prediction in place of `None`, run the cell, then open the answer.
 
