@@ -526,7 +526,7 @@ reveal(*report.told("finetune_genus"))
 reveal(*report.told("baselines", rows=40))
 
 # %% [markdown]
-# Five ways to spread proxies (SO, double SO, coherence, RegularFace, uniformity), each tuned, and none differs from PA by more than .001 in Recall@1 (`baselines`; intervals of about ±.005 to ±.007). MultiSimilarity, which compares images with images, is level in Recall@1 and ahead in MAP@R, +.006. What the choice of $\alpha$ makes is larger than any of it: PA at α = 4, which the twelve validation classes preferred, is .017 *below* PA at α = 8. Validation classes can mislead, too.
+# Five ways to spread proxies (SO, double SO, coherence, RegularFace, uniformity), each tuned, and none differs from PA by more than .001 in Recall@1 (`baselines`; intervals of about ±.005 to ±.007; 120 epochs, and PA itself falls by .014 when it trains twice as long, so this is no resting point). MultiSimilarity, which compares images with images, is level in Recall@1 and ahead in MAP@R, +.006. What the choice of $\alpha$ makes is larger than any of it: PA at α = 4, which the twelve validation classes preferred, is .017 *below* PA at α = 8. Validation classes can mislead, too.
 #
 # A loss is not compared before its own parameter is tuned. And these are *heads on frozen features*: which loss is best there says little about which is best when the backbone learns. On photographs at 224 pixels, the question is even whether *any* head is better than the frozen features themselves:
 

@@ -418,7 +418,7 @@ reveal(
 )
 
 # %% [markdown]
-# In `ladder`: the encoder, and whether it is fine-tuned at all, are another order of magnitude than everything else. Below that, three fine-tuned seeds can tell hardly anything apart: two standard deviations of a seed are about ±.05, and an interval from three seeds is wider still. Batches of four images per class (−.083) come out of the band; epochs stay within, and so does SO. That *is* the finding: a paper that reports one run of each has reported the band. Where ten seeds are cheap, on heads, the band is ten times narrower, and two settings stand out, the scale and the epochs. SO does not.
+# In `ladder`: the encoder, and whether it is fine-tuned at all, are another order of magnitude than everything else. Below that, three fine-tuned seeds can tell hardly anything apart: two standard deviations of a seed are about ±.05, and an interval from three seeds is wider still. Batches of four images per class (−.083) come out of the band, though corrected for ten comparisons that is not shown either; epochs stay within, and so does SO. That *is* the finding: a paper that reports one run of each has reported the band. Where ten seeds are cheap, on heads, the band is ten times narrower, and two settings stand out, the scale and the epochs. SO does not.
 #
 # We had predicted that epochs, scale and peeking each move more than SO. Peeking does not (+.001: with 16 epochs there are few looks to choose from, and they are alike), and for the others it is not shown.
 
