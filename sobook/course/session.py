@@ -10,21 +10,23 @@ import os
 import random
 import sys
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import timm
 import torch
 
 import sobook
-from sobook import files
+from sobook import files, training
 from sobook.errors import RunError, check_choice
-from sobook.training import run_folder
 from sobook.training.config import TrainConfig, run_key
-from sobook.training.estimate import Estimate, estimate
-from sobook.training.loop import fit
-from sobook.training.run_folder import Run
+
+# What trains is imported by the method that trains (`training` is lazy): timm and torchvision take
+# seconds, and the first pictures of a notebook need neither.
+if TYPE_CHECKING:
+    from sobook.training.estimate import Estimate
+    from sobook.training.run_folder import Run
 
 _MAX_THREADS = 8  # small images and small models gain nothing from more
 _DPI = 88  # keeps a notebook with all its figures below 1 MB
@@ -68,7 +70,7 @@ class Session:
         here = {"seed": self.seed, "precision": precision, "workers": workers}
         return TrainConfig.recipe("cub200", **{**here, **changes})
 
-    def fit(self, config: TrainConfig, *, retrain: bool = False) -> Run:
+    def fit(self, config: TrainConfig, *, retrain: bool = False) -> "Run":
         """The run of these settings: shipped with the course, found here, or trained now.
 
         The two runs of notebook 00 are shipped, so that every notebook opens with its result.
@@ -81,7 +83,8 @@ class Session:
         Raises:
             RunError: a shipped file is not what it was when sobook was released.
         """
-        if not retrain and not os.environ.get("SOBOOK_RETRAIN") and run_folder.find(config) is None:
+        retrain = retrain or bool(os.environ.get("SOBOOK_RETRAIN"))
+        if not retrain and training.run_folder.find(config) is None:
             key, manifest = run_key(config), files.shipped("quick_runs/manifest.json")
             for name, entry in json.loads(manifest.read_text(encoding="utf-8")).items():
                 if entry["run_key"] == key:
@@ -89,21 +92,21 @@ class Session:
                         f"{name}: the shipped run. Retrain it yourself: "
                         "session.fit(config, retrain=True), two minutes on two cores."
                     )
-                    return Run(_verified(manifest.with_name(name), entry["sha256"]), config)
-        return fit(config)
+                    folder = _verified(manifest.with_name(name), entry["sha256"])
+                    return training.Run(folder, config)
+        return training.fit(config)
 
-    def estimate(self, config: TrainConfig, images: int, *, steps: int = 3) -> Estimate:
+    def estimate(self, config: TrainConfig, images: int, *, steps: int = 3) -> "Estimate":
         """What a run will need, from a few steps: see `sobook.training.estimate`."""
-        return estimate(config, images, steps=steps)
+        return training.estimate.estimate(config, images, steps=steps)
 
     def __str__(self) -> str:
         where = f"CPU, {torch.get_num_threads()} threads"
         if self.device == "cuda":
             where = torch.cuda.get_device_name()
-        return (
-            f"sobook {sobook.__version__} · torch {torch.__version__} · timm {timm.__version__}"
-            f" · {self.mode} mode · {where} · seed {self.seed}"
-        )
+        versions = f"torch {torch.__version__} · timm {metadata.version('timm')}"
+        how = f"{self.mode} mode · {where} · seed {self.seed}"
+        return f"sobook {sobook.__version__} · {versions} · {how}"
 
 
 def setup(seed: int = 0) -> Session:

@@ -1,12 +1,14 @@
 """What notebooks do first, and what they say before a long run."""
 
 import shutil
+import subprocess
 import sys
 import types
 from pathlib import Path
 
 import matplotlib
 import pytest
+import torch
 
 from sobook import files, geometry
 from sobook.course import setup
@@ -47,12 +49,37 @@ def test_a_mode_is_quick_or_full(monkeypatch):
         setup()
 
 
+@pytest.mark.parametrize("native, precision", [(True, "bfloat16"), (False, "float16")])
+def test_full_mode_takes_the_precision_that_the_gpu_computes_in(monkeypatch, native, precision):
+    """A T4 only emulates bfloat16. What a GPU would answer is made up: it needs none."""
+
+    def supported(including_emulation=True):
+        return native or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    session = Session("full", "cuda", Path("data"), seed=0)
+    assert session.config().precision == precision and "Tesla T4" in str(session)
+
+
 def test_settings_are_checked_with_the_near_match():
     session = Session("quick", "cpu", Path("data"), seed=0)
     with pytest.raises(SobookError, match="unknown setting 'epoch'.*Did you mean 'epochs'"):
         session.config(epoch=3)
     with pytest.raises(SobookError, match="seed is -1"):
         setup(seed=-1)
+
+
+def test_first_pictures_wait_for_nothing_that_trains():
+    """timm and torchvision take seconds to import; the birds of notebook 00 need neither."""
+    code = (
+        "import sys; from sobook.course import setup; setup()\n"
+        "from sobook import figures; from sobook.aviary import species\n"
+        "figures.contact_sheet([species.draw(species.species(2)[0], 0)], ['a']).encoded()\n"
+        "print(sorted({'timm', 'torchvision', 'sklearn', 'faiss'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def quick(tmp_path, monkeypatch) -> Session:
