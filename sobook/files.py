@@ -174,11 +174,12 @@ def unwritable(file: Path, error: Exception) -> SobookError:
 
 
 @contextlib.contextmanager
-def lock(file: Path, *, waiting: str = "waiting for another process.") -> Iterator[None]:
+def lock(file: Path, *, waiting: str = "waiting for another process.") -> Iterator[int]:
     """Hold a lock file; whoever else wants it waits, after printing `waiting` to stderr.
 
-    The lock falls with the process that holds it, however that one ends. On a file system without
-    locks, as some network drives are, nothing is locked, and a warning says so.
+    The lock falls with the process that holds it, however that one ends, and with those that
+    inherit the descriptor, which is yielded. On a file system without locks, as some network
+    drives are, nothing is locked, and a warning says so.
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -195,7 +196,7 @@ def lock(file: Path, *, waiting: str = "waiting for another process.") -> Iterat
     except OSError as error:
         raise unwritable(file, error) from None
     try:
-        yield
+        yield held
     finally:
         os.close(held)
 

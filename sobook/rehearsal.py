@@ -223,7 +223,8 @@ def rehearse(
         raise SobookError(f"fraction is {fraction}: it must be above 0 and at most 1.")
     root = root.expanduser().absolute() / name
     splits = counts(name, fraction)
-    with files.lock(root / ".lock", waiting=f"{root} is being rehearsed: waiting."):
+    waiting = f"{root} is being rehearsed, or a command of a killed rehearsal still runs: waiting."
+    with files.lock(root / ".lock", waiting=waiting) as held:
         record = _read_record(root, name, fraction)
         for stage, (command, images) in _stages(name, root, splits).items():
             done = record["stages"].setdefault(stage, {"attempts": 0, "disk_before": _disk(root)})
@@ -235,7 +236,7 @@ def rehearse(
             say(stage)
             began = time.perf_counter()
             if command:
-                done |= _run(command, root)
+                done |= _run(command, root, held)
             else:
                 draw(name, root, fraction)
                 done |= _usage(resource.getrusage(resource.RUSAGE_SELF))
@@ -290,15 +291,20 @@ def _read_record(root: Path, name: str, fraction: float) -> dict[str, Any]:
     return found
 
 
-def _run(command: list[str], root: Path) -> dict[str, Any]:
-    """Run a command to its end; what it took. What it prints goes into the log."""
+def _run(command: list[str], root: Path, held: int) -> dict[str, Any]:
+    """Run a command to its end; what it took. What it prints goes into the log.
+
+    The command inherits the lock `held`: should only we be killed, the next rehearsal waits for it.
+    """
     files.remove(root / "hub")  # of an export that was cut off before it was written down
     log = root / "rehearsal.log"
     environment = {**os.environ, "SOBOOK_DATA": str(root)}
     with open(log, "a", encoding="utf-8") as file:
         file.write(f"\n$ {shlex.join(command)}\n")
         file.flush()
-        process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+        process = subprocess.Popen(
+            command, stdout=file, stderr=file, env=environment, pass_fds=[held]
+        )
         try:
             # Not process.wait(): the peak of this one child is asked for.
             _, status, usage = os.wait4(process.pid, 0)
@@ -341,7 +347,7 @@ def table(record: dict[str, Any]) -> str:
     """The stages as Markdown."""
     lines = [
         f"{record['note']}; retrieval numbers made from it say nothing of {record['benchmark']}.",
-        f"Measured on {record['cores']} cores. A stage that was interrupted has the seconds of its "
+        f"Cores: {record['cores']}. A stage that was interrupted has the seconds of its "
         "last attempt.",
         "",
         "| stage | seconds | of all cores | images/s | peak memory, MB | disk, MB | attempts |",

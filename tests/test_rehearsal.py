@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sobook import cli, rehearsal
+from sobook import cli, files, rehearsal
 from sobook.data import benchmarks, image_sets
 from sobook.errors import DatasetError, SobookError
 from sobook.interactive import explorer
@@ -28,7 +29,7 @@ def in_process(monkeypatch):
     """Commands run in this process, which has loaded all they need; returns those that ran."""
     ran = []
 
-    def run(command, root):
+    def run(command, root, held):
         monkeypatch.setenv("SOBOOK_DATA", str(root))
         words = command[3:] if command[1] == "-m" else []
         ran.append(words[:1] + ["--dry-run"] * ("--dry-run" in words))
@@ -130,7 +131,7 @@ def test_every_command_runs_and_every_report_says_stand_in(
 def test_stopped_in_a_command_it_resumes_with_that_command(tmp_path, monkeypatch):
     ran, stops = [], ["evaluate, frozen", "compare"]
 
-    def run(command, root):
+    def run(command, root, held):
         ran.append(next(stage for stage, one in stages.items() if one.command == command))
         if ran[-1] in stops:
             stops.remove(ran[-1])
@@ -155,7 +156,42 @@ def test_stopped_in_a_command_it_resumes_with_that_command(tmp_path, monkeypatch
 def test_a_command_that_fails_is_named_with_its_last_line(tmp_path):
     command = [sys.executable, "-m", "sobook", "prepare", "aviarry"]
     with pytest.raises(SobookError, match=r"prepare aviarry failed: .*Did you mean 'aviary'"):
-        rehearsal._run(command, tmp_path)
+        rehearsal._run(command, tmp_path, os.open(tmp_path, os.O_RDONLY))
+
+
+ALONE = """
+import sys
+from pathlib import Path
+from sobook import files, rehearsal
+
+root = Path(sys.argv[1])
+command = [sys.executable, "-c", "import time; print(1, flush=True); time.sleep(60)"]
+with files.lock(root / ".lock") as held:
+    rehearsal._run(command, root, held)
+"""
+
+
+def test_a_command_whose_rehearsal_was_killed_keeps_the_lock(tmp_path):
+    """Else the next rehearsal would start the same command beside it."""
+    process = subprocess.Popen([sys.executable, "-c", ALONE, str(tmp_path)], start_new_session=True)
+    log = tmp_path / "rehearsal.log"
+    try:
+        while not log.exists() or "1\n" not in log.read_text():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.kill()
+        process.wait()
+        with files.try_lock(tmp_path / ".lock") as free:
+            assert not free
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # the command
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        with files.try_lock(tmp_path / ".lock") as free:
+            if free:
+                return
+        time.sleep(0.05)
+    pytest.fail("the lock outlives the command")
 
 
 CODE = "import sys; from sobook import rehearsal; from pathlib import Path; "
