@@ -155,7 +155,8 @@ def headline(study: Study, table: pd.DataFrame) -> str:
     if len(family):
         main = family["metric"] == study.metric
         said = [f"{len(family)} comparisons, corrected together (Holm)"]
-        for name, part in ((study.metric, family[main]), ("other metrics", family[~main])):
+        metric = figures.in_words(study.metric)
+        for name, part in ((metric, family[main]), ("other metrics", family[~main])):
             if len(part):
                 counts = part["verdict"].value_counts()
                 kinds = ("higher", "lower", "no difference shown")
@@ -302,9 +303,9 @@ def markdown(study: Study, table: pd.DataFrame, facts: dict[str, Any]) -> str:
     if found := headline(study, table):
         sections.append(f"**Found:** {found}")
     sections += [
-        f"Metric: {study.metric}, mean over seeds with its 95 % t interval. Baseline: "
-        f"{study.baseline or 'none'}. Differences are paired by seed, with their 95 % t interval "
-        "over seeds; p is from a paired t test, p_holm corrects it for the family (Holm).",
+        f"Metric: {figures.in_words(study.metric)}, mean over seeds with its 95 % t interval. "
+        f"Baseline: {study.baseline or 'none'}. Differences are paired by seed, with their 95 % t "
+        "interval over seeds; p is from a paired t test, p_holm corrects it for the family (Holm).",
         f"Fixed: {fixed}. Everything else: the trainer's defaults.",
         _table(_with_frozen(study, result)),
     ]
