@@ -563,7 +563,7 @@ gallery(
 # L_i = -\log\frac{e^{-d^2(x_i,\,p_{y_i})}}{\sum_{c\ne y_i}e^{-d^2(x_i,\,p_c)}}
 # $$
 #
-# Y. Movshovitz-Attias et al., [No Fuss Distance Metric Learning using Proxies](https://arxiv.org/abs/1703.07464), ICCV 2017. **ProxyNCA++** keeps the own proxy in the denominator, like any softmax, and divides the squared distances by a low temperature, $T = 1/9$ in the paper. E. W. Teh, T. DeVries and G. Taylor, [ProxyNCA++](https://arxiv.org/abs/2004.01113), ECCV 2020, who also raise the proxies' learning rate and pool by maximum. The library's `ProxyNCALoss` has the own proxy in the denominator, too; its `softmax_scale` is $1/T$.
+# Y. Movshovitz-Attias et al., [No Fuss Distance Metric Learning using Proxies](https://arxiv.org/abs/1703.07464), ICCV 2017. **ProxyNCA++** keeps the image's own proxy in the denominator, like any softmax, and divides the squared distances by a low temperature, $T = 1/9$ in the paper. E. W. Teh, T. DeVries and G. Taylor, [ProxyNCA++](https://arxiv.org/abs/2004.01113), ECCV 2020, who also raise the proxies' learning rate and pool by maximum. The library's `ProxyNCALoss` has it in the denominator, too; its `softmax_scale` is $1/T$.
 #
 # ### Exercise 3 · Derive, then check
 #
@@ -856,11 +856,11 @@ exercises.check("03.4", fair_gain)
 #
 # </details>
 #
-# **3.** The original ProxyNCA leaves the own proxy out of the denominator. Can its loss be negative? What does that do to images that are already well placed?
+# **3.** The original ProxyNCA leaves the image's own proxy out of the denominator. Can its loss be negative? What does that do to images that are already well placed?
 #
 # <details><summary>Answer</summary>
 #
-# Yes: with the own proxy nearer than all others, the fraction exceeds 1 and its negative logarithm is below 0. The gradient does not fade as an image becomes right; it is pulled towards its proxy and away from the others for as long as distances can change. With the own proxy in the denominator the loss stops at 0 and the image is left alone.
+# Yes: with its own proxy nearer than all others, the fraction exceeds 1 and its negative logarithm is below 0. The gradient does not fade as an image becomes right; it is pulled towards its proxy and away from the others for as long as distances can change. With it in the denominator the loss stops at 0 and the image is left alone.
 #
 # </details>
 #

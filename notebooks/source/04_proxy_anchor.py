@@ -803,7 +803,7 @@ def describe_toy(toy):
     moved = (F.normalize(toy["before"][1], dim=1) - proxies).norm(dim=1)
     return {
         "loss": toy["losses"][-1],
-        "cosine to the own proxy": own.mean().item(),
+        "cosine to its own proxy": own.mean().item(),
         "to the nearest other": other.mean().item(),
         "points nearest to their own": (own > other).float().mean().item(),
         "largest cosine of two proxies": geometry.off_diagonal(
@@ -1079,7 +1079,7 @@ axis.hist(
     histtype="step",
     lw=2.4,
     color=figures.COLORS["relevant"],
-    label="to the own proxy",
+    label="to its own proxy",
 )
 for place, name in ((-config.margin, "−δ"), (config.margin, "δ")):
     axis.axvline(place, color="#222222", ls=":", lw=1.6)

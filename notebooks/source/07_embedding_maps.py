@@ -132,7 +132,7 @@ reveal(
 )
 
 # %% [markdown]
-# Colors are genera, fifty species being too many for colors; the inset on the right shows one genus again, enlarged. There, the same colors stand for its species instead:
+# Colors are genera, fifty species being too many for colors; below each map, the part in the frame is enlarged, and one genus shown by species: each has a shape and a color of its own there, which have nothing to do with the genera above:
 
 # %%
 largest = int(np.bincount(genus_of[test.labels]).argmax())
@@ -141,7 +141,7 @@ by_genus = {"class_names": genera, "inset": inset}
 figures.embedding_maps(spaces, genus_of[test.labels], method="pca", **by_genus)
 
 # %% [markdown]
-# Look for one color and ask whether it is alone in its place; then, in the inset, whether a species is. Mostly it is not: you could hardly retrieve anything by looking, although the nearest neighbor in the full space is right far more often, as section 1 printed. The plane is honest and too small. What overlaps here is the shadow; in other directions the classes are apart. How many other directions is a question of its own, and the answer is not $D$:
+# Look for one color and ask whether it is alone in its place; then, in the enlarged part, whether a species is. Mostly it is not: you could hardly retrieve anything by looking, although the nearest neighbor in the full space is right far more often, as section 1 printed. The plane is honest and too small. What overlaps here is the shadow; in other directions the classes are apart. How many other directions is a question of its own, and the answer is not $D$:
 #
 # ### Exercise 1 · Warm-up: how many directions?
 #
@@ -194,7 +194,7 @@ exercises.check("07.1", directions_for)
 figures.embedding_maps(spaces, genus_of[test.labels], **by_genus)
 
 # %% [markdown]
-# Each model has its own map, fitted on its own; the same place in both means nothing. What may be compared: whether a color forms one island or several, whether islands touch, how many stray points sit in a foreign color. Islands here are genera; what a search has to tell apart, species, shows in the inset only.
+# Each model has its own map, fitted on its own; the same place in both means nothing. What may be compared: whether a color forms one island or several, whether islands touch, how many stray points sit in a foreign color. Islands here are genera; what a search has to tell apart, species, shows in the enlarged part only.
 #
 # It is tempting to go on and say which model is better. Resist for a section.
 

@@ -267,7 +267,7 @@ reveal(
 #
 # <details><summary>Hint</summary>
 #
-# `np.std(differences, ddof=1) / np.sqrt(n)` is the standard error of the mean; t times that is half of the interval.
+# Two steps: the standard error, how far the mean of $n$ such differences scatters; then as many of these to each side as the factor says.
 #
 # </details>
 

@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
 from sobook import geometry
 from sobook.errors import SobookError, check_choice, plain
@@ -210,7 +211,8 @@ def embedding_maps(
         class_names: class → name.
         method, seed, n_neighbors: as in `project`.
         inset: one class, finer labels, (N,), such as the species where classes are genera, and a
-            title: the images of that class are drawn again, larger and colored by these labels.
+            title: below each map, the frame around that class is drawn again, larger and with
+            colors and shapes for these labels.
     """
     labels, proxies = as_array(labels).astype(int), proxies or {}
     if set(proxies) - set(embeddings):
@@ -224,10 +226,12 @@ def embedding_maps(
         hollow = ~np.isin(labels, proxy_labels)
     if not embeddings:
         raise SobookError("there is nothing to map: give embeddings of one model or more.")
-    figure = new_figure(6.2 * len(embeddings) + 2.4, 6.2)
-    axes = figure.subplots(1, len(embeddings), squeeze=False)[0]
+    heights = [1.0] if inset is None else [1.0, 0.45]
+    figure = new_figure(6.2 * len(embeddings) + 2.4, 6.2 * sum(heights))
+    panels = figure.subplots(len(heights), len(embeddings), squeeze=False, height_ratios=heights)
     alt = []
-    for axis, (name, points) in zip(axes, embeddings.items(), strict=True):
+    for column, (name, points) in zip(panels.T, embeddings.items(), strict=True):
+        axis = column[0]
         points = _checked(points, labels)
         stars = as_array(proxies[name]) if name in proxies else points[:0]
         union = np.concatenate([points, stars])
@@ -238,7 +242,7 @@ def embedding_maps(
         if len(stars):
             _draw_stars(axis, star_places, classes, styles)
         if inset is not None:
-            _draw_inset(axis, places, labels, *inset)
+            _draw_inset(axis, column[1], places, labels, *inset)
         trust = quality(points, places, n_neighbors=n_neighbors)
         axis.set_title(name, color=style.COLORS.get(name, _INK), weight="bold")
         used = neighbors_used(n_neighbors, len(union))
@@ -359,25 +363,28 @@ def _draw_points(axis: Axes, plane: np.ndarray, labels: np.ndarray, styles, holl
 
 
 def _draw_inset(
-    axis: Axes, plane: np.ndarray, labels: np.ndarray, group: int, finer, title: str
+    axis: Axes, box: Axes, plane: np.ndarray, labels: np.ndarray, group: int, finer, title: str
 ) -> None:
-    """The main part of a class once more, in a box at the right, colored by finer labels."""
+    """The main part of a class once more, in a box of its own, by finer labels."""
     mine, finer = labels == group, as_array(finer)
     if not mine.any():
         raise SobookError(f"the inset is of class {group}, and no image is of it.")
-    left, right = axis.get_xlim()
-    axis.set_xlim(left, right + 0.75 * (right - left))
-    box = axis.inset_axes((0.62, 0.27, 0.36, 0.46))
     # Around the member nearest to the others: a class may lie in several islands.
     apart = np.linalg.norm(plane[mine][:, None] - plane[mine], axis=2)
     center = np.median(apart, axis=1).argmin()
     middle, half = plane[mine][center], max(np.quantile(apart[center], 0.8), 1e-9)
+    spans = np.stack([middle - half, middle + half])
+    axis.update_datalim(spans)  # so that the frame lies inside the map
+    axis.autoscale_view()
+    axis.add_patch(Rectangle(spans[0], 2 * half, 2 * half, fc="none", ec=_INK, lw=1.2))
     shown = mine & (np.abs(plane - middle) <= half).all(axis=1)
-    _draw_points(box, plane[shown], finer[shown], class_styles(finer[mine]), ~shown[shown])
-    spans = [(m - half, m + half) for m in middle]
-    box.set(xlim=spans[0], ylim=spans[1])
-    box.set_title(title, fontsize=11)
-    axis.indicate_inset_zoom(box, edgecolor=_INK)
+    styles = {
+        c: (shade, "sv^DPX<>dp"[i % 10])  # shapes that no class on the map has
+        for i, (c, (shade, _)) in enumerate(class_styles(finer[mine]).items())
+    }
+    _draw_points(box, plane[shown], finer[shown], styles, ~shown[shown])
+    box.set(xlim=spans[:, 0], ylim=spans[:, 1], aspect="equal")
+    box.set_title(f"in the frame: {title}", fontsize=12)
 
 
 def _draw_stars(axis: Axes, plane: np.ndarray, classes: np.ndarray, styles) -> None:
@@ -387,7 +394,7 @@ def _draw_stars(axis: Axes, plane: np.ndarray, classes: np.ndarray, styles) -> N
     styled = np.isin(classes, list(styles))
     shades = [styles.get(c, (style.QUIET,))[0] for c in classes.tolist()]
     look: dict[str, Any] = {"facecolors": shades, "linewidths": np.where(styled, 1.0, 0.5)}
-    size = np.where(styled, 260, 70)
+    size = np.where(styled, 260 if len(plane) <= 12 else 120, 70)
     axis.scatter(x, y, s=size, marker="*", zorder=5, edgecolors=_INK, **look)
 
 

@@ -244,8 +244,12 @@ def test_the_inset_shows_one_class_by_finer_labels(rng):
     points = np.eye(3)[labels] + 0.1 * rng.normal(size=(60, 3))
     inset = (1, np.arange(60) // 5, "by species")
     figure = figures.embedding_maps({"PA": points}, labels, method="pca", inset=inset)
-    (box,) = figure.axes[0].child_axes
-    assert box.get_title() == "by species"
+    above, box = figure.axes
+    assert box.get_title() == "in the frame: by species"
+    (frame,) = above.patches
+    (left, right), (low, high) = above.get_xlim(), above.get_ylim()
+    assert left < frame.get_x() and frame.get_x() + frame.get_width() < right
+    assert low < frame.get_y() and frame.get_y() + frame.get_height() < high
     colors = {tuple(c) for dots in box.collections for c in dots.get_facecolors()}
     assert 2 <= len(colors) <= 4  # species of that class
     with pytest.raises(ValueError, match="class 7"):
