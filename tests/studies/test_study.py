@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import queue
 import time
 from dataclasses import field, fields, make_dataclass
 from pathlib import Path
@@ -184,6 +185,22 @@ def test_jobs_are_one_for_each_gpu_or_core(tiny_study, monkeypatch):
         for one in (heads, study.load(tiny_study)):
             study.run(one, progress=False)
     assert found == [6, 1, 4, 4]
+
+
+def test_workers_share_the_gpus_and_a_report_names_them(monkeypatch):
+    """What GPUs would answer is made up: it needs none."""
+    numbers, taken = queue.SimpleQueue(), []
+    for number in range(3):
+        numbers.put(number)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.set_device", taken.append)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Tesla T4")
+    monkeypatch.setattr("torch.set_num_threads", lambda _: None)
+    monkeypatch.setattr(files, "end_with_parent", lambda: None)
+    for _ in range(3):
+        study._start_worker(numbers, jobs=3)
+    assert taken == [0, 1, 0] and study._machine() == "Tesla T4"
 
 
 def test_a_study_that_is_not_there(tmp_path):

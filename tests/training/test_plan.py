@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections import namedtuple
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -128,6 +129,14 @@ class TestMachine:
         refuse(
             config, "a training step needs about .. MB of memory, and cpu has 4 MB: set chunk_size"
         )
+
+    def test_memory_of_a_gpu(self, monkeypatch):
+        """What a GPU would answer is made up: it needs none."""
+        there = SimpleNamespace(total_memory=3_000_000)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: there)
+        plan._check_memory(2_999_999, torch.device("cuda"))
+        with pytest.raises(SobookError, match="needs about 4 MB of memory, and cuda has 3 MB"):
+            plan._check_memory(4_000_000, torch.device("cuda"))
 
     def test_folders_that_cannot_be_written(self, config, tmp_path, monkeypatch):
         (tmp_path / "file").write_text("")
