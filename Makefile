@@ -3,6 +3,7 @@
 #   make PYTHON=python3.12 tutorial     chooses the Python that .venv is made from
 #   SOBOOK_MODE=full make tutorial      the GPU version of the course instead of the laptop's
 #   make tutorial RETRAIN=1             train the runs that are shipped with the course anew
+#   make CPU=1 tutorial                 PyTorch without CUDA: a fifth of the size, for machines without a GPU
 
 PYTHON ?= python3
 VENV := .venv
@@ -66,8 +67,10 @@ book-test: install ## open every page of the built site in headless Chromium
 decks: install ## slides of the executed notebooks, which need no network: build/decks/*.html
 	@$(PY) notebooks/decks.py
 
-bench: install ## measure the speed of the parts that matter
+bench: install ## hold speed against its goals, and write the numbers of the page Performance anew
 	@$(PY) -m pytest -o addopts= --timeout=0 tests/benchmarks
+	@for part in step cost several_processes "peers aviary"; do \
+	$(PY) -m tests.benchmarks.$$part || exit 1; done
 
 PROSE := README.md CONTRIBUTING.md CHANGELOG.md CITATION.cff paper docs notebooks sobook tests \
 	data/README.md data/benchmarks.toml data/recipes.toml data/studies
@@ -98,10 +101,12 @@ COMPILE := from sobook.figures import embeddings; import numpy; embeddings.proje
 
 # uv takes a quarter of pip's time. Where it does not get through (it does not read pip's settings, such
 # as a registry of one's own), pip does.
+# PyTorch without CUDA is found by uv alone, so there pip does not take over.
 EXTRAS := .[notebooks,dev]
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 INSTALL = { uv=$$(command -v uv || { $(PIP) uv && echo $(VENV)/bin/uv; }) && \
-	$$uv pip install --quiet --python $(PY) -e '$(EXTRAS)' || $(PIP) -e '$(EXTRAS)'; }
+	$$uv pip install --quiet --python $(PY) $(if $(CPU),--torch-backend cpu) -e '$(EXTRAS)' || \
+	$(if $(CPU),false,$(PIP) -e '$(EXTRAS)'); }
 
 # pip writes a package's INSTALLER file last: a package without one was interrupted half-way, and
 # removing its record makes pip install it again.
@@ -111,7 +116,7 @@ install: venv
 	for info in $(VENV)/lib/python*/site-packages/*.dist-info; do \
 		test -f "$$info/INSTALLER" || rm -rf "$$info"; \
 	done; \
-	echo "Installing sobook and what it needs into $(VENV): a few minutes, and on Linux up to 6 GB (README: 'CPU only')."; \
+	echo "Installing sobook and what it needs into $(VENV): a few minutes$(if $(CPU),,; on Linux up to 6 GB (README: 'CPU only'))."; \
 	{ $(INSTALL) && $(PY) -c '$(COMPILE)'; } || { \
 	echo "sobook: the installation failed, the reason is above; once it is fixed (often the network), the same command resumes here." >&2; exit 1; }; \
 	$(FINGERPRINT) > $(STAMP).new && mv $(STAMP).new $(STAMP); }
