@@ -5,16 +5,16 @@ the Colab badge as a link), writes the results page from the tables in ``data/re
 lab, and lets Jupyter Book build it. Nothing is executed. The site works from a file, offline.
 """
 
-import json
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import measured  # this and quiz lie beside this file
 import nbformat
 import pandas as pd
-import quiz  # beside this file
+import quiz
 
 from sobook.figures.style import alt_text
 from sobook.interactive import lab
@@ -28,7 +28,9 @@ RESULTS = ROOT / "data/results"
 def assemble(notebooks: Path, source: Path) -> None:
     """Put all that the book is made of into the folder `source`."""
     shutil.rmtree(source, ignore_errors=True)
-    skipped = shutil.ignore_patterns("build.py", "quiz.py", "quiz.toml", "__pycache__")
+    skipped = shutil.ignore_patterns(
+        "build.py", "measured.py", "quiz.py", "quiz.toml", "__pycache__"
+    )
     shutil.copytree(HERE, source, ignore=skipped)
     for picture in RESULTS.glob("*.png"):
         shutil.copy(picture, source / "_static")
@@ -38,7 +40,10 @@ def assemble(notebooks: Path, source: Path) -> None:
         text = re.sub(r"\{\{study (\w+)\}\}", lambda found: study_section(found[1]), text)
         (source / page).write_text(text, encoding="utf-8")
     page = source / "performance.md"
-    page.write_text(page.read_text("utf-8").replace("{{peers}}", peers_table()), "utf-8")
+    text = re.sub(
+        r"\{\{(\w+)\}\}", lambda found: measured.TABLES[found[1]](), page.read_text("utf-8")
+    )
+    page.write_text(text, "utf-8")
     questions, page = quiz.load(), source / "teaching/quiz.md"
     page.write_text(page.read_text("utf-8").replace("{{quiz}}", quiz.page(questions)), "utf-8")
     page.with_name("quiz.xml").write_text(quiz.moodle(questions), "utf-8")
@@ -95,26 +100,6 @@ def study_section(name: str) -> str:
     if len(result) > 12:
         rows = f"<details><summary>All {len(result)} settings</summary>\n\n{rows}\n\n</details>"
     return "\n\n".join([*parts, rows])
-
-
-def peers_table() -> str:
-    """What tests/benchmarks/peers.py measured, as a Markdown table."""
-    found = json.loads((RESULTS / "peers.json").read_text(encoding="utf-8"))
-    names = list(next(iter(found["peers"].values())))
-    first = next(iter(found["peers"].values()))["seconds in all"]["median"]
-    lines = [f"| | {' | '.join(names)} | time, × sobook |", "|---" * (len(names) + 2) + "|"]
-    for name, row in found["peers"].items():
-        cells = [_spread(value) for value in row.values()]
-        ratio = row["seconds in all"]["median"] / first
-        lines.append(f"| {name} | {' | '.join(cells)} | {ratio:.2f} |")
-    note = f"{found['epochs']} epochs, {found['rounds']} rounds."
-    return "\n".join(lines) + f"\n\nMedian [least, most]. {note} Machine: {found['machine']}."
-
-
-def _spread(value: dict | int) -> str:
-    if isinstance(value, dict):
-        return f"{value['median']:g} [{value['least']:g}, {value['most']:g}]"
-    return str(value)
 
 
 def study_table(one: study.Study, result: pd.DataFrame) -> str:

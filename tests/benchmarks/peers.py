@@ -1,12 +1,16 @@
-"""The same training with sobook and with two loops that users write otherwise, one process each.
+"""The same training with sobook and with three loops that users write otherwise, one process each.
 
-    python -m tests.benchmarks.peers --epochs 8 --rounds 3 --out data/results/peers.json
+    python -m tests.benchmarks.peers aviary --out data/results/peers_aviary.json
+    CUB_58_42=… DEIT_TINY=… python -m tests.benchmarks.peers cub_58_42 --out …
 
-All fine-tune the micro DeiT on the aviary with Proxy Anchor, with the same rates, batches, schedule
-and number of epochs, and evaluate the test species after each epoch. The pictures lie on disk as
-PNG; sobook keeps them decoded, the others read them as their libraries do. Rounds are interleaved,
-and one thread is used by each. Measured: seconds in all (imports, reading and evaluation
-included), the largest resident memory, Recall@1 at the end, and the lines that a user writes.
+All fine-tune the same encoder with Proxy Anchor, with the same rates, batches, schedule and number
+of epochs, and evaluate the test classes after each epoch. sobook keeps the pictures decoded, the
+others read them as their libraries do. Rounds are interleaved. Measured: seconds in all (imports,
+reading and evaluation included), seconds until Recall@1 first reaches two targets, the largest
+resident memory, Recall@1 at the end, and the lines that a user writes.
+
+open-metric-learning needs an older NumPy than sobook's development environment has: install it with
+sobook and pytorch-metric-learning into an environment of its own, and run all of them there.
 """
 
 import argparse
@@ -20,52 +24,112 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-EPOCHS_PROXIES_ONLY, BATCH, DIM, SEED = 1, 40, 128, 0
+DIM, SEED, PROXIES_ONLY = 128, 0, 1  # PROXIES_ONLY: epochs before the encoder moves
 
 
-def with_sobook(folder: Path, epochs: int, report) -> None:
+@dataclass(frozen=True)
+class Data:
+    """Pictures, and what is trained on them."""
+
+    load: dict[str, Any]  # of sobook.data.image_sets.load, with `name`
+    encoder: str
+    weights: str
+    side: int
+    batch: int
+    lr: float
+    head_lr: float
+    proxy_lr: float
+    epochs: int
+    targets: tuple[float, ...]  # of Recall@1
+
+
+def data(name: str) -> Data:
+    import sobook.aviary.micro  # noqa: F401  (registers the encoder with timm)
+    from sobook import files
+
+    if name == "aviary":
+        micro = str(files.shipped("deit_micro_patch8_64.safetensors"))
+        rates = {"lr": 1e-3, "head_lr": 5e-3, "proxy_lr": 0.1, "epochs": 4, "targets": (0.5, 0.55)}
+        return Data({"name": name}, "deit_micro_patch8_64", micro, 64, 40, **rates)
+    photographs = {"name": "cub200", "root": os.environ["CUB_58_42"], "allow_partial": True}
+    rates = {"lr": 1e-4, "head_lr": 1e-3, "proxy_lr": 0.03, "epochs": 2, "targets": (0.5, 0.7)}
+    deit, weights = "deit_tiny_patch16_224", os.environ["DEIT_TINY"]
+    return Data(photographs, deit, weights, 128, 56, **rates)
+
+
+def with_sobook(d: Data, folder: Path, report) -> None:
     from sobook import fit
+    from sobook.training import run_folder  # report(0)
     from sobook.training.config import TrainConfig
 
-    config = TrainConfig(epochs=epochs, selection="test", validation_fraction=0, seed=SEED)
-    run = fit(config.replace(run_dir=str(folder / f"run{os.getpid()}")), progress=False)
-    for line in run.epochs[1:]:
-        report(line["recall_at_1"])
+    load, rates = dict(d.load), {"lr": d.lr, "head_lr": d.head_lr, "proxy_lr": d.proxy_lr}
+    model = {"encoder": d.encoder, "weights": d.weights, "image_size": d.side, "dim": DIM}
+    training = {"epochs": d.epochs, "batch_size": d.batch, "warmup_epochs": PROXIES_ONLY}
+    scored = {"selection": "test", "validation_fraction": 0, "seed": SEED}
+    config = TrainConfig(load.pop("name"), **load, **model, **training, **rates, **scored)
+    append = run_folder.append_metrics  # report(0): only to know when
+
+    def appended(path, line):  # report(0)
+        append(path, line)  # report(0)
+        if line["kind"] == "epoch" and line["epoch"]:  # report(0)
+            report(line["recall_at_1"])
+
+    run_folder.append_metrics = appended  # report(0)
+    fit(config.replace(run_dir=str(folder / f"run{os.getpid()}")), progress=False)
 
 
-def with_pytorch_metric_learning(folder: Path, epochs: int, report) -> None:
+def trunk_and_head(d: Data):
     import timm
+    from torch import nn
+
+    overlay = {"file": d.weights, "num_classes": 1000}
+    options = {"num_classes": 0, "img_size": d.side, "pretrained_cfg_overlay": overlay}
+    trunk = timm.create_model(d.encoder, pretrained=True, **options)
+    norm = nn.LayerNorm(trunk.num_features, elementwise_affine=False)
+    return trunk, nn.Sequential(norm, nn.Linear(trunk.num_features, DIM))
+
+
+def transforms_of(side: int):
+    from torchvision import transforms as t
+
+    last = [t.ToTensor(), t.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
+    crop = t.RandomResizedCrop(side, scale=(0.4, 1))
+    augment = t.Compose([crop, t.RandomHorizontalFlip(), *last])
+    return augment, t.Compose([t.Resize(round(side / 0.875)), t.CenterCrop(side), *last])
+
+
+def optimizer_and_schedule(d: Data, trunk, head, loss, steps: int):
+    import torch
+
+    rates = {trunk: d.lr, head: d.head_lr, loss: d.proxy_lr}
+    groups = [{"params": part.parameters(), "lr": rate} for part, rate in rates.items()]
+    optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
+    return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, d.epochs * steps)
+
+
+def with_pytorch_metric_learning(d: Data, folder: Path, report) -> None:
     import torch
     from pytorch_metric_learning.losses import ProxyAnchorLoss
     from pytorch_metric_learning.testers import BaseTester
     from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
-    from torch import nn
-    from torchvision import datasets, transforms
+    from torchvision import datasets
 
     torch.manual_seed(SEED)
-    norm = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    crop = transforms.RandomResizedCrop(64, scale=(0.4, 1))
-    flip = transforms.RandomHorizontalFlip()
-    augment = transforms.Compose([crop, flip, transforms.ToTensor(), norm])
-    center = [transforms.Resize(73), transforms.CenterCrop(64)]
-    plain = transforms.Compose([*center, transforms.ToTensor(), norm])
+    augment, plain = transforms_of(d.side)
     train = datasets.ImageFolder(str(folder / "train"), augment)
     test = datasets.ImageFolder(str(folder / "test"), plain)
-    loader = torch.utils.data.DataLoader(train, BATCH, shuffle=True, drop_last=True)
-    trunk = timm.create_model("deit_micro_patch8_64", checkpoint_path=weights(), num_classes=0)
-    head = nn.Sequential(nn.LayerNorm(128, elementwise_affine=False), nn.Linear(128, DIM))
+    loader = torch.utils.data.DataLoader(train, d.batch, shuffle=True, drop_last=True)
+    trunk, head = trunk_and_head(d)
     loss = ProxyAnchorLoss(len(train.classes), DIM, margin=0.1, alpha=32)
-    rates = {trunk: 1e-3, head: 5e-3, loss: 0.1}
-    groups = [{"params": part.parameters(), "lr": rate} for part, rate in rates.items()]
-    optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
-    steps = epochs * len(loader)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    tester = BaseTester(batch_size=BATCH, dataloader_num_workers=0)
+    optimizer, schedule = optimizer_and_schedule(d, trunk, head, loss, len(loader))
+    tester = BaseTester(batch_size=d.batch, dataloader_num_workers=0)
     calculator = AccuracyCalculator(include=("precision_at_1",), k=1)
-    for epoch in range(epochs):
-        trunk.train().requires_grad_(epoch >= EPOCHS_PROXIES_ONLY)
+    for epoch in range(d.epochs):
+        trunk.train().requires_grad_(epoch >= PROXIES_ONLY)
         head.train()
         for images, labels in loader:
             optimizer.zero_grad()
@@ -78,44 +142,93 @@ def with_pytorch_metric_learning(folder: Path, epochs: int, report) -> None:
         report(found["precision_at_1"])
 
 
-def with_timm(folder: Path, epochs: int, report) -> None:
-    import timm
+def with_open_metric_learning(d: Data, folder: Path, report) -> None:
+    import pandas as pd
+    import torch
+    from oml.datasets import ImageLabeledDataset, ImageQueryGalleryLabeledDataset
+    from oml.inference import inference
+    from oml.interfaces.models import IExtractor
+    from oml.metrics import calc_retrieval_metrics_rr
+    from oml.retrieval import RetrievalResults
+    from pytorch_metric_learning.losses import ProxyAnchorLoss
+
+    class Extractor(IExtractor):
+        def __init__(self):
+            super().__init__()
+            self.trunk, self.head = trunk_and_head(d)
+
+        def forward(self, images):
+            return torch.nn.functional.normalize(self.head(self.trunk(images)))
+
+        @property
+        def feat_dim(self):
+            return DIM
+
+    def table(split):
+        paths = sorted((folder / split).glob("*/*"))
+        labels = pd.factorize(pd.Series([path.parent.name for path in paths]))[0]
+        both = {"is_query": True, "is_gallery": True}
+        return pd.DataFrame({"path": [*map(str, paths)], "label": labels, **both})
+
+    torch.manual_seed(SEED)
+    augment, plain = transforms_of(d.side)
+    train = ImageLabeledDataset(table("train"), transform=augment)
+    test = ImageQueryGalleryLabeledDataset(table("test"), transform=plain)
+    loader = torch.utils.data.DataLoader(train, d.batch, shuffle=True, drop_last=True)
+    model = Extractor()
+    loss = ProxyAnchorLoss(train.get_labels().max() + 1, DIM, margin=0.1, alpha=32)
+    trunk, head = model.trunk, model.head
+    optimizer, schedule = optimizer_and_schedule(d, trunk, head, loss, len(loader))
+    for epoch in range(d.epochs):
+        model.train()
+        trunk.requires_grad_(epoch >= PROXIES_ONLY)
+        for batch in loader:
+            optimizer.zero_grad()
+            loss(model(batch["input_tensors"]), batch["labels"]).backward()
+            optimizer.step()
+            schedule.step()
+        embeddings = inference(model.eval(), test, batch_size=d.batch, num_workers=0, verbose=False)
+        results = RetrievalResults.from_embeddings(embeddings, test, n_items=1)
+        found = calc_retrieval_metrics_rr(results, cmc_top_k=(1,), precision_top_k=(), map_top_k=())
+        report(found["cmc"][1])
+
+
+def with_timm(d: Data, folder: Path, report) -> None:
     import torch
     import torch.nn.functional as F
     from timm.data import create_dataset, create_loader
     from torch import nn
 
     torch.manual_seed(SEED)
-    size = {"input_size": (3, 64, 64), "use_prefetcher": False, "num_workers": 0}
+    size = {"input_size": (3, d.side, d.side), "use_prefetcher": False, "num_workers": 0}
     train = create_dataset("", folder / "train")
     test = create_dataset("", folder / "test")
     crop = {"scale": (0.4, 1), "ratio": (3 / 4, 4 / 3), "hflip": 0.5, "color_jitter": None}
-    loader = create_loader(train, batch_size=BATCH, is_training=True, **crop, **size)
-    queries = create_loader(test, batch_size=BATCH, is_training=False, crop_pct=0.875, **size)
-    trunk = timm.create_model("deit_micro_patch8_64", checkpoint_path=weights(), num_classes=0)
-    head = nn.Sequential(nn.LayerNorm(128, elementwise_affine=False), nn.Linear(128, DIM))
-    proxies = nn.Parameter(torch.empty(len(train.reader.class_to_idx), DIM))
-    nn.init.kaiming_normal_(proxies, mode="fan_out")
-    groups = [
-        {"params": trunk.parameters(), "lr": 1e-3},
-        {"params": head.parameters(), "lr": 5e-3},
-        {"params": [proxies], "lr": 0.1},
-    ]
-    optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(loader))
+    loader = create_loader(train, batch_size=d.batch, is_training=True, **crop, **size)
+    queries = create_loader(test, batch_size=d.batch, is_training=False, crop_pct=0.875, **size)
+    trunk, head = trunk_and_head(d)
 
-    def proxy_anchor(embeddings, labels, scale=32, margin=0.1):
-        cosines = F.normalize(embeddings) @ F.normalize(proxies).T
-        own = F.one_hot(labels, len(proxies)).bool()
-        pull = (-scale * (cosines - margin)).exp().where(own, 0).sum(0)
-        push = (scale * (cosines + margin)).exp().where(~own, 0).sum(0)
-        return pull.log1p().sum() / own.any(0).sum() + push.log1p().mean()
+    class ProxyAnchor(nn.Module):
+        def __init__(self, classes, scale=32, margin=0.1):
+            super().__init__()
+            self.scale, self.margin = scale, margin
+            self.proxies = nn.Parameter(torch.empty(classes, DIM))
+            nn.init.kaiming_normal_(self.proxies, mode="fan_out")
 
-    for epoch in range(epochs):
-        trunk.train().requires_grad_(epoch >= EPOCHS_PROXIES_ONLY)
+        def forward(self, embeddings, labels):
+            cosines = F.normalize(embeddings) @ F.normalize(self.proxies).T
+            own = F.one_hot(labels, len(self.proxies)).bool()
+            pull = (-self.scale * (cosines - self.margin)).exp().where(own, 0).sum(0)
+            push = (self.scale * (cosines + self.margin)).exp().where(~own, 0).sum(0)
+            return pull.log1p().sum() / own.any(0).sum() + push.log1p().mean()
+
+    loss = ProxyAnchor(len(train.reader.class_to_idx))
+    optimizer, schedule = optimizer_and_schedule(d, trunk, head, loss, len(loader))
+    for epoch in range(d.epochs):
+        trunk.train().requires_grad_(epoch >= PROXIES_ONLY)
         for images, labels in loader:
             optimizer.zero_grad()
-            proxy_anchor(head(trunk(images)), labels).backward()
+            loss(head(trunk(images)), labels).backward()
             optimizer.step()
             schedule.step()
         trunk.eval()
@@ -132,86 +245,93 @@ def with_timm(folder: Path, epochs: int, report) -> None:
 PEERS = {
     "sobook": with_sobook,
     "pytorch-metric-learning + torchvision": with_pytorch_metric_learning,
+    "open-metric-learning": with_open_metric_learning,
     "timm, loss by hand": with_timm,
 }
+SHARED = (trunk_and_head, transforms_of, optimizer_and_schedule)  # which all but sobook need
 
 
-def weights() -> str:
-    import sobook.aviary.micro  # noqa: F401  (registers the encoder with timm)
-    from sobook import files
-
-    return str(files.shipped("deit_micro_patch8_64.safetensors"))
-
-
-def export(folder: Path) -> None:
-    """The aviary as two folders with one subfolder per species: links to its PNG files."""
+def export(d: Data, folder: Path) -> dict[str, int]:
+    """Two folders with one subfolder per class: links to the pictures; how many there are."""
     from sobook.data import image_sets
 
-    image_sets.prepare("aviary")
+    load, counts = dict(d.load), {}
+    name = load.pop("name")
+    if name == "aviary":
+        image_sets.prepare(name, progress=False)
     for split in ("train", "test"):
-        for picture in map(Path, image_sets.load("aviary", split).paths):
+        paths = [*map(Path, image_sets.load(name, split, **load).paths)]
+        counts[split] = len(paths)
+        for picture in paths:
             place = folder / split / picture.parent.name
             place.mkdir(parents=True, exist_ok=True)
             (place / picture.name).symlink_to(picture.resolve())
+    return counts
 
 
-def one(name: str, folder: Path, epochs: int) -> dict:
+def one(name: str, which: str, folder: Path, threads: int) -> dict[str, Any]:
     """Run one peer in this process."""
+    start = time.perf_counter()
     import torch
 
-    torch.set_num_threads(1)
-    start, recalls = time.perf_counter(), []
-    PEERS[name](folder, epochs, lambda recall: recalls.append(round(float(recall), 4)))
+    torch.set_num_threads(threads)
+    epochs: list[tuple[float, float]] = []
+    PEERS[name](
+        data(which),
+        folder,
+        lambda recall: epochs.append((time.perf_counter() - start, round(float(recall), 4))),
+    )
     seconds = time.perf_counter() - start
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
-    return {"seconds": seconds, "recall_at_1": recalls, "peak_mb": memory / unit}
+    return {"seconds": seconds, "epochs": epochs, "peak_mb": memory / unit}
 
 
 def lines_of(name: str) -> int:
     """Lines that the user writes: without blank ones, and without the bookkeeping of this file."""
-    source = inspect.getsource(PEERS[name]).splitlines()[1:]
+    parts = [PEERS[name]] if name == "sobook" else [PEERS[name], *SHARED]
+    source = [line for part in parts for line in inspect.getsource(part).splitlines()[1:]]
     return sum(bool(line.strip()) and "report(" not in line for line in source)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("which", choices=("aviary", "cub_58_42"))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", choices=PEERS)
     parser.add_argument("--folder", type=Path)
     given = parser.parse_args()
     if given.one:
-        print(json.dumps(one(given.one, given.folder, given.epochs)))
+        print(json.dumps(one(given.one, given.which, given.folder, given.threads)))
         return
-    runs = {name: [] for name in PEERS}
+    runs: dict[str, list[dict]] = {name: [] for name in PEERS}
+    d = data(given.which)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        export(folder)
+        counts = export(d, folder)
         for _ in range(given.rounds):
-            for name in PEERS:
-                call = [sys.executable, "-m", "tests.benchmarks.peers", "--one", name]
-                call += ["--folder", str(folder), "--epochs", str(given.epochs)]
-                done = subprocess.run(
-                    call,
-                    env={**os.environ, "OMP_NUM_THREADS": "1"},
-                    capture_output=True,
-                    text=True,
-                )
+            for name in runs:
+                call = [sys.executable, "-m", "tests.benchmarks.peers", given.which, "--one", name]
+                call += ["--folder", str(folder), "--threads", str(given.threads)]
+                environment = {**os.environ, "OMP_NUM_THREADS": str(given.threads)}
+                done = subprocess.run(call, env=environment, capture_output=True, text=True)
                 if done.returncode:
                     raise SystemExit(done.stderr)
                 runs[name].append(json.loads(done.stdout.splitlines()[-1]))
-    table = {name: summary(name, found) for name, found in runs.items()}
-    facts = {"epochs": given.epochs, "rounds": given.rounds}
-    facts["machine"] = f"{os.cpu_count()} CPU cores, {platform.machine()}, one thread each"
+                print(name, runs[name][-1], file=sys.stderr)
+    table = {name: summary(name, found, d, counts) for name, found in runs.items()}
+    facts = {"data": given.which, "encoder": d.encoder, "side": d.side, **counts}
+    facts |= {"epochs": d.epochs, "rounds": given.rounds, "targets": d.targets}
+    facts["machine"] = f"{os.cpu_count()} CPU cores, {platform.machine()}, {given.threads} threads"
     text = json.dumps({**facts, "peers": table}, indent=1, ensure_ascii=False)
     print(text)
     if given.out:
         given.out.write_text(text + "\n", encoding="utf-8")
 
 
-def summary(name: str, runs: list[dict]) -> dict:
+def summary(name: str, runs: list[dict], d: Data, counts: dict[str, int]) -> dict[str, Any]:
     """Medians and ranges over the rounds."""
 
     def spread(values: list[float]) -> dict[str, float]:
@@ -221,10 +341,18 @@ def summary(name: str, runs: list[dict]) -> dict:
             "most": round(max(values), 2),
         }
 
+    def seconds_to(target: float) -> dict[str, float] | None:
+        reached = [next((at for at, got in run["epochs"] if got >= target), None) for run in runs]
+        return spread(reached) if all(reached) else None
+
     return {
         "seconds in all": spread([run["seconds"] for run in runs]),
+        "training images per second": spread(
+            [counts["train"] * d.epochs / run["seconds"] for run in runs]
+        ),
+        **{f"seconds to Recall@1 {target}": seconds_to(target) for target in d.targets},
         "peak memory in MB": spread([run["peak_mb"] for run in runs]),
-        "Recall@1 at the end": spread([run["recall_at_1"][-1] for run in runs]),
+        "Recall@1 at the end": spread([run["epochs"][-1][1] for run in runs]),
         "lines": lines_of(name),
     }
 
