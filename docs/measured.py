@@ -135,6 +135,13 @@ def chunks() -> str:
     return markdown(["", "", "time, × the plain step", "relative change of the gradient"], rows)
 
 
+def installation() -> str:
+    rows = [
+        [name, f"{done['seconds']}", f"{done['gb']}"] for name, done in read("installation").items()
+    ]
+    return markdown(["", "seconds", "GB in .venv"], rows)
+
+
 def devices() -> str:
     rows = [
         [name, *(f"{value / scale:,g}" for value, scale in values)]
@@ -167,6 +174,7 @@ TABLES = {
             losses,
             loss_limit,
             chunks,
+            installation,
             devices,
             reckoned,
         )
