@@ -15,7 +15,7 @@ HTML = Path(__file__).resolve().parents[2] / "build/book/_build/html"
 PAGES = sorted(
     path.relative_to(HTML).as_posix()
     for path in HTML.rglob("*.html")
-    if not {"_static", "_sources", "_images"} & set(path.relative_to(HTML).parts)
+    if not {"_static", "_sources", "_images", "_downloads"} & set(path.relative_to(HTML).parts)
     and path.name not in ("genindex.html", "py-modindex.html", "search.html")  # made by Sphinx
 )
 
