@@ -28,25 +28,21 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
 
 def peers(name: str) -> str:
-    """One data set: every peer's row, and its time as a multiple of sobook's."""
+    """One data set: a column for each peer."""
     found = read(f"peers_{name}")
-    digits = {"Recall@1 at the end": 2}
-    table, names = found["peers"], list(next(iter(found["peers"].values())))
+    table = found["peers"]
     first = table["sobook"]["seconds in all"]["median"]
-    rows = [
-        [
-            peer,
-            f"{row['seconds in all']['median'] / first:.2f}",
-            *(spread(row[key], digits.get(key, 0)) for key in names),
-        ]
-        for peer, row in table.items()
-    ]
+    times = [f"**{row['seconds in all']['median'] / first:.2f}**" for row in table.values()]
+    rows = [["**time, × sobook**", *times]]
+    for measure in table["sobook"]:
+        digits = 2 if measure == "Recall@1 at the end" else 0
+        rows.append([measure, *(spread(row[measure], digits) for row in table.values())])
     about = (
         f"{found['encoder']} at {found['side']} pixels, {found['train']:,} training and "
         f"{found['test']:,} test images, {found['epochs']} epochs, {found['rounds']} rounds, on "
         f"{found['machine']}. Median [least, most]."
     )
-    return markdown(["", "time, × sobook", *names], rows) + f"\n\n{about}"
+    return markdown(["", *table], rows) + f"\n\n{about}"
 
 
 def rehearsals() -> str:

@@ -194,7 +194,11 @@ def execute(names: list[str], out: Path | None, solutions: bool) -> None:
 PAGE = """{% extends "lab/index.html.j2" %}
 {% block html_head_js %}{% endblock %}
 {% block html_head_js_mathjax %}
-<style>main { max-width: 60rem; margin: 0 auto; } math[display="block"] { margin: 1em 0; }</style>
+<style>
+main { max-width: 60rem; margin: 0 auto; }
+.jp-RenderedHTMLCommon { overflow-x: auto; }
+math[display="block"] { width: max-content; margin: 1em auto; }
+</style>
 {% endblock %}
 {% block html_head_js_mermaidjs %}{% endblock %}
 """

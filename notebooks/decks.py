@@ -46,12 +46,12 @@ h1 {{ font-size: 1.9em; margin: 0 0 .4em; }} h2 {{ font-size: 1.3em; margin: 0 0
 h3 {{ font-size: 1.1em; margin: 0 0 .4em; }} p, ul, ol, pre, table {{ margin: .3em 0; }}
 a {{ color: inherit; }} a.anchor-link {{ display: none; }}
 strong {{ color: #8a2a00; }}
-img {{ display: block; max-width: 100%; max-height: 68vh; margin: .3em auto; object-fit: contain; }}
+img {{ display: block; max-width: 100%; max-height: 78vh; margin: .3em auto; object-fit: contain; }}
 pre {{ font-size: .7em; white-space: pre-wrap; }} code {{ font-size: .9em; }}
 table {{ border-collapse: collapse; font-size: .6em; }}
 th, td {{ padding: .15em .6em; text-align: right; border-bottom: 1px solid #ddd; }}
 td:first-child, th:first-child {{ text-align: left; }}
-math[display="block"] {{ margin: .5em auto; }}
+math[display="block"] {{ width: max-content; margin: .5em auto; }}
 summary {{ cursor: pointer; }}
 @media print {{
   html {{ font-size: 24px; }}
@@ -70,9 +70,9 @@ function fit(slide) {{
   const inside = slide.firstElementChild;
   for (let size = 1; size >= 0.5; size -= 0.05) {{
     inside.style.fontSize = size + "em";
-    inside.querySelectorAll("img").forEach((i) => {{ i.style.maxHeight = 68 * size + "vh"; }});
+    inside.querySelectorAll("img").forEach((i) => {{ i.style.maxHeight = 78 * size + "vh"; }});
     const high = slide.scrollHeight > slide.clientHeight;
-    if (!high && slide.scrollWidth <= slide.clientWidth) break;
+    if (!high && inside.scrollWidth <= inside.clientWidth) break;
   }}
 }}
 function fitAll() {{ slides.forEach(fit); }}

@@ -85,6 +85,15 @@ def test_mathematics_is_drawn(tab, page):
         }).length"""
     )
     assert flat == 0
+    cut = tab.evaluate(
+        """() => [...document.querySelectorAll(".displaymath")].filter((box) => {
+            box.scrollLeft = 0;
+            const inner = box.firstElementChild.getBoundingClientRect();
+            const start = box.getBoundingClientRect().left;
+            return inner.left < start - 1 || box.scrollWidth < inner.width - 1;
+        }).length"""
+    )
+    assert cut == 0  # the beginning of a formula that is too wide can be reached, and its end
     if re.search("notebooks/0[03457]|notation|glossary", page):
         assert tab.locator("article math").count() >= 3
 
