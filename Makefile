@@ -68,9 +68,9 @@ decks: install ## slides of the executed notebooks, which need no network: build
 	@$(PY) notebooks/decks.py
 
 bench: install ## hold speed against its goals, and write the numbers of the page Performance anew
-	@$(PY) -m pytest -o addopts= --timeout=0 tests/benchmarks
-	@for part in step cost several_processes "peers aviary"; do \
-	$(PY) -m tests.benchmarks.$$part || exit 1; done
+	@missed=0; $(PY) -m pytest -o addopts= --timeout=0 tests/benchmarks || missed=$$?; \
+	for part in step cost several_processes installation "peers aviary"; do \
+	$(PY) -m tests.benchmarks.$$part || exit 1; done; exit $$missed
 
 PROSE := README.md CONTRIBUTING.md CHANGELOG.md CITATION.cff paper docs notebooks sobook tests \
 	data/README.md data/benchmarks.toml data/recipes.toml data/studies

@@ -1,7 +1,7 @@
 """The same training with sobook and with three loops that users write otherwise, one process each.
 
-    python -m tests.benchmarks.peers aviary --out data/results/peers_aviary.json
-    CUB_58_42=… DEIT_TINY=… python -m tests.benchmarks.peers cub_58_42 --out …
+    python -m tests.benchmarks.peers aviary
+    CUB_58_42=… DEIT_TINY=… python -m tests.benchmarks.peers cub_58_42
 
 All fine-tune the same encoder with Proxy Anchor, with the same rates, batches, schedule and number
 of epochs, and evaluate the test classes after each epoch. sobook keeps the pictures decoded, the
@@ -10,10 +10,12 @@ reading and evaluation included), seconds until Recall@1 first reaches two targe
 resident memory, Recall@1 at the end, and the lines that a user writes.
 
 open-metric-learning needs an older NumPy than sobook's development environment has: install it with
-sobook and pytorch-metric-learning into an environment of its own, and run all of them there.
+omegaconf, sobook and pytorch-metric-learning into an environment of its own, and run all of them
+there. A peer that is not installed is left out.
 """
 
 import argparse
+import importlib.util
 import inspect
 import json
 import os
@@ -299,7 +301,7 @@ def main() -> None:
     parser.add_argument("which", choices=("aviary", "cub_58_42"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("data/results"))
     parser.add_argument("--one", choices=PEERS)
     parser.add_argument("--folder", type=Path)
     given = parser.parse_args()
@@ -307,6 +309,9 @@ def main() -> None:
         print(json.dumps(one(given.one, given.which, given.folder, given.threads)))
         return
     runs: dict[str, list[dict]] = {name: [] for name in PEERS}
+    if importlib.util.find_spec("oml") is None:
+        print("open-metric-learning is not installed, and left out", file=sys.stderr)
+        del runs["open-metric-learning"]
     d = data(given.which)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -327,8 +332,7 @@ def main() -> None:
     facts["machine"] = f"{os.cpu_count()} CPU cores, {platform.machine()}, {given.threads} threads"
     text = json.dumps({**facts, "peers": table}, indent=1, ensure_ascii=False)
     print(text)
-    if given.out:
-        given.out.write_text(text + "\n", encoding="utf-8")
+    (given.out / f"peers_{given.which}.json").write_text(text + "\n", encoding="utf-8")
 
 
 def summary(name: str, runs: list[dict], d: Data, counts: dict[str, int]) -> dict[str, Any]:
