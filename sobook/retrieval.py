@@ -152,7 +152,7 @@ def evaluate(
     depth = max(max(ks), int(num_relevant.max()))
     first_hit = np.empty(len(queries), int)  # rank of the first relevant image, from 0
     average_precision, r_precision = np.empty(len(queries)), np.empty(len(queries))
-    for rows, _, indices in _search(queries, gallery, depth, own):
+    for rows, _, indices in _search(queries, gallery, depth, own, (labels, gallery_labels)):
         relevant = gallery_labels[indices] == labels[rows, None]  # (chunk, depth)
         first_hit[rows] = np.where(relevant.any(1), relevant.argmax(1), depth)
         average_precision[rows], r_precision[rows] = _at_r(relevant, num_relevant[rows])
@@ -231,13 +231,19 @@ def nearest_neighbors(
 
 
 def _search(
-    queries: Tensor, gallery: Tensor, k: int, own: bool
+    queries: Tensor,
+    gallery: Tensor,
+    k: int,
+    own: bool,
+    classes: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
     """Yields, a chunk of queries at a time, which they are, and their k neighbors by index in ties.
 
     With `own`, queries and gallery are the same images and each leaves out itself. The search is in
     float32; where that cannot tell which of two is nearer, cosines in float64, rounded once to
-    float32, decide: so no rank depends on k, on the chunk, or on how a library adds up.
+    float32, decide: so no rank depends on k, on the chunk, or on how a library adds up. With
+    `classes`, labels (N,) and (M,), this is left out where all that are close are relevant, or none
+    is: then only who is relevant at which rank is sure.
     """
     listed = min(k + own + _SPARE, len(gallery))
     if gallery.device.type == "cpu":
@@ -250,7 +256,10 @@ def _search(
         if own:
             similarities, indices = _without_own(similarities, indices, rows)
         close = similarities[:, :-1] - similarities[:, 1:] <= _ROUNDING
-        _settle(queries[rows], gallery, similarities, indices, close)
+        matters = close
+        if classes is not None:
+            matters = _mixed(close, classes[1][indices] == classes[0][rows, None])
+        _settle(queries[rows], gallery, similarities, indices, matters)
         # Close down to the last one listed: what is not listed may be as near.
         unsure = np.flatnonzero(close[:, k - 1 :].all(1) & (listed < len(gallery)))
         for at in range(0, len(unsure), block := 1 + 2**23 // len(gallery)):
@@ -278,6 +287,15 @@ def _settle(
     group = np.cumsum(~follows[row, place])
     order = np.lexsort((found, -cosines, group))
     similarities[row, place], indices[row, place] = cosines[order], found[order]
+
+
+def _mixed(close: np.ndarray, relevant: np.ndarray) -> np.ndarray:
+    """Of neighbors close to the next one, (n, L − 1), those in groups with both kinds of (n, L)."""
+    starts = np.pad(~close, ((0, 0), (1, 0)), constant_values=True)
+    group = (np.cumsum(starts) - 1).reshape(relevant.shape)[:, :-1]
+    mixed = np.zeros(starts.sum(), bool)
+    mixed[group[close & (relevant[:, :-1] != relevant[:, 1:])]] = True
+    return close & mixed[group]
 
 
 def _rank_all(

@@ -387,6 +387,25 @@ def test_torch_search_breaks_ties_by_index(size, by_torch):
         assert nearest_neighbors(points, k)[1].tolist() == expected
 
 
+def test_only_groups_with_both_kinds_are_put_in_order():
+    """Ties among the irrelevant alone change no measure: they are left as they come."""
+    close = np.array([[1, 1, 0, 1, 0, 1], [1, 0, 0, 1, 1, 1]], bool)
+    relevant = np.array([[0, 0, 0, 1, 0, 1, 1], [1, 1, 0, 0, 0, 0, 1]], bool)
+    expected = np.array([[0, 0, 0, 1, 0, 0], [0, 0, 0, 1, 1, 1]], bool)
+    np.testing.assert_array_equal(retrieval._mixed(close, relevant), expected)
+
+
+def test_measures_do_not_depend_on_which_ties_are_settled(monkeypatch):
+    points, _ = cloud(5, 600, 30, dim=3)
+    points[:200], points[200:300] = points[300:500], points[:100]  # copies, of other classes too
+    labels = np.random.default_rng(0).integers(0, 30, 600)
+    found = evaluate(points, labels, ks=(1, 10, 300))
+    monkeypatch.setattr(retrieval, "_mixed", lambda close, _: close)
+    every = evaluate(points, labels, ks=(1, 10, 300))
+    np.testing.assert_array_equal(found.hits, every.hits)
+    assert (found.map_at_r, found.r_precision) == (every.map_at_r, every.r_precision)
+
+
 @needs_gpu
 @pytest.mark.parametrize("on_gpu", [True, False])
 def test_a_large_search_runs_on_the_gpu_and_finds_the_same(on_gpu, monkeypatch):
