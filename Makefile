@@ -3,7 +3,7 @@
 #   make PYTHON=python3.12 tutorial     chooses the Python that .venv is made from
 #   SOBOOK_MODE=full make tutorial      the GPU version of the course instead of the laptop's
 #   make tutorial RETRAIN=1             train the runs that are shipped with the course anew
-#   make CPU=1 tutorial                 PyTorch without CUDA: a fifth of the size, for machines without a GPU
+#   make CPU=1 tutorial                 PyTorch without CUDA: a third of the size, for machines without a GPU
 
 PYTHON ?= python3
 VENV := .venv
