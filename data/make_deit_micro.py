@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from sobook.aviary import micro
+from sobook.course.aviary import micro
 from sobook.data import image_sets, loader, pixels
 from sobook.embedding import embed
 from sobook.encoder import Encoder

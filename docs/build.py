@@ -16,9 +16,9 @@ import nbformat
 import pandas as pd
 import quiz
 
+from sobook.course.pages import lab
+from sobook.course.studies import figures as study_figures, report, study
 from sobook.figures.style import alt_text
-from sobook.interactive import lab
-from sobook.studies import figures as study_figures, report, study
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

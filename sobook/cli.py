@@ -45,7 +45,7 @@ class Source:
 
     def open(self) -> "tuple[TrainConfig, sobook.Encoder]":
         """The settings of the data, and the encoder on its device."""
-        choose_device, device = sobook.training.distributed.choose_device, None
+        choose_device, device = sobook.training.processes.choose_device, None
         if self.run is None:
             config = TrainConfig(dataset=self.dataset or "aviary", encoder=self.encoder, dim=None)
             encoder = sobook.Encoder.create(
@@ -255,7 +255,7 @@ def explore(
     """
     out = _checked_output("--out", out, ".html", ".htm")
     opened = [sobook.Run.load(path) for path in runs]
-    from sobook.interactive import explorer
+    from sobook.course.pages import explorer
 
     page = explorer.from_runs(opened, classes=classes, per_class=images)
     page.save(out)
@@ -281,8 +281,8 @@ def make_lab(
             and split (N,), "train" or "test".
     """
     out = _checked_output("--out", out, ".html", ".htm")
-    from sobook.interactive import lab
-    from sobook.studies.frozen import HeadConfig
+    from sobook.course.pages import lab
+    from sobook.training.heads import HeadConfig
 
     if source.run is not None:
         raise SobookError("the lab trains a head on a frozen encoder: name no run, but --encoder.")
@@ -324,7 +324,7 @@ def run_studies(
     """
     if not studies:
         raise SobookError("study needs a study file, or the name of one that comes with sobook.")
-    from sobook.studies import report, study
+    from sobook.course.studies import report, study
     from sobook.training import plan
 
     if jobs is not None and jobs < 1:
@@ -381,8 +381,8 @@ def search_pictures(
     if folder is not None and index is not None:
         index = _checked_output("--index", index, ".npz")
     _, encoder = source.open()
+    from sobook import search
     from sobook.data.pictures import printable
-    from sobook.interactive import search
 
     if folder is None:
         pictures = search.Index.load(index)
@@ -443,7 +443,7 @@ def grade_notebooks(
         raise SobookError(f"--jobs {jobs}: it must be 1 or more.")
     from concurrent.futures import ThreadPoolExecutor
 
-    from sobook.course import grading
+    from sobook.course import grade as grading
 
     students = None if class_list is None else grading.read_class_list(class_list)
 

@@ -20,7 +20,7 @@ from sobook import files, hub
 from sobook.errors import EncoderError, SobookError, check_choice, first_line, plain
 from sobook.weights import load_into
 
-MICRO = "deit_micro_patch8_64"  # sobook's own, see `sobook.aviary.micro`
+MICRO = "deit_micro_patch8_64"  # sobook's own, see `sobook.course.aviary.micro`
 # The tokens whose mean is the feature.
 _TOKENS = {"cls": slice(0, 1), "dist": slice(1, 2), "mean": slice(0, 2)}
 _QUICK = 640  # pixels of a side that any model embeds in a second or two
@@ -205,7 +205,7 @@ def _register_micro(name: str) -> None:
     Imported by name, so that the encoder can be read, and used, without the aviary.
     """
     if MICRO in name.lower():
-        importlib.import_module("sobook.aviary.micro")
+        importlib.import_module("sobook.course.aviary.micro")
 
 
 def _make_backbone(

@@ -19,7 +19,7 @@ from sobook.data.loader import evaluation_short_side
 from sobook.encoder import Encoder
 from sobook.errors import SobookError, first_line
 from sobook.files import data_root, replacing, write_text
-from sobook.training.run_folder import Run
+from sobook.training.run import Run
 
 _TOLERANCE = 1e-4  # of a coordinate of a unit vector, between torch and onnxruntime
 

@@ -124,7 +124,7 @@ def attempt(
 
 def main(folder: Path, names: list[str], errors: list[str], most: int) -> None:
     """All trials: at most `most` for each command and error, evenly spread over its writes."""
-    importlib.import_module("sobook.course.grading" if names == ["grade"] else "sobook.training")
+    importlib.import_module("sobook.course.grade" if names == ["grade"] else "sobook.training")
     given, work, log = folder / "given", folder / "work", folder / "log"
     if not given.exists():
         prepare(given, names)

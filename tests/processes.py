@@ -124,7 +124,7 @@ def _prepare(name, root, card, options) -> None:
 def _study(file, data_root) -> None:
     import torch
 
-    from sobook.studies import study
+    from sobook.course.studies import study
 
     torch.set_num_threads(1)
     os.environ["SOBOOK_DATA"] = str(data_root)
@@ -154,7 +154,7 @@ def _do_at_step(rank: int, at_rank: int, at_step: int, signal: int) -> None:
 
 
 def _write_late() -> None:
-    from sobook.training import run_folder
+    from sobook.training import run as run_folder
 
     original = run_folder.write_retrieval
 

@@ -14,13 +14,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from sobook import cli, files
+from sobook import cli, files, search
 from sobook.cli import COMMANDS, main
 from sobook.errors import RunError, SobookError
-from sobook.interactive import search
 from sobook.training import loop
 from sobook.training.config import TrainConfig
-from sobook.training.run_folder import Run
+from sobook.training.run import Run
 
 
 @pytest.fixture

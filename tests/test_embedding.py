@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sobook import files
-from sobook.aviary import micro
+from sobook.course.aviary import micro
 from sobook.data import image_sets, pixels
 from sobook.embedding import embed
 from sobook.encoder import Encoder

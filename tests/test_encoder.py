@@ -10,7 +10,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import nn
 
 from sobook import files
-from sobook.aviary import micro
+from sobook.course.aviary import micro
 from sobook.encoder import Encoder
 from sobook.errors import EncoderError, SobookError
 
@@ -109,7 +109,7 @@ class TestWeights:
             "import sys; from sobook.encoder import Encoder\n"
             f"for name in ({TINY!r}, {MICRO!r}):\n"
             "    Encoder.create(name, weights=None)\n"
-            f"    assert ('sobook.aviary.micro' in sys.modules) == (name == {MICRO!r})\n"
+            f"    assert ('sobook.course.aviary.micro' in sys.modules) == (name == {MICRO!r})\n"
             "assert 'sobook.data' not in sys.modules"
         )
         subprocess.run([sys.executable, "-c", code], check=True)

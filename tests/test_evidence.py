@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sobook.studies import report, study
+from sobook.course.studies import report, study
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, STUDIES = ROOT / "data/results", ROOT / "data/studies"

@@ -17,7 +17,7 @@ from sobook.errors import SobookError
 from sobook.export import HubEncoder
 from sobook.training.config import TrainConfig
 from sobook.training.loop import fit
-from sobook.training.run_folder import Run
+from sobook.training.run import Run
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from sobook import cli, files, rehearsal
+from sobook.course.pages import explorer
 from sobook.data import benchmarks, image_sets
 from sobook.errors import DatasetError, SobookError
-from sobook.interactive import explorer
 
 NAMES = ("cub200", "cars196", "sop", "inshop")
 TINY = 0.002

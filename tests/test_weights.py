@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 
-from sobook.aviary import micro  # noqa: F401 (registers the micro encoder)
+from sobook.course.aviary import micro  # noqa: F401 (registers the micro encoder)
 from sobook.encoder import Encoder
 from sobook.errors import EncoderError
 

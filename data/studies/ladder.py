@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from sobook.course.studies import report, study
 from sobook.figures.style import CHANCE_LINE, COLORS, Figure, finish, new_figure, use_style
 from sobook.statistics import compare_seeds, t_interval
-from sobook.studies import report, study
 
 RESULTS = Path(__file__).parents[1] / "results"
 COLUMNS = ["panel", "label", "difference", "low", "high", "seeds", "verdict"]

@@ -3,7 +3,7 @@
 OMP_NUM_THREADS=1 python data/studies/microscope.py
 
 Trains the quick recipe (fine-tuned, 8 epochs) with three seeds each, looks at the test species
-through `sobook.aviary.microscope` after every epoch, and writes data/results/microscope.csv, .json,
+through `sobook.course.aviary.microscope` after every epoch, and writes microscope.csv, .json,
 .md, .png and microscope_epochs.csv, .png. The same command resumes what was stopped.
 """
 
@@ -16,11 +16,11 @@ import pandas as pd
 
 import sobook
 from sobook import files
-from sobook.aviary import microscope, species
+from sobook.course.aviary import microscope, species
 from sobook.figures.curves import movement_plot
 from sobook.figures.style import COLORS, Figure, finish, line_looks, new_figure, use_style
 from sobook.statistics import t_interval
-from sobook.training import distributed, run_folder
+from sobook.training import processes as distributed, run as run_folder
 from sobook.training.config import TrainConfig
 from sobook.training.loop import FineTuning
 

@@ -43,7 +43,7 @@ session = setup()
 import numpy as np
 
 from sobook import figures
-from sobook.aviary import species as aviary
+from sobook.course.aviary import species as aviary
 
 birds = aviary.species(100)[50:]  # the test species, sorted by genus
 figures.finish(
@@ -69,7 +69,7 @@ figures.finish(
 import pandas as pd
 
 from sobook import geometry
-from sobook.aviary import microscope
+from sobook.course.aviary import microscope
 from sobook.course import exercises
 from sobook.course.predictions import predict, reveal
 from sobook.data import image_sets, pixels

@@ -48,8 +48,8 @@ from scipy.linalg import block_diag
 from torch import nn
 
 from sobook import figures
-from sobook.aviary import species as aviary
-from sobook.aviary.scene import NUISANCE
+from sobook.course.aviary import species as aviary
+from sobook.course.aviary.scene import NUISANCE
 from sobook.course import exercises
 from sobook.course.predictions import predict, reveal
 from sobook.data import benchmarks, image_sets, loader, pixels
@@ -82,7 +82,7 @@ print(f"labels of a subset are numbered anew: {few.labels}")
 # %% [markdown] tags=["slide"]
 # ## 2 · Birds in families
 #
-# The birds of the course are drawn by `sobook/aviary/`. A *genus* fixes the silhouette and the base colors; its ten *species* differ in field marks: cap, throat, wing bars and so on. Because we drew them, we can ask things that no photograph answers. Here is one genus, one row per species, with the marks in which its species differ. In the last column, which half of the data set a species belongs to:
+# The birds of the course are drawn by `sobook/course/aviary/`. A *genus* fixes the silhouette and the base colors; its ten *species* differ in field marks: cap, throat, wing bars and so on. Because we drew them, we can ask things that no photograph answers. Here is one genus, one row per species, with the marks in which its species differ. In the last column, which half of the data set a species belongs to:
 
 # %%
 marks = aviary.attributes(100)  # one row per species, for all 100

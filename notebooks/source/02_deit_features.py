@@ -41,8 +41,8 @@ from PIL import Image
 from scipy.stats import gaussian_kde
 
 from sobook import figures, files
-from sobook.aviary import microscope
-from sobook.aviary import species as aviary
+from sobook.course.aviary import microscope
+from sobook.course.aviary import species as aviary
 from sobook.course import exercises
 from sobook.course.predictions import predict, reveal
 from sobook.data import image_sets, loader, pixels

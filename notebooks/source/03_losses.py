@@ -44,8 +44,8 @@ from sobook import figures
 from sobook.course import exercises
 from sobook.course.predictions import predict, reveal
 from sobook.losses import ProxyAnchor
-from sobook.studies import baselines
-from sobook.studies.frozen import HeadConfig, fit_head, frozen_recall
+from sobook import baselines
+from sobook.training.heads import HeadConfig, fit_head, frozen_recall
 
 # %% [markdown]
 # Notation: $B$ images in a batch, $C$ classes, $D$ dimensions. $x_i$ is an embedding and $y_i$ its class; $p_c$ a vector of class $c$; all of unit length. $s$ is a cosine, $d$ a Euclidean distance; for unit vectors $d^2 = 2 - 2s$. $[z]_+ = \max(0, z)$.

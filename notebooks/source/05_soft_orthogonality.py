@@ -50,7 +50,7 @@ from sobook.course.predictions import predict, reveal
 from sobook.data import benchmarks, image_sets
 from sobook.embedding import embed
 from sobook.encoder import Encoder
-from sobook.interactive import lab
+from sobook.course.pages import lab
 from sobook.losses import (
     SO_WEIGHT,
     ProxyAnchor,

@@ -39,13 +39,13 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from sobook import figures, geometry, retrieval
-from sobook.aviary import species as aviary
+from sobook.course.aviary import species as aviary
 from sobook.course import exercises
 from sobook.course.predictions import predict, reveal
 from sobook.data import image_sets
 from sobook.embedding import embed
 from sobook.encoder import Encoder
-from sobook.interactive import explorer, playground
+from sobook.course.pages import explorer, playground
 from sobook.losses import SO_WEIGHT
 
 # %% [markdown] tags=["slide"]

@@ -42,12 +42,12 @@ from sklearn.manifold import trustworthiness
 from sklearn.neighbors import NearestNeighbors
 
 from sobook import figures, geometry
-from sobook.aviary import microscope
+from sobook.course.aviary import microscope
 from sobook.course import exercises
 from sobook.course.predictions import predict, reveal
 from sobook.data import image_sets, pixels
 from sobook.embedding import embed
-from sobook.interactive import explorer
+from sobook.course.pages import explorer
 from sobook.losses import SO_WEIGHT
 from sobook.retrieval import evaluate, nearest_neighbors
 

@@ -46,7 +46,7 @@ from sobook.course.predictions import predict, reveal
 from sobook.data import benchmarks
 from sobook.losses import SO_WEIGHT
 from sobook.statistics import compare_classes, compare_seeds, verdict
-from sobook.studies import report, study
+from sobook.course.studies import report, study
 from sobook.training.config import run_key
 from sobook.training.loop import evaluate_run
 

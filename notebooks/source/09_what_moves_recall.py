@@ -47,10 +47,10 @@ from sobook.course import exercises
 from sobook.course.predictions import predict, reveal
 from sobook.data import image_sets
 from sobook.embedding import embed
-from sobook.interactive import lab
+from sobook.course.pages import lab
 from sobook.losses import SO_WEIGHT
 from sobook.statistics import holm
-from sobook.studies import report, study
+from sobook.course.studies import report, study
 
 # %% [markdown] tags=["slide"]
 # Notation: $C$ classes and proxies, $D$ dimensions, $N$ images; $\hat p_c$ a proxy and $x_i$ an embedding, both of unit length; $s = \langle x, \hat p\rangle$ their cosine.

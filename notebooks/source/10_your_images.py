@@ -46,14 +46,14 @@ from scipy.stats import skew
 from sklearn.metrics import roc_curve
 
 from sobook import figures
-from sobook.aviary import species as aviary
+from sobook.course.aviary import species as aviary
 from sobook.course import exercises
 from sobook.course.predictions import predict, reveal
 from sobook.data import image_sets, pixels
 from sobook.embedding import embed
 from sobook.encoder import Encoder
 from sobook.errors import EncoderError
-from sobook.interactive import search
+from sobook import search
 from sobook.retrieval import evaluate, nearest_neighbors
 from sobook.statistics import compare_classes, verdict
 from sobook.training.loop import fit

@@ -1,14 +1,14 @@
 """The exercises of the course: `check` says whether an answer is right and, if not, what is off.
 
 An exercise is known by notebook and number, ``"04.2"``. Its answer is usually the function that
-the notebook asks for. How each exercise is judged is in `exercise_checks`.
+the notebook asks for. How each exercise is judged is in `checks`.
 """
 
 from dataclasses import asdict, dataclass
 
 from sobook.course import worksheet
+from sobook.course.checks import CHECKS
 from sobook.course.compare import Wrong, describe_error
-from sobook.course.exercise_checks import CHECKS
 from sobook.course.session import notebook_shell
 from sobook.errors import suggest
 

@@ -26,7 +26,7 @@ from sobook.training.config import TrainConfig, run_key
 # seconds, and the first pictures of a notebook need neither.
 if TYPE_CHECKING:
     from sobook.training.estimate import Estimate
-    from sobook.training.run_folder import Run
+    from sobook.training.run import Run
 
 _MAX_THREADS = 8  # small images and small models gain nothing from more
 _DPI = 88  # keeps a notebook with all its figures below 1 MB
@@ -84,7 +84,7 @@ class Session:
             RunError: a shipped file is not what it was when sobook was released.
         """
         retrain = retrain or bool(os.environ.get("SOBOOK_RETRAIN"))
-        if not retrain and training.run_folder.find(config) is None:
+        if not retrain and training.run.find(config) is None:
             key, manifest = run_key(config), files.shipped("quick_runs/manifest.json")
             for name, entry in json.loads(manifest.read_text(encoding="utf-8")).items():
                 if entry["run_key"] == key:

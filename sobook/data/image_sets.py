@@ -268,7 +268,7 @@ def hold_out(
 
 def _aviary() -> ModuleType:
     # By name and when asked: the data layer needs no drawing code to read photographs.
-    return importlib.import_module("sobook.aviary.species")
+    return importlib.import_module("sobook.course.aviary.species")
 
 
 def _read_aviary(split: str, root: str | os.PathLike | None, options: Mapping) -> ImageSet:

@@ -133,8 +133,8 @@ def movement_plot(tables: Mapping[str, pd.DataFrame], *, over: str = "birds") ->
     """How far one change in a picture moves its embedding: marks on the left, nuisances right.
 
     Args:
-        tables: name → a table of `sobook.aviary.microscope.measure`, the same changes in each. The
-            rows are sorted by the first.
+        tables: name → a table of `sobook.course.aviary.microscope.measure`, the same changes in
+            each. The rows are sorted by the first.
         over: what the intervals are over.
     """
     first = next(iter(tables.values()))

@@ -11,13 +11,13 @@ from sobook import lazy
 if TYPE_CHECKING:
     from sobook.training.config import TrainConfig as TrainConfig
     from sobook.training.loop import evaluate_run as evaluate_run, fit as fit
-    from sobook.training.run_folder import Run as Run
+    from sobook.training.run import Run as Run
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     {
         "sobook.training.config": "TrainConfig",
         "sobook.training.loop": "evaluate_run fit",
-        "sobook.training.run_folder": "Run",
+        "sobook.training.run": "Run",
     },
 )

@@ -1,7 +1,7 @@
 """The one configuration of a training run: every choice, with its unit and where it comes from.
 
 `TrainConfig` is for fine-tuning; what it shares with training a head on frozen features
-(`sobook.studies.frozen.HeadConfig`) is in `BaseConfig`. `identity` and `run_key` say when two runs
+(`sobook.training.heads.HeadConfig`) is in `BaseConfig`. `identity` and `run_key` say when two runs
 are the same.
 """
 

@@ -17,11 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from sobook.encoder import Encoder
 from sobook.errors import SobookError, check_choice
 from sobook.losses import SoftOrthogonalProxyAnchor
-from sobook.training import run_folder
+from sobook.training import run as run_folder
 from sobook.training.config import TrainConfig
-from sobook.training.distributed import Processes, choose_device, join
 from sobook.training.loop import Trainer
 from sobook.training.plan import Plan, count_activations, make_encoder, make_plan, step_bytes
+from sobook.training.processes import Processes, choose_device, join
 
 _FEW = 8 * 224 * 224  # pixels in a batch that is timed without a GPU
 _USABLE = 0.9  # of a GPU's memory; the rest is for its driver and for gaps (our choice)

@@ -22,12 +22,12 @@ from sobook.encoder import Encoder
 from sobook.errors import SobookError, TrainingError
 from sobook.losses import SoftOrthogonalProxyAnchor
 from sobook.retrieval import Retrieval, evaluate
-from sobook.training import distributed, run_folder
+from sobook.training import processes as distributed, run as run_folder
 from sobook.training.config import BaseConfig, TrainConfig
-from sobook.training.distributed import Processes
 from sobook.training.mirror import Mirror
 from sobook.training.plan import check_retrievable, make_plan, training_side, wanted_ks
-from sobook.training.run_folder import Run
+from sobook.training.processes import Processes
+from sobook.training.run import Run
 from sobook.training.tracker import Tracker
 
 

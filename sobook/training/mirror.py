@@ -16,8 +16,8 @@ from typing import IO
 
 from sobook import files
 from sobook.errors import RunError, SobookError, first_line
-from sobook.training import run_folder
-from sobook.training.run_folder import Run
+from sobook.training import run as run_folder
+from sobook.training.run import Run
 
 _KEPT = 2  # copies of a run: should the newest not have arrived, the one before has
 

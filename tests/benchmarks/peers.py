@@ -50,7 +50,7 @@ class Data:
 
 
 def data(name: str) -> Data:
-    import sobook.aviary.micro  # noqa: F401  (registers the encoder with timm)
+    import sobook.course.aviary.micro  # noqa: F401  (registers the encoder with timm)
     from sobook import files
 
     if name == "aviary":
@@ -65,7 +65,7 @@ def data(name: str) -> Data:
 
 def with_sobook(d: Data, folder: Path, report) -> None:
     from sobook import fit
-    from sobook.training import run_folder  # report(0)
+    from sobook.training import run as run_folder  # report(0)
     from sobook.training.config import TrainConfig
 
     load, rates = dict(d.load), {"lr": d.lr, "head_lr": d.head_lr, "proxy_lr": d.proxy_lr}

@@ -37,7 +37,7 @@ def worker(out: Path) -> None:
     import torch
 
     from sobook.losses import ProxyAnchor
-    from sobook.training import distributed
+    from sobook.training import processes as distributed
     from sobook.training.config import TrainConfig
 
     processes = distributed.join(TrainConfig(batch_size=BATCH, device="cpu"))
@@ -67,7 +67,7 @@ def worker(out: Path) -> None:
 
 def train(count: int, folder: Path, one_thread: dict[str, str]) -> dict[str, object]:
     """The same run, by so many processes."""
-    from sobook.training.run_folder import Run
+    from sobook.training.run import Run
 
     run = folder / f"run{count}"
     settings = ["--dataset", "aviary", "--options", "species", "40", "images_per_species", "20"]

@@ -22,10 +22,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from sobook.losses import ProxyAnchor, SoftOrthogonalProxyAnchor, soft_orthogonality
 from sobook.training.config import TrainConfig
-from sobook.training.distributed import Processes
 from sobook.training.estimate import Cost, _step_seconds, this_cpu
 from sobook.training.loop import Trainer
 from sobook.training.plan import make_encoder, make_plan
+from sobook.training.processes import Processes
 
 CPU = torch.device("cpu")
 MICRO = {"encoder": "deit_micro_patch8_64", "image_size": 64}

@@ -1,7 +1,7 @@
 """The explorer in headless Chromium: at least 30 frames a second with 2,000 points."""
 
-from tests.interactive.conftest import visit  # noqa: F401  (fixture)
-from tests.interactive.test_explorer import frames_a_second
+from tests.course.pages.conftest import visit  # noqa: F401  (fixture)
+from tests.course.pages.test_explorer import frames_a_second
 
 
 def test_frames(visit, capsys):  # noqa: F811

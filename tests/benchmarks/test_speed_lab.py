@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 import torch
 
-from sobook.interactive import lab
-from sobook.interactive.page import read_asset
+from sobook.course.pages import lab
+from sobook.course.pages.page import read_asset
 from sobook.retrieval import evaluate
-from sobook.studies import frozen
-from sobook.studies.frozen import HeadConfig
-from sobook.training.distributed import Processes
+from sobook.training import heads
+from sobook.training.heads import HeadConfig
 from sobook.training.loop import Trainer, loss_rates
-from tests.interactive.conftest import visit  # noqa: F401  (fixture)
-from tests.interactive.test_numerics import TALK, text
+from sobook.training.processes import Processes
+from tests.course.pages.conftest import visit  # noqa: F401  (fixture)
+from tests.course.pages.test_numerics import TALK, text
 
 CLASSES, EACH, FEATURES, EPOCHS = 40, 40, 128, 20
 BATCHES = CLASSES * EACH // 100
@@ -63,12 +63,12 @@ class InPyTorch:
         half = len(rows) // 2
         self.train, self.labels = torch.from_numpy(rows[:half]), torch.from_numpy(labels[:half])
         self.test, self.test_labels = torch.from_numpy(rows[half:]), labels[half:]
-        self.model = frozen._UnitHead(FEATURES, config.dim)
-        loss = frozen._make_loss(config, CLASSES, config.dim)
+        self.model = heads._UnitHead(FEATURES, config.dim)
+        loss = heads._make_loss(config, CLASSES, config.dim)
         rates = [(self.model.parameters(), config.head_lr), *loss_rates(loss, config)]
         processes, steps = Processes(torch.device("cpu")), EPOCHS * BATCHES
         self.trainer = Trainer(self.model, loss, rates, config, steps=steps, processes=processes)
-        self.batches = list(frozen._batches(labels[:half], config))
+        self.batches = list(heads._batches(labels[:half], config))
 
     def epoch(self, number: int) -> None:
         for step in range(number * BATCHES, (number + 1) * BATCHES):

@@ -19,9 +19,9 @@ from sobook.embedding import embed
 from sobook.encoder import Encoder
 from sobook.losses import SoftOrthogonalProxyAnchor
 from sobook.retrieval import evaluate
-from sobook.training import distributed, loop as training
+from sobook.training import loop as training, processes as distributed
 from sobook.training.config import TrainConfig
-from sobook.training.run_folder import create
+from sobook.training.run import create
 from tests.benchmarks.test_speed_loader import repeated
 
 SIDE, BATCH = 128, 32

@@ -74,7 +74,7 @@ def test_first_pictures_wait_for_nothing_that_trains():
     """timm and torchvision take seconds to import; the birds of notebook 00 need neither."""
     code = (
         "import sys; from sobook.course import setup; setup()\n"
-        "from sobook import figures; from sobook.aviary import species\n"
+        "from sobook import figures; from sobook.course.aviary import species\n"
         "figures.contact_sheet([species.draw(species.species(2)[0], 0)], ['a']).encoded()\n"
         "print(sorted({'timm', 'torchvision', 'sklearn', 'faiss'} & set(sys.modules)))"
     )

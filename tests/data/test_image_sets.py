@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from scipy.io import loadmat, savemat
 
-from sobook.aviary import species
+from sobook.course.aviary import species
 from sobook.data import benchmarks, image_sets
 from sobook.data.image_sets import ImageSet, hold_out, load
 from sobook.errors import DatasetError, SobookError

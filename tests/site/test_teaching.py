@@ -81,7 +81,7 @@ def test_exercises_lie_in_the_sections_they_are_listed_with(row):
 
 def test_the_report_can_be_made_with_the_pictures_it_asks_for(tmp_path):
     """Ten classes of ten, as the rubric once said, left three classes to train on."""
-    from sobook.studies import study
+    from sobook.course.studies import study
     from sobook.training.config import TrainConfig
     from sobook.training.plan import Data
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from sobook.training import run_folder
-from sobook.training.run_folder import Run
+from sobook.training import run as run_folder
+from sobook.training.run import Run
 
 
 def weights(run_dir) -> dict[str, torch.Tensor]:

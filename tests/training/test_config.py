@@ -11,9 +11,9 @@ from sobook import files
 from sobook.data import benchmarks
 from sobook.data.loader import batch_plan
 from sobook.errors import SobookError
-from sobook.studies.frozen import HeadConfig
 from sobook.training import config as configs
 from sobook.training.config import TrainConfig, identity, run_key
+from sobook.training.heads import HeadConfig
 
 
 class TestIdentity:

@@ -16,9 +16,9 @@ from sobook.data import image_sets, loader, pixels
 from sobook.embedding import embed
 from sobook.errors import RunError, SobookError, TrainingError
 from sobook.losses import SoftOrthogonalProxyAnchor
-from sobook.training import distributed, loop as training
+from sobook.training import loop as training, processes as distributed
 from sobook.training.loop import Trainer, fit
-from sobook.training.run_folder import Run
+from sobook.training.run import Run
 from tests import processes
 from tests.training.reading import (
     assert_same_bits,

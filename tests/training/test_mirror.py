@@ -12,11 +12,11 @@ import pytest
 
 from sobook import files
 from sobook.errors import RunError
-from sobook.training import estimate, loop as training, run_folder
+from sobook.training import estimate, loop as training, run as run_folder
 from sobook.training.config import run_key
 from sobook.training.loop import fit
 from sobook.training.mirror import Mirror
-from sobook.training.run_folder import Run
+from sobook.training.run import Run
 from tests.training.reading import assert_same_bits, assert_same_proxies, losses, resumes_at
 
 

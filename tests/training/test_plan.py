@@ -13,7 +13,7 @@ from PIL import Image
 
 from sobook.data import pixels
 from sobook.errors import SobookError, TrainingError
-from sobook.training import distributed, estimate, plan, tracker
+from sobook.training import estimate, plan, processes as distributed, tracker
 from sobook.training.config import TrainConfig
 from sobook.training.loop import evaluate_run, fit
 from sobook.training.plan import make_encoder, make_plan

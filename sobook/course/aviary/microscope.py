@@ -1,0 +1,296 @@
+"""The aviary under the microscope: redraw the same bird with one thing changed, and look how far
+its embedding moves.
+
+What a species is known by (its marks) and what changes from picture to picture (pose, light,
+ground …) cannot be told apart in photographs. Here a bird is drawn again with one mark of another
+value and everything else fixed to the last grain of noise, or with all marks fixed and one
+nuisance drawn anew (what a bird sits on moves with it). Start with `redraw`; `slides` and `measure`
+do it for many birds.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sobook.course.aviary.art import paint
+from sobook.course.aviary.scene import PARTS, Chance, pick
+from sobook.course.aviary.species import CHOICES, Species, chance_of, species, visible_choices
+from sobook.data.image_sets import ImageSet
+from sobook.data.loader import evaluation_crop
+from sobook.errors import SobookError, check_choice
+from sobook.statistics import t_interval
+
+MARKS = tuple(CHOICES)
+NUISANCES = PARTS
+AS_IT_WAS, RELATIVE = "nothing", "all marks"
+KINDS = {RELATIVE: "marks", **dict.fromkeys(MARKS, "mark"), **dict.fromkeys(NUISANCES, "nuisance")}
+
+
+class _Replay(Chance):
+    """Chance that gives a part what it was given before, where that is known."""
+
+    def __new__(cls, seed: str, given: Mapping[str, Iterable] = {}) -> _Replay:  # noqa: B006
+        return super().__new__(cls, seed)  # which takes nothing else before Python 3.11
+
+    def __init__(self, seed: str, given: Mapping[str, Iterable] = {}) -> None:  # noqa: B006
+        super().__init__(seed)
+        self._given = {part: iter(values) for part, values in given.items()}
+        self.taken: dict[str, list] = defaultdict(list)
+
+    def _draw(self, fresh: Callable[..., Any], *args: int) -> Any:
+        known = self._given.get(self.part)
+        value = fresh(*args) if known is None else next(known)
+        self.taken[self.part].append(value)
+        return value
+
+    def random(self) -> float:
+        return self._draw(super().random)
+
+    def randbytes(self, n: int) -> bytes:
+        return self._draw(super().randbytes, n)
+
+
+def redraw(
+    one: Species, instance: int, change: str = AS_IT_WAS, *, size: int = 96, seed: int = 0
+) -> Image.Image:
+    """Draw image number `instance` of a species again, with one thing changed.
+
+    Args:
+        one: the species.
+        instance, size, seed: as for `sobook.course.aviary.species.draw`.
+        change: a mark (one of `MARKS`), which gets another value that can be seen on this bird; a
+            nuisance (one of `NUISANCES`), which is drawn anew; or ``"nothing"``, for the picture
+            that `draw` returns. The new value depends on the arguments alone.
+
+    Returns:
+        RGB, `size` × `size`: the same picture where the bird has no other value for the mark (an
+        owl's bill), or where the new nuisance does not show (no twig before, no twig after).
+
+    Raises:
+        SobookError: no such change.
+
+    To choose the value yourself, replace the mark:
+    ``draw(replace(one, marks=replace(one.marks, cap="crimson")), instance)``.
+    """
+    check_choice("change", change, (AS_IT_WAS, *MARKS, *NUISANCES))
+    chance = chance_of(one, instance, seed)
+    rng, marks = _Replay(chance), one.marks
+    if change in NUISANCES:
+        paint(one.look, marks, rng, size)
+        kept = {part: taken for part, taken in rng.taken.items() if part != change}
+        rng = _Replay(f"{chance} {change} anew", kept)
+    elif change in MARKS:
+        usual = getattr(marks, change)
+        others = [value for value in visible_choices(one.look)[change] if value != usual]
+        if others:
+            marks = replace(marks, **{change: pick(Random(f"{chance} {change}"), others)})
+    return paint(one.look, marks, rng, size)
+
+
+def where_marks_differ(
+    one: Species, other: Species, instance: int, *, size: int = 96, seed: int = 0
+) -> dict[str, tuple[float, float, float]]:
+    """Where, in a picture of one species, are the marks by which another differs from it?
+
+    Each such mark is painted over with the other species' value, all else fixed: the pixels that
+    change are the mark's.
+
+    Args:
+        one, instance, size, seed: the picture, as for `sobook.course.aviary.species.draw`.
+        other: a species of the same genus.
+
+    Returns:
+        mark → a circle around it, (x, y, radius) in fractions of the side, x to the right and y
+        downwards. Marks that cannot be seen in this picture are left out.
+
+    Raises:
+        SobookError: the species are of different genera: then everything differs.
+    """
+    if one.genus != other.genus:
+        raise SobookError(f"{one.name} and {other.name} are of different genera.")
+    before = np.asarray(redraw(one, instance, size=size, seed=seed)).astype(int)
+    circles = {}
+    for mark in MARKS:
+        value = getattr(other.marks, mark)
+        if value == getattr(one.marks, mark):
+            continue
+        painted = replace(one, marks=replace(one.marks, **{mark: value}))
+        after = np.asarray(redraw(painted, instance, size=size, seed=seed))
+        changed = np.argwhere(np.abs(after - before).max(axis=2) > 24)  # not its blurred rim
+        if len(changed):
+            (top, left), (bottom, right) = changed.min(axis=0), changed.max(axis=0)
+            radius = max(bottom - top, right - left) / 2 + 2
+            circles[mark] = tuple(
+                float(v) / size for v in ((left + right + 1) / 2, (top + bottom + 1) / 2, radius)
+            )
+    return circles
+
+
+def name_mistakes(
+    images: ImageSet, queries: Sequence[int], found: np.ndarray, *, number: int = 100, seed: int = 0
+) -> tuple[list[list[str]], list[list[list[tuple[float, float, float]]]]]:
+    """What a retrieval wall can say of images of the wrong species.
+
+    Args:
+        images: the set that was searched.
+        queries: Q of its images.
+        found: (Q, k) images that were found.
+        number, seed: species and seed of the aviary, if it is one.
+
+    Returns:
+        (Q, k) captions: the species of a wrong image, without the genus where it is the query's;
+        "" for a right one. (Q, k) lists of circles around the marks by which such a relative
+        differs, see `where_marks_differ`; none where the images were not drawn.
+    """
+    known = species(number, seed=seed) if images.name == "aviary" else ()
+    captions, spots = [], []
+    for query, row in zip(queries, found, strict=True):
+        words, circles = [], []
+        for image in row:
+            a, b = (images.class_names[images.labels[i]] for i in (query, image))
+            words.append("" if a == b else b.partition(".")[2].replace("_", " "))
+            circles.append([])
+            if a == b or not known:
+                continue
+            one, other = (known[int(name.partition(".")[0]) - 1] for name in (b, a))
+            if one.genus == other.genus:
+                words[-1] = one.name.rpartition(" ")[0]
+                instance = int(images.paths[image].stem)
+                circles[-1] = list(where_marks_differ(one, other, instance, seed=seed).values())
+        captions.append(words)
+        spots.append(circles)
+    return captions, spots
+
+
+def slides(
+    birds: Sequence[Species],
+    *,
+    changes: Sequence[str] = tuple(KINDS),
+    instances: int = 3,
+    size: int = 96,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Redraw some birds with each of the changes: pictures for `measure`.
+
+    Args:
+        birds: S species, e.g. ``species(100)[50:]``, those of the test split.
+        changes: what to change, as for `redraw`, and ``"all marks"``: the marks of a relative, the
+            next of `birds` in the same genus, all at once.
+        instances: I, pictures of each species.
+        size, seed: as for `redraw`.
+
+    Returns:
+        change → (S, I, size, size, 3) uint8; ``"nothing"`` first, which is the pictures unchanged.
+
+    Raises:
+        SobookError: no such change, or fewer than 2 species or 2 pictures of each.
+    """
+    if min(len(birds), instances) < 2:
+        raise SobookError(
+            f"{len(birds)} species with {instances} picture(s) each: distances need 2 or more."
+        )
+
+    def drawn(one: Species, change: str) -> np.ndarray:
+        if change == RELATIVE:
+            one, change = replace(one, marks=_relative(one, birds).marks), AS_IT_WAS
+        pictures = [redraw(one, i, change, size=size, seed=seed) for i in range(instances)]
+        return np.stack([np.asarray(picture) for picture in pictures])
+
+    every = dict.fromkeys((AS_IT_WAS, *changes))
+    return {change: np.stack([drawn(one, change) for one in birds]) for change in every}
+
+
+def _relative(one: Species, birds: Sequence[Species]) -> Species:
+    family = [bird for bird in birds if bird.genus == one.genus]
+    return family[(family.index(one) + 1) % len(family)]
+
+
+def measure(
+    encoder: Callable[[Tensor], Tensor], pictures: Mapping[str, np.ndarray], *, batch_size: int = 64
+) -> pd.DataFrame:
+    """How far embeddings move when one thing changes: `by_bird`, summarized over birds.
+
+    Args:
+        encoder, pictures, batch_size: as for `by_bird`.
+
+    Returns:
+        One row per change, as for `summarize`.
+    """
+    return summarize(by_bird(encoder, pictures, batch_size=batch_size))
+
+
+def by_bird(
+    encoder: Callable[[Tensor], Tensor], pictures: Mapping[str, np.ndarray], *, batch_size: int = 64
+) -> pd.DataFrame:
+    """How far each bird's embedding moves when one thing changes.
+
+    The unit is the mean distance between two pictures of a species, in the embeddings of the same
+    encoder: at 1, the change of one thing moves a bird as far as another picture does, in which
+    all nuisances are other ones. Distances are Euclidean. Pictures in which the change does not
+    show are left out.
+
+    Args:
+        encoder: an `Encoder`, or any function from images (B, 3, H, W) uint8 to embeddings (B, D).
+            For an `Encoder` pictures are cropped as in evaluation; others get all of each picture.
+        pictures: made by `slides`, of S species.
+        batch_size: B.
+
+    Returns:
+        S rows, one column per change; NaN where the change shows in no picture of a bird.
+    """
+    before = pictures[AS_IT_WAS]
+    embedded = _embed(encoder, before, batch_size)  # (S, I, D)
+    first, second = np.triu_indices(before.shape[1], k=1)
+    unit = np.linalg.norm(embedded[:, first] - embedded[:, second], axis=-1).mean()
+    moved = {}
+    for change in [name for name in pictures if name != AS_IT_WAS]:
+        shows = (pictures[change] != before).any(axis=(2, 3, 4))  # (S, I)
+        after = _embed(encoder, pictures[change], batch_size)
+        distance = np.linalg.norm(after - embedded, axis=-1)
+        moved[change] = pd.DataFrame(distance / unit).where(shows).mean(axis=1)
+    return pd.DataFrame(moved)
+
+
+def summarize(moved: pd.DataFrame) -> pd.DataFrame:
+    """A table of `by_bird`, or the mean of several (of several seeds), in one row per change.
+
+    Returns:
+        Columns ``change``; ``kind`` ("mark", "nuisance", or "marks" for all of them); ``moved``,
+        the mean over birds; ``low`` and ``high``, its 95 % t interval over birds, which takes the
+        unit as exact; ``n``, the birds on which the change shows.
+    """
+    rows = []
+    for change in moved:
+        values = moved[change].dropna()
+        rows.append((change, KINDS[change], values.mean(), *t_interval(values), len(values)))
+    return pd.DataFrame(rows, columns=["change", "kind", "moved", "low", "high", "n"])
+
+
+@torch.inference_mode()
+def _embed(encoder: Any, pictures: np.ndarray, batch_size: int) -> np.ndarray:
+    """(S, I, D) float64 embeddings of (S, I, H, W, 3) pictures, in evaluation mode."""
+    flat = pictures.reshape(-1, *pictures.shape[2:])
+    side = getattr(encoder, "image_size", None)
+    if side is None:
+        images = torch.from_numpy(flat).permute(0, 3, 1, 2)
+    else:
+        images = torch.stack([evaluation_crop(Image.fromarray(one), side) for one in flat])
+    training = getattr(encoder, "training", False)
+    if training:
+        encoder.eval()
+    try:
+        parts = [encoder(batch).cpu().double() for batch in images.split(batch_size)]
+    finally:
+        if training:
+            encoder.train()
+    return torch.cat(parts).numpy().reshape(*pictures.shape[:2], -1)

@@ -1,0 +1,309 @@
+"""Training a head alone, on frozen features that were computed once: seconds per run, not minutes.
+
+`sobook.training.loop.Trainer` gets features in place of images; head and proxies learn. There is no
+augmentation. Good for searching widely; what matters has to be confirmed by fine-tuning.
+Notation: N images, F features of the backbone, D embedding dimension, C classes.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from sobook import baselines, geometry
+from sobook.data import image_sets
+from sobook.data.loader import batch_plan
+from sobook.embedding import embed
+from sobook.encoder import Encoder, make_head
+from sobook.errors import SobookError, check_choice
+from sobook.losses import ProxyAnchor, SoftOrthogonalProxyAnchor
+from sobook.retrieval import evaluate, nearest_neighbors
+from sobook.training.config import BaseConfig
+from sobook.training.loop import Trainer, loss_rates
+from sobook.training.plan import Data
+from sobook.training.processes import Processes, choose_device
+
+
+@dataclass(frozen=True)
+class HeadConfig(BaseConfig):
+    """One run of a head on frozen features."""
+
+    epochs: int = 20
+    batch_size: int = 100
+
+    loss: str = "proxy_anchor"
+    """proxy_anchor, or a baseline of pytorch-metric-learning, see `baselines.LOSSES`."""
+    loss_options: dict[str, int | float] = field(default_factory=dict)
+    """Keyword arguments of a baseline's loss."""
+    regularizer: str = "none"
+    """Added to Proxy Anchor, on its proxies: none or one of `baselines.REGULARIZERS`."""
+    regularizer_weight: float = 0.0
+    """Its weight."""
+    center: bool = False
+    """Subtract the mean proxy from all proxies, inside the loss."""
+    so_pairs_fraction: float = 1.0
+    """Fraction of the class pairs, drawn by the seed, that soft orthogonality acts on."""
+
+    label_noise: float = 0.0
+    """Fraction of the training images whose label is replaced by another training class."""
+    max_images_per_class: int | None = None
+    """Images of each training class that are used; None: all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("loss", self.loss, ("proxy_anchor", *baselines.LOSSES))
+        check_choice("regularizer", self.regularizer, ("none", *baselines.REGULARIZERS))
+        self._check(["label_noise"], lambda value: 0 <= value < 1, "in [0, 1)")
+        self._check(["so_pairs_fraction"], lambda value: 0 < value <= 1, "in (0, 1]")
+        self._check_range("max_images_per_class", 1, 10**9)
+        self._check(["batch_size"], lambda value: value >= 2, "at least 2")
+        if self.loss_options and self.loss == "proxy_anchor":
+            raise SobookError(f"loss_options are {self.loss_options}, but no other loss is chosen.")
+
+
+def check(config: HeadConfig) -> None:
+    """Refuse what would stop `fit_head`: device, loss, encoder and data.
+
+    Raises:
+        SobookError: the first that is not right.
+    """
+    choose_device(config.device)
+    if config.loss != "proxy_anchor":
+        baselines.make(config.loss, 2, 2, **config.loss_options)
+    Encoder.create(config.encoder, **config.encoder_options)
+    held_out, most = config.validation_fraction > 0, config.max_images_per_class
+    Data.load(config, hold_out=held_out, most_per_class=most)
+
+
+def fit_head(config: HeadConfig) -> dict[str, float]:
+    """Train a head and measure it.
+
+    Returns:
+        recall_at_K, map_at_r and r_precision on the test classes, validation_recall_at_1 on
+        held-out training classes, recall_without_common (Recall@1 with the mean proxy's direction
+        taken out of the embeddings), the frozen encoder's Recall@1 on both, the threshold, the
+        proxies' geometry, and, where SO acts on some pairs only, `treated_pairs`.
+    """
+    device, source = choose_device(config.device), _source(config)
+    train_set, features = _features(source, "train")
+    test_set, test_features = _features(source, "test")
+    inputs, validation_set = {"train": features, "test": test_features}, None
+    if config.validation_fraction:
+        train_set, validation_set = image_sets.hold_out(
+            train_set, config.validation_fraction, config.seed, at_least=2
+        )
+        for name, part in (("train", train_set), ("validation", validation_set)):
+            inputs[name] = features[part.origin[1]]
+    everything, train_labels = inputs["train"], torch.from_numpy(train_set.labels)
+    inputs["train"], labels, unused = corrupt(everything, train_labels, config)
+    inputs = {name: part.to(device) for name, part in inputs.items()}
+
+    torch.manual_seed(config.seed)  # only now: embedding for the first time draws too
+    model = _UnitHead(features.shape[1], config.dim)
+    loss = _make_loss(config, train_set.num_classes, config.dim or features.shape[1])
+    if config.so_pairs_fraction < 1:
+        loss.so_pairs = _draw_pairs(train_set.num_classes, config).to(device)
+    batches = list(_batches(labels.numpy(), config))
+    rates = [(model.parameters(), config.head_lr), *loss_rates(loss, config)]
+    processes = Processes(device)
+    trainer = Trainer(model, loss, rates, config, steps=len(batches), processes=processes)
+    labels = labels.to(device)
+    for step, rows in enumerate(batches):
+        trainer.step(step, inputs["train"][rows], labels[rows])
+
+    with torch.inference_mode():
+        embeddings = {name: model(part).cpu() for name, part in inputs.items()}
+        proxies = baselines.class_vectors(loss)
+    result = evaluate(embeddings["test"], test_set.labels)
+    measured: dict[str, float] = {f"recall_at_{k}": recall for k, recall in result.recall.items()}
+    measured |= {"map_at_r": result.map_at_r, "r_precision": result.r_precision}
+    if validation_set is not None:
+        selected = evaluate(embeddings["validation"], validation_set.labels, ks=(1,))
+        measured["validation_recall_at_1"] = selected.recall[1]
+        frozen = evaluate(inputs["validation"].cpu().numpy(), validation_set.labels, ks=(1,))
+        measured["frozen_validation_recall_at_1"] = frozen.recall[1]
+    measured["frozen_recall_at_1"] = _frozen_recall(source)
+    measured["train_classes"] = train_set.num_classes
+    if proxies is not None:
+        proxies = proxies.cpu()
+        measured |= geometry_columns(proxies) | common_mode_columns(proxies, embeddings["train"])
+        without = evaluate(_without_common_mode(proxies, embeddings["test"]), test_set.labels)
+        measured["recall_without_common"] = without.recall[1]
+    if isinstance(loss, ProxyAnchor):
+        measured["threshold_at_end"] = torch.as_tensor(loss.threshold).item()
+    if config.so_pairs_fraction < 1:
+        with torch.inference_mode():
+            unseen = model(everything[unused].to(device)).cpu()
+        pairs = loss.so_pairs.cpu()
+        measured |= treated_pairs(proxies, pairs, unseen, train_labels[unused])
+    return {name: round(float(value), 6) for name, value in measured.items()}
+
+
+def common_mode_columns(proxies: Tensor, embeddings: Tensor) -> dict[str, float]:
+    """What proxies (C, D), and embeddings (N, D) of the images trained on, share."""
+    mean = embeddings.mean(0)
+    common = F.normalize(proxies, dim=1).mean(0)
+    return {
+        "embedding_mean_length": float(mean.norm()),
+        "cosine_of_mean_proxy_and_mean_embedding": float(F.cosine_similarity(mean, common, dim=0)),
+    }
+
+
+def _without_common_mode(proxies: Tensor, embeddings: Tensor) -> Tensor:
+    """Embeddings (N, D) with the mean proxy's direction taken out of them."""
+    common = F.normalize(F.normalize(proxies, dim=1).mean(0), dim=0)  # (D,)
+    return embeddings - (embeddings @ common)[:, None] * common
+
+
+def _draw_pairs(num_classes: int, config: HeadConfig) -> Tensor:
+    """(C, C) bool: a random part of the pairs of classes, the same for every method of a seed."""
+    rows, columns = np.triu_indices(num_classes, k=1)
+    rng = np.random.default_rng([config.seed, 11])
+    some = rng.permutation(len(rows))[: round(config.so_pairs_fraction * len(rows))]
+    pairs = torch.zeros(num_classes, num_classes, dtype=torch.bool)
+    pairs[rows[some], columns[some]] = True
+    return pairs | pairs.T
+
+
+def treated_pairs(
+    proxies: Tensor, pairs: Tensor, embeddings: Tensor, labels: Tensor
+) -> dict[str, float]:
+    """The pairs of classes that SO acted on, beside the others.
+
+    Args:
+        proxies: (C, D).
+        pairs: (C, C) bool, symmetric: the treated ones.
+        embeddings: (N, D) of images of these classes that were not trained on, at least two each.
+        labels: (N,) int64.
+
+    Returns:
+        For treated and untreated pairs: rms_cosine and mean_cosine of the proxies; confusion, the
+        fraction of images whose nearest neighbor is of another class, with which the pair is such,
+        divided by the fraction of pairs that are such; and class_cosine, the mean cosine of the
+        two classes' mean embeddings.
+    """
+    unit = F.normalize(proxies, dim=1)
+    means = torch.stack([embeddings[labels == c].mean(0) for c in range(len(proxies))])  # (C, D)
+    between = F.normalize(means, dim=1)
+    nearest = torch.from_numpy(nearest_neighbors(embeddings.numpy(), 1)[1][:, 0])  # (N,)
+    own, other = labels, labels[nearest]
+    off_diagonal = ~torch.eye(len(proxies), dtype=torch.bool)
+    measured = {}
+    for name, chosen in (("treated", pairs), ("untreated", ~pairs & off_diagonal)):
+        cosines = (unit @ unit.T)[chosen]
+        measured[f"{name}_rms_cosine"] = cosines.square().mean().sqrt()
+        measured[f"{name}_mean_cosine"] = cosines.mean()
+        measured[f"{name}_class_cosine"] = (between @ between.T)[chosen].mean()
+        fraction = chosen.sum() / off_diagonal.sum()
+        measured[f"{name}_confusion"] = chosen[own, other].double().mean() / fraction
+    return measured
+
+
+def geometry_columns(proxies) -> dict[str, float]:
+    """What a results table says of a set of proxies (C, D)."""
+    shape = geometry.describe(proxies)
+    pairs = shape.num_classes * (shape.num_classes - 1)
+    return {
+        "rms_cosine": shape.rms_cosine,
+        "mean_cosine": shape.mean_cosine,
+        "coherence": shape.coherence,
+        "effective_rank": shape.effective_rank,
+        "rms_floor": (shape.orthogonality_floor / pairs) ** 0.5,
+        "welch_bound": shape.welch_bound,
+        "rms_cosine_centred": shape.rms_cosine_centred,
+        **geometry.common_mode(shape),
+    }
+
+
+class _UnitHead(nn.Module):
+    """What an `Encoder` does after its backbone: (B, F) features → (B, D) unit embeddings."""
+
+    def __init__(self, features: int, dim: int | None):
+        super().__init__()
+        self.head = make_head(features, dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.normalize(self.head(features), dim=1)
+
+
+def _batches(labels: np.ndarray, config: HeadConfig) -> Iterator[Tensor]:
+    """(B,) rows of every batch of all epochs, drawn as for images."""
+    for epoch in range(1, config.epochs + 1):
+        rng = np.random.default_rng([config.seed, epoch])
+        plan = batch_plan(rng, labels, config.batch_size, config.images_per_class)
+        yield from torch.from_numpy(plan)
+
+
+class _Center(nn.Module):
+    """Unit proxies minus their mean: no direction is left that all of them share."""
+
+    def forward(self, proxies: Tensor) -> Tensor:
+        unit = F.normalize(proxies, dim=1)
+        return unit - unit.mean(0)
+
+
+def _make_loss(config: HeadConfig, num_classes: int, dim: int) -> nn.Module:
+    if config.loss != "proxy_anchor":
+        return baselines.make(config.loss, num_classes, dim, **config.loss_options)
+    loss = SoftOrthogonalProxyAnchor(num_classes, dim, **config.loss_settings)
+    if config.center:
+        parametrize.register_parametrization(loss, "proxies", _Center())
+    if config.regularizer != "none":
+        return baselines.RegularizedProxyAnchor(loss, config.regularizer, config.regularizer_weight)
+    return loss
+
+
+def corrupt(
+    features: Tensor, labels: Tensor, config: HeadConfig
+) -> tuple[Tensor, Tensor, np.ndarray]:
+    """Fewer images per class, and wrong labels, where the settings ask for them.
+
+    Features (N, F) and labels (N,) come back in another order, with the rows that are left out.
+    """
+    rng = np.random.default_rng([config.seed, 7])
+    order = rng.permutation(len(labels))
+    if config.max_images_per_class is not None:
+        by_class = pd.Series(order).groupby(labels.numpy()[order])
+        order = np.array(by_class.head(config.max_images_per_class))
+    unused = np.setdiff1d(np.arange(len(labels)), order)
+    features, labels = features[order], labels[order].clone()
+    wrong = rng.permutation(len(labels))[: round(config.label_noise * len(labels))]
+    classes = int(labels.max()) + 1
+    shift = torch.from_numpy(rng.integers(1, classes, len(wrong)))
+    labels[wrong] = (labels[wrong] + shift) % classes  # never its own class
+    return features, labels, unused
+
+
+def _source(config: BaseConfig) -> str:
+    """What frozen features depend on, and where they are computed: as JSON, to be a cache's key."""
+    names = ["dataset", "root", "options", "allow_partial", "encoder", "device"]
+    values = {name: getattr(config, name) for name in names}
+    return json.dumps({**values, **config.encoder_options}, sort_keys=True)
+
+
+@lru_cache(maxsize=8)
+def _features(source: str, split: str) -> tuple[image_sets.ImageSet, Tensor]:
+    """A split and the (N, F) frozen features of its images."""
+    config = HeadConfig(**json.loads(source))
+    image_set = image_sets.load(config.dataset, split, **config.load_options)
+    encoder = Encoder.create(config.encoder, **config.encoder_options)
+    encoder = encoder.to(choose_device(config.device))
+    return image_set, torch.from_numpy(embed(encoder, image_set, progress=False))
+
+
+def frozen_recall(config: BaseConfig) -> float:
+    """Recall@1 of the encoder on the test classes before any training."""
+    return _frozen_recall(_source(config))
+
+
+@lru_cache(maxsize=8)
+def _frozen_recall(source: str) -> float:
+    image_set, features = _features(source, "test")
+    return evaluate(features, image_set.labels, ks=(1,)).recall[1]

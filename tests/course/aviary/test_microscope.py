@@ -1,0 +1,261 @@
+"""The same bird with one thing changed: what changes in the picture, and how far it moves."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+
+from sobook import Encoder
+from sobook.course.aviary import art, microscope, scene, species as aviary
+from sobook.course.aviary.microscope import AS_IT_WAS, MARKS, NUISANCES, RELATIVE, redraw
+from sobook.course.aviary.scene import ENLARGEMENT
+from sobook.data.image_sets import ImageSet
+from sobook.data.loader import evaluation_crop
+from sobook.errors import SobookError
+
+ONE_OF_EACH_FORM = {bird.look.form: bird for bird in aviary.species(440)}
+SOME = [ONE_OF_EACH_FORM[form] for form in ("thrush", "owl", "duck", "hummingbird", "heron")]
+BIRDS = [one for one in aviary.species(40) if one.genus != aviary.species(40)[0].genus][:6]
+HEAD = ("cap", "face", "eye_ring", "throat")  # marks on it; the crest has the color of the cap
+
+
+def pixels(picture):
+    return np.asarray(picture).astype(int)
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The bird's sheet and pose in every picture drawn while the test runs."""
+    found, draw_bill = [], art.draw_bill
+
+    def noted(sheet, pose, look, marks):
+        found.append((sheet, pose))
+        draw_bill(sheet, pose, look, marks)
+
+    monkeypatch.setattr(art, "draw_bill", noted)
+    return found
+
+
+def test_there_is_one_of_every_form():
+    assert set(ONE_OF_EACH_FORM) == set(aviary.FORMS)
+
+
+@pytest.mark.parametrize("form", ONE_OF_EACH_FORM)
+def test_with_nothing_changed_the_picture_is_the_same_to_the_bit(form):
+    one = ONE_OF_EACH_FORM[form]
+    assert redraw(one, 4, size=48).tobytes() == aviary.draw(one, 4, size=48).tobytes()
+
+
+@pytest.mark.parametrize("change", [*MARKS, *NUISANCES])
+def test_a_change_is_always_the_same_one(change):
+    one = ONE_OF_EACH_FORM["thrush"]
+    first, again, third = (redraw(one, i, change, size=48).tobytes() for i in (3, 3, 4))
+    assert first == again != third
+
+
+@pytest.mark.parametrize("change", NUISANCES)
+def test_one_part_of_chance_is_drawn_anew_and_all_others_stay(change):
+    for one in SOME:
+        before = microscope._Replay("a")
+        art.paint(one.look, one.marks, before, 32)
+        kept = {part: taken for part, taken in before.taken.items() if part != change}
+        after = microscope._Replay("b", kept)
+        art.paint(one.look, one.marks, after, 32)
+        parts = [part for part in NUISANCES if part != "ground" or one.look.stance != "hover"]
+        assert list(before.taken) == list(after.taken) == parts  # in the order of drawing
+        anew = [part for part in parts if before.taken[part] != after.taken[part]]
+        assert anew == [part for part in parts if part == change]
+
+
+def test_other_noise_is_noise():
+    largest = []
+    for i, one in enumerate(SOME):
+        change = pixels(redraw(one, i, "noise")) - pixels(redraw(one, i))
+        assert np.abs(change.mean()) < 0.5
+        largest.append(np.abs(change).max())
+    assert 0 < max(largest) <= 2 * 12 + 1  # twice the largest amplitude, rounded
+
+
+def test_other_light_makes_all_of_the_picture_brighter_or_darker():
+    for i, one in enumerate(SOME):
+        before = pixels(redraw(one, i))
+        change = pixels(redraw(one, i, "light")) - before
+        assert (change >= -1).all() or (change <= 1).all()
+        bright, dark = (before > 120) & (before < 180), before < 60  # brighter ones clip
+        assert np.abs(change[bright]).mean() > 1.5 * np.abs(change[dark]).mean() > 0
+
+
+@pytest.mark.parametrize("change", ["direction", "place", "scale", "tilt", "pose"])
+def test_a_bird_in_the_air_moves_before_its_old_scene(change, seen, monkeypatch):
+    """Outside of both silhouettes nothing has changed. (What a bird sits on moves with it.)"""
+    monkeypatch.setattr(scene, "NUISANCE", replace(scene.NUISANCE, occluded=0.0))
+    one = ONE_OF_EACH_FORM["hummingbird"]
+    changed = []
+    for i in range(4):
+        seen.clear()
+        differs = (pixels(redraw(one, i)) != pixels(redraw(one, i, change))).any(axis=2)
+        changed.append(differs.any())
+        assert not differs[~_silhouettes(seen)].any()
+    assert sum(changed) > 1
+
+
+@pytest.mark.parametrize("mark", MARKS)
+def test_another_mark_changes_the_bird_and_nothing_else(mark, seen):
+    for i, one in enumerate(SOME):
+        seen.clear()
+        changed = (pixels(redraw(one, i)) != pixels(redraw(one, i, mark))).any(axis=2)
+        assert len(aviary.visible_choices(one.look)[mark]) > 1 or not changed.any()
+        assert not changed[~_silhouettes(seen)].any()
+        if mark in HEAD and changed.any():
+            sheet, pose = seen[0]
+            x, y = np.array(sheet.place([pose.head])[0]) / ENLARGEMENT
+            radius = pose.radius * abs(sheet.factor) / ENLARGEMENT
+            rows, columns = np.nonzero(changed)
+            assert np.hypot(columns - x, rows - y).max() < 2.6 * radius + 3
+
+
+def _silhouettes(seen):
+    """(96, 96) booleans: where any of the birds seen is, and a little around it."""
+    masks = [np.asarray(sheet.mask.reduce(ENLARGEMENT)) for sheet, _ in seen]
+    whole = Image.fromarray(np.maximum.reduce(masks)).point(lambda value: 255 * (value > 0))
+    return np.asarray(whole.filter(ImageFilter.MaxFilter(11))) > 0
+
+
+def test_marks_show_on_nearly_all_birds():
+    every = aviary.species(100)[::7]
+    for mark in MARKS:
+        shown = [redraw(one, 1, mark).tobytes() != redraw(one, 1).tobytes() for one in every]
+        assert np.mean(shown) > (0.75 if mark in ("leg_color", "bill_length") else 0.9), mark
+
+
+def color_moments(images):
+    """An encoder that any language could repeat: mean and spread of each color."""
+    values = images.double().flatten(2) / 255
+    return torch.cat([values.mean(-1), values.std(-1)], dim=1)
+
+
+def test_measure_agrees_with_loops():
+    changes = ("cap", "bill_length", RELATIVE, "light", "occlusion")
+    table = microscope.measure(
+        color_moments, microscope.slides(BIRDS, changes=changes, instances=3, size=48)
+    )
+
+    def embedding(picture):
+        values = np.asarray(picture).reshape(-1, 3) / 255
+        return np.concatenate([values.mean(0), values.std(0, ddof=1)])
+
+    def changed(one, i, change):
+        if change != RELATIVE:
+            return redraw(one, i, change, size=48)
+        family = [bird for bird in BIRDS if bird.genus == one.genus]
+        sister = family[(family.index(one) + 1) % len(family)]
+        return aviary.draw(replace(one, marks=sister.marks), i, size=48)
+
+    usual = {(s, i): aviary.draw(one, i, size=48) for s, one in enumerate(BIRDS) for i in range(3)}
+    unit = np.mean(
+        [
+            np.linalg.norm(embedding(usual[s, i]) - embedding(usual[s, j]))
+            for s in range(len(BIRDS))
+            for i, j in itertools.combinations(range(3), 2)
+        ]
+    )
+    assert list(table["change"]) == list(changes)
+    assert list(table["kind"]) == ["mark", "mark", "marks", "nuisance", "nuisance"]
+    for row in table.itertuples():
+        birds = []
+        for s, one in enumerate(BIRDS):
+            pairs = [(usual[s, i], changed(one, i, row.change)) for i in range(3)]
+            shown = [(a, b) for a, b in pairs if a.tobytes() != b.tobytes()]
+            if shown:
+                moved = [np.linalg.norm(embedding(a) - embedding(b)) for a, b in shown]
+                birds.append(np.mean(moved) / unit)
+        assert row.n == len(birds)
+        assert row.moved == pytest.approx(np.mean(birds), rel=1e-9)
+        assert row.low < row.moved < row.high
+
+
+def test_what_shows_on_no_bird_is_not_measured():
+    owls = [one for one in aviary.species(440) if one.look.form == "owl"][:3]
+    pictures = microscope.slides(owls, changes=["bill_length"], instances=2, size=32)
+    row = microscope.measure(color_moments, pictures).iloc[0]
+    assert row["n"] == 0 and np.isnan([row["moved"], row["low"], row["high"]]).all()
+
+
+def test_an_encoder_sees_the_pictures_as_in_evaluation():
+    encoder = Encoder.create("deit_micro_patch8_64", dim=16).train()
+    pictures = microscope.slides(BIRDS[:3], changes=["cap"], instances=2, size=96)
+    table = microscope.measure(encoder, pictures, batch_size=4)
+    assert encoder.training  # as it was
+
+    def cropped(images):
+        crops = [
+            evaluation_crop(Image.fromarray(one), 64) for one in images.permute(0, 2, 3, 1).numpy()
+        ]
+        return encoder.eval()(torch.stack(crops))
+
+    by_hand = microscope.measure(cropped, pictures)
+    assert np.allclose(
+        table[["moved", "low", "high"]], by_hand[["moved", "low", "high"]], atol=1e-4
+    )
+
+
+def test_an_encoder_that_sees_nothing_moves_nothing():
+    pictures = microscope.slides(BIRDS[:2], changes=["noise"], instances=2, size=32)
+    background = pictures[AS_IT_WAS]  # of a picture only its number counts
+    numbers = torch.arange(background[..., 0, 0, 0].size, dtype=torch.float32)[:, None]
+    assert microscope.measure(lambda images: numbers, pictures)["moved"].tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: redraw(BIRDS[0], 1, "capp"), "unknown change 'capp'.*Did you mean 'cap'"),
+        (lambda: redraw(BIRDS[0], 1, RELATIVE), "unknown change 'all marks'"),
+        (lambda: microscope.slides(BIRDS[:1]), "1 species with 3 picture.*2 or more"),
+        (lambda: microscope.slides(BIRDS, instances=1), "6 species with 1 picture.*2 or more"),
+        (lambda: microscope.slides(BIRDS, changes=["wings"], size=32), "unknown change 'wings'"),
+    ],
+)
+def test_mistakes_get_one_sentence(call, sentence):
+    with pytest.raises(SobookError, match=sentence):
+        call()
+
+
+def test_a_silhouette_holds_the_bird_and_nothing_of_its_scene():
+    one = aviary.species(4)[0]
+    mask = np.asarray(aviary.silhouette(one, 2))
+    assert mask.shape == (96, 96) and 0.08 < (mask > 127).mean() < 0.7
+    whole = replace(one, marks=replace(one.marks, belly="orange", cap="crimson"))
+    changed = np.abs(np.subtract(aviary.draw(whole, 2), aviary.draw(one, 2), dtype=int)).max(2)
+    beside = np.asarray(Image.fromarray(mask).filter(ImageFilter.MaxFilter(5))) == 0
+    assert changed.max() > 100 and not (changed[beside] > 24).any()  # the camera blurs a little
+
+
+def test_marks_that_differ_are_found_where_they_are():
+    one = next(bird for bird in aviary.species(100) if bird.marks.cap == "none")
+    other = replace(one, marks=replace(one.marks, cap="crimson", tail_fork=2))
+    found = microscope.where_marks_differ(one, other, 0)
+    assert set(found) == {"cap", "tail_fork"}
+    (x, y, radius), (tail_x, _, _) = found["cap"], found["tail_fork"]
+    assert 0 < x < 1 and 0 < y < 0.7 and 0 < radius < 0.35 and abs(x - tail_x) > 0.1
+    assert microscope.where_marks_differ(one, one, 0) == {}
+    with pytest.raises(SobookError, match="different genera"):
+        microscope.where_marks_differ(one, aviary.species(100)[-1], 0)
+
+
+def test_mistakes_are_named_and_relatives_circled(tmp_path):
+    birds = aviary.species(100)
+    relative = next(b for b in birds[1:] if b.genus == birds[0].genus)
+    stranger = next(b for b in birds if b.genus != birds[0].genus)
+    shown = (birds[0], birds[0], relative, stranger)
+    paths = tuple(tmp_path / b.folder / f"{i:04d}.png" for i, b in enumerate(shown))
+    names = tuple(b.folder for b in (birds[0], relative, stranger))
+    images = ImageSet(paths, np.array([0, 0, 1, 2]), names, "aviary", "test")
+    (words,), (circles,) = microscope.name_mistakes(images, [0], np.array([[1, 2, 3]]))
+    assert words == ["", relative.name.rpartition(" ")[0], stranger.name.replace("-", " ")]
+    assert circles[0] == circles[2] == [] and 1 <= len(circles[1]) <= 4
+    photographs = replace(images, name="cub200")
+    assert microscope.name_mistakes(photographs, [0], np.array([[2]]))[1] == [[[]]]

@@ -1,0 +1,224 @@
+"""The explorer in a real browser, headless."""
+
+import numpy as np
+import pytest
+from scipy.integrate import trapezoid
+
+from sobook import geometry
+from sobook.course.pages import explorer
+from sobook.errors import SobookError
+
+CLASSES, TEST, EACH, DIM, EPOCHS = 12, 4, 5, 16, 4
+
+
+def toy(classes=CLASSES, test=TEST, each=EACH, dim=DIM, epochs=EPOCHS, seed=0):
+    """Two models on the same colored squares; proxies drift towards their classes."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(classes + test), each)
+    centers = rng.normal(size=(classes + test, dim))
+    colors = rng.integers(0, 255, (classes + test, 3), dtype=np.uint8)
+    pictures = [np.full((20, 30, 3), colors[c], np.uint8) for c in labels]
+    models = {}
+    for name, lean in (("PA", 1.0), ("PA+SO", 0.0)):
+        points = centers[labels] + 0.8 * rng.normal(size=(len(labels), dim)) + lean
+        start = rng.normal(size=(classes, dim))
+        drift = centers[:classes] + lean - start
+        steps = {e: start + drift * e / (epochs - 1) for e in range(epochs)}
+        recall = {e: 0.1 * e for e in range(epochs)}
+        models[name] = explorer.Model(steps, points, kept=epochs - 2, recall=recall)
+    names = [f"Bird <{c}> & co" if c == 0 else f"Bird {c}" for c in range(classes + test)]
+    return models, pictures, labels, names
+
+
+@pytest.fixture(scope="module")
+def shown():
+    models, pictures, labels, names = toy()
+    groups = [str(c % 3) for c in range(len(names))]
+    page = explorer.build(models, pictures, labels, names, methods=["pca"], groups=groups)
+    return page.source, models, labels
+
+
+def state(page, key):
+    return page.evaluate(f"explorer.state.{key}")
+
+
+def picture(page, canvas):
+    page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    return page.evaluate(f"document.getElementById('{canvas}').toDataURL()")
+
+
+def cell(page, row, column):
+    box = page.locator("#heat").bounding_box()
+    bar = max(6, box["width"] * 0.03)
+    side = (box["width"] - bar) / CLASSES
+    return {"x": bar + (column + 0.5) * side, "y": (row + 0.5) * side}
+
+
+def test_explorer_shows_the_numbers_of_geometry(visit, shown):
+    source, models, _ = shown
+    page = visit(source)
+    for r, (name, model) in enumerate(models.items()):
+        expected = geometry.describe(model.epochs[model.kept])
+        values = page.evaluate(f"explorer.cosines(explorer.runs[{r}])")
+        np.testing.assert_allclose(values, geometry.off_diagonal(expected.cosines), atol=4e-5)
+        row = page.locator("#numbers tbody tr").nth(r).inner_text().split()
+        assert row[0] == name and float(row[1]) == pytest.approx(expected.rms_cosine, abs=6e-4)
+    page.evaluate("explorer.state.epoch = 0")
+    heights = page.evaluate("[...explorer.histogram(explorer.cosines(explorer.runs[0]))]")
+    cosines = geometry.off_diagonal(geometry.describe(models["PA"].epochs[0]).cosines)
+    counted = np.histogram(np.degrees(np.arccos(cosines)), np.arange(0, 181, 2), density=True)[0]
+    np.testing.assert_allclose(heights, counted, atol=1e-6)
+    density = page.evaluate("explorer.data.chance")  # at every half degree
+    assert trapezoid(density, dx=0.5) == pytest.approx(1, abs=1e-4)
+
+
+def test_hovering_a_cell_lights_up_every_view(visit, shown):
+    page = visit(shown[0])
+    before = {name: picture(page, name) for name in ("heat", "map", "angles")}
+    page.locator("#heat").hover(position=cell(page, 2, 5))
+    order = page.evaluate("explorer.data.order")
+    assert state(page, "over") == [order[2], order[5]]
+    assert all(picture(page, name) != old for name, old in before.items())
+    assert "cosine" in page.locator("#tip").inner_text()
+    page.mouse.move(5, 5)
+    assert state(page, "over") == [-1, -1] and page.locator("#tip").is_hidden()
+
+
+def test_clicking_a_cell_shows_both_classes_and_their_confusion(visit, shown):
+    page = visit(shown[0])
+    page.locator("#heat").click(position=cell(page, 1, 4))
+    order = page.evaluate("explorer.data.order")
+    names = page.evaluate("explorer.data.classes.map(c => c.name)")
+    text = page.locator("#pictures").inner_text()
+    assert names[order[1]] in text and names[order[4]] in text
+    assert text.count("of the nearest images of the first") == 2  # PA and PA+SO
+    assert page.locator("#pictures .thumb").count() == 2 * EACH
+    assert names[order[1]] in page.locator("#status").inner_text()
+    page.locator("#pictures .thumb").first.click()
+    assert page.locator("#pictures .thumb.relevant").count() > 0
+    page.keyboard.press("Escape")
+    assert state(page, "a") == -1
+
+
+def test_confusions_equal_a_slow_count(visit, shown):
+    source, models, labels = shown
+    page = visit(source)
+    written = np.array(page.evaluate("explorer.runs[0].confusion"))
+    unit = geometry.unit_rows(models["PA"].embeddings)
+    expected = np.zeros_like(written)
+    for i in range(len(unit)):
+        same_side = (labels < CLASSES) == (labels[i] < CLASSES)
+        others = [j for j in np.flatnonzero(same_side) if j != i]
+        for j in sorted(others, key=lambda j: -unit[i] @ unit[j])[: EACH - 1]:
+            expected[labels[i], labels[j]] += 1 / EACH / (EACH - 1)
+    np.testing.assert_allclose(written, expected, atol=1e-4)
+
+
+def test_scrubbing_and_playing_move_proxies_but_no_image(visit, shown):
+    page = visit(shown[0])
+    before = {name: picture(page, name) for name in ("heat", "map", "angles")}
+    page.locator("#epoch").fill("0")
+    assert state(page, "epoch") == 0
+    assert all(picture(page, name) != old for name, old in before.items())
+    assert page.locator("#when").inner_text() == "epoch 0"
+    page.locator("#epoch").press("ArrowRight")
+    assert state(page, "epoch") == 1
+    page.locator("#play").click()
+    page.wait_for_function(f"explorer.state.epoch === {EPOCHS - 1} && !explorer.state.playing")
+
+
+def test_switching_runs(visit, shown):
+    page = visit(shown[0])
+    second = picture(page, "heat")
+    page.get_by_role("button", name="PA", exact=True).click()
+    assert state(page, "run") == 0 and picture(page, "heat") != second
+    assert page.locator("#runs [aria-pressed=true]").inner_text() == "PA"
+
+
+def test_search_and_keyboard(visit, shown):
+    page = visit(shown[0])
+    page.keyboard.press("/")
+    page.keyboard.type("bird 7")
+    page.keyboard.press("Enter")
+    assert state(page, "a") == 7
+    assert "Bird 7" in page.locator("#pictures").inner_text()
+    page.locator("#search").fill("nothing like it")
+    page.keyboard.press("Enter")
+    assert "no class is called" in page.locator("#status").inner_text()
+    page.locator("#heat").focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowRight")
+    assert state(page, "b") >= 0
+    page.locator("#map").focus()
+    page.keyboard.press("ArrowRight")
+    assert state(page, "b") == -1
+
+
+def test_test_classes_have_no_proxy_and_say_so(visit, shown):
+    page = visit(shown[0])
+    page.evaluate(f"explorer.select({CLASSES})")
+    assert "no proxy" in page.locator("#pictures").inner_text()
+
+
+def test_it_fits_a_phone_and_both_backgrounds(visit, shown):
+    page = visit(shown[0], viewport={"width": 390, "height": 844}, color_scheme="dark")
+    wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+    assert wide <= 0
+    paper = "getComputedStyle(document.body).backgroundColor"
+    dark = page.evaluate(paper)
+    page.emulate_media(color_scheme="light")
+    assert page.evaluate(paper) == "rgb(255, 255, 255)" != dark
+
+
+def test_inside_a_notebooks_frame(visit, shown):
+    models, pictures, labels, names = toy()
+    frame = explorer.build(models, pictures, labels, names, methods=["pca"])._repr_html_()
+    page = visit(f"<!doctype html><html><head><link rel='icon' href='data:,'></head><body>{frame}")
+    inner = page.frame_locator("iframe")
+    inner.locator("#play").wait_for()
+    assert inner.locator("#numbers tbody tr").count() == 2
+
+
+def test_a_frame_that_is_older_than_the_click_plays_from_the_first_epoch(visit, shown):
+    page = visit(shown[0])
+    page.evaluate("() => { window.requestAnimationFrame = (tick) => { old = tick; }; }")
+    page.evaluate("() => { explorer.state.epoch = 0; explorer.play(true); old(0); }")
+    assert state(page, "epoch") == 0
+
+
+def frames_a_second(visit) -> float:
+    """Of the explorer while it plays 2,000 points over the epochs."""
+    arrays = toy(classes=60, test=40, each=20, dim=32, epochs=9)
+    source = explorer.build(*arrays, methods=["pca"]).source
+    assert len(source) < 8e6
+    page = visit(source)
+    page.evaluate("explorer.state.epoch = 0, explorer.frames.count = 0, explorer.play(true)")
+    page.wait_for_timeout(3000)
+    return page.evaluate("explorer.frames.count") / 3
+
+
+@pytest.mark.slow
+def test_two_thousand_points_are_smooth_and_small(visit):
+    # 30 on a machine that does nothing else: tests/benchmarks/test_speed_explorer.py
+    assert frames_a_second(visit) > 10
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"classes": 1}, "1 class.es. with proxies"),
+        ({"test": 1, "each": 1}, "12 of their images and 1 of test classes"),
+        ({"each": 7}, "112 pictures are too many .*at most 100"),
+    ],
+)
+def test_too_few_and_too_many_are_one_sentence(sizes, message, monkeypatch):
+    """A page of a single test image failed in the search for its neighbors."""
+    monkeypatch.setattr(explorer, "_MOST_SIDE", 10 * explorer.TILE)
+    models, pictures, labels, names = toy(**sizes)
+    with pytest.raises(SobookError, match=message):
+        explorer.build(models, pictures, labels, names, methods=["pca"])
+
+
+def test_kinds_of_map_are_checked():
+    with pytest.raises(SobookError, match="unknown method 'tsne': choose umap or pca"):
+        explorer.build(*toy(), methods=["tsne"])

@@ -1,0 +1,175 @@
+"""Heads on frozen features: the trainer of fine-tuning, with features in place of images."""
+
+import numpy as np
+import pytest
+import torch
+
+from sobook import baselines
+from sobook.errors import SobookError
+from sobook.training import heads
+from sobook.training.config import TrainConfig
+from sobook.training.heads import HeadConfig, corrupt, fit_head
+from sobook.training.loop import Trainer
+
+
+@pytest.fixture
+def config(tiny_aviary, tiny_options):
+    """Four training species with 6 images each."""
+    return HeadConfig(
+        root=str(tiny_aviary),
+        options=tiny_options,
+        epochs=2,
+        batch_size=8,
+        dim=8,
+        validation_fraction=0.5,
+        device="cpu",
+    )
+
+
+@pytest.mark.parametrize("loss", ["proxy_anchor", *baselines.LOSSES])
+def test_every_loss_trains_a_head(loss, config):
+    if loss != "proxy_anchor":
+        pytest.importorskip("pytorch_metric_learning")
+    config = config.replace(loss=loss, images_per_class=4)
+    measured = fit_head(config)
+    assert measured == fit_head(config)  # nothing but the seed decides
+    assert 0 <= measured["recall_at_1"] <= measured["recall_at_8"] <= 1
+
+
+def test_the_seed_decides(config):
+    one, other = fit_head(config), fit_head(config.replace(seed=1))
+    assert one["rms_cosine"] != other["rms_cosine"]
+
+
+def test_a_regularizer_spreads_the_proxies(config):
+    config = config.replace(epochs=30)
+    plain = fit_head(config)
+    measured = fit_head(config.replace(regularizer="double_so", regularizer_weight=10))
+    assert measured["rms_cosine"] < plain["rms_cosine"]
+
+
+def test_soft_orthogonality_spreads_and_centering_removes_the_common_mode(config):
+    config = config.replace(epochs=30, dim=16, validation_fraction=0)
+    plain = fit_head(config)
+    orthogonal = fit_head(config.replace(so_weight=100))
+    centered = fit_head(config.replace(center=True))
+    assert orthogonal["rms_cosine"] < 0.5 * plain["rms_cosine"]
+    assert centered["mean_proxy_length"] < 0.5 * plain["mean_proxy_length"]
+    assert "validation_recall_at_1" not in plain
+
+
+def test_corrupted_training_images(config):
+    config = config.replace(label_noise=0.25, max_images_per_class=4)
+    images, features = heads._features(heads._source(config), "train")
+    labels = torch.from_numpy(images.labels)
+    kept, noisy, unused = corrupt(features, labels, config)
+    rows = [int(np.flatnonzero((features == row).all(1))[0]) for row in kept]
+    assert sorted([*rows, *unused]) == list(range(24))
+    assert len(set(rows)) == 16 and np.bincount(labels[rows]).tolist() == [4, 4, 4, 4]
+    assert int((noisy != labels[rows]).sum()) == 4  # a quarter, and never its own class
+
+
+def test_batches_are_those_of_images(config):
+    """The rows of every batch, and the hold-out, are what fine-tuning would draw."""
+    from sobook.training import processes as distributed
+    from sobook.training.loop import FineTuning
+    from sobook.training.run import Run
+
+    shared = {name: getattr(config, name) for name in ("root", "options", "validation_fraction")}
+    fine = TrainConfig(**shared, batch_size=8, dim=8, device="cpu", run_dir="never written")
+    tuning = FineTuning(Run(fine.folder(), fine), distributed.join(fine))
+    tuning.pixels = None  # decoded by `train`; which rows a batch has does not depend on them
+    labels = tuning.train_set.labels
+    drawn = [rows.tolist() for rows in heads._batches(labels, config.replace(epochs=3))]
+    expected = [rows.tolist() for epoch in (1, 2, 3) for rows in tuning._batches(epoch).plan]
+    assert drawn == expected
+
+
+def test_a_head_takes_the_trainers_device(config, monkeypatch):
+    """It used to stay on the CPU where there was a GPU."""
+    asked, used = [], []
+    step = Trainer.step
+
+    def choose(name):
+        asked.append(name)
+        return torch.device("cpu:0")  # which is not equal to "cpu"
+
+    def watching(trainer, number, inputs, labels):
+        used.append(trainer.device)
+        return step(trainer, number, inputs, labels)
+
+    monkeypatch.setattr(heads, "choose_device", choose)
+    monkeypatch.setattr(Trainer, "step", watching)
+    fit_head(config.replace(device=None))
+    assert set(asked) == {None} and set(used) == {torch.device("cpu:0")}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_head_on_a_gpu(config):
+    on_gpu = fit_head(config.replace(device=None))
+    assert torch.cuda.max_memory_allocated() > 0
+    assert on_gpu["rms_cosine"] == pytest.approx(fit_head(config)["rms_cosine"], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": "arcfac"}, "unknown loss 'arcfac'.*Did you mean 'arcface'"),
+        ({"regularizer": "coherenc"}, "Did you mean 'coherence'"),
+        ({"schedule": "cosin"}, "Did you mean 'cosine'"),
+        ({"label_noise": 1.0}, "label_noise is 1.0"),
+        ({"validation_fraction": -0.1}, "validation_fraction is -0.1"),
+        ({"batch_size": 1}, "batch_size is 1"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"noise": 0.1}, "unknown setting 'noise' of HeadConfig"),
+    ],
+)
+def test_bad_settings(changes, message):
+    with pytest.raises(SobookError, match=message):
+        HeadConfig().replace(**changes)
+
+
+def test_a_learned_threshold_moves_and_a_fixed_one_does_not(config):
+    config = config.replace(epochs=10, threshold=0.1)
+    assert fit_head(config)["threshold_at_end"] == pytest.approx(0.1)
+    assert fit_head(config.replace(threshold_lr=0.01))["threshold_at_end"] != pytest.approx(
+        0.1, abs=1e-3
+    )
+
+
+def test_soft_orthogonality_spreads_the_treated_pairs_only(config):
+    config = config.replace(
+        epochs=40, dim=16, validation_fraction=0, max_images_per_class=3, so_pairs_fraction=0.5
+    )
+    treated = fit_head(config.replace(so_weight=100))
+    assert treated["treated_rms_cosine"] < 0.5 * treated["untreated_rms_cosine"]
+    placebo = fit_head(config)
+    everyone = fit_head(config.replace(so_pairs_fraction=1))
+    assert placebo["recall_at_1"] == everyone["recall_at_1"]  # the draw itself changes nothing
+    assert "treated_rms_cosine" not in everyone
+
+
+def test_treated_pairs_against_slow_loops():
+    generator = torch.Generator().manual_seed(3)
+    proxies, embeddings = torch.randn(4, 5, generator=generator), torch.randn(12, 5)
+    embeddings /= embeddings.norm(dim=1, keepdim=True)
+    labels = torch.arange(12) % 4
+    pairs = torch.zeros(4, 4, dtype=torch.bool)
+    pairs[0, 1] = pairs[1, 0] = pairs[2, 3] = pairs[3, 2] = True
+    measured = heads.treated_pairs(proxies, pairs, embeddings, labels)
+
+    squares: dict[bool, list[float]] = {True: [], False: []}
+    for i in range(4):
+        for j in range(i):
+            cosine = proxies[i] @ proxies[j] / (proxies[i].norm() * proxies[j].norm())
+            squares[bool(pairs[i, j])].append(float(cosine) ** 2)
+    confused = {True: 0, False: 0}
+    for i in range(12):
+        nearest = max((j for j in range(12) if j != i), key=lambda j: embeddings[i] @ embeddings[j])
+        if labels[i] != labels[nearest]:
+            confused[bool(pairs[labels[i], labels[nearest]])] += 1
+    for name, which in (("treated", True), ("untreated", False)):
+        rms = np.mean(squares[which]) ** 0.5
+        assert measured[f"{name}_rms_cosine"] == pytest.approx(rms, rel=1e-5)
+        expected = confused[which] / 12 / (len(squares[which]) / 6)
+        assert measured[f"{name}_confusion"] == pytest.approx(expected)
