@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sobook import rehearsal
-from sobook.training import estimate
+from sobook.data import benchmarks
 
 RESULTS = Path(__file__).resolve().parent.parent / "data/results"
 
@@ -62,7 +61,8 @@ def rehearsals() -> str:
         disk.append(f"{used / 1e9:.2f}")
     images = ["images"]
     for name in names:
-        images.append(f"{sum(one['images'] for one in rehearsal.counts(name).values()):,}")
+        splits = benchmarks.cards()[name]["splits"]
+        images.append(f"{sum(part['images'] for part in splits.values()):,}")
     rows = [images, *([stage, *cells] for stage, cells in stages.items()), disk]
     return markdown(["", *names], rows)
 
@@ -138,23 +138,6 @@ def installation() -> str:
     return markdown(["", "seconds", "GB in .venv"], rows)
 
 
-def devices() -> str:
-    rows = [
-        [name, *(f"{value / scale:,g}" for value, scale in values)]
-        for name, one in estimate.DEVICES.items()
-        for values in [
-            [(one.half, 1e12), (one.single, 1e12), (one.bandwidth, 1e9), (one.memory, 1e9)]
-        ]
-    ]
-    head = ["", "16 bits, TFLOP/s", "float32, TFLOP/s", "bandwidth, GB/s", "memory, GB"]
-    return markdown(head, rows)
-
-
-def reckoned() -> str:
-    rows = [[name, spread(ratio, 2)] for name, ratio in read("step")["reckoned"].items()]
-    return markdown(["", "reckoned time / measured time"], rows)
-
-
 TABLES = {
     "peers_aviary": lambda: peers("aviary"),
     "peers_cub": lambda: peers("cub_58_42"),
@@ -171,8 +154,6 @@ TABLES = {
             loss_limit,
             chunks,
             installation,
-            devices,
-            reckoned,
         )
     },
 }

@@ -101,11 +101,12 @@ def test_imports_run_downward(module):
     assert all((module, name) in BY_NAME for name in by_name)
 
 
-def room(module: str) -> str:
-    """The room a module is in: that with the longest name that fits."""
-    named = [(name, home) for home, (names, _) in BUDGET.items() for name in names]
-    fits = [(name, home) for name, home in named if f"{module}.".startswith(f"{name}.")]
-    return max(fits, key=lambda item: len(item[0]))[1] if fits[1:] or module == "sobook" else ""
+def room(module: str) -> str | None:
+    """The room of a module: its own, else that of the package around it."""
+    homes = {name: home for home, (names, _) in BUDGET.items() for name in names}
+    parts = module.split(".")
+    around = [".".join(parts[:end]) for end in range(len(parts), 1, -1)] or [module]
+    return next((homes[name] for name in around if name in homes), None)
 
 
 @pytest.mark.parametrize("home", BUDGET)
