@@ -130,7 +130,7 @@ reveal(*report.told("scale_batches"), prediction=guess, truth=truth)
 # At 20 epochs α = 4 looks best by far: +.045 over α = 32 (`scale_batches`). At 120 it is level with it, and the gain was speed. α = 8 is another matter: +.011 at 120 epochs and +.017 at 240. That is the largest effect of any setting on heads in this course, larger than that of SO at any λ, and every other study here uses α = 32, the published value. Four images per class in a batch lose at 20 epochs and gain +.013 at 240: an answer at one number of epochs is an answer to that number only.
 #
 # %% [markdown] tags=["slide"]
-# ## 2 · Half of the pairs, by lot
+# ## 2 · Half of the pairs, at random
 #
 # Perhaps orthogonality does something for the classes concerned that an average over all classes hides. A randomized experiment would see it: SO acts on a random half of the class pairs. Treated and untreated pairs then differ in nothing but the treatment. Runs with λ = 0 are the placebo: pairs are drawn, and nothing is done to them.
 #
