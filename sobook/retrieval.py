@@ -50,10 +50,10 @@ class Retrieval:
         _, classes = np.unique(self.labels[self.counted], return_inverse=True)
         return np.bincount(classes).astype(np.float64), np.bincount(classes, weights=hits)
 
-    def interval(self, k: int, level: float = 0.95) -> tuple[float, float]:
-        """Bootstrap interval of Recall@K, drawing whole classes (`statistics.class_interval`)."""
+    def interval(self, k: int) -> tuple[float, float]:
+        """95 % interval of Recall@K, drawing whole classes (`statistics.class_interval`)."""
         queries, hits = self.by_class(k)
-        return statistics.class_interval(hits, queries, level)
+        return statistics.class_interval(hits, queries)
 
     def summary(self) -> dict[str, Any]:
         """The scalar results, with a 95 % interval of the first recall, for a JSON file."""

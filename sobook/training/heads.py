@@ -209,16 +209,16 @@ def treated_pairs(
 def geometry_columns(proxies) -> dict[str, float]:
     """What a results table says of a set of proxies (C, D)."""
     shape = geometry.describe(proxies)
-    pairs = shape.num_classes * (shape.num_classes - 1)
     return {
         "rms_cosine": shape.rms_cosine,
         "mean_cosine": shape.mean_cosine,
         "coherence": shape.coherence,
         "effective_rank": shape.effective_rank,
-        "rms_floor": (shape.orthogonality_floor / pairs) ** 0.5,
+        "rms_floor": shape.rms_floor,
         "welch_bound": shape.welch_bound,
-        "rms_cosine_centred": shape.rms_cosine_centred,
-        **geometry.common_mode(shape),
+        "rms_cosine_centered": shape.rms_cosine_centered,
+        "mean_proxy_length": float(np.linalg.norm(geometry.unit_rows(proxies).mean(axis=0))),
+        "common_mode_share": shape.common_mode_share,
     }
 
 
