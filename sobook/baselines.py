@@ -10,63 +10,43 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sobook.errors import SobookError, check_choice, first_line
+from sobook.errors import SobookError, check_choice
 
-LOSSES = (
-    *("contrastive", "triplet", "multi_similarity", "sup_con"),  # images with images
-    *("normalized_softmax", "arcface", "proxy_nca", "soft_triple"),  # images with class vectors
-)
+_CLASSES = {  # in pytorch-metric-learning
+    "contrastive": "ContrastiveLoss",  # Hadsell et al., CVPR 2006, there with squared hinges
+    "triplet": "TripletMarginLoss",  # Schroff et al., CVPR 2015, semi-hard
+    "multi_similarity": "MultiSimilarityLoss",  # Wang et al., CVPR 2019
+    "sup_con": "SupConLoss",  # Khosla et al., NeurIPS 2020
+    "normalized_softmax": "NormalizedSoftmaxLoss",  # Wang et al., ACM MM 2017: NormFace
+    "arcface": "ArcFaceLoss",  # Deng et al., CVPR 2019
+    # Movshovitz-Attias et al., ICCV 2017; own proxy in the denominator, as in Proxy-NCA++
+    "proxy_nca": "ProxyNCALoss",
+    "soft_triple": "SoftTripleLoss",  # Qian et al., ICCV 2019
+}
+LOSSES = tuple(_CLASSES)
+_CLASS_VECTORS = ("normalized_softmax", "arcface", "proxy_nca", "soft_triple")  # which learn some
 
 
 def make(name: str, num_classes: int, dim: int, **options: Any) -> nn.Module:
     """A baseline with the interface of our losses: (embeddings (B, D), labels (B,)) → scalar.
 
-    Pair losses come with the miner they were published with.
-
-    Args:
-        name: one of `LOSSES`.
-        num_classes: C, for losses that learn class vectors.
-        dim: D, for the same.
-        **options: of the loss in pytorch-metric-learning, e.g. ``scale=16`` for ArcFace.
+    Pair losses come with the miner they were published with; options are those of the class in
+    pytorch-metric-learning, e.g. ``scale=16`` for ArcFace.
 
     Raises:
-        SobookError: an unknown name or option, or pytorch-metric-learning is not installed.
-
-    Source: Hadsell et al., CVPR 2006 (contrastive, there with squared hinges); Schroff et al.,
-    CVPR 2015 (semi-hard triplets); Wang et al., CVPR 2019 (multi-similarity); Khosla et al.,
-    NeurIPS 2020 (supervised contrastive); Wang et al., ACM MM 2017 (normalized softmax: NormFace);
-    Deng et al., CVPR 2019 (ArcFace); Movshovitz-Attias et al., ICCV 2017 (Proxy-NCA; with the own
-    proxy in the denominator, as in Proxy-NCA++); Qian et al., ICCV 2019 (SoftTriple).
+        SobookError: an unknown name or option.
     """
     check_choice("loss", name, LOSSES)
+    from pytorch_metric_learning import losses, miners
+
+    sizes = (num_classes, dim) if name in _CLASS_VECTORS else ()
     try:
-        from pytorch_metric_learning import losses, miners
-    except ImportError:
-        raise SobookError(
-            f"the loss {name!r} needs pytorch-metric-learning: pip install pytorch-metric-learning"
-        ) from None
-    try:
-        if name == "multi_similarity":
-            return MinedLoss(losses.MultiSimilarityLoss(**options), miners.MultiSimilarityMiner())
-        if name == "triplet":
-            loss = losses.TripletMarginLoss(**options)
-            miner = miners.TripletMarginMiner(margin=loss.margin, type_of_triplets="semihard")
-            return MinedLoss(loss, miner)
-        if name in ("contrastive", "sup_con"):
-            pairs = {"contrastive": losses.ContrastiveLoss, "sup_con": losses.SupConLoss}
-            return pairs[name](**options)
-        classes = {
-            "normalized_softmax": losses.NormalizedSoftmaxLoss,
-            "arcface": losses.ArcFaceLoss,
-            "proxy_nca": losses.ProxyNCALoss,
-            "soft_triple": losses.SoftTripleLoss,
-        }
-        return classes[name](num_classes, dim, **options)
+        loss = getattr(losses, _CLASSES[name])(*sizes, **options)
     except (TypeError, ValueError) as error:
-        raise SobookError(
-            f"the loss {name!r} does not take {options} ({first_line(error)}): see its class in "
-            "pytorch-metric-learning."
-        ) from None
+        raise SobookError(f"the loss {name!r} does not take {options}: {error}") from None
+    if name == "triplet":
+        return MinedLoss(loss, miners.TripletMarginMiner(loss.margin, "semihard"))
+    return MinedLoss(loss, miners.MultiSimilarityMiner()) if name == "multi_similarity" else loss
 
 
 class MinedLoss(nn.Module):
@@ -105,8 +85,7 @@ def class_vectors(loss: nn.Module) -> Tensor | None:
 def double_soft_orthogonality(proxies: Tensor) -> Tensor:
     """(‖PPᵀ−I‖² + ‖PᵀP−I‖²) / C(C−1) of proxies as they are, not scaled to unit length.
 
-    With unit rows the two terms differ only by the constant D − C, and double SO would be SO with
-    twice the weight; so lengths count here, as in its source. Source: Bansal et al., NeurIPS 2018.
+    With unit rows this would be twice SO and a constant. Source: Bansal et al., NeurIPS 2018.
     """
     count, dim = proxies.shape
     rows = proxies @ proxies.T - torch.eye(count, device=proxies.device)
@@ -114,14 +93,10 @@ def double_soft_orthogonality(proxies: Tensor) -> Tensor:
     return (rows.square().sum() + columns.square().sum()) / (count * (count - 1))
 
 
-def mutual_coherence(proxies: Tensor) -> Tensor:
-    """max |p̂ᵢ·p̂ⱼ| over pairs i ≠ j. Source: Bansal et al., NeurIPS 2018."""
-    return _cosines(proxies, diagonal=0.0).abs().max()
-
-
-def regular_face(proxies: Tensor) -> Tensor:
-    """Mean over i of max p̂ᵢ·p̂ⱼ over j ≠ i. Source: Zhao et al., CVPR 2019."""
-    return _cosines(proxies, diagonal=-2.0).max(dim=1).values.mean()
+def _cosines(proxies: Tensor, *, diagonal: float) -> Tensor:
+    """(C, C) cosines, with the given value on the diagonal."""
+    unit = F.normalize(proxies, dim=1)
+    return (unit @ unit.T).fill_diagonal_(diagonal)
 
 
 def uniformity(proxies: Tensor) -> Tensor:
@@ -131,15 +106,11 @@ def uniformity(proxies: Tensor) -> Tensor:
     return (-4 * (1 - cosines[pairs])).exp().mean().log()
 
 
-REGULARIZERS = {
+REGULARIZERS = {  # proxies (C, D) → scalar
     "double_so": double_soft_orthogonality,
-    "coherence": mutual_coherence,
-    "regular_face": regular_face,
+    # max |p̂ᵢ·p̂ⱼ| over i ≠ j: Bansal et al., NeurIPS 2018
+    "coherence": lambda proxies: _cosines(proxies, diagonal=0.0).abs().max(),
+    # mean over i of max p̂ᵢ·p̂ⱼ over j ≠ i: Zhao et al., CVPR 2019
+    "regular_face": lambda proxies: _cosines(proxies, diagonal=-2.0).max(dim=1).values.mean(),
     "uniformity": uniformity,
 }
-
-
-def _cosines(proxies: Tensor, *, diagonal: float) -> Tensor:
-    """(C, C) cosines, with the given value on the diagonal."""
-    unit = F.normalize(proxies, dim=1)
-    return (unit @ unit.T).fill_diagonal_(diagonal)

@@ -16,7 +16,7 @@ from sobook.errors import SobookError
 
 # Above so many classes cosines are float32: for the 11,318 of Stanford Online Products half a GB.
 _FLOAT64_CLASSES = 4000
-_ROUNDING = 1e-12  # what is shorter is zero
+_ROUNDING = 1e-12  # a mean below this is zero
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,12 @@ class ProxyGeometry:
         effective_rank: exp of the entropy of the singular values divided by their sum
             (Roy and Vetterli, EUSIPCO 2007); between 1 and min(C, D).
         orthogonality: ‖P̂P̂ᵀ − I‖²_F, the sum of squared off-diagonal cosines.
-        orthogonality_floor, welch_bound: the least that orthogonality and coherence can be, see
-            the functions of these names.
+        orthogonality_floor, rms_floor, welch_bound: least orthogonality, rms_cosine, coherence.
         chance_cosine: 1/√D, the RMS cosine of random directions.
-        simplex_cosine: −1/(C−1), the cosine of every pair in a regular simplex: the lowest mean
-            cosine C directions can have.
-        nearest_angle: (C,) angle from each proxy to the nearest other one, degrees.
-        common_mode_share: fraction of SO that the shared mean direction (common mode) accounts
-            for, mean²/RMS² of the cosines; 0 where the mean is not positive.
-        common_direction_share: fraction of ‖P̂‖²_F along the direction of the mean proxy; by chance
-            about 1/C + 1/D.
-        rms_cosine_centred: RMS cosine after subtracting the mean proxy from every proxy
-            (`without_common_mode`); 0 if nothing is left of a proxy.
+        simplex_cosine: −1/(C−1), every cosine in a regular simplex: the lowest mean there is.
+        common_mode_share: fraction of SO due to the shared mean direction (common mode),
+            mean²/RMS² of the cosines; 0 where the mean is not positive.
+        rms_cosine_centered: RMS cosine `without_common_mode`; 0 if nothing is left of a proxy.
     """
 
     num_classes: int
@@ -59,13 +53,12 @@ class ProxyGeometry:
     effective_rank: float
     orthogonality: float
     orthogonality_floor: float
+    rms_floor: float
     welch_bound: float
     chance_cosine: float
     simplex_cosine: float
-    nearest_angle: np.ndarray = field(repr=False)
     common_mode_share: float
-    common_direction_share: float
-    rms_cosine_centred: float
+    rms_cosine_centered: float
 
     def summary(self) -> dict[str, float]:
         """The scalar fields, rounded for a table or a JSON file."""
@@ -92,16 +85,12 @@ def describe(proxies: Any) -> ProxyGeometry:
         raise SobookError("one proxy alone has no angles: give at least two classes.")
     rows = unit if num_classes <= _FLOAT64_CLASSES else unit.astype(np.float32)
     cosines = np.clip(rows @ rows.T, -1, 1)
-    np.fill_diagonal(cosines, -1)
-    nearest = cosines.max(axis=1)
     np.fill_diagonal(cosines, 1)
     pairs = off_diagonal(cosines)
     mean = float(pairs.mean(dtype=np.float64))
     mean_square = float(np.square(pairs).mean(dtype=np.float64))
     spectrum = np.linalg.svd(unit, compute_uv=False)  # (min(C, D),)
-    mean_proxy = unit.mean(axis=0)
-    mean_length = np.linalg.norm(mean_proxy)
-    along_mean = unit @ mean_proxy / mean_length if mean_length > _ROUNDING else np.zeros(1)
+    ordered_pairs, floor = num_classes * (num_classes - 1), orthogonality_floor(num_classes, dim)
     return ProxyGeometry(
         num_classes=num_classes,
         dim=dim,
@@ -112,15 +101,14 @@ def describe(proxies: Any) -> ProxyGeometry:
         mean_angle=float(np.degrees(np.arccos(pairs).mean(dtype=np.float64))),
         spectrum=spectrum,
         effective_rank=float(np.exp(entropy(spectrum))),
-        orthogonality=mean_square * num_classes * (num_classes - 1),
-        orthogonality_floor=orthogonality_floor(num_classes, dim),
+        orthogonality=mean_square * ordered_pairs,
+        orthogonality_floor=floor,
+        rms_floor=math.sqrt(floor / ordered_pairs),
         welch_bound=welch_bound(num_classes, dim),
         chance_cosine=1 / math.sqrt(dim),
         simplex_cosine=-1 / (num_classes - 1),
-        nearest_angle=np.degrees(np.arccos(nearest)),
         common_mode_share=mean**2 / mean_square if mean > _ROUNDING else 0.0,
-        common_direction_share=float(np.square(along_mean).mean()),
-        rms_cosine_centred=_rms_centered(unit),
+        rms_cosine_centered=_rms_centered(unit),
     )
 
 
@@ -130,10 +118,8 @@ def _rms_centered(unit: np.ndarray) -> float:
         rest = without_common_mode(unit)
     except SobookError:
         return 0.0
-    num_classes, dim = rest.shape
-    gram = rest @ rest.T if num_classes <= dim else rest.T @ rest
-    squares = max(0.0, float(np.square(gram).sum()) - num_classes)  # off the diagonal of ones
-    return math.sqrt(squares / (num_classes * (num_classes - 1)))
+    gram = rest.T @ rest if len(rest) > rest.shape[1] else rest @ rest.T
+    return math.sqrt(max(0.0, np.square(gram).sum() / len(rest) - 1) / (len(rest) - 1))
 
 
 def without_common_mode(proxies: Any) -> np.ndarray:
@@ -159,41 +145,18 @@ def without_common_mode(proxies: Any) -> np.ndarray:
     return rest / lengths
 
 
-def common_mode(geometry: ProxyGeometry) -> dict[str, float]:
-    """How much of the proxies' correlation is one direction that all of them share.
-
-    Returns:
-        "mean_proxy_length": length of the mean unit proxy, 0 for proxies that cancel, 1 for proxies
-        that are all the same; "common_share": 1 − (mean squared cosine after centering) / (before);
-        "mean_share": (mean cosine)² / mean squared cosine, a lower bound of it where every proxy
-        has the same cosine with the mean. The shares are NaN where proxies are orthogonal.
-    """
-    classes, mean, rms = geometry.num_classes, geometry.mean_cosine, geometry.rms_cosine
-    orthogonal = rms < _ROUNDING
-    return {
-        # ‖Σp̂/C‖² is the mean of all C² cosines, of which C are ones.
-        "mean_proxy_length": math.sqrt(max(0.0, (1 + (classes - 1) * mean) / classes)),
-        "common_share": math.nan if orthogonal else 1 - (geometry.rms_cosine_centred / rms) ** 2,
-        "mean_share": math.nan if orthogonal else (mean / rms) ** 2,
-    }
-
-
 @dataclass(frozen=True)
 class Collapse:
     """Class means against their proxies, and the metrics of neural collapse; see `collapse`.
 
-    Notation: μ_c the mean embedding of class c, μ their mean.
-
-    Attributes:
+    Attributes, with μ_c the mean embedding of class c and μ their mean:
         angle: (C,) angle between a class mean and its proxy, degrees.
-        nc1: tr(Σ_W Σ_B⁺)/C, spread within classes against that between them; 0 when every
-            embedding is its class mean.
+        nc1: tr(Σ_W Σ_B⁺)/C, spread within classes against that between them; at least 0.
         nc2_norms: standard deviation of ‖μ_c − μ‖ over its mean; 0 when all are equally long.
         nc2_angles: mean |cos + 1/(C−1)| over pairs of centered class means; 0 for a simplex.
-        nc3: ‖M/‖M‖_F − P/‖P‖_F‖²_F for centered class means M and centered unit proxies P; 0 when
-            they are the same up to scale, at most 4.
-        nc4: fraction of the embeddings for which the nearest proxy (by cosine) and the nearest
-            class mean (by distance) are of different classes; 0 when both decide alike.
+        nc3: ‖M/‖M‖_F − P/‖P‖_F‖²_F of centered class means M and centered unit proxies P; 0 to 4.
+        nc4: fraction of the embeddings whose nearest proxy (by cosine) and nearest class mean (by
+            distance) are of different classes.
     """
 
     angle: np.ndarray = field(repr=False)
@@ -215,21 +178,10 @@ def collapse(embeddings: Any, labels: Any, proxies: Any) -> Collapse:
         labels: (N,) classes 0..C−1, each with at least one image.
         proxies: (C, D).
 
-    Source: Papyan, Han and Donoho, "Prevalence of neural collapse during the terminal phase of
-    deep learning training", PNAS 2020: NC1 to NC4, with proxies in place of the classifier.
-
-    >>> simplex = np.eye(3) - 1 / 3
-    >>> result = collapse(np.repeat(simplex, 5, axis=0), np.repeat(np.arange(3), 5), simplex)
-    >>> values = (result.nc1, result.nc2_angles, result.nc3, result.nc4)
-    >>> [abs(round(value, 6)) for value in values]
-    [0.0, 0.0, 0.0, 0.0]
+    Source: Papyan, Han and Donoho, PNAS 2020: NC1 to NC4, with proxies for the classifier.
     """
     unit, rows = unit_rows(proxies, "proxies"), unit_rows(embeddings, "embeddings")
-    num_classes, dim = unit.shape
-    if rows.shape[1] != dim:
-        raise SobookError(
-            f"embeddings have {rows.shape[1]} dimensions, proxies {dim}: are they of one model?"
-        )
+    num_classes = len(unit)
     means = class_means(rows, labels, num_classes)  # (C, D)
     cosines = (unit_rows(means, "class means") * unit).sum(axis=1)
     within, centered = rows - means[np.asarray(labels)], means - means.mean(axis=0)
@@ -256,9 +208,7 @@ def class_means(embeddings: Any, labels: Any, num_classes: int) -> np.ndarray:
     """Mean of the unit-length embeddings of each class.
 
     Args:
-        embeddings: (N, D).
-        labels: (N,) classes 0..C−1.
-        num_classes: C.
+        embeddings, labels: (N, D), and (N,) classes 0..C−1.
 
     Returns:
         (C, D) float64, not scaled to unit length: the shorter a mean, the wider its class.
@@ -267,11 +217,10 @@ def class_means(embeddings: Any, labels: Any, num_classes: int) -> np.ndarray:
         SobookError: labels that do not fit, or a class without images.
     """
     rows, labels = unit_rows(embeddings, "embeddings"), np.asarray(labels)
-    classes = np.unique(labels)
-    if labels.shape != (len(rows),) or not np.array_equal(classes, np.arange(num_classes)):
+    if len(labels) != len(rows) or not np.array_equal(np.unique(labels), np.arange(num_classes)):
         raise SobookError(
-            f"labels have shape {labels.shape} and {len(classes)} classes, expected ({len(rows)},) "
-            f"with each of 0..{num_classes - 1}: give the training images, numbered as the proxies."
+            f"{len(labels)} labels for {len(rows)} embeddings: expected one for each, with every "
+            f"class of 0..{num_classes - 1}: give the training images, numbered as the proxies."
         )
     return np.stack([rows[labels == c].mean(axis=0) for c in range(num_classes)])
 
@@ -297,8 +246,7 @@ def movement(epochs: Sequence) -> Movement:
     """How a set of proxies moves over epochs.
 
     Args:
-        epochs: E arrays or tensors (C, D), in chronological order, such as
-            ``[run.proxies(epoch) for epoch in range(run.config.epochs + 1)]``.
+        epochs: E arrays or tensors (C, D), in chronological order.
 
     Raises:
         SobookError: no epochs, or proxies that change their shape.
@@ -312,12 +260,9 @@ def movement(epochs: Sequence) -> Movement:
         rms_cosine.append(math.sqrt(np.square(cosines).mean()))
         cosine_band.append(np.quantile(cosines, [0.05, 0.5, 0.95]))
     path = np.stack(units)  # (E, C, D)
-    return Movement(
-        rms_cosine=np.array(rms_cosine),
-        cosine_band=np.array(cosine_band),
-        from_start=_angles_between(path, path[0]),
-        step=_angles_between(path, np.concatenate([path[:1], path[:-1]])),
-    )
+    before = np.concatenate([path[:1], path[:-1]])
+    angles = _angles_between(path, path[0]), _angles_between(path, before)
+    return Movement(np.array(rms_cosine), np.array(cosine_band), *angles)
 
 
 def _angles_between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -336,18 +281,14 @@ def unit_rows(rows: Any, name: str = "rows") -> np.ndarray:
     Raises:
         SobookError: another shape, or a row of zero length, NaN or infinite values.
     """
-    if hasattr(rows, "detach"):
-        rows = rows.detach().cpu().double().numpy()
+    rows = rows.detach().cpu().double() if hasattr(rows, "detach") else rows
     rows = np.asarray(rows, dtype=np.float64)
     if rows.ndim != 2 or rows.size == 0:
         raise SobookError(f"{name} have shape {rows.shape}, expected (C, D): one row per class.")
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     bad = np.flatnonzero(~np.isfinite(lengths) | (lengths == 0))
     if len(bad):
-        raise SobookError(
-            f"row {bad[0]} of the {name} is zero, NaN or infinite ({len(bad)} such rows): leave it "
-            "out, or look at the training that made it."
-        )
+        raise SobookError(f"row {bad[0]} of the {name} is zero, NaN or infinite: leave it out.")
     return rows / lengths
 
 

@@ -8,7 +8,7 @@ intervals. Notation: C classes, S seeds, U unique profiles (classes with the sam
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -27,9 +27,8 @@ class Comparison:
     Attributes:
         difference: the mean difference.
         low, high: ends of its 95 % interval.
-        p_value: two-sided. Over seeds, of a paired t test; over classes, of a permutation test:
-            how often a difference at least as large comes about when, in each pair, chance decides
-            which of the two is called first.
+        p_value: two-sided; of a paired t test over seeds, over classes of a permutation test: how
+            often random signs of the pairs give a difference at least as large.
         n: how many classes or seeds.
         over: "classes" or "seeds".
     """
@@ -42,24 +41,11 @@ class Comparison:
     over: str
 
     def __str__(self) -> str:
-        return (
-            f"{self.difference:+.4f} [{self.low:+.4f}, {self.high:+.4f}] over {self.n} "
-            f"{self.over}, p = {self.p_value:.3f}"
-        )
+        interval = f"{self.difference:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
+        return f"{interval} over {self.n} {self.over}, p = {self.p_value:.3f}"
 
 
-class _Retrieval(Protocol):
-    """What `compare_classes` needs of a `sobook.retrieval.Retrieval`."""
-
-    labels: np.ndarray
-
-    @property
-    def counted(self) -> np.ndarray: ...
-
-    def by_class(self, k: int) -> tuple[np.ndarray, np.ndarray]: ...
-
-
-def compare_classes(first: _Retrieval, second: _Retrieval, k: int = 1) -> Comparison:
+def compare_classes(first: Any, second: Any, k: int = 1) -> Comparison:
     """Recall@K of two results on the same queries, paired by class.
 
     Queries of one class succeed and fail together, so classes are what the bootstrap interval draws
@@ -67,42 +53,32 @@ def compare_classes(first: _Retrieval, second: _Retrieval, k: int = 1) -> Compar
     makes a class hard cancels.
 
     Args:
-        first, second: results of `sobook.retrieval.evaluate`.
+        first, second: each a `sobook.retrieval.Retrieval`.
         k: one of their Ks.
 
     Raises:
         SobookError: the two are not on the same queries.
     """
-    if not (
-        np.array_equal(first.labels, second.labels)
-        and np.array_equal(first.counted, second.counted)
-    ):
+    aligned = [(first.labels, second.labels), (first.counted, second.counted)]
+    if not all(np.array_equal(*pair) for pair in aligned):
         raise SobookError("the two results are not on the same queries: evaluate both alike.")
     queries, before = first.by_class(k)
     change = second.by_class(k)[1] - before
-    low, high = class_interval(change, queries, LEVEL)
+    low, high = class_interval(change, queries)
     sizes, counts = np.unique(np.abs(change), return_counts=True)
     # Of n classes whose change has the same size, Binomial(n, ½) keep their sign.
     kept = np.random.default_rng(0).binomial(counts, 0.5, (RESAMPLES, len(counts)))
     extreme = np.abs((2 * kept - counts) @ sizes) >= abs(change.sum()) - 1e-9
-    return Comparison(
-        difference=float(change.sum() / queries.sum()),
-        low=low,
-        high=high,
-        p_value=float((extreme.sum() + 1) / (RESAMPLES + 1)),
-        n=len(queries),
-        over="classes",
-    )
+    p_value = float((extreme.sum() + 1) / (RESAMPLES + 1))
+    difference = float(change.sum() / queries.sum())
+    return Comparison(difference, low, high, p_value, len(queries), "classes")
 
 
 def compare_seeds(first: ArrayLike, second: ArrayLike) -> Comparison:
-    """A metric of two methods over the same seeds: t interval and paired t test.
+    """A metric of two methods over the same seeds: t interval, paired t test (NaN if constant).
 
     Args:
         first, second: (S,) numbers, the metric at each seed, S ≥ 2, in the same order.
-
-    Returns:
-        The comparison; its p value is NaN where the difference does not vary between seeds.
 
     Raises:
         SobookError: not two rows of the same length, or values that are not finite.
@@ -110,22 +86,16 @@ def compare_seeds(first: ArrayLike, second: ArrayLike) -> Comparison:
     >>> print(compare_seeds([0.50, 0.52, 0.51], [0.53, 0.54, 0.53]))
     +0.0233 [+0.0090, +0.0377] over 3 seeds, p = 0.020
     """
-    change = _paired_change(first, second)
-    p_value = float(stats.ttest_1samp(change, 0).pvalue) if np.ptp(change) > 0 else math.nan
-    low, high = t_interval(change, LEVEL)
-    return Comparison(float(change.mean()), low, high, p_value, len(change), "seeds")
-
-
-def _paired_change(first: ArrayLike, second: ArrayLike) -> np.ndarray:
     before, after = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if before.shape != after.shape or before.ndim != 1 or len(before) < 2:
-        raise SobookError(
-            f"the metrics have shapes {before.shape} and {after.shape}: give two rows of equal "
-            "length, one number per seed, at least two seeds."
-        )
+        shapes = f"{before.shape} and {after.shape}"
+        raise SobookError(f"the metrics have shapes {shapes}: give (S,) twice, at least two seeds.")
     if not np.isfinite([before, after]).all():
         raise SobookError("a metric is NaN or infinite: leave that seed out of both methods.")
-    return after - before
+    change = after - before
+    p_value = float(stats.ttest_1samp(change, 0).pvalue) if np.ptp(change) > 0 else math.nan
+    low, high = t_interval(change)
+    return Comparison(float(change.mean()), low, high, p_value, len(change), "seeds")
 
 
 def verdict(comparison: Comparison, family: Sequence[Comparison]) -> str:
@@ -152,49 +122,33 @@ def verdict(comparison: Comparison, family: Sequence[Comparison]) -> str:
     return "higher" if comparison.difference > 0 else "lower"
 
 
-def t_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float]:
-    """Two-sided t interval of the mean of a few independent values.
+def t_interval(values: ArrayLike) -> tuple[float, float]:
+    """Two-sided 95 % t interval of the mean of a few independent values; NaN for fewer than two.
 
-    Returns:
-        Lower and upper end; NaN for fewer than two values.
-
-    >>> low, high = t_interval([0.0, 1.0, 2.0])
-    >>> round(low, 3), round(high, 3)
-    (-1.484, 3.484)
+    >>> t_interval([0.0, 1.0, 2.0])
+    (-1.484..., 3.484...)
     """
-    _check_level(level)
     values = np.asarray(values, dtype=float)
     if len(values) < 2:
         return math.nan, math.nan
-    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values)
+    half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * stats.sem(values)
     return float(values.mean() - half), float(values.mean() + half)
 
 
-def class_interval(
-    successes: np.ndarray,
-    queries: np.ndarray,
-    level: float = 0.95,
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of successes per query, drawing whole classes.
+def class_interval(successes: np.ndarray, queries: np.ndarray) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of successes per query, drawing whole classes.
 
     Args:
         successes: (C,) successes of each class, or differences of them.
         queries: (C,) queries of each class.
-        level: coverage, between 0 and 1.
-        resamples: bootstrap samples.
-        seed: of the draws.
     """
-    _check_level(level)
     # Classes with equal counts are interchangeable, so unique profiles are drawn instead: the same
     # bootstrap with fewer numbers (the 11,316 test classes of SOP have about 80 profiles).
     profiles = np.stack([queries, successes], axis=1)
     profiles, counts = np.unique(profiles, axis=0, return_counts=True)  # (U, 2), (U,)
-    rng, classes = np.random.default_rng(seed), len(queries)
-    sums = rng.multinomial(classes, counts / classes, resamples) @ profiles  # (resamples, 2)
-    return _percentiles(sums[:, 1] / sums[:, 0], level)
+    rng, classes = np.random.default_rng(0), len(queries)
+    sums = rng.multinomial(classes, counts / classes, RESAMPLES) @ profiles  # (RESAMPLES, 2)
+    return _percentiles(sums[:, 1] / sums[:, 0])
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:
@@ -213,19 +167,15 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     return corrected
 
 
-def rank_correlation(
-    a: ArrayLike, b: ArrayLike, *, resamples: int = 1000
-) -> tuple[float, float, float]:
+def rank_correlation(a: ArrayLike, b: ArrayLike) -> tuple[float, float, float]:
     """Spearman's ρ of two numbers known for every pair of classes, with an interval over classes.
 
     The C(C−1)/2 pairs are not independent: each class is in C − 1 of them. So the bootstrap draws
     classes, and a pair counts as often as its two classes were drawn together. Ranks stay those of
-    the whole set. With more than 300 classes the interval (not ρ) uses 300 of them, chosen at
-    random; it is then wider than that of all classes.
+    the whole set. With more than 300 classes the interval (not ρ) is over 300 random ones: wider.
 
     Args:
         a, b: (C, C) symmetric; the diagonal does not matter.
-        resamples: bootstrap samples.
 
     Returns:
         ρ and the two ends of its 95 % interval; NaN where one of the two does not vary.
@@ -243,11 +193,11 @@ def rank_correlation(
         a, b = a[np.ix_(some, some)], b[np.ix_(some, some)]
         ranks = _ranks(a), _ranks(b)
     first, second = np.triu_indices(len(a), k=1)
-    values = np.empty(resamples)
-    for i in range(resamples):
+    values = []
+    for _ in range(1000):
         drawn = np.bincount(rng.integers(0, len(a), len(a)), minlength=len(a))
-        values[i] = _correlation(*ranks, drawn[first] * drawn[second])
-    return rho, *_percentiles(values[np.isfinite(values)], LEVEL)
+        values.append(_correlation(*ranks, drawn[first] * drawn[second]))
+    return rho, *_percentiles(np.array(values)[np.isfinite(values)])
 
 
 def _ranks(matrix: np.ndarray) -> np.ndarray:
@@ -262,13 +212,6 @@ def _correlation(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> float:
     return float(xy / math.sqrt(xx * yy)) if xx * yy > 1e-12 else math.nan
 
 
-def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
-    if not len(values):
-        return math.nan, math.nan
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+def _percentiles(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
-
-
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise SobookError(f"level is {level}: it must lie between 0 and 1, e.g. 0.95.")

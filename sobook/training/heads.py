@@ -23,7 +23,7 @@ from sobook.data.loader import batch_plan
 from sobook.embedding import embed
 from sobook.encoder import Encoder, make_head
 from sobook.errors import SobookError, check_choice
-from sobook.losses import ProxyAnchor, SoftOrthogonalProxyAnchor
+from sobook.losses import ProxyAnchor, SoftOrthogonalityOnPairs, SoftOrthogonalProxyAnchor
 from sobook.retrieval import evaluate, nearest_neighbors
 from sobook.training.config import BaseConfig
 from sobook.training.loop import Trainer, loss_rates
@@ -209,16 +209,16 @@ def treated_pairs(
 def geometry_columns(proxies) -> dict[str, float]:
     """What a results table says of a set of proxies (C, D)."""
     shape = geometry.describe(proxies)
-    pairs = shape.num_classes * (shape.num_classes - 1)
     return {
         "rms_cosine": shape.rms_cosine,
         "mean_cosine": shape.mean_cosine,
         "coherence": shape.coherence,
         "effective_rank": shape.effective_rank,
-        "rms_floor": (shape.orthogonality_floor / pairs) ** 0.5,
+        "rms_floor": shape.rms_floor,
         "welch_bound": shape.welch_bound,
-        "rms_cosine_centred": shape.rms_cosine_centred,
-        **geometry.common_mode(shape),
+        "rms_cosine_centered": shape.rms_cosine_centered,
+        "mean_proxy_length": float(np.linalg.norm(geometry.unit_rows(proxies).mean(axis=0))),
+        "common_mode_share": shape.common_mode_share,
     }
 
 
@@ -252,7 +252,9 @@ class _Center(nn.Module):
 def _make_loss(config: HeadConfig, num_classes: int, dim: int) -> nn.Module:
     if config.loss != "proxy_anchor":
         return baselines.make(config.loss, num_classes, dim, **config.loss_options)
-    loss = SoftOrthogonalProxyAnchor(num_classes, dim, **config.loss_settings)
+    on_pairs = config.so_pairs_fraction < 1
+    make = SoftOrthogonalityOnPairs if on_pairs else SoftOrthogonalProxyAnchor
+    loss = make(num_classes, dim, **config.loss_settings)
     if config.center:
         parametrize.register_parametrization(loss, "proxies", _Center())
     if config.regularizer != "none":

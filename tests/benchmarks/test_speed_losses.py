@@ -1,13 +1,14 @@
-"""How fast the losses are, and how much memory they take, beside the usual way to compute them.
+"""Speed and memory of the losses beside the usual way to compute them, and their growth.
 
-Proxy Anchor stands beside pytorch-metric-learning, soft orthogonality beside the definition with
-its (C, C) matrix. Both sides of a ratio are timed in turn, so that a busy machine slows both alike;
-yet only two idle cores give ratios worth quoting, since threads wait long for a busy one.
-Notation: B batch, C classes, D embedding dimension.
+Proxy Anchor stands beside pytorch-metric-learning, soft orthogonality beside its (C, C) definition.
+Both sides take turns in one process, so that a busy machine slows both alike; only two idle cores
+give ratios worth quoting. Notation: B batch, C classes, D embedding dimension.
 """
 
+import statistics
 import time
 
+import numpy as np
 import pytest
 import torch
 from pytorch_metric_learning.losses import ProxyAnchorLoss
@@ -16,29 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from sobook.losses import ProxyAnchor, soft_orthogonality
 
-THREADS = 2
 SECONDS = 6  # for the rounds of one comparison
-ROWS = []  # of the table
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _table(request):
-    yield
-    heads = ("forward + backward", "usual", "sobook", "faster", "goal", "memory", "goal")
-    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print()
-        for name, *numbers in (heads, *ROWS):
-            print(f"{name:<42}" + "".join(f"{number:>12}" for number in numbers))
-        print(f"{THREADS} threads; best time of each, in turn; memory: peak extra, ours / usual")
-        print("* misses its goal")
 
 
 def peak_extra_memory(function) -> int:
@@ -54,62 +33,44 @@ def peak_extra_memory(function) -> int:
     return peak
 
 
-def compare(benchmark, name, ours, usual, *, faster, memory=None):
-    """Time both in turn, note the ratios of their best times, and hold them against the goals."""
-    times = []
-
-    def time_usual():
-        start = time.perf_counter()
-        usual()
-        times.append(time.perf_counter() - start)
-
-    start = time.perf_counter()
-    assert ours() == pytest.approx(usual(), rel=1e-4)  # the same loss; warms both up
-    rounds = int(SECONDS / (time.perf_counter() - start))
-    benchmark.pedantic(ours, setup=time_usual, rounds=min(max(rounds, 2), 300))
-    own, other = benchmark.stats.stats.min, min(times)  # the least disturbed ones
-    ratio, share = other / own, peak_extra_memory(ours) / peak_extra_memory(usual)
-    benchmark.extra_info.update(faster=ratio, memory=share)
-    row = [name, f"{other * 1e3:.2f} ms", f"{own * 1e3:.2f} ms"]
-    row += [f"{ratio:.2f}x" + "*" * (ratio < faster), f"{faster}x"]
-    row += [f"{share:.3f}" + "*" * (memory is not None and share > memory), str(memory or "-")]
-    ROWS.append(row)
-    assert ratio >= faster
-    assert memory is None or share <= memory
+def best_times(*functions) -> list[float]:
+    """Least seconds of each function, called in turn."""
+    times, end = [[] for _ in functions], time.perf_counter() + SECONDS
+    while time.perf_counter() < end or len(times[0]) < 3:
+        for function, seconds in zip(functions, times, strict=True):
+            start = time.perf_counter()
+            function()
+            seconds.append(time.perf_counter() - start)
+    ratios = [other / ours for ours, other in zip(times[0], times[-1], strict=True)]
+    print(f"  median of paired ratios {statistics.median(ratios):.2f}")
+    return [min(seconds) for seconds in times]
 
 
-@pytest.mark.benchmark(group="proxy anchor")
-@pytest.mark.parametrize(
-    "classes, size, dim, faster, memory",
-    [
-        (11_318, 180, 384, 1.8, 0.6),
-        (11_318, 180, 512, 1.8, 0.6),
-        (100, 180, 384, 1.3, None),
-        (100, 180, 512, 1.3, None),
-    ],
-)
-def test_proxy_anchor(benchmark, classes, size, dim, faster, memory):
+def proxy_anchor(classes: int, size: int, dim: int, make=ProxyAnchor):
     torch.manual_seed(0)
-    ours, usual = ProxyAnchor(classes, dim), ProxyAnchorLoss(classes, dim)
-    usual.proxies.data.copy_(ours.proxies.data)
-    embeddings = torch.randn(size, dim, requires_grad=True)
+    loss, embeddings = make(classes, dim), torch.randn(size, dim, requires_grad=True)
     labels = torch.randint(classes, (size,))
 
-    def step(loss):
+    def step() -> float:
         embeddings.grad = loss.proxies.grad = None
         value = loss(embeddings, labels)
         value.backward()
         return value.item()
 
-    name = f"Proxy Anchor, C {classes:,}, B {size}, D {dim}"
-    compare(
-        benchmark,
-        name,
-        lambda: step(ours),
-        lambda: step(usual),
-        faster=faster,
-        memory=memory,
-    )
+    return step
+
+
+def orthogonality(classes: int, _: int, dim: int, function=soft_orthogonality):
+    torch.manual_seed(0)
+    proxies = torch.randn(classes, dim, requires_grad=True)
+
+    def step() -> float:
+        proxies.grad = None
+        value = function(proxies)
+        value.backward()
+        return value.item()
+
+    return step
 
 
 def full_soft_orthogonality(proxies):
@@ -119,26 +80,30 @@ def full_soft_orthogonality(proxies):
     return gap.square().sum() / (len(unit) * (len(unit) - 1))
 
 
-@pytest.mark.benchmark(group="soft orthogonality")
 @pytest.mark.parametrize(
-    "classes, dim, faster, memory",
-    [(11_318, 512, 25, 0.05), (100, 512, 1, None)],
+    "make, usual, classes, dim, faster, memory",
+    [
+        (proxy_anchor, ProxyAnchorLoss, 11_318, 384, 1.8, 0.7),
+        (proxy_anchor, ProxyAnchorLoss, 100, 384, 1.2, 1.1),
+        (orthogonality, full_soft_orthogonality, 11_318, 512, 25, 0.05),
+        (orthogonality, full_soft_orthogonality, 100, 512, 0.8, 1.1),
+    ],
 )
-def test_soft_orthogonality(benchmark, classes, dim, faster, memory):
-    torch.manual_seed(0)
-    proxies = torch.randn(classes, dim, requires_grad=True)
+def test_faster_than_the_usual_way(make, usual, classes, dim, faster, memory, capsys):
+    ours, other = make(classes, 180, dim), make(classes, 180, dim, usual)
+    assert ours() == pytest.approx(other(), rel=1e-4)  # the same loss; warms both up
+    with capsys.disabled():
+        print(f"\n{make.__name__}, C {classes:,}, D {dim}, {torch.get_num_threads()} threads")
+        own, theirs = best_times(ours, other)
+        fraction = peak_extra_memory(ours) / peak_extra_memory(other)
+        print(f"  {theirs * 1e3:.2f} / {own * 1e3:.2f} ms = {theirs / own:.2f} (goal {faster})")
+        print(f"  memory {fraction:.3f} of the usual (goal {memory})")
+    assert theirs / own >= faster and fraction <= memory
 
-    def step(function):
-        proxies.grad = None
-        value = function(proxies)
-        value.backward()
-        return value.item()
 
-    compare(
-        benchmark,
-        f"Soft orthogonality, C {classes:,}, D {dim}",
-        lambda: step(soft_orthogonality),
-        lambda: step(full_soft_orthogonality),
-        faster=faster,
-        memory=memory,
-    )
+@pytest.mark.parametrize("make", [proxy_anchor, orthogonality])
+def test_grows_no_faster_than_the_number_of_classes(make):
+    sizes = [1000, 2000, 4000, 8000, 16000]
+    steps = [make(classes, 180, 384) for classes in sizes]
+    for values in (best_times(*steps), [peak_extra_memory(step) for step in steps]):
+        assert np.polyfit(np.log(sizes), np.log(values), 1)[0] < 1.15
