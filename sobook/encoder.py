@@ -143,9 +143,9 @@ class Encoder(nn.Module):
         Raises:
             EncoderError: the backbone has no transformer blocks.
         """
-        if not hasattr(self.backbone, "blocks"):
+        layer: Any = getattr(getattr(self.backbone, "blocks", [None])[-1], "attn", None)
+        if layer is None:
             raise EncoderError(f"{self.name} has no attention to show: choose a DeiT or a ViT.")
-        layer = self.backbone.blocks[-1].attn
         seen = []
         hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         try:
