@@ -41,11 +41,7 @@ def lazy(package: str, **exports: str) -> tuple[Callable, Callable, list[str]]:
         module = importlib.import_module(f"{package}.{home[name] or name}")
         return getattr(module, name) if home[name] else module
 
-    return (
-        load_name,
-        lambda: [*{*vars(sys.modules[package]), *home}],
-        sorted(filter(home.get, home)),
-    )
+    return load_name, lambda: {*vars(sys.modules[package]), *home}, sorted(filter(home.get, home))
 
 
 __getattr__, __dir__, __all__ = lazy(

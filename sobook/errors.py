@@ -75,9 +75,6 @@ def plain(name: str, value: Any, kind: Any) -> Any:
 
     Scalars of NumPy and torch become Python's and paths become text, so that a run is the same run
     whatever its settings were computed with. Whole numbers serve as floats, and 8.0 as 8.
-
-    >>> plain("lr", 1, float), plain("dim", None, int | None)
-    (1.0, None)
     """
     if isinstance(value, os.PathLike):
         value = os.fspath(value)

@@ -119,8 +119,7 @@ def prepare_libraries() -> None:
 
 def available_cores() -> int:
     """Cores this process may use, which in a container can be fewer than the machine has."""
-    is_linux = hasattr(os, "sched_getaffinity")
-    return len(os.sched_getaffinity(0)) if is_linux else os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def end_with_parent() -> None:

@@ -44,17 +44,13 @@ class TestForward:
         std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
         torch.testing.assert_close(encoder(batch), encoder((batch / 255 - mean) / std))
 
-    def test_without_head_the_embedding_is_the_normalized_feature(self, batch):
+    def test_without_head_the_embedding_is_timms_normalized_feature(self, batch):
         encoder = Encoder.create(MICRO, weights="micro").eval()
-        expected = torch.nn.functional.normalize(encoder.features(batch), dim=1)
-        torch.testing.assert_close(encoder(batch), expected)
-        assert encoder.dim == encoder.num_features == 128
-
-    def test_features_are_timms(self, encoder, batch):
         backbone = timm.create_model(MICRO, num_classes=0).eval()
         backbone.load_state_dict(encoder.backbone.state_dict())
-        expected = backbone(encoder.normalize(batch))
-        torch.testing.assert_close(encoder.features(batch), expected)
+        features = backbone(encoder.normalize(batch))
+        torch.testing.assert_close(encoder(batch), nn.functional.normalize(features, dim=1))
+        assert encoder.dim == encoder.num_features == 128
 
     @pytest.mark.parametrize("training", [True, False])
     def test_tokens(self, batch, training):
