@@ -1,18 +1,19 @@
 """sobook: deep metric learning with soft orthogonal proxies, as a course and a small package.
 
 The tree is the table of contents: `losses`, `geometry`, `retrieval`, `statistics`, `encoder`,
-`embedding`, `data`, `training` and `figures` are what the course teaches; `aviary`, `studies`,
-`course`, `interactive`, `export` and `cli` serve it; `errors`, `files` and `lazy` carry both.
+`embedding`, `data`, `training` and `figures` are the library; `course` is what serves the course.
 """
 
-from typing import TYPE_CHECKING
+import importlib
+import pkgutil
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from sobook import files, lazy
-
-files.prepare_libraries()  # before any of them is imported
+from sobook import files
 
 if TYPE_CHECKING:
-    from sobook.data.image_sets import load as load, prepare as prepare
+    from sobook.data import load as load, prepare as prepare
     from sobook.embedding import embed as embed
     from sobook.encoder import Encoder as Encoder
     from sobook.errors import SobookError as SobookError
@@ -27,16 +28,31 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-__getattr__, __dir__, __all__ = lazy.attach(
+
+def lazy(package: str, **exports: str) -> tuple[Callable, Callable, list[str]]:
+    """``__getattr__``, ``__dir__`` and ``__all__`` of a package (PEP 562) whose modules, and the
+    names that it exports from them (module="name name"), are imported on first use."""
+    home = {name: module for module, names in exports.items() for name in names.split()}
+    home |= {info.name: "" for info in pkgutil.iter_modules(sys.modules[package].__path__)}
+
+    def load_name(name: str) -> Any:
+        if name not in home:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        module = importlib.import_module(f"{package}.{home[name] or name}")
+        return getattr(module, name) if home[name] else module
+
+    return load_name, lambda: {*vars(sys.modules[package]), *home}, sorted(filter(home.get, home))
+
+
+__getattr__, __dir__, __all__ = lazy(
     __name__,
-    {
-        "sobook.data.image_sets": "load prepare",
-        "sobook.embedding": "embed",
-        "sobook.encoder": "Encoder",
-        "sobook.errors": "SobookError",
-        "sobook.geometry": "describe",
-        "sobook.losses": "ProxyAnchor SoftOrthogonalProxyAnchor soft_orthogonality",
-        "sobook.retrieval": "evaluate nearest_neighbors",
-        "sobook.training": "Run TrainConfig fit",
-    },
+    data="load prepare",
+    embedding="embed",
+    encoder="Encoder",
+    errors="SobookError",
+    geometry="describe",
+    losses="ProxyAnchor SoftOrthogonalProxyAnchor soft_orthogonality",
+    retrieval="evaluate nearest_neighbors",
+    training="Run TrainConfig fit",
 )
+files.prepare_libraries()  # before any of them is imported

@@ -21,7 +21,7 @@ import tyro
 
 import sobook
 from sobook import files
-from sobook.errors import SobookError, first_line, without_secrets
+from sobook.errors import SobookError, first_line
 from sobook.training.config import TrainConfig
 
 
@@ -122,7 +122,7 @@ def train(
         print(sobook.training.estimate.dry_run(config))
         return
     run = sobook.fit(config)
-    if files.launched()[0] == 0:  # of several processes started together, one reports
+    if os.environ.get("RANK", "0") == "0":  # of several processes started together, one reports
         _print_result(run.path.name, run.retrieval)
         _say(f"  trained and evaluated on {run.state['device']}")
         _say(run.path)
@@ -650,7 +650,7 @@ def _once() -> Callable[..., str]:
     said = set()
 
     def line(message, *_, **__) -> str:
-        text = f"sobook: {without_secrets(str(message))}\n"
+        text = f"sobook: {message}\n"
         new = text not in said
         said.add(text)
         return text if new else ""
@@ -702,8 +702,8 @@ def _spell_none(arguments: list[str]) -> list[str]:
 
 
 def _fail(message: str) -> int:
-    number, _ = files.launched()
+    number = int(os.environ.get("RANK", 0))
     with contextlib.suppress(OSError):  # nobody reads what is said
         process = f" (process {number})" if number else ""
-        print(f"sobook{process}: {without_secrets(message)}", file=sys.stderr)
+        print(f"sobook{process}: {message}", file=sys.stderr)
     return 1

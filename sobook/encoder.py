@@ -4,28 +4,28 @@ Start with `Encoder.forward`. It knows tensors only; image sets are the business
 Notation: B batch, T tokens, F features of the backbone, D embedding dimension.
 """
 
-import copy
+import contextlib
 import hashlib
 import importlib
+import json
 import os
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
+from huggingface_hub import hf_hub_download
+from timm.models._hub import load_state_dict_from_path
 from torch import Tensor, nn
 
-from sobook import files, hub
-from sobook.errors import EncoderError, SobookError, check_choice, first_line, plain
-from sobook.weights import load_into
+from sobook import files
+from sobook.errors import EncoderError, SobookError, check_choice, first_line, plain, suggest
 
 MICRO = "deit_micro_patch8_64"  # sobook's own, see `sobook.course.aviary.micro`
-# The tokens whose mean is the feature.
-_TOKENS = {"cls": slice(0, 1), "dist": slice(1, 2), "mean": slice(0, 2)}
-_QUICK = 640  # pixels of a side that any model embeds in a second or two
-_MOST_DIMENSIONS = 65_536
-_LARGEST = 4096  # pixels of a side; above, one image fills the memory
+_TOKENS = {"cls": slice(0, 1), "dist": slice(1, 2), "mean": slice(0, 2)}  # their mean is taken
 
 
 class Encoder(nn.Module):
@@ -47,14 +47,12 @@ class Encoder(nn.Module):
     ):
         super().__init__()
         self.backbone, self.name, self.image_size, self.token = backbone, name, image_size, token
-        self.num_features = _feature_size(backbone, name, image_size)
-        self.has_head = dim is not None
+        self.num_features = backbone.head_hidden_size  # after pooling; num_features is before
         self.dim = dim or self.num_features
         self.head = make_head(self.num_features, dim)
-        data = timm.data.resolve_model_data_config(backbone)
-        for statistic in ("mean", "std"):
-            tensor = torch.tensor(data[statistic]).view(3, 1, 1)
-            self.register_buffer(statistic, tensor, persistent=False)
+        config = timm.data.resolve_model_data_config(backbone)
+        self.register_buffer("mean", torch.tensor(config["mean"]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config["std"]).view(3, 1, 1), persistent=False)
 
     @classmethod
     def create(
@@ -62,7 +60,7 @@ class Encoder(nn.Module):
         name: str = "deit_small_distilled_patch16_224",
         *,
         dim: int | None = None,
-        weights: str | os.PathLike | None = "pretrained",
+        weights: str | os.PathLike | Mapping[str, Tensor] | None = "pretrained",
         image_size: int | None = None,
         token: str | None = None,
     ) -> "Encoder":
@@ -75,8 +73,8 @@ class Encoder(nn.Module):
             dim: D, the embedding dimension of the head. None: no head, the embedding is the
                 backbone's feature, normalized.
             weights: "pretrained" (timm's, downloaded once; those in the folder), "micro" (shipped,
-                for the micro encoder), a file or folder of weights of the backbone, or None for
-                random weights. Where a file holds several models, name one: "dino.pth#teacher".
+                for the micro encoder), a file or folder of weights of the backbone as timm reads
+                it, a dict of tensors, or None for random weights.
             image_size: side of the input in pixels; None is the backbone's own. Position
                 embeddings are resampled where it differs.
             token: what of a vision transformer becomes the feature: "cls", "dist" (distilled DeiT
@@ -88,33 +86,32 @@ class Encoder(nn.Module):
             EncoderError: unknown name, weights missing or of another architecture.
             SobookError: unknown token.
         """
-        dim = plain("dim", dim, int | None)
-        image_size = plain("image_size", image_size, int | None)
-        if dim is not None and not 1 <= dim <= _MOST_DIMENSIONS:
+        dim, image_size = plain("dim", dim, int | None), plain("image_size", image_size, int | None)
+        if not all(value is None or value > 0 for value in (dim, image_size)):
+            raise EncoderError(f"dim is {dim}, image_size {image_size}: give at least 1, or None.")
+        check_choice("token", token or "mean", _TOKENS)
+        try:
+            name, config = _locate(str(name).strip())
+            backbone = _make_backbone(name, config, weights, image_size)
+        except EncoderError:
+            raise
+        except Exception as error:  # those of timm, torch and the Hub share no base class
             raise EncoderError(
-                f"dim is {dim}: give 1 to {_MOST_DIMENSIONS:,} dimensions, or None for no head."
-            )
-        if image_size is not None and not 1 <= image_size <= _LARGEST:
-            raise EncoderError(f"image_size is {image_size}: give 1 to {_LARGEST} pixels.")
-        if token is not None:
-            check_choice("token", token, _TOKENS)
-        _register_micro(str(name))
-        name, folder = hub.find(name, MICRO), None
-        if ":" in name:
-            folder = hub.folder(name, weights=weights == "pretrained")
-            config = hub.config(folder)
-            _register_micro(config["architecture"])
-            weights = folder if weights == "pretrained" else weights
-            if about := config.get("sobook"):  # our own: a name in timm's list, and the settings
-                settings = about["encoder"]
-                image_size, token = image_size or settings["image_size"], token or settings["token"]
-                if ":" not in settings["name"]:
-                    name, folder = settings["name"], None
-        backbone = _make_backbone(name, folder, weights, image_size)
+                f"{name} cannot be made ({first_line(error)}). Without a network use {MICRO!r}."
+            ) from None
+        if exported := config.get("sobook", {}).get("encoder"):  # by sobook
+            name = name if ":" in exported["name"] else exported["name"]
+            image_size, token = image_size or exported["image_size"], token or exported["token"]
         tokens = ("cls_token", "dist_token")[: _TOKENS[token].stop] if token else ()
-        if any(getattr(backbone, one, None) is None for one in tokens):
+        if any(getattr(backbone, attribute, None) is None for attribute in tokens):
             raise EncoderError(f"{name} has no {token!r} token: leave token out (None).")
-        side = image_size or timm.data.resolve_model_data_config(backbone)["input_size"][-1]
+        embedder = getattr(backbone, "patch_embed", None)
+        default_size = timm.data.resolve_model_data_config(backbone)["input_size"][1:]
+        side = image_size or (getattr(embedder, "img_size", None) or default_size)[0]
+        patches: Any = getattr(embedder, "proj", None)
+        is_grid = isinstance(patches, nn.Conv2d) and patches.kernel_size == patches.stride
+        if is_grid and side % (patch := patches.stride[0]):  # timm would cut off the rest
+            raise EncoderError(f"{name} takes multiples of its patch size {patch}, not {side}.")
         return cls(backbone, name, dim, side, token)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -146,9 +143,9 @@ class Encoder(nn.Module):
         Raises:
             EncoderError: the backbone has no transformer blocks.
         """
-        if not hasattr(self.backbone, "blocks"):
+        layer: Any = getattr(getattr(self.backbone, "blocks", [None])[-1], "attn", None)
+        if layer is None:
             raise EncoderError(f"{self.name} has no attention to show: choose a DeiT or a ViT.")
-        layer = self.backbone.blocks[-1].attn
         seen = []
         hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         try:
@@ -174,7 +171,7 @@ class Encoder(nn.Module):
         """What `create` needs to build this encoder again (with weights=None)."""
         return {
             "name": self.name,
-            "dim": self.dim if self.has_head else None,
+            "dim": None if isinstance(self.head, nn.Identity) else self.dim,
             "image_size": self.image_size,
             "token": self.token,
         }
@@ -199,72 +196,75 @@ def make_head(features: int, dim: int | None) -> nn.Module:
     return nn.Sequential(nn.LayerNorm(features, elementwise_affine=False), linear)
 
 
-def _register_micro(name: str) -> None:
-    """Register the micro encoder with timm, where it is named.
-
-    Imported by name, so that the encoder can be read, and used, without the aviary.
-    """
-    if MICRO in name.lower():
-        importlib.import_module("sobook.course.aviary.micro")
-
-
-def _make_backbone(
-    name: str, folder: Path | None, weights: str | os.PathLike | None, image_size: int | None
-) -> Any:
-    is_micro = name.split(".")[0] == MICRO
-    if weights == "micro" and not is_micro:
-        raise EncoderError(f"weights='micro' belong to {MICRO!r}, not to {name!r}.")
-    if is_micro and weights in ("micro", "pretrained"):
-        weights = files.shipped(f"{MICRO}.safetensors")
-    options: dict[str, Any] = {}
-    if folder is None:
-        source, known = name, timm.models.get_pretrained_cfg(name)
-        has_fixed_size = known is None or known.fixed_input_size
+def _locate(name: str) -> tuple[str, dict[str, Any]]:
+    """Name as timm takes it, and ``config.json`` of its folder or Hub repository (else empty)."""
+    scheme, _, place = name.partition(":")
+    if timm.is_model(name) or name.startswith(MICRO):
+        return name, {}
+    if scheme == "hf-hub":
+        repository, _, revision = place.partition("@")
+        file = Path(hf_hub_download(repository, "config.json", revision=revision or None))
+    elif (folder := Path(place or name).expanduser()).is_dir():
+        name, file = f"local-dir:{folder.resolve()}", folder / "config.json"
     else:
-        config = hub.config(folder)
-        source, options = config["architecture"], dict(config["model_args"])
-        options["pretrained_cfg"] = config["pretrained_cfg"]
-        has_fixed_size = options["pretrained_cfg"].get("fixed_input_size") or "img_size" in options
-    if image_size is not None and has_fixed_size:  # others take any size
-        options["img_size"] = image_size
-    if weights == "pretrained" and (file := hub.pretrained(name)):
-        options["pretrained_cfg_overlay"] = {"file": file}
-    try:
-        options["num_classes"] = 0
-        backbone = timm.create_model(source, weights == "pretrained", **options)
-    except Exception as error:  # of timm, network, pickle: they have no common parent
-        size = "" if image_size is None else f" for images of {image_size} pixels"
-        raise EncoderError(f"{name} cannot be made{size}: {first_line(error)}") from None
+        near = suggest(name, [MICRO, *timm.list_models(), *timm.list_models(pretrained=True)])
+        raise EncoderError(
+            f"unknown encoder {name!r}: give a timm model, hf-hub:OWNER/MODEL or a folder.{near}"
+        )
+    return name, json.loads(file.read_text(encoding="utf-8"))
+
+
+def _make_backbone(name: str, config: dict, weights: Any, image_size: int | None) -> Any:
+    """timm model without classifier, with its weights."""
+    architecture = config["architecture"] if config else name
+    if architecture.startswith(MICRO):  # by name: the encoder can be used without the aviary
+        importlib.import_module("sobook.course.aviary.micro")
+    scheme, _, place = name.partition(":")
+    if name.startswith(MICRO) and weights in ("micro", "pretrained"):
+        weights = files.shipped(f"{MICRO}.safetensors")
+    elif config and weights == "pretrained":
+        is_local = scheme == "local-dir"
+        weights = place if is_local else timm.models.load_state_dict_from_hf(place)
+    known = timm.models.get_pretrained_cfg(architecture)
+    size = image_size if known is None or known.fixed_input_size else None  # others take any
+    backbone = timm.create_model(name, weights == "pretrained", num_classes=0, img_size=size)
     if weights is not None and weights != "pretrained":
-        load_into(backbone, name, weights)
+        is_path = isinstance(weights, str | os.PathLike)
+        _load(backbone, name, _read_weights(Path(weights).expanduser()) if is_path else weights)
     return backbone
 
 
-def _feature_size(backbone: Any, name: str, image_size: int) -> int:
-    """F, found by trying: not every model of timm tells it, nor which sizes of image it takes."""
-    patches = getattr(getattr(backbone, "patch_embed", None), "proj", None)
-    side = 1  # of a patch; those that overlap take any size
-    if isinstance(patches, nn.Conv2d) and patches.kernel_size == patches.stride:
-        side = patches.stride[0]
-    if image_size % side:  # timm would silently cut off what fills no patch
-        raise EncoderError(
-            f"{name} cannot be made for images of {image_size} pixels: choose a multiple of its "
-            f"patch size, {side}."
-        )
-    # Large images take minutes; a copy without memory then tells the same, for most models.
-    device = "cpu" if image_size <= _QUICK else "meta"
-    model = backbone if device == "cpu" else copy.deepcopy(backbone).to(device)
+def _read_weights(path: Path) -> Mapping[str, Tensor]:
+    """State dict in a file or folder, as timm reads it: wrappers are removed, no code is run."""
+    read = load_state_dict_from_path if path.is_dir() else timm.models.load_state_dict
     try:
-        with torch.no_grad():
-            images = torch.zeros(1, 3, image_size, image_size, device=device)
-            features = model.eval()(images)
-    except Exception as error:  # whatever its layers say
-        own = timm.data.resolve_model_data_config(backbone)["input_size"][-1]
-        why = f"its own is {own}" if image_size != own else first_line(error)
+        return read(str(path))
+    except Exception as error:  # those of torch, safetensors and pickle share no base class
         raise EncoderError(
-            f"{name} does not take color images of {image_size} pixels: {why}."
+            f"{path} cannot be read as weights ({first_line(error)}): give what torch.save("
+            f"model.state_dict(), FILE) wrote, 'pretrained', None or, for {MICRO}, 'micro'."
         ) from None
-    backbone.train()
-    if not isinstance(features, Tensor) or features.ndim != 2:
-        raise EncoderError(f"{name} gives no single feature of an image: choose another encoder.")
-    return features.shape[1]
+
+
+def _load(backbone: Any, name: str, given: Mapping[str, Tensor]) -> None:
+    """Load a state dict, but leave no tensor random and none unused except classifiers."""
+    tensors = {k: v for k, v in given.items() if isinstance(v, Tensor)}
+    state = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+    patches = {k: v for k, v in state.items() if k == "patch_embed.proj.weight" and v.ndim == 4}
+    wanted = backbone.state_dict()
+    with contextlib.suppress(Exception):  # there is none, or the tensors are another model's
+        convert = sys.modules[type(backbone).__module__].checkpoint_filter_fn  # type: ignore
+        state = convert(state, backbone) | patches  # positions are resampled, patches are not
+    own = {key.split(".")[0] for key in wanted} - {"head", "head_dist", "fc", "classifier"}
+    own |= {"pos_embed", "cls_token", "dist_token", "reg_token", "register_tokens"}
+    differences = {
+        "missing": [k for k in wanted if k not in state and "num_batches_tracked" not in k],
+        "misshapen": [k for k in wanted if k in state and state[k].shape != wanted[k].shape],
+        "unknown": [k for k in state if k not in wanted and k.split(".")[0] in own],
+    }
+    if problems := [f"{len(ks)} {what}: {ks[0]} …" for what, ks in differences.items() if ks]:
+        raise EncoderError(
+            f"the weights ({', '.join(list(given)[:3])} …) do not fit {name} "
+            f"({'; '.join(problems)}): name their encoder, or save its own state_dict()."
+        )
+    backbone.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)

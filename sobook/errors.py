@@ -1,13 +1,11 @@
-"""What goes wrong and is the caller's to mend: one base class, and near matches for typos.
+"""Errors that the caller can mend: one base class, near matches for typos, checks of settings.
 
-Every message says what is wrong, where, and what to do about it, and no password or token.
+A message says what is wrong, where, and what to do.
 """
 
-import dataclasses
 import difflib
 import numbers
 import os
-import re
 import reprlib
 import sys
 import types
@@ -15,31 +13,9 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-_SECRET = re.compile(
-    r"(?:(?<=://)|(?<=[ps]:/))[^\s/]+(?=@)"  # user:password@ of an address, also made a path
-    r"|(?<=[?&])([\w.-]+=)[^\s&#'\"]+"  # what its ?name= is set to
-    r"|\bhf_[A-Za-z0-9]{16,}"  # a token of the Hub
-)
-_SECRET_NAMES = ("TOKEN", "KEY", "SECRET", "PASSWORD")
-
-
-def without_secrets(text: str) -> str:
-    """A text without passwords and tokens: of addresses, and of the environment.
-
-    >>> without_secrets("https://me:word@host/file?token=abc")
-    'https://…@host/file?token=…'
-    """
-    for name, value in os.environ.items():
-        if name.upper().endswith(_SECRET_NAMES) and len(value) >= 8:
-            text = text.replace(value, "…")
-    return _SECRET.sub(lambda found: f"{found[1] or ''}…", text)
-
 
 class SobookError(ValueError):
     """Base class of the errors that sobook raises on purpose."""
-
-    def __str__(self) -> str:
-        return without_secrets(super().__str__())
 
 
 class DatasetError(SobookError):
@@ -51,7 +27,7 @@ class ImageError(SobookError):
 
 
 class DownloadError(SobookError, OSError):
-    """A file that cannot be fetched here and now."""
+    """A file that cannot be downloaded."""
 
 
 class EncoderError(SobookError):
@@ -74,102 +50,62 @@ def suggest(word: str, choices: Iterable[str]) -> str:
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
-    """Refuse a value that is not one of `choices`, naming the near match.
-
-    >>> check_choice("schedule", "cosin", ("cosine", "constant"))
-    Traceback (most recent call last):
-    sobook.errors.SobookError: unknown schedule 'cosin': choose cosine or constant. Did you mean...
-    """
+    """Refuse a value that is not one of `choices`, naming the near match."""
     choices = tuple(choices)
     if value not in choices:
         listed = " or ".join(filter(None, [", ".join(choices[:-1]), choices[-1]]))
-        raise SobookError(
-            f"unknown {name} {value!r}: choose {listed}.{suggest(str(value), choices)}"
-        )
+        near = suggest(str(value), choices)
+        raise SobookError(f"unknown {name} {value!r}: choose {listed}.{near}")
 
 
 def check_fields(what: str, names: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse a name that is not among the `known` settings of `what`, naming the near match.
-
-    >>> check_fields("TrainConfig", ["epoch"], ["epochs", "seed"])
-    Traceback (most recent call last):
-    sobook.errors.SobookError: unknown setting 'epoch' of TrainConfig. Did you mean 'epochs'?
-    """
+    """Refuse a name that is not among the `known` settings of `what`, naming the near match."""
     known = tuple(known)
     for name in names:
         if name not in known:
             raise SobookError(f"unknown setting {name!r} of {what}.{suggest(name, known)}")
 
 
-_EXPECTED = {
-    int: "a whole number",
-    float: "a finite number",
-    bool: "True or False",
-    str: "text",
-    dict: "a table of names and values",
-    tuple: "a list",
-}
+_EXPECTED = {int: "a whole number", float: "a finite number", bool: "True or False", str: "text"}
+_EXPECTED |= {dict: "a table of names and values", tuple: "a list", types.NoneType: "None"}
 
 
 def plain(name: str, value: Any, kind: Any) -> Any:
-    """The value of a setting as plain Python, refused where it is not of its type.
+    """Value of the setting `name` as plain Python, refused where it is not what `kind` says.
 
-    Numbers of NumPy and torch become Python's and paths become text, so a run is the same run
-    whatever its settings were computed with. Whole numbers serve as floats, and 8.0 as 8; text
-    and truth values do not serve as numbers.
-
-    Args:
-        name: of the setting, for the error.
-        value: what was given.
-        kind: what its annotation says: one of int, float, bool, str and None, a union of these,
-            or dict[str, …] and tuple[…, ...] of them.
-
-    >>> plain("lr", 1, float), plain("dim", None, int | None)
-    (1.0, None)
-    >>> plain("epochs", "8", int)
-    Traceback (most recent call last):
-    sobook.errors.SobookError: epochs is '8': it must be a whole number.
+    Scalars of NumPy and torch become Python's and paths become text, so that a run is the same run
+    whatever its settings were computed with. Whole numbers serve as floats, and 8.0 as 8.
     """
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
-    elif getattr(value, "shape", None) == ():  # a number of NumPy or torch
-        # As it is printed: np.float32(0.1) is 0.1, and not 0.10000000149.
+    elif getattr(value, "shape", None) == ():  # floats as printed: np.float32(0.1) is 0.1
         is_float = isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral)
         value = float(str(value)) if is_float else value.item()
-    union = typing.get_origin(kind) in (typing.Union, types.UnionType)
-    kinds = typing.get_args(kind) if union else (kind,)
-    is_number = isinstance(value, numbers.Real) and type(value) is not bool
-    is_number = is_number and abs(value) <= sys.float_info.max  # which NaN is not either
-    for one in sorted(kinds, key=lambda one: one is not type(value)):  # what it is comes first
-        origin, inner = typing.get_origin(one) or one, typing.get_args(one)
-        if one is Any or (one in (bool, str, types.NoneType) and isinstance(value, one)):
+    is_union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    kinds = typing.get_args(kind) if is_union else (kind,)
+    is_number = isinstance(value, int | float) and type(value) is not bool
+    is_number = is_number and abs(value) <= sys.float_info.max  # also refuses NaN
+    for choice in sorted(kinds, key=lambda choice: choice is not type(value)):  # exact type first
+        origin, inner = typing.get_origin(choice) or choice, typing.get_args(choice)
+        if choice is Any or choice in (bool, str, types.NoneType) and isinstance(value, choice):
             return value
-        if one in (int, float) and is_number and (one is float or value == int(value)):
-            return one(value)
+        if choice in (int, float) and is_number and choice(value) == value:
+            return choice(value)
         if origin is dict and isinstance(value, Mapping):
-            each = inner[1] if inner else Any
-            return {
-                plain(f"a key of {name}", key, str): plain(f"{name}.{key}", item, each)
-                for key, item in value.items()
-            }
+            items = {plain(f"a key of {name}", key, str): value[key] for key in value}
+            return {k: plain(f"{name}.{k}", v, (*inner, Any, Any)[1]) for k, v in items.items()}
         if origin is tuple and isinstance(value, list | tuple):
-            each = inner if inner[-1] is not Ellipsis else inner[:1] * len(value)
-            if len(each) == len(value):
-                pairs = enumerate(zip(value, each, strict=True))
-                return tuple(plain(f"{name}[{i}]", item, kind) for i, (item, kind) in pairs)
-    names = [_EXPECTED.get(typing.get_origin(one) or one, "None") for one in kinds]
-    raise SobookError(f"{name} is {reprlib.repr(value)}: it must be {' or '.join(names)}.")
+            return tuple(plain(f"{name}[{i}]", item, inner[0]) for i, item in enumerate(value))
+    expected = " or ".join(_EXPECTED[typing.get_origin(k) or k] for k in kinds)
+    raise SobookError(f"{name} is {reprlib.repr(value)}: it must be {expected}.")
 
 
 def check_types(settings: Any) -> None:
     """Make the fields of a (frozen) dataclass `plain`, by their annotations."""
-    kinds = typing.get_type_hints(type(settings))
-    for item in dataclasses.fields(settings):
-        value = plain(item.name, getattr(settings, item.name), kinds[item.name])
-        object.__setattr__(settings, item.name, value)
+    for field, kind in typing.get_type_hints(type(settings)).items():
+        object.__setattr__(settings, field, plain(field, getattr(settings, field), kind))
 
 
 def first_line(error: BaseException, most: int = 120) -> str:
-    """The first line of an error's text, or its type where it has none."""
-    text = without_secrets(str(error).strip())
-    return (text.splitlines() or [type(error).__name__])[0][:most]
+    """First line of an error's text, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most].rstrip()

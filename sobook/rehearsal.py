@@ -223,8 +223,7 @@ def rehearse(
         raise SobookError(f"fraction is {fraction}: it must be above 0 and at most 1.")
     root = root.expanduser().absolute() / name
     splits = counts(name, fraction)
-    waiting = f"{root} is being rehearsed, or a command of a killed rehearsal still runs: waiting."
-    with files.lock(root / ".lock", waiting=waiting) as held:
+    with files.lock(root / ".lock"):
         record = _read_record(root, name, fraction)
         for stage, (command, images) in _stages(name, root, splits).items():
             done = record["stages"].setdefault(stage, {"attempts": 0, "disk_before": _disk(root)})
@@ -236,7 +235,7 @@ def rehearse(
             say(stage)
             began = time.perf_counter()
             if command:
-                done |= _run(command, root, held)
+                done |= _run(command, root)
             else:
                 draw(name, root, fraction)
                 done |= _usage(resource.getrusage(resource.RUSAGE_SELF))
@@ -291,20 +290,15 @@ def _read_record(root: Path, name: str, fraction: float) -> dict[str, Any]:
     return found
 
 
-def _run(command: list[str], root: Path, held: int) -> dict[str, Any]:
-    """Run a command to its end; what it took. What it prints goes into the log.
-
-    The command inherits the lock `held`: should only we be killed, the next rehearsal waits for it.
-    """
+def _run(command: list[str], root: Path) -> dict[str, Any]:
+    """Run a command to its end; what it took. What it prints goes into the log."""
     files.remove(root / "hub")  # of an export that was cut off before it was written down
     log = root / "rehearsal.log"
     environment = {**os.environ, "SOBOOK_DATA": str(root)}
     with open(log, "a", encoding="utf-8") as file:
         file.write(f"\n$ {shlex.join(command)}\n")
         file.flush()
-        process = subprocess.Popen(
-            command, stdout=file, stderr=file, env=environment, pass_fds=[held]
-        )
+        process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
         try:
             # Not process.wait(): the peak of this one child is asked for.
             _, status, usage = os.wait4(process.pid, 0)

@@ -1,11 +1,13 @@
-"""The encoder: weights, tokens, attention."""
+"""The encoder: forward, attention, and weights from wherever people have them."""
 
-import subprocess
-import sys
+import argparse
+import json
 
 import pytest
 import timm
 import torch
+from huggingface_hub import constants
+from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 from torch import nn
 
@@ -15,7 +17,7 @@ from sobook.encoder import Encoder
 from sobook.errors import EncoderError, SobookError
 
 MICRO = micro.NAME
-TINY = "test_vit.r160_in1k"  # timm's own toy ViT: 0.3 M parameters
+TINY = "test_vit"  # timm's own toy ViT: 0.3 M parameters
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +36,6 @@ class TestForward:
         embeddings = encoder(batch)
         assert embeddings.shape == (5, 16) and embeddings.dtype == torch.float32
         torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(5))
-
-    def test_float32_under_autocast(self, encoder, batch):
         with torch.autocast("cpu", torch.bfloat16):
             assert encoder(batch).dtype == torch.float32
 
@@ -44,33 +44,30 @@ class TestForward:
         std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
         torch.testing.assert_close(encoder(batch), encoder((batch / 255 - mean) / std))
 
-    def test_without_head_the_embedding_is_the_normalized_feature(self, batch):
+    def test_without_head_the_embedding_is_timms_normalized_feature(self, batch):
         encoder = Encoder.create(MICRO, weights="micro").eval()
-        expected = torch.nn.functional.normalize(encoder.features(batch), dim=1)
-        torch.testing.assert_close(encoder(batch), expected)
-        assert encoder.dim == encoder.num_features == 128
-
-    def test_features_are_timms(self, encoder, batch):
         backbone = timm.create_model(MICRO, num_classes=0).eval()
         backbone.load_state_dict(encoder.backbone.state_dict())
-        expected = backbone(encoder.normalize(batch))
-        torch.testing.assert_close(encoder.features(batch), expected)
+        features = backbone(encoder.normalize(batch))
+        torch.testing.assert_close(encoder(batch), nn.functional.normalize(features, dim=1))
+        assert encoder.dim == encoder.num_features == 128
 
     @pytest.mark.parametrize("training", [True, False])
     def test_tokens(self, batch, training):
         """ "mean" is what timm does for distilled DeiT, in training and in evaluation."""
         torch.manual_seed(0)
-        one = {
-            token: Encoder.create(MICRO, weights="micro", token=token).train(training)
+        features = {
+            token: Encoder.create(MICRO, weights="micro", token=token)
+            .train(training)
+            .features(batch)
             for token in (None, "cls", "dist", "mean")
         }
-        features = {token: encoder.features(batch) for token, encoder in one.items()}
         torch.testing.assert_close(features["mean"], features[None])
         torch.testing.assert_close(features["mean"], (features["cls"] + features["dist"]) / 2)
         assert not torch.allclose(features["cls"], features["dist"])
 
     def test_wrong_shape(self, encoder):
-        with pytest.raises(ValueError, match=r"shape \(3, 64, 64\), expected \(B, 3, H, W\)"):
+        with pytest.raises(SobookError, match="shape"):
             encoder(torch.zeros(3, 64, 64))
 
 
@@ -93,130 +90,203 @@ class TestAttention:
             layer.fused_attn = fused
         torch.testing.assert_close(encoder.attention(batch), seen[0][:, :, 0])
 
-    def test_convolutional_network_has_none(self):
-        with pytest.raises(EncoderError, match="no attention"):
-            Encoder.create("test_resnet", weights=None).attention(torch.zeros(1, 3, 64, 64))
+
+def test_micro_stays_what_it_is():
+    encoder = Encoder.create(MICRO)
+    assert encoder.fingerprint() == "f4b11f254fdacfa2"
+    assert files.shipped(micro.WEIGHTS).stat().st_size <= 6_000_000
+    again = Encoder.create(weights=None, **encoder.settings())
+    assert again.fingerprint() != encoder.fingerprint()
+    again.load_state_dict(encoder.state_dict())
+    assert again.fingerprint() == encoder.fingerprint()
 
 
-class TestWeights:
-    def test_micro_is_small(self):
-        encoder = Encoder.create(MICRO, weights=None)
-        assert sum(p.numel() for p in encoder.parameters()) <= 3_000_000
-        assert files.shipped(micro.WEIGHTS).stat().st_size <= 6_000_000
+# The last is a transformer whose patches overlap: 72 is no multiple of their 7 pixels.
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "pvt_v2_b0"])
+def test_networks_of_convolutions_take_any_size(name):
+    torch.manual_seed(0)
+    encoder = Encoder.create(name, weights=None, image_size=72).eval()
+    torch.manual_seed(0)
+    backbone = timm.create_model(name, num_classes=0).eval()  # the same random weights
+    images = encoder.normalize(torch.randint(0, 256, (2, 3, 72, 72), dtype=torch.uint8))
+    assert encoder.image_size == 72 and len(encoder.fingerprint()) == 16
+    torch.testing.assert_close(encoder.features(images), backbone(images))
 
-    def test_the_aviary_is_imported_for_its_own_encoder_alone(self):
-        code = (
-            "import sys; from sobook.encoder import Encoder\n"
-            f"for name in ({TINY!r}, {MICRO!r}):\n"
-            "    Encoder.create(name, weights=None)\n"
-            f"    assert ('sobook.course.aviary.micro' in sys.modules) == (name == {MICRO!r})\n"
-            "assert 'sobook.data' not in sys.modules"
-        )
-        subprocess.run([sys.executable, "-c", code], check=True)
 
-    def test_pretrained_is_bundled_for_micro(self):
-        first, second = (Encoder.create(MICRO, weights=w) for w in ("micro", "pretrained"))
-        assert first.fingerprint() == second.fingerprint()
+def test_the_size_of_the_feature_is_that_after_pooling():
+    torch.manual_seed(7)
+    encoder = Encoder.create("mobilenetv3_small_050", dim=8, weights=None).eval()
+    torch.manual_seed(7)
+    timm.create_model("mobilenetv3_small_050", num_classes=0)
+    expected = nn.init.orthogonal_(nn.Linear(1024, 8).weight)
+    assert torch.equal(encoder.head[1].weight, expected) and encoder.num_features == 1024
+    with pytest.raises(EncoderError, match="no attention"):
+        encoder.attention(torch.zeros(1, 3, 224, 224))
 
-    @pytest.mark.parametrize("name", [TINY, MICRO])
-    def test_positions_are_resampled_for_another_size(self, tmp_path, name):
-        source = Encoder.create(name, weights=None).backbone
-        torch.save(source.state_dict(), tmp_path / "w.pth")
-        encoder = Encoder.create(name, weights=tmp_path / "w.pth", image_size=96)
-        prefix = source.num_prefix_tokens
-        expected = resample_abs_pos_embed(
-            source.pos_embed, list(encoder.backbone.patch_embed.grid_size), num_prefix_tokens=prefix
-        )
-        torch.testing.assert_close(encoder.backbone.pos_embed, expected)
-        assert encoder(torch.zeros(1, 3, 96, 96)).shape == (1, encoder.num_features)
 
-    def test_real_deit(self, shared_weights):
-        encoder = Encoder.create(
-            "deit_tiny_patch16_224",
-            weights=shared_weights / "deit_tiny_patch16_224.pth",
-            image_size=128,
-        )
-        assert encoder.num_features == 192 and encoder.image_size == 128
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"name": "deit_smal_patch16_224"}, "unknown encoder.*deit_small_patch16_224"),
+        ({"name": TINY, "weights": "micro"}, f"for {MICRO}, 'micro'"),
+        ({"name": MICRO, "token": "clss"}, "unknown token.*'cls'"),
+        ({"name": "test_resnet", "token": "cls", "weights": None}, "no 'cls' token"),
+        ({"name": MICRO, "dim": 0}, "dim is 0"),
+        ({"name": MICRO, "image_size": 60, "weights": None}, "patch size 8"),
+        ({"name": "vit_small_patch16_18x2_224"}, "No pretrained weights"),
+    ],
+)
+def test_bad_arguments(arguments, words):
+    with pytest.raises(SobookError, match=words):
+        Encoder.create(**arguments)
 
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ({"name": "deit_smal_patch16_224"}, "unknown encoder.*deit_small_patch16_224"),
-            ({"name": "deit_micro_patch8_46"}, f"Did you mean '{MICRO}'"),
-            ({"name": TINY, "weights": "micro"}, "weights='micro' belong to"),
-            ({"name": MICRO, "weights": "/no/such.pth"}, "no weights file '/no/such.pth'"),
-            ({"name": MICRO, "weights": "mikro"}, "Did you mean 'micro'"),
-            ({"name": MICRO, "token": "clss"}, "unknown token.*Did you mean 'cls'"),
-            ({"name": TINY, "token": "dist", "weights": None}, "no 'dist' token"),
-            ({"name": MICRO, "dim": 0}, "dim is 0"),
-            ({"name": MICRO, "image_size": 60, "weights": None}, "60 pixels.*patch size, 8"),
-            ({"name": MICRO, "image_size": 0, "weights": None}, "image_size is 0: give 1 to 4096"),
-            ({"name": "resnet18", "image_size": 10**6, "weights": None}, "image_size is 1000000"),
-            (
-                {"name": "test_convnext", "image_size": 2, "weights": None},
-                "color images of 2 pixels: its own is 160",
-            ),
-            ({"name": "test_vit", "weights": "pretrained.pt"}, "Did you mean 'pretrained'"),
-            (
-                {"name": "vit_small_patch16_18x2_224"},
-                "no pretrained weights of vit_small_patch16_18",
-            ),
-            (
-                {"name": "vit_pwee_patch16_reg1_gap_256", "token": "cls", "weights": None},
-                "no 'cls'",
-            ),
-            ({"name": "test_vit2", "token": "dist", "weights": None}, "no 'dist' token"),
-        ],
+
+# --- Weights --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def state():
+    """State dict of TINY with its classifier."""
+    return timm.create_model(TINY, num_classes=10).state_dict()
+
+
+def prefixed(prefix, state):
+    return {prefix + key: value for key, value in state.items()}
+
+
+def without(state, *parts):
+    return {key: v for key, v in state.items() if not key.startswith(parts)}
+
+
+def has(encoder, state):
+    tensors = encoder.backbone.state_dict()
+    return tensors and all(torch.equal(v, state[key].float()) for key, v in tensors.items())
+
+
+LOADED = {
+    "bare.pth": lambda s: s,
+    "model.pth": lambda s: {"model": s, "args": argparse.Namespace(lr=1)},
+    "data_parallel.pth.tar": lambda s: {"state_dict": prefixed("module.", s), "epoch": 3},
+    "other_heads.pth": lambda s: {
+        **without(s, "head"),
+        "classifier.weight": torch.zeros(5, 64),
+        "head_dist.weight": torch.zeros(7, 64),
+        "projector.0.weight": torch.zeros(9, 9),
+    },
+}
+
+
+@pytest.mark.parametrize("name", LOADED)
+def test_files_as_timm_reads_them(state, tmp_path, name):
+    torch.save(LOADED[name](state), tmp_path / name)
+    assert has(Encoder.create(TINY, weights=tmp_path / name), state)
+
+
+def test_folders_dicts_and_half_precision(state, tmp_path):
+    save_file(state, tmp_path / "model.safetensors")
+    assert has(Encoder.create(TINY, weights=tmp_path), state)
+    assert has(Encoder.create(TINY, weights=tmp_path / "model.safetensors"), state)
+    half = {key: value.half() for key, value in state.items()}
+    assert has(Encoder.create(TINY, weights=half), half)
+
+
+@pytest.mark.parametrize("name", [TINY, MICRO])
+def test_positions_are_resampled_for_another_size(name):
+    source = Encoder.create(name, weights=None).backbone
+    encoder = Encoder.create(name, weights=source.state_dict(), image_size=96)
+    expected = resample_abs_pos_embed(
+        source.pos_embed,
+        list(encoder.backbone.patch_embed.grid_size),
+        num_prefix_tokens=source.num_prefix_tokens,
     )
-    def test_bad_arguments(self, arguments, message):
-        with pytest.raises(SobookError, match=message):
-            Encoder.create(**arguments)
+    torch.testing.assert_close(encoder.backbone.pos_embed, expected)
+    assert encoder(torch.zeros(1, 3, 96, 96)).shape == (1, encoder.num_features)
 
-    # The last is a transformer, whose patches overlap: 72 is no multiple of their 7 pixels.
-    @pytest.mark.parametrize(
-        "name", ["test_resnet", "test_convnext", "test_efficientnet", "pvt_v2_b0"]
-    )
-    def test_networks_of_convolutions_take_any_size(self, name):
-        encoder = Encoder.create(name, weights=None, image_size=72).eval()
-        images = torch.randint(0, 256, (2, 3, 72, 72), dtype=torch.uint8)
-        features = timm.create_model(name, num_classes=0).eval()
-        features.load_state_dict(encoder.backbone.state_dict())
-        assert encoder.image_size == 72
-        torch.testing.assert_close(encoder.features(images), features(encoder.normalize(images)))
 
-    @pytest.mark.parametrize(
-        ("name", "features"),
-        [
-            ("mobilenetv3_small_050", 1024),  # its num_features, 288, are those before the pooling
-            ("test_byobnet", 256),
-            ("test_vit3", 96),
-            ("xcit_nano_12_p16_224", 128),  # its patch size is a plain number
-        ],
-    )
-    def test_the_size_of_the_feature_is_measured(self, name, features):
-        encoder = Encoder.create(name, dim=8, weights=None).eval()
-        side = encoder.image_size
-        assert encoder.num_features == encoder.features(torch.zeros(1, 3, side, side)).shape[1]
-        assert encoder.num_features == features
-        assert encoder(torch.zeros(1, 3, side, side)).shape == (1, 8)
+def test_real_deit_is_plain_timm(shared_weights):
+    file = shared_weights / "deit_tiny_patch16_224.pth"
+    encoder = Encoder.create("deit_tiny_patch16_224", weights=file).eval()
+    plain = timm.create_model("deit_tiny_patch16_224").eval()
+    plain.load_state_dict(torch.load(file, weights_only=True)["model"])
+    images = torch.randn(2, 3, 224, 224)
+    expected = plain.forward_head(plain.forward_features(images), pre_logits=True)
+    torch.testing.assert_close(encoder.features(images), expected)
 
-    def test_fingerprint_of_a_network_with_batch_norm(self):
-        """Its counters of batches are single whole numbers."""
-        one, other = (Encoder.create("test_resnet", weights=None) for _ in range(2))
-        assert one.fingerprint() != other.fingerprint()
-        other.load_state_dict(one.state_dict())
-        assert one.fingerprint() == other.fingerprint()
-        other.backbone.bn1.num_batches_tracked += 1
-        assert one.fingerprint() != other.fingerprint()
 
-    def test_making_one_leaves_no_trace_in_it(self):
-        """The size of the feature is found by trying; norms stay as they were."""
-        torch.manual_seed(0)
-        encoder = Encoder.create("test_resnet", dim=8, weights=None)
-        after = torch.rand(1)
-        torch.manual_seed(0)
-        backbone = timm.create_model("test_resnet", num_classes=0)
-        nn.init.orthogonal_(nn.Linear(backbone.num_features, 8).weight)
-        assert encoder.training and torch.rand(1) == after
-        for key, value in encoder.backbone.state_dict().items():
-            assert torch.equal(value, backbone.state_dict()[key])
+REFUSED = {
+    "blocks.5": lambda s: without(s, "blocks.5"),
+    "blocks.6": lambda s: s | {"blocks.6.norm1.bias": s["norm.bias"]},
+    "misshapen": lambda s: s | {"norm.weight": torch.zeros(128)},
+    "dist_token": lambda s: s | {"dist_token": s["cls_token"]},
+    "patch_embed": lambda s: s | {"patch_embed.proj.weight": torch.zeros(64, 3, 14, 14)},
+    "78 missing": lambda s: prefixed("backbone.", s),
+    "teacher": lambda s: {"teacher": s},
+}
+
+
+@pytest.mark.parametrize("word", REFUSED)
+def test_weights_that_do_not_fit(state, word):
+    with pytest.raises(EncoderError, match=word):
+        Encoder.create(TINY, weights=REFUSED[word](state))
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_files_that_are_not_weights(tmp_path, name):
+    (tmp_path / name).write_bytes(b"<!DOCTYPE html>")
+    with pytest.raises(EncoderError, match="torch.save"):
+        Encoder.create(TINY, weights=tmp_path / name)
+
+
+# --- Folders and the Hub --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Folder of a timm model, as timm's `save_for_hf` writes it."""
+    model = timm.create_model(TINY, num_classes=5, img_size=96)
+    timm.models.save_for_hf(model, tmp_path, model_args={"img_size": 96}, safe_serialization=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize("prefix", ["", "local-dir:"])
+def test_a_folder_of_timm(folder, prefix):
+    encoder = Encoder.create(f"{prefix}{folder}")
+    assert has(encoder, timm.create_model(f"local-dir:{folder}", pretrained=True).state_dict())
+    assert encoder.image_size == 96 and encoder.name == f"local-dir:{folder}"
+    again = Encoder.create(weights=None, **encoder.settings())
+    again.load_state_dict(encoder.state_dict())
+    assert again.fingerprint() == encoder.fingerprint()
+    assert Encoder.create(f"{prefix}{folder}", image_size=64).image_size == 64
+
+
+def test_a_folder_of_another_library(tmp_path):
+    for content in ({"architectures": ["ViTModel"]}, {"architecture": "vit_of_tomorrow"}):
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        with pytest.raises(EncoderError, match="cannot be made"):
+            Encoder.create(str(tmp_path))
+
+
+def test_a_model_on_the_hub(folder, monkeypatch):
+    asked = []
+
+    def download(repo_id, filename, revision=None, **_):
+        asked.append((repo_id, filename, revision))
+        return str(folder / filename)
+
+    for module in ("sobook.encoder", "timm.models._hub"):
+        monkeypatch.setattr(f"{module}.hf_hub_download", download)
+    encoder = Encoder.create("hf-hub:you/birds@v2")
+    assert has(encoder, timm.create_model(f"local-dir:{folder}", pretrained=True).state_dict())
+    assert encoder.name == "hf-hub:you/birds@v2"
+    assert {(name, revision) for name, _, revision in asked} == {("you/birds", "v2")}
+    (folder / "config.json").unlink()
+    with pytest.raises(EncoderError, match="you/birds@v2 cannot be made"):
+        Encoder.create("hf-hub:you/birds@v2")
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "hf-hub:you/birds"])
+def test_no_network_is_one_sentence(monkeypatch, tmp_path, name):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(EncoderError, match=f"cannot be made.*{MICRO}"):
+        Encoder.create(name)

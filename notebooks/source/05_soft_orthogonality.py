@@ -987,10 +987,6 @@ everything = image_sets.load(
 training, held_out = image_sets.hold_out(
     everything, config.validation_fraction, seed=config.seed
 )
-# kept on disk: the two parts below are read from there
-embed(
-    frozen_encoder, everything, progress=False
-)
 # (N, F)
 features, held_out_features = (
     torch.from_numpy(embed(frozen_encoder, s, progress=False))

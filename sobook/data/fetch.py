@@ -7,6 +7,7 @@ place, checked, and renamed last. Start with `install`; nothing here knows what 
 
 from __future__ import annotations
 
+import hashlib
 import lzma
 import os
 import shutil
@@ -135,7 +136,10 @@ def _mismatch(path: Path, size: int | None, sha256: str | None) -> str | None:
         return f"{found:,} bytes, not {size:,}"
     if sha256 is not None:
         with path.open("rb") as file:
-            checksum = files.sha256(file)
+            digest = hashlib.sha256()
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+        checksum = digest.hexdigest()
         if checksum != sha256:
             return f"sha256 {checksum}, not {sha256}"
     return None
@@ -196,7 +200,7 @@ def install(
         except OSError as error:
             if isinstance(error, SobookError):
                 raise
-            raise files.unwritable(home, error) from None
+            raise DatasetError(f"{home} could not be written ({error.strerror}).") from None
         finally:
             shutil.rmtree(stage, ignore_errors=True)
     if progress:

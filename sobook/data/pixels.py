@@ -189,7 +189,6 @@ class _Cache:
         with files.lock(Path(f"{self.folder}.lock")):
             if self.folder.exists():  # another process has made it meanwhile
                 return
-            files.sweep(self.folder)
             self._check_size()
             with files.replacing(self.folder) as partial:
                 partial.mkdir()
@@ -272,9 +271,8 @@ def clear_cache(root: str | os.PathLike | None = None) -> int:
         # What a killed process was making, .NAME.NUMBER-…, has the lock of NAME.
         name = name.removesuffix(".npy") if name[0] != "." else name[1:].partition(".")[0]
         lock = path.with_name(f"{name}.lock")
-        with files.try_lock(lock) as free:
-            if free:
-                files.remove(path)
-                lock.unlink(missing_ok=True)
-                freed += size
+        with files.lock(lock):
+            files.remove(path)
+            lock.unlink(missing_ok=True)
+            freed += size
     return freed

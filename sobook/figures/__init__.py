@@ -15,17 +15,13 @@ if TYPE_CHECKING:
     from sobook.figures.proxies import *  # noqa: F403
     from sobook.figures.style import *  # noqa: F403
 
-__getattr__, __dir__, __all__ = lazy.attach(
+__getattr__, __dir__, __all__ = lazy(
     __name__,
-    {
-        "sobook.figures.curves": "training_curves recall_curves interval_plot movement_plot "
-        "paired_differences",
-        "sobook.figures.embeddings": "project quality place align embedding_maps map_panel spheres",
-        "sobook.figures.pictures": "contact_sheet retrieval_wall retrieval_comparison pick_queries "
-        "attention_maps split_chart",
-        "sobook.figures.proxies": "class_order proxy_heatmaps angle_histogram spectra "
-        "proxy_ribbons confusion_vs_cosine attribute_lens",
-        "sobook.figures.style": "COLORS PALETTE Figure alt_text finish method_color new_figure "
-        "use_style",
-    },
+    curves="training_curves recall_curves interval_plot movement_plot paired_differences",
+    embeddings="project quality place align embedding_maps map_panel spheres",
+    pictures="contact_sheet retrieval_wall retrieval_comparison pick_queries "
+    "attention_maps split_chart",
+    proxies="class_order proxy_heatmaps angle_histogram spectra "
+    "proxy_ribbons confusion_vs_cosine attribute_lens",
+    style="COLORS PALETTE Figure alt_text finish method_color new_figure use_style",
 )

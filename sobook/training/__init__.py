@@ -13,11 +13,9 @@ if TYPE_CHECKING:
     from sobook.training.loop import evaluate_run as evaluate_run, fit as fit
     from sobook.training.run import Run as Run
 
-__getattr__, __dir__, __all__ = lazy.attach(
+__getattr__, __dir__, __all__ = lazy(
     __name__,
-    {
-        "sobook.training.config": "TrainConfig",
-        "sobook.training.loop": "evaluate_run fit",
-        "sobook.training.run": "Run",
-    },
+    config="TrainConfig",
+    loop="evaluate_run fit",
+    run="Run",
 )

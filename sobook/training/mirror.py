@@ -6,6 +6,7 @@ and by its checksum, and what does not have that checksum is not taken. The fold
 is named by its settings, wherever the run folder is. One machine at a time may train a run.
 """
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -43,7 +44,7 @@ class Mirror:
     def __init__(self, run: Run):
         self.run, self.failing = run, False
         self.folder: Path | None = None
-        if (chosen := root()) and files.launched()[0] == 0:
+        if (chosen := root()) and os.environ.get("RANK", "0") == "0":
             self.folder = chosen / run.config.replace(run_dir=None).folder().name
 
     def keep(self) -> None:
@@ -73,14 +74,14 @@ class Mirror:
                 for name in run_folder.FILES:
                     if (self.run.path / name).exists():
                         archive.write(self.run.path / name, name)
-            digest = files.sha256(packed)[:16]
+            digest = _sha256(packed)[:16]
             with files.replacing(folder / f"{progress}-{digest}.zip") as partial:
                 packed.seek(0)
                 with partial.open("wb") as there:
                     shutil.copyfileobj(packed, there)
                 # This reads what the drive says it has, and so finds a full or broken one.
                 with partial.open("rb") as there:
-                    if files.sha256(there)[:16] != digest:
+                    if _sha256(there)[:16] != digest:
                         raise RunError("what is read there is not what was written.")
         for old in sorted(folder.glob("*.zip"))[:-_KEPT]:
             os.truncate(old, 0)  # a Drive keeps what is deleted in its trash, and counts it
@@ -110,7 +111,7 @@ class Mirror:
                         f"{copy} could not be read ({error.strerror}): mount its drive anew, or "
                         "unset SOBOOK_MIRROR."
                     ) from None
-                if taken := files.sha256(packed)[:16] == digest:
+                if taken := _sha256(packed)[:16] == digest:
                     self._unpack(packed)
                     print(f"{self.run.path}: restored from {copy}")
                 else:
@@ -139,3 +140,8 @@ class Mirror:
                         shutil.copyfileobj(archive.open(name), file)
         if self.run.finished:
             files.remove(self.run.path / "resume.safetensors")
+
+
+def _sha256(file: IO[bytes]) -> str:
+    file.seek(0)
+    return hashlib.sha256(file.read()).hexdigest()

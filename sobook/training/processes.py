@@ -19,7 +19,6 @@ import torch
 from accelerate import PartialState, utils
 from torch import Tensor, nn
 
-from sobook import files
 from sobook.data.image_sets import ImageSet
 from sobook.embedding import embed
 from sobook.encoder import Encoder
@@ -120,7 +119,9 @@ def join(config: TrainConfig) -> Processes:
         SobookError: a device that is not there, a precision it cannot compute in, more processes
             than images in a batch or than GPUs, or processes that do not meet.
     """
-    rank, count = files.launched()
+    is_launched = "TORCHELASTIC_RUN_ID" in os.environ or "FORK_LAUNCHED" in os.environ
+    rank = int(os.environ.get("RANK", 0)) if is_launched else 0
+    count = int(os.environ.get("WORLD_SIZE", 1)) if is_launched else 1
     if count > config.batch_size:  # before they meet: one that gives up would cut off others
         raise SobookError(
             f"batch_size is {config.batch_size}, but there are {count} processes: "

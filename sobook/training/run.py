@@ -185,10 +185,7 @@ def create(config: TrainConfig) -> Run:
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[None]:
     """Hold a run folder: whoever else wants to train that run waits, and then finds it finished."""
-    waiting = f"{path} is being trained by another process: waiting for it."
-    with files.lock(path / ".lock", waiting=waiting):
-        for name in FILES:
-            files.sweep(path / name)
+    with files.lock(path / ".lock"):
         for partial in path.glob(".tmp??????"):  # of safetensors
             files.remove(partial)
         yield
@@ -275,7 +272,7 @@ def append_metrics(path: Path, line: dict[str, Any]) -> None:
         with open(path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(f"{json.dumps(line)}\n")
     except OSError as error:
-        raise files.unwritable(path / "metrics.jsonl", error) from None
+        raise RunError(f"{path} could not be written ({error.strerror}).") from None
 
 
 def forget_metrics(path: Path, *, epoch: int, step: int) -> None:

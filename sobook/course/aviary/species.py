@@ -372,14 +372,12 @@ def prepare(
     with files.lock(folder.parent / f".{key}.lock"):
         if (folder / "aviary.json").is_file():  # another process was faster
             return folder
-        files.sweep(folder)
         with files.replacing(folder) as draft:
             draft.mkdir()
             _draw_all(draft, species, images_per_species, size, seed, progress)
             attributes(species, seed=seed).to_csv(draft / "attributes.csv", index=False)
             recipe = {"species": species, "images_per_species": images_per_species, "size": size}
             files.write_json(draft / "aviary.json", {**recipe, "seed": seed, "version": VERSION})
-        files.sweep(folder)  # again: workers of a killed run may have outlived it by a moment
     return folder
 
 
