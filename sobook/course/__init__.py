@@ -7,5 +7,4 @@ from sobook import lazy
 if TYPE_CHECKING:
     from sobook.course.session import setup as setup
 
-# Lazy, since it is the first that a notebook imports: `lazy` explains a torch that is broken.
 __getattr__, __dir__, __all__ = lazy.attach(__name__, {"sobook.course.session": "setup"})
