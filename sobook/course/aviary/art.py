@@ -1,8 +1,8 @@
-"""How a bird of the aviary is drawn: a handful of smooth polygons.
+"""Drawing of a bird of the aviary: a handful of smooth polygons.
 
-What a genus fixes is a `Look` (proportions and base colors), what tells its species apart are
-`Marks`, and what changes from image to image is a `Pose`. Bodies have their own coordinates: x
-from -0.5 (rump) to 0.5 (breast), y from -0.5 (back) to 0.5 (belly); heads count in head radii.
+A genus fixes a `Look` (proportions and base colors), `Marks` tell its species apart, and a `Pose`
+changes from image to image. Bodies have their own coordinates: x from -0.5 (rump) to 0.5 (breast),
+y from -0.5 (back) to 0.5 (belly); heads count in head radii.
 """
 
 from __future__ import annotations

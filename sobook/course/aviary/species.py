@@ -3,8 +3,8 @@
 A genus of ten species fixes the silhouette and the base colors; its species differ in field marks
 only (cap, wing bars, throat …). They are listed as in a field guide of two volumes, each with half
 the species of every genus: train on the first, test on the second, and no test species was seen
-before, but its relatives were. `split_genera` separates the relatives as well. How a bird is drawn
-is told in `art`.
+before, but its relatives were. `split_genera` separates the relatives as well. `art` draws a bird;
+what birds are made of is in ``birds.toml``.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _genus_look(name: str, rng: random.Random) -> Look:
 
 
 def visible_choices(look: Look) -> dict[str, tuple]:
-    """The values of each mark that can be seen on this look."""
+    """Values of each mark that can be seen on this look."""
     out = dict(CHOICES)
     hosts = dict.fromkeys(("throat", "breast_band", "belly"), look.under)
     for name, host in {**hosts, "cap": look.crown, "wing_tip": look.wings}.items():
@@ -112,10 +112,6 @@ def visible_choices(look: Look) -> dict[str, tuple]:
     return out
 
 
-def _differences(a: Marks, b: Marks) -> list[str]:
-    return [name for name in CHOICES if getattr(a, name) != getattr(b, name)]
-
-
 def _genus_marks(look: Look, rng: random.Random) -> list[Marks]:
     """Ten sets of marks around one prototype, any two of them two to four marks apart."""
     choices = visible_choices(look)
@@ -123,18 +119,18 @@ def _genus_marks(look: Look, rng: random.Random) -> list[Marks]:
     for name, values in choices.items():
         if rng.random() < (0.3 if name in TABLES["bold"] else 0.5) and name != "bill_length":
             usual[name] = pick(rng, values)
-    found: list[Marks] = []
+    family: list[Marks] = []
     prototype = Marks(**usual)
     varying = [name for name, values in choices.items() if len(values) > 1]
-    while len(found) < SPECIES_PER_GENUS:
+    while len(family) < SPECIES_PER_GENUS:
         marks = prototype
         for _ in range(1 + int(3 * rng.random())):
             name = pick(rng, varying)
             marks = replace(marks, **{name: pick(rng, choices[name])})
-        apart = [_differences(marks, other) for other in found]
-        if all(2 <= len(d) <= 4 and any(name in TABLES["bold"] for name in d) for d in apart):
-            found.append(marks)
-    return found
+        apart = [{*asdict(marks).items()} - {*asdict(other).items()} for other in family]
+        if all(2 <= len(d) <= 4 and any(name in TABLES["bold"] for name, _ in d) for d in apart):
+            family.append(marks)
+    return family
 
 
 def _epithets(marks: Marks, family: list[Marks], rng: random.Random) -> Iterator[str]:
@@ -156,30 +152,20 @@ def _epithets(marks: Marks, family: list[Marks], rng: random.Random) -> Iterator
 
 @lru_cache(maxsize=8)
 def _genera(number: int, seed: int) -> tuple[tuple[Species, ...], ...]:
-    names: set[str] = set()
-    deck: list[str] = []
-    dealer = random.Random(f"aviary forms {seed}")
-    out = []
+    dealer, deck, genera = random.Random(f"aviary forms {seed}"), [], {}
     for g in range(number):
         rng = random.Random(f"aviary genus {seed} {g}")
-        if not deck:  # every form once before any comes again
-            deck = sorted(FORMS, key=lambda form: dealer.random())
+        deck = deck or sorted(FORMS, key=lambda form: dealer.random())  # every form comes once
         form = deck.pop()
-        look, roots = _genus_look(form, rng), FORMS[form]["roots"].split("/")
-        genus = ""
-        while not genus or genus in names:
+        look, roots, genus = _genus_look(form, rng), FORMS[form]["roots"].split("/"), ""
+        while not genus or genus in genera:
             genus = (pick(rng, TABLES["places"].split()) + pick(rng, roots)).capitalize()
-        names.add(genus)
-        out.append(tuple(_family(genus, look, rng)))
-    return tuple(out)
-
-
-def _family(genus: str, look: Look, rng: random.Random) -> Iterator[Species]:
-    family, taken = _genus_marks(look, rng), set()
-    for marks in family:
-        epithet = next(e for e in _epithets(marks, family, rng) if e not in taken)
-        taken.add(epithet)
-        yield Species(-1, f"{epithet} {genus}", genus, look, marks)  # numbered once listed
+        family, taken = _genus_marks(look, rng), {}
+        for marks in family:
+            epithet = next(e for e in _epithets(marks, family, rng) if e not in taken)
+            taken[epithet] = Species(-1, f"{epithet} {genus}", genus, look, marks)  # numbered later
+        genera[genus] = tuple(taken.values())
+    return tuple(genera.values())
 
 
 def species(number: int = 100, *, seed: int = 0) -> tuple[Species, ...]:
@@ -241,17 +227,17 @@ def draw(one: Species, instance: int, *, size: int = 96, seed: int = 0) -> Image
 
 
 def silhouette(one: Species, instance: int, *, size: int = 96, seed: int = 0) -> Image.Image:
-    """Where the bird is in the picture that `draw` returns for these arguments.
+    """Draw where the bird is in the picture that `draw` returns for these arguments.
 
     Returns:
-        8-bit gray, `size` × `size`: 255 on the bird, 0 beside it, between the two at its rim. What
-        a twig or water hides of it belongs to it all the same.
+        8-bit gray, `size` × `size`: 255 on the bird, also where a twig or water hides it, 0 beside
+        it, between the two at its rim.
     """
     return cut_out(one.look, one.marks, Chance(chance_of(one, instance, seed)), size)
 
 
 def chance_of(one: Species, instance: int, seed: int) -> str:
-    """What seeds the chance in an image. The marks are no part of it: see `microscope`."""
+    """Seed of the chance in an image. It leaves out the marks: see `microscope`."""
     return f"aviary image {seed} {one.name} {instance}"
 
 
@@ -271,9 +257,8 @@ def prepare(
     """Draw the dataset below `root` unless it is there already; return its folder.
 
     The folder holds one folder of PNG files per species, `attributes.csv` and `aviary.json`. It
-    appears only when complete; simultaneous calls wait for each other, and what a killed one had
-    drawn is cleared away by the next. Either split is of the same pictures: `split_by_genus` is
-    only looked at.
+    appears only when complete; simultaneous calls wait for each other. Either split is of the same
+    pictures: `split_by_genus` is only checked.
     """
     _check("species", species, 2, MOST_SPECIES)
     _check("images_per_species", images_per_species, 1, 10_000)
@@ -289,20 +274,17 @@ def prepare(
     with files.lock(folder.parent / f".{key}.lock"):
         if (folder / "aviary.json").is_file():  # another process was faster
             return folder
-        files.sweep(folder)
         with files.replacing(folder) as draft:
             draft.mkdir()
             _draw_all(draft, species, images_per_species, size, seed, progress)
             attributes(species, seed=seed).to_csv(draft / "attributes.csv", index=False)
             recipe = {"species": species, "images_per_species": images_per_species, "size": size}
             files.write_json(draft / "aviary.json", {**recipe, "seed": seed, "version": VERSION})
-        files.sweep(folder)  # again: workers of a killed run may have outlived it by a moment
     return folder
 
 
 def _draw_all(folder: Path, number: int, each: int, size: int, seed: int, progress: bool) -> None:
-    every = species(number, seed=seed)
-    draw_one = partial(_draw_species, folder, each, size, seed)
+    every, draw_one = species(number, seed=seed), partial(_draw_species, folder, each, size, seed)
     quiet = None if progress else True  # None: unless a terminal is there to see it
     watch = partial(tqdm, total=number, desc="drawing the aviary", unit=" species", disable=quiet)
     if number * each < 400:  # starting processes would cost more than it saves
