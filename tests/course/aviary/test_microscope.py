@@ -39,12 +39,9 @@ def seen(monkeypatch):
     return found
 
 
-def test_there_is_one_of_every_form():
-    assert set(ONE_OF_EACH_FORM) == set(aviary.FORMS)
-
-
 @pytest.mark.parametrize("form", ONE_OF_EACH_FORM)
 def test_with_nothing_changed_the_picture_is_the_same_to_the_bit(form):
+    assert set(ONE_OF_EACH_FORM) == set(aviary.FORMS)
     one = ONE_OF_EACH_FORM[form]
     assert redraw(one, 4, size=48).tobytes() == aviary.draw(one, 4, size=48).tobytes()
 
@@ -62,7 +59,8 @@ def test_one_part_of_chance_is_drawn_anew_and_all_others_stay(change):
         before = microscope._Replay("a")
         art.paint(one.look, one.marks, before, 32)
         kept = {part: taken for part, taken in before.taken.items() if part != change}
-        after = microscope._Replay("b", kept)
+        after = microscope._Replay("b")
+        after.given = kept
         art.paint(one.look, one.marks, after, 32)
         parts = [part for part in NUISANCES if part != "ground" or one.look.stance != "hover"]
         assert list(before.taken) == list(after.taken) == parts  # in the order of drawing
@@ -137,11 +135,13 @@ def color_moments(images):
     return torch.cat([values.mean(-1), values.std(-1)], dim=1)
 
 
-def test_measure_agrees_with_loops():
+def measure(encoder, pictures, **options):
+    return microscope.summarize(microscope.by_bird(encoder, pictures, **options))
+
+
+def test_movement_agrees_with_loops():
     changes = ("cap", "bill_length", RELATIVE, "light", "occlusion")
-    table = microscope.measure(
-        color_moments, microscope.slides(BIRDS, changes=changes, instances=3, size=48)
-    )
+    table = measure(color_moments, microscope.slides(BIRDS, changes=changes, instances=3, size=48))
 
     def embedding(picture):
         values = np.asarray(picture).reshape(-1, 3) / 255
@@ -155,13 +155,9 @@ def test_measure_agrees_with_loops():
         return aviary.draw(replace(one, marks=sister.marks), i, size=48)
 
     usual = {(s, i): aviary.draw(one, i, size=48) for s, one in enumerate(BIRDS) for i in range(3)}
-    unit = np.mean(
-        [
-            np.linalg.norm(embedding(usual[s, i]) - embedding(usual[s, j]))
-            for s in range(len(BIRDS))
-            for i, j in itertools.combinations(range(3), 2)
-        ]
-    )
+    pairs = [(s, *pair) for s in range(len(BIRDS)) for pair in itertools.combinations(range(3), 2)]
+    between = [embedding(usual[s, i]) - embedding(usual[s, j]) for s, i, j in pairs]
+    unit = np.linalg.norm(between, axis=1).mean()
     assert list(table["change"]) == list(changes)
     assert list(table["kind"]) == ["mark", "mark", "marks", "nuisance", "nuisance"]
     for row in table.itertuples():
@@ -180,14 +176,14 @@ def test_measure_agrees_with_loops():
 def test_what_shows_on_no_bird_is_not_measured():
     owls = [one for one in aviary.species(440) if one.look.form == "owl"][:3]
     pictures = microscope.slides(owls, changes=["bill_length"], instances=2, size=32)
-    row = microscope.measure(color_moments, pictures).iloc[0]
+    row = measure(color_moments, pictures).iloc[0]
     assert row["n"] == 0 and np.isnan([row["moved"], row["low"], row["high"]]).all()
 
 
 def test_an_encoder_sees_the_pictures_as_in_evaluation():
     encoder = Encoder.create("deit_micro_patch8_64", dim=16).train()
     pictures = microscope.slides(BIRDS[:3], changes=["cap"], instances=2, size=96)
-    table = microscope.measure(encoder, pictures, batch_size=4)
+    table = measure(encoder, pictures, batch_size=4)
     assert encoder.training  # as it was
 
     def cropped(images):
@@ -196,7 +192,7 @@ def test_an_encoder_sees_the_pictures_as_in_evaluation():
         ]
         return encoder.eval()(torch.stack(crops))
 
-    by_hand = microscope.measure(cropped, pictures)
+    by_hand = measure(cropped, pictures)
     assert np.allclose(
         table[["moved", "low", "high"]], by_hand[["moved", "low", "high"]], atol=1e-4
     )
@@ -206,7 +202,7 @@ def test_an_encoder_that_sees_nothing_moves_nothing():
     pictures = microscope.slides(BIRDS[:2], changes=["noise"], instances=2, size=32)
     background = pictures[AS_IT_WAS]  # of a picture only its number counts
     numbers = torch.arange(background[..., 0, 0, 0].size, dtype=torch.float32)[:, None]
-    assert microscope.measure(lambda images: numbers, pictures)["moved"].tolist() == [0]
+    assert measure(lambda images: numbers, pictures)["moved"].tolist() == [0]
 
 
 @pytest.mark.parametrize(

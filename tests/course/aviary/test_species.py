@@ -4,7 +4,6 @@ import hashlib
 import itertools
 import json
 import os
-import random
 import subprocess
 import sys
 import time
@@ -182,29 +181,6 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         aviary.prepare(tmp_path, species=2, images_per_species=1, progress=False)
     assert [p.suffix for p in (tmp_path / "aviary").iterdir()] == [".lock"]
-
-
-@pytest.mark.slow
-def test_drawing_killed_at_any_moment_the_next_call_finishes(tmp_path):
-    from tests import processes
-
-    options = {"species": 50, "images_per_species": 8, "size": 32}  # enough for several processes
-    whole = aviary.prepare(tmp_path / "whole", **options, progress=False)
-    expected = {
-        str(p.relative_to(whole)): p.read_bytes() for p in whole.rglob("*.*") if p.is_file()
-    }
-    rng, drafts = random.Random(7), 0
-    for number in range(6):
-        root = tmp_path / str(number)
-        process = processes.start_preparing("aviary", root, **options)
-        processes.killed_at(process, rng.uniform(0.1, 1.2))
-        drafts += any(root.glob("aviary/.*-[!.]*/*"))
-        home = aviary.prepare(root, **options, progress=False)
-        assert {
-            str(p.relative_to(home)): p.read_bytes() for p in home.rglob("*.*") if p.is_file()
-        } == expected
-        assert [p.suffix for p in home.parent.glob(".*")] == [".lock"]
-    assert drafts >= 2  # some were killed while drawing
 
 
 @pytest.mark.parametrize(
