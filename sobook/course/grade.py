@@ -25,8 +25,9 @@ from sobook.errors import SobookError
 
 _NO_VERDICT = "not checked: the cell with exercises.check was removed, or never reached."
 # Students' code sees no other variables, so no secrets of who grades.
-_VARIABLES = ["PATH", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "OMP_NUM_THREADS"]
-_VARIABLES += ["CUDA_VISIBLE_DEVICES", "SOBOOK_MODE"]
+_VARIABLES = """
+    PATH LANG LC_ALL TMPDIR VIRTUAL_ENV OMP_NUM_THREADS CUDA_VISIBLE_DEVICES SOBOOK_MODE
+"""
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,10 @@ def grade(
         reason = stopped or "no exercise was found in it: is it a notebook of the course?"
         return [Grade(name, "", False, reason)]
     outputs = [output for cell in code for output in cell.get("outputs", ())]
-    records = [output.get("metadata", {}).get("sobook") for output in outputs]
-    verdicts = {
-        record["exercise"]: (record["passed"] is True, str(record["message"]))
-        for record in records
-        if isinstance(record, dict) and set(record) == {"exercise", "passed", "message"}
-    }
+    verdicts: dict[str, tuple[bool, str]] = {}
+    for output in outputs:
+        if record := output.get("metadata", {}).get("sobook"):
+            verdicts[record["exercise"]] = (record["passed"] is True, record["message"])
     missing = (False, f"{_NO_VERDICT} {stopped}".strip())
     return [Grade(name, exercise, *verdicts.get(exercise, missing)) for exercise in wanted]
 
@@ -89,7 +88,7 @@ def _run(notebook, timeout: float) -> str:
     from nbclient import NotebookClient
     from traitlets.config import Config
 
-    environment = {key: value for key in _VARIABLES if (value := os.environ.get(key))}
+    environment = {key: value for key in _VARIABLES.split() if (value := os.environ.get(key))}
     environment["SOBOOK_DATA"] = str(files.data_root().resolve())
     environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
     with tempfile.TemporaryDirectory(prefix="sobook-grade-") as folder:
@@ -114,12 +113,7 @@ def _run(notebook, timeout: float) -> str:
 
 
 def names(paths: Sequence[Path], listed: Collection[str] = ()) -> list[str]:
-    """Names for the table: each file's name, after its folder where several are handed in.
-
-    Args:
-        paths: the files, such as a hundred ``00_start_here.ipynb``, each in a student's folder.
-        listed: folders of a class list; a file in one of them is always named after it.
-    """
+    """Names for the table: each file's name, after its folder if it is listed or one of several."""
     several = len({path.parent for path in paths}) > 1
     return [
         f"{path.parent.name}/{path.name}" if several or path.parent.name in listed else path.name
@@ -195,9 +189,9 @@ def write_gradebook(
         note = "; ".join(notes[student] or ["" if row else "not handed in"])
         about = {"student": student, **listed.get(student, {})}
         rows.append(about | row | {"passed": sum(row.values()), "note": note})
-    exercises_marked = sorted(set().union(*marks.values()))
-    about_columns = ["student", *(["id", "name"] if known else [])]
-    return _write_csv([*about_columns, *exercises_marked, "passed", "note"], rows, out)
+    about_columns = ["id", "name"] if known else []
+    columns = ["student", *about_columns, *sorted(set().union(*marks.values())), "passed", "note"]
+    return _write_csv(columns, rows, out)
 
 
 def _write_csv(columns: Sequence[str], rows: Iterable[Mapping], out: str | os.PathLike) -> Path:

@@ -96,7 +96,8 @@ class Session:
                     f"{name}: the shipped run. Retrain it yourself: "
                     "session.fit(config, retrain=True), two minutes on two cores."
                 )
-                return training.Run(_verified(manifest.with_name(name), entry["sha256"]), config)
+                _check_shipped(manifest.with_name(name), entry["sha256"])
+                return training.Run(manifest.with_name(name), config)
         return training.fit(config)
 
     def __str__(self) -> str:
@@ -143,7 +144,7 @@ def notebook_shell():
     return shell if hasattr(shell, "kernel") else None
 
 
-def _verified(folder: Path, digests: dict[str, str]) -> Path:
+def _check_shipped(folder: Path, digests: dict[str, str]) -> None:
     for name, digest in digests.items():
         file = folder / name
         if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
@@ -151,7 +152,6 @@ def _verified(folder: Path, digests: dict[str, str]) -> Path:
                 f"sobook's own file {file} is missing or was changed: reinstall sobook, or train "
                 "the run yourself with session.fit(config, retrain=True)."
             )
-    return folder
 
 
 def _prepare_figures() -> None:
