@@ -272,9 +272,8 @@ def _paint_owl(coat: Sheet, pose: Pose, look: Look, marks: Marks) -> None:
     for x in (-1, 1):
         coat.mark(ellipse(pose.on_head(0.4 * x + to_side, 0.08), 0.50 * r, 0.56 * r), disc)
     for x in (-1, 1):
-        brow = pose.head_line(
-            (0.12 * x + to_side, -0.12), (0.36 * x + to_side, -0.46), (0.9 * x + to_side, -0.62)
-        )
+        ends = ((0.12, -0.12), (0.36, -0.46), (0.9, -0.62))
+        brow = pose.head_line(*((along * x + to_side, down) for along, down in ends))
         if marks.face == "brow":
             coat.mark(limb(brow, [0.10 * r, 0.14 * r, 0.05 * r]), PAINTS["white"])
         elif marks.face != "none":
@@ -328,10 +327,8 @@ def _blank_sheet(pose: Pose, look: Look, rng: Chance, side: int) -> Sheet:
     low, high = NUISANCE.scale
     span = (low + (high - low) * rng.random()) * side
     trunk = pose.outline() + ellipse(pose.head, look.head, look.head)
-    ends = [
-        pose.at(-0.4, 0) + pose.tail * look.tail,
-        pose.on_head(1 + look.bill_length / look.head, 0),
-    ]
+    bill = pose.on_head(1 + look.bill_length / look.head, 0)
+    ends = [pose.at(-0.4, 0) + pose.tail * look.tail, bill]
     if look.stance in ("perch", "ground"):
         ends.append(complex(0, pose.ground))
     core, (middle, whole) = _extent(trunk)[1], _extent(trunk + ends)
