@@ -11,6 +11,7 @@
 
 import argparse
 import copy
+import dis
 import hashlib
 import html
 import os
@@ -18,11 +19,13 @@ import re
 import sys
 import tempfile
 import time
+import types
 from collections.abc import Sequence
 from pathlib import Path
 
 import jupytext
 import nbformat
+from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from traitlets.config import Config
@@ -120,6 +123,40 @@ def generate(names: list[str]) -> None:
                 keep_outputs(read(path), notebook)
             write_notebook(path, notebook)
             print(f"wrote {path.relative_to(ROOT)}")
+
+
+# --- solutions, shortened to what their exercises need ------------------------------------------
+
+
+def reads_and_sets(code: types.CodeType) -> tuple[set[str], set[str]]:
+    """Global names that code reads before it sets them, functions included, and those it sets."""
+    reads, sets, later = set(), set(), set()
+    for step in dis.get_instructions(code):
+        if step.opname == "STORE_NAME":
+            sets.add(step.argval)
+        elif step.opname in ("LOAD_NAME", "LOAD_GLOBAL") and step.argval not in sets:
+            reads.add(step.argval)
+        elif isinstance(step.argval, types.CodeType):
+            later |= reads_and_sets(step.argval)[0]
+    return reads | (later - sets), sets
+
+
+def shorten(solved: nbformat.NotebookNode) -> None:
+    """Keep the setup, the solutions, and the cells that set names which these read; in place.
+
+    What is kept checks the exercises, and fails where a verdict is wrong.
+    """
+    python, needed, kept = TransformerManager(), set(), []
+    for cell in reversed([cell for cell in solved.cells if cell.cell_type == "code"]):
+        code = compile(python.transform_cell(cell.source), cell.id, "exec")
+        reads, sets = reads_and_sets(code)
+        if sets & needed or {"setup", "solution"} & set(tags(cell)):
+            needed = (needed - sets) | reads
+            kept.append(cell)
+        if "solution" in tags(cell):
+            check = r"(?m)^(exercises\.check\(.*\))$"
+            cell.source = re.sub(check, r"assert \1.passed", cell.source)
+    solved.cells = kept[::-1]
 
 
 # --- running them --------------------------------------------------------------------------------

@@ -72,42 +72,34 @@ def for_nbgrader(notebook: nbformat.NotebookNode) -> None:
     """Mark the exercises as answers, and put a locked cell with a point after each; in place."""
     for position, exercise, function in reversed(list(stubs(notebook))):
         place = exercise.replace(".", "-")
-        answer = {"schema_version": 3, "grade_id": f"answer-{place}", "task": False}
-        answer |= {"solution": True, "grade": False, "locked": False}
+        answer = {"schema_version": 3, "task": False, "solution": True, "grade": False}
+        answer |= {"grade_id": f"answer-{place}", "locked": False}
         notebook.cells[position].metadata["nbgrader"] = answer
         code = f'verdict = exercises.judge("{exercise}", {function})\n'
         code += "assert verdict.passed, verdict.message"
         test = nbformat.v4.new_code_cell(code, id=f"point-{place}")
-        test.metadata["nbgrader"] = answer | {
-            "grade_id": f"point-{place}",
-            "solution": False,
-            "grade": True,
-            "locked": True,
-            "points": 1,
-        }
+        point = {"grade_id": f"point-{place}", "locked": True, "points": 1}
+        test.metadata["nbgrader"] = answer | {"solution": False, "grade": True} | point
         notebook.cells.insert(position + 1, test)
 
 
-def write_nbgrader(out: Path) -> None:
+def write(grader: str, out: Path) -> None:
+    """Write the assignments of all notebooks for one of the graders."""
     for path in sorted(HERE.glob("[0-9][0-9]_*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
-        for_nbgrader(notebook)
-        folder = out / "source" / path.stem
-        folder.mkdir(parents=True, exist_ok=True)
-        nbformat.write(notebook, folder / path.name)
-    (out / "nbgrader_config.py").write_text(NBGRADER_CONFIG, encoding="utf-8")
-
-
-def write_otter(out: Path) -> None:
-    for path in sorted(HERE.glob("[0-9][0-9]_*.ipynb")):
-        notebook = nbformat.read(path, as_version=4)
-        tests = out / path.stem / "tests"
+        folder = out / "source" / path.stem if grader == "nbgrader" else out / path.stem
+        tests = folder if grader == "nbgrader" else folder / "tests"
         tests.mkdir(parents=True, exist_ok=True)
-        nbformat.write(notebook, tests.parent / path.name)
-        for _, exercise, function in stubs(notebook):
-            name = f"ex_{exercise.replace('.', '_')}"
-            text = OTTER_TEST.format(name=name, exercise=exercise, function=function)
-            (tests / f"{name}.py").write_text(text, encoding="utf-8")
+        if grader == "nbgrader":
+            for_nbgrader(notebook)
+        else:
+            for _, exercise, function in stubs(notebook):
+                name = f"ex_{exercise.replace('.', '_')}"
+                text = OTTER_TEST.format(name=name, exercise=exercise, function=function)
+                (tests / f"{name}.py").write_text(text, encoding="utf-8")
+        nbformat.write(notebook, folder / path.name)
+    if grader == "nbgrader":
+        (out / "nbgrader_config.py").write_text(NBGRADER_CONFIG, encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -115,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("grader", choices=("nbgrader", "otter"))
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(arguments)
-    {"nbgrader": write_nbgrader, "otter": write_otter}[options.grader](options.out)
+    write(options.grader, options.out)
     print(f"written: {options.out}")
     return 0
 

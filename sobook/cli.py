@@ -431,8 +431,7 @@ def grade_notebooks(
         notebooks: the files handed in; 03_….ipynb, or any name, since the exercises tell.
         out: the CSV to write, anew after each notebook.
         gradebook: another CSV, with a row per student (folder or file) and a column per exercise.
-        class_list: a CSV with the columns folder, id, name: every student gets a row, and a
-            worksheet counts only with the student's own id.
+        class_list: a CSV with the columns folder, id, name: every student gets a row.
         timeout: seconds for each notebook.
         jobs: so many notebooks at the same time.
         execute: run them anew; --no-execute only reads the verdicts saved in the file.
@@ -448,10 +447,7 @@ def grade_notebooks(
     students = None if class_list is None else grading.read_class_list(class_list)
 
     def grade(path: Path, name: str) -> list[grading.Grade]:
-        student = name.rpartition("/")[0]  # none where all files lie in one folder
-        if students and (listed := students.get(grading.student_of(name))):
-            student = listed.id
-        return grading.grade(path, name=name, student=student, timeout=timeout, execute=execute)
+        return grading.grade(path, name=name, timeout=timeout, execute=execute)
 
     grades: list[grading.Grade] = []
     with ThreadPoolExecutor(jobs) as pool:  # the work is done in kernels, in processes of their own

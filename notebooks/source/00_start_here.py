@@ -242,14 +242,10 @@ exercises.check("00.1", recall_at_k)
 # So that nobody has to wait, both runs come with the course: weights, proxies after every epoch, and all that was measured. To see for yourself, write `session.fit(config, retrain=True)`: two minutes each on two cores. A run of your own is kept on disk and opened again the next time. (The first cell below does nothing in quick mode. In full mode it times a few training steps and says how long the whole takes on your machine, before you start it.)
 
 # %%
-if not session.quick:  # before hours of computing: a few steps, timed now
-    estimate = session.estimate(config, len(train))
-    print(f"each of the two runs, with {estimate}")
-    if estimate.batch_size < config.batch_size:
-        print(f"Batches of {config.batch_size} do not fit: pass batch_size=")
-        print(
-            f"{estimate.batch_size} to every session.config(...), and say so."
-        )
+from sobook import training
+
+if not session.quick:  # before hours of computing: three steps, timed now
+    print(training.dry_run(config))
 
 # %%
 pa = session.fit(session.config(so_weight=0.0))

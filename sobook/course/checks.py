@@ -6,7 +6,8 @@ computes the truth the slow way, and beside it what typical mistakes give, so th
 """
 
 import math
-from functools import wraps
+from functools import partial, wraps
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ import torch
 from scipy import stats
 from torch.nn.functional import cross_entropy
 
+from sobook import files
 from sobook.course.compare import Check, Wrong, as_array, call, compare, unit_rows
 
 
@@ -26,6 +28,16 @@ def _off_diagonal(matrix: np.ndarray) -> np.ndarray:
     return matrix[~np.eye(len(matrix), dtype=bool)]
 
 
+def _cosines(rows: np.ndarray) -> np.ndarray:
+    """Cosines of all pairs of rows."""
+    return unit_rows(rows) @ unit_rows(rows).T
+
+
+def _check_tensor(value: object) -> None:
+    if not torch.is_tensor(value):
+        raise Wrong("the value is right, but it is no longer a tensor: no gradient can flow.")
+
+
 def recall_at_k(answer) -> None:
     rows, labels = unit_rows(_rng().standard_normal((40, 6))), np.repeat(np.arange(10), 4)
     cosines = rows @ rows.T
@@ -33,49 +45,43 @@ def recall_at_k(answer) -> None:
     farthest_first = labels[np.argsort(cosines, axis=1)] == labels[:, None]
     for k in (1, 3):
         relevant = by_rank[:, :k]
-        compare(
-            call(answer, rows, labels, k),
-            relevant.any(1).mean(),
+        mistakes = [
             (1.0, "every query found itself: set the diagonal of the cosines aside first."),
             (farthest_first[:, :k].any(1).mean(), "these are the *least* similar: sort downwards."),
             (relevant.mean(), "that is precision; Recall@K asks if *any* of the k is relevant."),
             (by_rank[:, : k - 1].any(1).mean(), "one neighbor too few: k besides the query."),
-        )
+        ]
+        compare(call(answer, rows, labels, k), relevant.any(1).mean(), *mistakes)
 
 
 def errors_removed(answer) -> None:
     for before, after in ((0.4, 0.7), (0.6, 0.5)):
         gain, errors = after - before, 1 - before
-        compare(
-            call(answer, before, after),
-            gain / errors,
+        mistakes = [
             (gain, "that is the change of Recall@1 itself: divide by the errors, 1 − before."),
             (gain / before, "that is relative to the hits; divide by the errors, 1 − before."),
             ((1 - after) / errors, "that is the fraction of the errors that is *left*."),
             (0.0, "errors can also be added: the value may be negative, so do not clip it at 0."),
-        )
+        ]
+        compare(call(answer, before, after), gain / errors, *mistakes)
 
 
 def rms_cosine(answer) -> None:
     rows = _rng(1).standard_normal((12, 5)) * _rng(2).uniform(0.5, 3, (12, 1))
-    gram = unit_rows(rows) @ unit_rows(rows).T
+    gram = _cosines(rows)
     off, off_raw = _off_diagonal(gram), _off_diagonal(rows @ rows.T)
     by_column = rows / np.linalg.norm(rows, axis=0)
     mixed = by_column @ by_column.T
     as_given, half = np.sqrt((mixed**2).mean()), np.sqrt((_off_diagonal(mixed) ** 2).mean())
-    compare(
-        call(answer, rows),
-        np.sqrt((off**2).mean()),
+    mistakes = [
         (as_given, "this is the function as it was given."),
-        (
-            half,
-            "better: but columns have unit length; proxies are rows, so use axis 1.",
-        ),
+        (half, "better: but columns have unit length; proxies are rows, so use axis 1."),
         (np.sqrt((gram**2).mean()), "leave out the diagonal: its C ones are not pairs."),
         (np.sqrt((off**2).sum() / gram.size), "divide by the C(C−1) pairs, not by C²."),
         (np.sqrt((off_raw**2).mean()), "scale the rows to unit length first."),
         (np.abs(off).mean(), "that is the mean absolute cosine: square, average, root."),
-    )
+    ]
+    compare(call(answer, rows), np.sqrt((off**2).mean()), *mistakes)
 
 
 def split_by_class(answer) -> None:
@@ -101,23 +107,21 @@ def split_by_class(answer) -> None:
 def chance_recall(answer) -> None:
     labels = np.repeat(np.arange(5), [2, 3, 4, 10, 21])
     counts, total = np.bincount(labels), len(labels)
-    compare(
-        call(answer, labels),
-        (counts * (counts - 1)).sum() / (total * (total - 1)),
+    mistakes = [
         (((counts / total) ** 2).sum(), "an image cannot find itself: n_c − 1 of N − 1."),
         (1 / len(counts), "that holds for very many images, equally many in each class."),
         (((counts - 1) / (total - 1)).mean(), "larger classes send more queries: weight n_c / N."),
-    )
+    ]
+    compare(call(answer, labels), (counts * (counts - 1)).sum() / (total * (total - 1)), *mistakes)
 
 
 def labels_from_zero(answer) -> None:
     labels = np.array([101, 101, 150, 103, 150, 200])
-    compare(
-        call(answer, labels),
-        [0, 0, 2, 1, 2, 3],
+    mistakes = [
         (labels - 101, "gaps remain, and with them rows of proxies that belong to no class."),
         ([0, 0, 1, 2, 1, 3], "numbered in order of appearance; use the order of the old labels."),
-    )
+    ]
+    compare(call(answer, labels), [0, 0, 2, 1, 2, 3], *mistakes)
 
 
 def patchify(answer) -> None:
@@ -128,36 +132,33 @@ def patchify(answer) -> None:
         return blocks.permute(*axes).reshape(2, 6, 12).numpy()
 
     reshaped = batch.reshape(2, 6, 12).numpy()
-    compare(
-        call(answer, batch, 2),
-        ordered(0, 2, 4, 1, 3, 5),
+    mistakes = [
         (reshaped, "one reshape cuts across patches: split rows and columns, then permute."),
         (ordered(0, 2, 4, 3, 5, 1), "within a patch, channels come first; yours have them last."),
         (ordered(0, 4, 2, 1, 3, 5), "patches go row by row; yours go column by column."),
-    )
+    ]
+    compare(call(answer, batch, 2), ordered(0, 2, 4, 1, 3, 5), *mistakes)
 
 
 def tokens(answer) -> None:
     for side, patch, prefix in ((64, 8, 2), (224, 16, 1)):
         grid = side // patch
-        compare(
-            call(answer, side, patch, prefix),
-            grid**2 + prefix,
+        mistakes = [
             (grid**2, "the tokens before the patches are missing."),
             (grid + prefix, "patches fill a square: rows times columns."),
             (side**2 // patch + prefix, "a patch has p × p pixels, not p."),
-        )
+        ]
+        compare(call(answer, side, patch, prefix), grid**2 + prefix, *mistakes)
 
 
 def genus_recall(answer) -> None:
     wrong, related = 0.4, 0.7
-    compare(
-        call(answer, wrong, related),
-        1 - wrong + wrong * related,
+    mistakes = [
         (wrong * related, "those are the errors within the genus; right species count, too."),
         (1 - wrong + related, "related_share is a fraction of the *errors*: multiply."),
         (1 - wrong, "that is the recall of the species: some errors are of the right genus."),
-    )
+    ]
+    compare(call(answer, wrong, related), 1 - wrong + wrong * related, *mistakes)
 
 
 def triplet_kind(answer) -> None:
@@ -211,9 +212,7 @@ def supervised_contrastive(answer) -> None:
         return -(each if how.get("summed") else each / top.sum(1)).mean()
 
     value = call(answer, rows, labels, 0.2)
-    compare(
-        value,
-        loss(),
+    mistakes = [
         (loss(self_positive=True, self_below=True), "this is the function as it was given."),
         (loss(self_positive=True), "better: but an image is still among its own positives."),
         (loss(self_below=True), "better: but an image is still in its own denominator."),
@@ -222,21 +221,20 @@ def supervised_contrastive(answer) -> None:
         (loss(negatives_only=True), "in the denominator are all other images, not only negatives."),
         (loss(scaled=False), "scale the rows to unit length first."),
         (loss(temperature=0.1), "it does not follow the temperature."),
-    )
-    if not torch.is_tensor(value):
-        raise Wrong("the value is right, but it is no longer a tensor: no gradient can flow.")
+    ]
+    compare(value, loss(), *mistakes)
+    _check_tensor(value)
 
 
 def scale_of_nca(answer) -> None:
     for temperature in (1 / 9, 0.5, 3.0):
-        compare(
-            call(answer, temperature),
-            2 / temperature,
+        mistakes = [
             (1 / temperature, "where is the 2 of d² = 2 − 2s?"),
             (temperature / 2, "that is the temperature of NormFace; its scale is asked for."),
             (-2 / temperature, "the sign: a large cosine is a small distance."),
             (2 * temperature, "a *low* temperature is a *large* scale."),
-        )
+        ]
+        compare(call(answer, temperature), 2 / temperature, *mistakes)
 
 
 def fair_gain(answer) -> None:
@@ -250,14 +248,13 @@ def fair_gain(answer) -> None:
         best = [frame["test"].max() for frame in (ours, theirs)]
         average = ours["test"].mean() - theirs["test"].mean()
         validated = chosen[0]["validation"] - chosen[1]["validation"]
-        compare(
-            call(answer, ours, theirs),
-            chosen[0]["test"] - chosen[1]["test"],
+        mistakes = [
             (best[0] - best[1], "that chooses both settings on the test species."),
             (best[0] - chosen[1]["test"], "ours is still chosen on the test species."),
             (validated, "those values chose the settings: report the test values."),
             (average, "a mean over settings: nobody would use the bad ones. Choose one."),
-        )
+        ]
+        compare(call(answer, ours, theirs), chosen[0]["test"] - chosen[1]["test"], *mistakes)
 
 
 def loss_at_zero(answer) -> None:
@@ -275,9 +272,7 @@ def loss_at_zero(answer) -> None:
     without_one = np.log(positives[present]).mean() + np.log(len(labels) - positives).mean()
     without_one += 2 * 0.1 * 32
     wrong_sign = np.log1p(positives[present] * math.exp(-0.1 * 32)).mean() + push.mean()
-    compare(
-        call(answer, labels, classes, 0.1, 32.0),
-        expected,
+    mistakes = [
         (pull.mean() + push.mean(), "average the pull over the classes *in the batch*, P⁺, only."),
         (pull[present].mean() + push[present].mean(), "average the push over *all* C proxies."),
         (pull[present].sum() + push.sum(), "these are sums: both terms are means."),
@@ -285,7 +280,8 @@ def loss_at_zero(answer) -> None:
         (push.mean(), "only the push is there: where is the pull?"),
         (without_one, "the 1 is missing: log(1 + Σ…), not log(Σ…)."),
         (wrong_sign, "the sign of the margin in the pull: −α(0 − δ) is +αδ."),
-    )
+    ]
+    compare(call(answer, labels, classes, 0.1, 32.0), expected, *mistakes)
     pull, push = terms(0.05, 20.0)
     compare(
         call(answer, labels, classes, 0.05, 20.0),
@@ -299,27 +295,25 @@ def row_softmax(answer) -> None:
     labels, logits = torch.tensor([0, 3, 1, 1, 2]), 32 * cosines
     total = cross_entropy(logits, labels, reduction="sum")
     twice = cross_entropy(logits.softmax(1), labels)
-    compare(
-        call(answer, cosines, labels),
-        cross_entropy(logits, labels),
+    mistakes = [
         (cross_entropy(cosines, labels), "the scale α is missing: logits are α·s."),
         (total, "that is the sum over images: take the mean."),
         (twice, "cross_entropy takes logits: it applies the softmax itself."),
         (cross_entropy(-logits, labels), "the sign of the logits: a large cosine is good."),
-    )
+    ]
+    compare(call(answer, cosines, labels), cross_entropy(logits, labels), *mistakes)
 
 
 def effective_negatives(answer) -> None:
     weights = torch.from_numpy(_rng().random((7, 3)) ** 4).float()
     w = weights.numpy().astype(float)
     total, squares = w.sum(0), (w**2).sum(0)
-    compare(
-        call(answer, weights),
-        total**2 / squares,
+    mistakes = [
         (total / squares, "square the sum in the numerator: a column's weights need not sum to 1."),
         (1 / squares, "weights of a column need not sum to 1: divide by (Σw)²."),
         ((w > 0).sum(0), "that counts all negatives, however small their weight."),
-    )
+    ]
+    compare(call(answer, weights), total**2 / squares, *mistakes)
 
 
 def anchor_left_out(answer) -> None:
@@ -335,13 +329,12 @@ def anchor_left_out(answer) -> None:
         return np.log1p(pull)[own.any(0)].mean() + np.log1p(push).mean()
 
     value = call(answer, embeddings.requires_grad_(), labels, proxies, 0.2, 8.0)
-    compare(
-        value,
-        loss(),
+    mistakes = [
         (loss(1, 1), "this is the function as it was given."),
         (loss(0, 1), "the pull is right; what do own entries add to the push?"),
         (loss(1, 0), "the push is right; what do the others' entries add to the pull?"),
-    )
+    ]
+    compare(value, loss(), *mistakes)
     if not torch.is_tensor(value) or value.grad_fn is None:
         raise Wrong("the value is right, but no gradient can flow: it is no longer a tensor.")
 
@@ -383,7 +376,7 @@ def simplex(answer) -> None:
             raise Wrong(f"for D = {dim} the shape is {rows.shape}, expected {(dim + 1, dim)}.")
         if not np.isfinite(rows).all() or not rows.any(1).all():
             raise Wrong("a row has length 0 or is not a number: it has no direction.")
-        off = _off_diagonal(unit_rows(rows) @ unit_rows(rows).T)
+        off = _off_diagonal(_cosines(rows))
         if off.max() > 0.999:
             raise Wrong(f"D = {dim}: two of the directions coincide.")
         if np.abs(off).max() > 1 / dim + 1e-4:  # the Welch bound of D + 1 directions
@@ -396,23 +389,21 @@ def one_sided(answer) -> None:
     lengths = np.array([[1], [2], [0.5], [3], [1]])
     proxies = torch.from_numpy(_rng().standard_normal((5, 3)) * lengths).float()
     rows = proxies.numpy().astype(float)
-    off, count = _off_diagonal(unit_rows(rows) @ unit_rows(rows).T), len(rows)
+    off, count = _off_diagonal(_cosines(rows)), len(rows)
     acute = np.maximum(off, 0)
     raw = np.maximum(_off_diagonal(rows @ rows.T), 0)
     total = (acute**2).sum()
     value = call(answer, proxies)
-    compare(
-        value,
-        (acute**2).mean(),
+    mistakes = [
         ((off**2).mean(), "that is still the two-sided one: negative cosines are punished."),
         (total, "that is the sum over pairs: take the mean."),
         ((total + count) / count**2, "leave out the diagonal: its ones are not pairs."),
         ((raw**2).mean(), "scale the rows to unit length first."),
         ((np.minimum(off, 0) ** 2).mean(), "that punishes the *obtuse* angles."),
         (total / (acute > 0).sum(), "average over all pairs; negative cosines count as 0."),
-    )
-    if not torch.is_tensor(value):
-        raise Wrong("the value is right, but it is no longer a tensor: no gradient can flow.")
+    ]
+    compare(value, (acute**2).mean(), *mistakes)
+    _check_tensor(value)
 
 
 def class_penalty(answer) -> None:
@@ -420,7 +411,7 @@ def class_penalty(answer) -> None:
     in_rows = {"many": weight, "few": torch.from_numpy(_rng(9).standard_normal((3, 8)))}
 
     def mean_square(matrix):
-        return (_off_diagonal(unit_rows(matrix) @ unit_rows(matrix).T) ** 2).mean()
+        return (_off_diagonal(_cosines(matrix)) ** 2).mean()
 
     values, turned = {}, set()  # turned: dimensions taken for classes
     for name, rows in in_rows.items():
@@ -439,8 +430,7 @@ def class_penalty(answer) -> None:
         raise Wrong("class vectors in columns: those are the dimensions, not the classes.")
     for (name, _), value in values.items():
         compare(value, mean_square(in_rows[name].numpy()))
-        if not torch.is_tensor(value):
-            raise Wrong("the value is right, but it is no longer a tensor: no gradient can flow.")
+        _check_tensor(value)
 
 
 def closest_pair(answer) -> None:
@@ -468,25 +458,23 @@ def mean_cosine(answer) -> None:
     unit = unit_rows(_rng().standard_normal((8, 3)) + 0.5)
     count, mean = len(unit), unit.mean(0)
     square = mean @ mean
-    compare(
-        call(answer, unit),
-        _off_diagonal(unit @ unit.T).mean(),
+    mistakes = [
         (square, "‖mean‖² is the mean over all C² entries, including the diagonal."),
         (np.linalg.norm(mean), "that is the length of the mean proxy, and not squared."),
         (count * square / (count - 1), "the C ones of the diagonal are still in it."),
         (unit.mean(), "that averages coordinates; average the rows to one vector (axis 0)."),
-    )
+    ]
+    compare(call(answer, unit), _off_diagonal(unit @ unit.T).mean(), *mistakes)
 
 
 def centered(answer) -> None:
     unit = unit_rows(_rng().standard_normal((8, 3)) + 0.8)
     own_mean = "that subtracts each row's own mean; subtract the mean *proxy*, unit.mean(axis=0)."
-    compare(
-        call(answer, unit),
-        unit_rows(unit - unit.mean(0)),
+    mistakes = [
         (unit_rows(unit - unit.mean(1, keepdims=True)), own_mean),
         (unit_rows(unit + unit.mean(0)), "the sign: subtract the mean proxy."),
-    )
+    ]
+    compare(call(answer, unit), unit_rows(unit - unit.mean(0)), *mistakes)
 
 
 def directions_for(answer) -> None:
@@ -498,40 +486,37 @@ def directions_for(answer) -> None:
     )
     for fraction in (0.9, 0.99, 0.5):
         expected = (variance_kept < fraction).sum() + 1
-        compare(
-            call(answer, fraction, points),
-            expected,
+        mistakes = [
             (expected - 1, "off by one: an index counts from 0, a number of components from 1."),
             ((raw_kept < fraction).sum() + 1, "variance is about the mean: center the points."),
             ((sigma_kept < fraction).sum() + 1, "variance goes with σ²."),
-        )
+        ]
+        compare(call(answer, fraction, points), expected, *mistakes)
 
 
 def shared_neighbors(answer) -> None:
     first = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [2, 1, 0]])
     second = np.array([[3, 2, 1], [0, 4, 5], [4, 5, 6], [2, 5, 1]])
     common = np.array([len(np.intersect1d(a, b)) for a, b in zip(first, second, strict=True)])
-    compare(
-        call(answer, first, second),
-        common.mean() / 3,
+    mistakes = [
         ((first == second).mean(), "order does not matter: look anywhere in the same row."),
         (common.mean(), "that is the number of shared neighbors: divide by k."),
         ((common > 0).mean(), "that asks for at least one; the mean fraction is asked for."),
         (np.isin(first, second).mean(), "compare row with row: np.isin looks everywhere."),
-    )
+    ]
+    compare(call(answer, first, second), common.mean() / 3, *mistakes)
 
 
 def nearest_in_plane(answer) -> None:
     plane = _rng().uniform(1, 9, (15, 2))
     distances = np.linalg.norm(plane[:, None] - plane[None], axis=2)
-    cosines, far = unit_rows(plane) @ unit_rows(plane).T, np.eye(len(plane)) * 1e6
-    compare(
-        call(answer, plane),
-        (distances + far).argmin(1),
+    cosines, far = _cosines(plane), np.eye(len(plane)) * 1e6
+    mistakes = [
         (np.arange(len(plane)), "every point is its own nearest: set the diagonal aside."),
         ((cosines - far).argmax(1), "that is by cosine: on a map, plain distance counts."),
         (distances.argmax(1), "these are the points furthest away."),
-    )
+    ]
+    compare(call(answer, plane), (distances + far).argmin(1), *mistakes)
 
 
 def interval_by_hand(answer) -> None:
@@ -562,28 +547,25 @@ def seeds_needed(answer) -> None:
         n, ratio = 2, deviation / half_width
         while stats.t.ppf(0.975, n - 1) * ratio / math.sqrt(n) > 1:
             n += 1
-        compare(
-            call(answer, half_width, deviation),
-            n,
+        mistakes = [
             (2, "2 is what the stub returns."),
             (n - 1, "one too few: its interval is still a little too wide."),
             (n + 1, "one too many: the interval is narrow enough one seed earlier."),
             (math.ceil((1.959964 * ratio) ** 2), normal),
             (math.ceil(ratio**2), "the factor t is missing."),
-        )
+        ]
+        compare(call(answer, half_width, deviation), n, *mistakes)
 
 
 def optimism(answer) -> None:
     recalls = 0.6 + 0.02 * _rng().standard_normal((40, 6))
     best, mean = recalls.max(1), recalls.mean()
-    compare(
-        call(answer, recalls),
-        best.mean() - mean,
+    mistakes = [
         (recalls.max() - mean, "that is the best of all: take each row's best, then the mean."),
         (recalls.max(0).mean() - mean, "the axis: a row is one try of E looks."),
         (best.mean(), "that is what gets reported; how much *too high* is it?"),
-        tolerance=1e-5,
-    )
+    ]
+    compare(call(answer, recalls), best.mean() - mean, *mistakes, tolerance=1e-5)
 
 
 def standard_error(answer) -> None:
@@ -607,26 +589,24 @@ def standard_error(answer) -> None:
 
 def mean_negative(answer) -> None:
     for s_plus, classes in ((0.8, 5), (0.5, 101)):
-        compare(
-            call(answer, s_plus, classes),
-            -s_plus / (classes - 1),
+        mistakes = [
             (-s_plus / classes, "an image has C − 1 negatives, not C."),
             (s_plus / (classes - 1), "positives and negatives sum to 0: mind the sign."),
             (-s_plus, "that is their sum; the mean is asked for."),
-        )
+        ]
+        compare(call(answer, s_plus, classes), -s_plus / (classes - 1), *mistakes)
 
 
 def after_tilt(answer) -> None:
     cosines = _rng(8).uniform(-1, 1, (6, 4))
     for t in (0.1, 0.4):
-        compare(
-            call(answer, cosines, t),
-            (1 - t) * cosines - t,
+        mistakes = [
             ((1 - t) * cosines + t, "the new coordinates have opposite signs: −t, not +t."),
             (cosines - t, "the old coordinates shrink: √(1−t) twice is a factor 1 − t."),
             (np.sqrt(1 - t) * cosines - t, "both vectors shrink by √(1−t)."),
             (cosines, "nothing is tilted yet."),
-        )
+        ]
+        compare(call(answer, cosines, t), (1 - t) * cosines - t, *mistakes)
 
 
 def holm_by_hand(answer) -> None:
@@ -638,121 +618,31 @@ def holm_by_hand(answer) -> None:
         right, unordered = np.empty(len(p)), np.empty(len(p))
         right[order] = np.minimum(np.maximum.accumulate(steps), 1)
         unordered[order] = np.minimum(steps, 1)
-        compare(
-            call(answer, p),
-            right,
+        mistakes = [
             (np.minimum(values * len(p), 1), "that is Bonferroni: the factor falls by one a step."),
             (unordered, "a larger p must not get a smaller correction: keep the largest so far."),
             (np.minimum(steps, 1), "the result is sorted: return it in the order of the input."),
             (right[order], "the result is sorted: return it in the order of the input."),
-        )
+        ]
+        compare(call(answer, p), right, *mistakes)
 
 
-def _letters(answer, holds: dict[str, str], wrong: dict[str, str]) -> str:
-    """A choice of letters, each given with a reason: what is wrong or missing, or why all hold."""
+def letters(statements: dict[str, dict], answer) -> str:
+    """A choice of letters: what is wrong or missing, or why each letter holds."""
     if not isinstance(answer, str):
         raise Wrong('letters are asked for, such as "ac".')
-    found = {letter for letter in answer.lower() if letter.isalnum()}
-    if not found:
+    given = {letter for letter in answer.lower() if letter.isalnum()}
+    if not given:
         raise Wrong('no letter is given yet; write them into the quotes, such as "ac".')
-    if unknown := sorted(found - {*holds, *wrong}):
+    if unknown := sorted(given - {*statements}):
         raise Wrong(f"{unknown[0]!r} is none of the letters here.")
-    for letter in sorted(found & set(wrong)):
-        raise Wrong(f"{letter}: {wrong[letter]}")
-    if missing := len(set(holds) - found):
+    reasons = {letter: f"{letter}: {one['why']}" for letter, one in statements.items()}
+    holds = [letter for letter, one in statements.items() if one["holds"]]
+    for letter in sorted(given - {*holds}):
+        raise Wrong(reasons[letter])
+    if missing := len({*holds} - given):
         raise Wrong(f"{missing} more of these hold{'s' if missing == 1 else ''}.")
-    return "\n  ".join(["right.", *(f"{letter}: {why}" for letter, why in holds.items())])
-
-
-def one_run(answer) -> str:
-    holds = {
-        "a": "two seeds of one method differ as well; notebook 08 measures by how much.",
-        "b": "section 6 printed it: with other test species the order could be the other one.",
-        "e": "two things changed together, once; notebook 09 changes one of them by lot.",
-    }
-    wrong = {
-        "c": "the frozen encoder has .416.",
-        "d": "no species is in both: section 2 counts them.",
-    }
-    return _letters(answer, holds, wrong)
-
-
-def leaks(answer) -> str:
-    holds = {
-        "b": "that is the classification split: its test pictures are of classes trained on.",
-        "c": "the best of many test values is too high; choose the epoch on held-out classes.",
-        "e": "the two test sets differ in classes and in pictures per class, so Recall@1 does not "
-        "compare.",
-    }
-    wrong = {
-        "a": "so it should be: whole classes are held out.",
-        "d": "relatives in both halves are part of the protocol, in CUB as here.",
-    }
-    return _letters(answer, holds, wrong)
-
-
-def attention_test(answer) -> str:
-    holds = {
-        "b": "only the cap changes, and the other marks say how large a change is usual.",
-        "d": "if Recall@1 falls where species differ in the cap, and only there, the cap was used.",
-    }
-    wrong = {
-        "a": "a map of another block is one more picture, and no test.",
-        "c": "that it falls on the cap is what was seen already; does the cap *matter*?",
-        "e": "more pictures of the same kind make the correlation firmer, not causal.",
-    }
-    return _letters(answer, holds, wrong)
-
-
-def geometry_claim(answer) -> str:
-    holds = {
-        "a": "the draft speaks of classes, but measures proxies; look at the class means instead.",
-        "c": "a direction that all proxies share adds the same to every cosine of theirs.",
-        "e": "another seed may differ, and 'confused less' has to be counted on images.",
-    }
-    wrong = {
-        "b": "both were measured on the same 40 proxies in 128 dimensions.",
-        "d": "the RMS cosine is the root of L_SO: it is what SO acts on.",
-    }
-    return _letters(answer, holds, wrong)
-
-
-def map_claim(answer) -> str:
-    holds = {
-        "a": "density is evened out, and no term asks for the distance of two islands.",
-        "c": "what differs between two seeds of one model says nothing about two models.",
-        "d": "without shared neighbors or Recall@1 on the map, nobody knows what it kept.",
-    }
-    wrong = {
-        "b": "UMAP by cosine is a usual choice for unit-length embeddings.",
-        "e": "maps are drawn of test classes: these are not trained on.",
-    }
-    return _letters(answer, holds, wrong)
-
-
-def objections(answer) -> str:
-    holds = {
-        "b": "at 20 epochs a gain may be speed; the table at 120 epochs shows none.",
-        "d": "'improves retrieval' covers fine-tuning too, which was not tried here.",
-    }
-    wrong = {
-        "a": "ten paired seeds that agree can give such a p value.",
-        "c": ".478 and .494 are both above the frozen .416.",
-        "e": "the sentence says that it was corrected.",
-    }
-    return _letters(answer, holds, wrong)
-
-
-def leaflet(answer) -> str:
-    holds = {
-        "a": "a bird in pieces was not among the strangers, and most of them pass.",
-        "b": "its sisters are like it, so nearness does not notice that it is missing.",
-        "c": "their mean cosine is near 1: what refuses one of them refuses all.",
-        "e": "with fewer species, or without close relatives, the same encoder is right more "
-        "often.",
-    }
-    wrong = {"d": "it was chosen on the pictures of the index, and reported on others."}
-    return _letters(answer, holds, wrong)
+    return "\n  ".join(["right.", *(reasons[letter] for letter in holds)])
 
 
 def nearest(answer) -> None:
@@ -760,15 +650,14 @@ def nearest(answer) -> None:
     gallery = _rng(1).standard_normal((20, 5)) * _rng(2).uniform(0.2, 5, (20, 1))
     order = np.argsort(-(unit_rows(gallery) @ query))
     by_distance = np.argsort(np.linalg.norm(gallery - query, axis=1))
-    compare(
-        call(answer, query, gallery, 4),
-        order[:4],
+    mistakes = [
         (np.argsort(-(gallery @ query))[:4], "by dot product, long rows win: scale them first."),
         (order[:-5:-1], "these are the *least* similar: sort downwards."),
         (order[3::-1], "the right four, but the furthest first: nearest first, please."),
         (by_distance[:4], "by distance, of rows of different lengths: use cosines."),
         (order[1:5], "the first is left out; but this query is not part of the gallery."),
-    )
+    ]
+    compare(call(answer, query, gallery, 4), order[:4], *mistakes)
 
 
 def threshold_for(answer) -> None:
@@ -776,28 +665,26 @@ def threshold_for(answer) -> None:
     right = _rng(1).random(30) < similarities
     for wanted in (0.7, 0.8):
         good_enough = [t for t in similarities if right[similarities >= t].mean() >= wanted]
-        compare(
-            call(answer, similarities, right, wanted),
-            min(good_enough),
+        mistakes = [
             (max(good_enough), "that refuses nearly everything: the *smallest* that will do."),
             (similarities.min(), "that one answers everything, however unsure."),
             (wanted, "that is the fraction wanted, not a similarity."),
             (np.quantile(similarities, wanted), "a quantile does not ask how many are right."),
-        )
+        ]
+        compare(call(answer, similarities, right, wanted), min(good_enough), *mistakes)
 
 
 def without_common(answer) -> None:
     cosines = np.array([0.97, 0.8, 0.62])
     for length in (0.7, 0.4):
         square = length**2
-        compare(
-            call(answer, cosines, length),
-            (cosines - square) / (1 - square),
+        mistakes = [
             (cosines - square, "the rest is shorter than 1: divide by 1 − m²."),
             ((cosines - length) / (1 - length), "the common part adds m·m to a cosine, not m."),
             (cosines / (1 - square), "the common part has to be subtracted first."),
             (cosines * (1 - square) + square, "that is the way back: from y to x."),
-        )
+        ]
+        compare(call(answer, cosines, length), (cosines - square) / (1 - square), *mistakes)
 
 
 def threshold_by_hand(answer) -> None:
@@ -809,32 +696,33 @@ def threshold_by_hand(answer) -> None:
             -np.sort(-of, axis=1)[:, :many].mean(1)
             for of, many in ((away, k), (cosines, k), (away, 1), (away, k - 1))
         )
-        compare(
-            call(answer, rows, k, refuse),
-            np.quantile(nearness, refuse),
+        mistakes = [
             (np.quantile(itself, refuse), "each picture still finds itself; a new one cannot."),
             (np.quantile(nearness, 1 - refuse), "that refuses all but so many: mind the side."),
             (np.quantile(single, refuse), "nearness is the mean of k, not the nearest alone."),
             (np.quantile(fewer, refuse), "that is the mean of k − 1: the slice is 1 to k + 1."),
             (nearness.min(), "that refuses none."),
-        )
+        ]
+        compare(call(answer, rows, k, refuse), np.quantile(nearness, refuse), *mistakes)
 
 
 _BY_NOTEBOOK = {
-    "00": (recall_at_k, errors_removed, rms_cosine, one_run),  # start here
-    "01": (split_by_class, chance_recall, labels_from_zero, leaks),  # data
-    "02": (patchify, tokens, genus_recall, attention_test),  # DeiT features
+    "00": (recall_at_k, errors_removed, rms_cosine),  # start here
+    "01": (split_by_class, chance_recall, labels_from_zero),  # data
+    "02": (patchify, tokens, genus_recall),  # DeiT features
     "03": (triplet_kind, supervised_contrastive, scale_of_nca, fair_gain),  # losses
     "04": (loss_at_zero, row_softmax, effective_negatives, anchor_left_out),  # Proxy Anchor
     "05": (so_from_spectrum, simplex, one_sided, class_penalty),  # soft orthogonality
-    "06": (closest_pair, mean_cosine, centered, geometry_claim),  # proxy geometry
-    "07": (directions_for, shared_neighbors, nearest_in_plane, map_claim),  # embedding maps
+    "06": (closest_pair, mean_cosine, centered),  # proxy geometry
+    "07": (directions_for, shared_neighbors, nearest_in_plane),  # embedding maps
     "08": (interval_by_hand, seeds_needed, optimism, standard_error),  # benchmark
-    "09": (mean_negative, after_tilt, holm_by_hand, objections),  # what moves Recall@1
-    "10": (nearest, without_common, threshold_for, threshold_by_hand, leaflet),  # your images
+    "09": (mean_negative, after_tilt, holm_by_hand),  # what moves Recall@1
+    "10": (nearest, without_common, threshold_for, threshold_by_hand),  # your images
 }
+_CHOICES = files.read_toml(Path(__file__).with_name("choices.toml"))
 CHECKS: dict[str, Check] = {
     f"{notebook}.{number}": check
     for notebook, checks in _BY_NOTEBOOK.items()
     for number, check in enumerate(checks, 1)
 }
+CHECKS |= {exercise: partial(letters, _CHOICES[exercise]) for exercise in _CHOICES}

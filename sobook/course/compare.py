@@ -1,4 +1,4 @@
-"""What checks are made of: call a student's function, and say how its answer and the truth differ.
+"""Parts of checks: call a student's function, and say how its answer and the truth differ.
 
 `compare` knows the results of typical mistakes (clues); where none fits, it says how the answer
 relates to the expected value. Whatever is not right raises `Wrong`.
@@ -121,18 +121,17 @@ def _relation(got: np.ndarray, expected: np.ndarray, tolerance: float) -> str:
         if _same(got, change(expected), tolerance):
             return sentence + numbers
     if numbers:
-        return "not yet." + numbers
+        return f"not yet.{numbers}"
     if _same(np.sort(got, None), np.sort(expected, None), tolerance):
         return "the right numbers, but in the wrong places: look at the order."
     if got.ndim == 2 and _same(unit_rows(got), unit_rows(expected), tolerance):
         return "the directions are right, the lengths are not: rows must have unit length."
     difference = got - expected
-    first = difference.flat[0]
+    first, far = difference.flat[0], np.abs(difference)
     if _same(difference, np.full_like(difference, first), tolerance):
         return f"every entry is off by the same {first:.4g}."
-    worst = np.unravel_index(np.abs(difference).argmax(), got.shape)
-    place = tuple(int(i) for i in worst)
+    place = tuple(int(i) for i in np.unravel_index(far.argmax(), got.shape))
     return (
-        f"{int((np.abs(difference) > tolerance).sum())} of {got.size} entries are off; the worst, "
-        f"at {place}, is {got[worst]:.4g} and should be {expected[worst]:.4g}."
+        f"{(far > tolerance).sum()} of {got.size} entries are off; the worst, at {place}, is "
+        f"{got[place]:.4g} and should be {expected[place]:.4g}."
     )

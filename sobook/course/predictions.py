@@ -1,4 +1,4 @@
-"""Predictions first: the reader's answer is kept before a result is shown, and set beside it then.
+"""Predictions first: the reader's answer is kept before a result is shown, then set beside it.
 
 A notebook asks with `predict` and answers with `reveal`, whose output stays folded until the
 reader opens it: in JupyterLab, on Colab and on the site alike.
@@ -22,31 +22,30 @@ Answer = float | str | list[str]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a reader expects, or None where nothing was written down."""
+    """A reader's answer to a question, or None where nothing was written down."""
 
     key: str
     answer: Answer | None
-    choices: tuple[str, ...] = ()
 
     def beside(self, truth: Answer) -> str:
-        """One sentence that sets the prediction beside what was measured.
+        """Set the prediction beside what was measured, in one sentence.
 
         >>> Prediction("09.a", 0.48).beside(0.503)
         'Measured: 0.503. You predicted 0.48, too low by 0.023.'
-        >>> Prediction("09.b", "away", ("towards", "away")).beside("away")
+        >>> Prediction("09.b", "away").beside("away")
         'It is: away. So you predicted.'
         """
-        if isinstance(truth, int | float | np.number):
-            if self.answer is None:
-                return f"Measured: {truth:.3g}."
-            off = float(self.answer) - float(truth)
-            said = f"too {'high' if off > 0 else 'low'} by {abs(off):.2g}" if off else "exactly"
-            return f"Measured: {truth:.3g}. You predicted {self.answer:g}, {said}."
+        numeric = isinstance(truth, int | float | np.number)
+        result = f"Measured: {truth:.3g}." if numeric else f"It is: {_shown(truth)}."
         if self.answer is None:
-            return f"It is: {_shown(truth)}."
-        if truth == self.answer:
-            return f"It is: {_shown(truth)}. So you predicted."
-        return f"It is: {_shown(truth)}. You predicted: {_shown(self.answer)}."
+            return result
+        if truth == self.answer and not numeric:
+            return f"{result} So you predicted."
+        if not numeric:
+            return f"{result} You predicted: {_shown(self.answer)}."
+        off = float(self.answer) - float(truth)  # type: ignore[arg-type]  # both are numbers
+        how = f"too {'high' if off > 0 else 'low'} by {abs(off):.2g}" if off else "exactly"
+        return f"{result} You predicted {self.answer:g}, {how}."
 
 
 def predict(
@@ -56,30 +55,35 @@ def predict(
 
     Args:
         key: the notebook and a letter, such as ``"09.a"``.
-        answer: a number; one of the choices; or all choices in an order of the reader's. None as
-            long as nothing was predicted: then what was kept in an earlier session, if anything.
-        choices: what may be answered, where the answer is no number.
-        order: a list of all choices is asked for, in the reader's order.
+        answer: a number; one of the choices; or all choices in an order of the reader's. None
+            opens the answer kept in an earlier session, if any.
+        choices: possible answers, where the answer is not a number.
+        order: ask for a list of all choices in the reader's order.
 
     Raises:
         SobookError: the answer is neither a number nor made of the choices.
     """
     file = files.data_root() / "predictions.json"
     kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    if answer is None:
-        answer = kept.get(key)
-    else:
-        _check(key, answer, choices, order)
+    names = ", ".join(f'"{choice}"' for choice in choices)
+    if answer is not None:
+        if not choices and (isinstance(answer, bool | str) or not np.isscalar(answer)):
+            raise SobookError(f"prediction {key} is {answer!r}: it must be a number.")
+        if choices and not order:
+            check_choice(f"prediction {key}", answer, choices)
+        if order and (isinstance(answer, str) or sorted(answer) != sorted(choices)):
+            raise SobookError(
+                f"prediction {key} must hold each of these once, in your order: {names}."
+            )
         files.write_json(file, kept | {key: answer})
+    answer = kept.get(key) if answer is None else answer
     if answer is None:
-        asked = "a number"
-        if choices:
-            names = ", ".join(f'"{choice}"' for choice in choices)
-            asked = f"a list, in your order, of {names}," if order else f"one of {names}"
-        print(f"{key}: write {asked} in place of None and run this cell again.")
+        listed = f"a list, in your order, of {names}," if order else f"one of {names}"
+        wanted = listed if choices else "a number"
+        print(f"{key}: write {wanted} in place of None and run this cell again.")
     else:
         print(f"{key}: you predict {_shown(answer)}.")
-    return Prediction(key, answer, tuple(choices))
+    return Prediction(key, answer)
 
 
 def reveal(*shown: Any, prediction: Prediction | None = None, truth: Answer | None = None) -> None:
@@ -87,27 +91,15 @@ def reveal(*shown: Any, prediction: Prediction | None = None, truth: Answer | No
 
     Args:
         shown: figures, tables, or strings, in this order.
-        prediction: what the reader expected; said first.
+        prediction: what the reader expected; shown first.
         truth: the measured number, the right choice or the right order.
     """
-    parts = []
+    parts = [_as_html(result) for result in shown]
     if prediction is not None and truth is not None:
-        parts.append(f"<p><strong>{html.escape(prediction.beside(truth))}</strong></p>")
-    parts += [_as_html(thing) for thing in shown]
-    summary = "Predicted? Open the answer."
+        parts.insert(0, f"<p><strong>{html.escape(prediction.beside(truth))}</strong></p>")
+    summary = "<summary><strong>Predicted? Open the answer.</strong></summary>"
     body = "\n".join(parts)
-    display(HTML(f"<details><summary><strong>{summary}</strong></summary>\n{body}\n</details>"))
-
-
-def _check(key: str, answer: Answer, choices: Sequence[str], order: bool) -> None:
-    if not choices:
-        if isinstance(answer, bool) or not isinstance(answer, int | float | np.number):
-            raise SobookError(f"prediction {key} is {answer!r}: it must be a number.")
-    elif not order:
-        check_choice(f"prediction {key}", answer, choices)
-    elif isinstance(answer, str) or sorted(answer) != sorted(choices):
-        names = ", ".join(choices)
-        raise SobookError(f"prediction {key} must hold each of these once, in your order: {names}.")
+    display(HTML(f"<details>{summary}\n{body}\n</details>"))
 
 
 def _shown(answer: Answer) -> str:
@@ -116,12 +108,11 @@ def _shown(answer: Answer) -> str:
     return ", ".join(answer) if isinstance(answer, list) else f"{answer:.3g}"
 
 
-def _as_html(thing: Any) -> str:
-    if isinstance(thing, Figure):
-        mime, data, width = thing.encoded()
-        alt = html.escape(alt_text(thing))
-        fit = 'style="max-width: 100%; height: auto"'
-        return f'<img alt="{alt}" width="{width}" {fit} src="data:{mime};base64,{data}">'
-    if isinstance(thing, str):
-        return f"<p>{html.escape(thing)}</p>"
-    return thing._repr_html_()
+def _as_html(result: Any) -> str:
+    if isinstance(result, str):
+        return f"<p>{html.escape(result)}</p>"
+    if not isinstance(result, Figure):
+        return result._repr_html_()
+    mime, data, width = result.encoded()
+    alt, fit = html.escape(alt_text(result)), 'style="max-width: 100%; height: auto"'
+    return f'<img alt="{alt}" width="{width}" {fit} src="data:{mime};base64,{data}">'

@@ -1,4 +1,4 @@
-"""What every notebook of the course does first: seeds, threads, figure format, and which mode.
+"""What every notebook of the course does first: seeds, threads, figure format, and the mode.
 
 Quick mode (the default) is made for a laptop and never touches the network; full mode is made for
 a GPU and the real benchmarks. ``SOBOOK_MODE`` chooses.
@@ -22,19 +22,22 @@ from sobook import files, training
 from sobook.errors import RunError, check_choice
 from sobook.training.config import TrainConfig, run_key
 
-# What trains is imported by the method that trains (`training` is lazy): timm and torchvision take
-# seconds, and the first pictures of a notebook need neither.
-if TYPE_CHECKING:
-    from sobook.training.estimate import Estimate
+if TYPE_CHECKING:  # timm and torchvision take seconds, and first pictures need neither
     from sobook.training.run import Run
 
 _MAX_THREADS = 8  # small images and small models gain nothing from more
 _DPI = 88  # keeps a notebook with all its figures below 1 MB
+_COLAB = """\
+On Colab, runs vanish with this machine. To keep copies on your Drive, and to resume after a \
+disconnect, run this first and then this cell again:
+    from google.colab import drive; drive.mount('/content/drive')
+    !mkdir -p /content/drive/MyDrive/sobook
+    %env SOBOOK_MIRROR=/content/drive/MyDrive/sobook"""
 
 
 @dataclass(frozen=True)
 class Session:
-    """What a notebook needs to know about the machine it runs on.
+    """Mode, machine and seed of a notebook.
 
     >>> session = Session(mode="quick", device="cpu", data_root=Path("data"), seed=0)
     >>> session.pick(quick=3, full=60)
@@ -51,11 +54,11 @@ class Session:
         return self.mode == "quick"
 
     def pick(self, quick: Any, full: Any) -> Any:
-        """The first value in quick mode, the second in full mode."""
+        """Return the first value in quick mode, the second in full mode."""
         return quick if self.quick else full
 
     def config(self, **changes) -> TrainConfig:
-        """The settings the notebooks train with in this mode, with some of them changed.
+        """Settings that the notebooks train with in this mode, with some of them changed.
 
         Quick: the aviary and the micro encoder, a minute or two on two cores. Full: the recipe
         "cub200" of data/recipes.toml, with DeiT-Small distilled.
@@ -64,14 +67,14 @@ class Session:
             return TrainConfig(seed=self.seed).replace(**changes)
         precision = "float32"
         if self.device == "cuda":  # a T4 only emulates bfloat16
-            fast = torch.cuda.is_bf16_supported(including_emulation=False)
-            precision = "bfloat16" if fast else "float16"
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+            precision = "bfloat16" if native else "float16"
         workers = min(files.available_cores(), _MAX_THREADS)
-        here = {"seed": self.seed, "precision": precision, "workers": workers}
-        return TrainConfig.recipe("cub200", **{**here, **changes})
+        machine = {"seed": self.seed, "precision": precision, "workers": workers}
+        return TrainConfig.recipe("cub200", **{**machine, **changes})
 
     def fit(self, config: TrainConfig, *, retrain: bool = False) -> "Run":
-        """The run of these settings: shipped with the course, found here, or trained now.
+        """Open the run of these settings, shipped with the course or trained before; else train.
 
         The two runs of notebook 00 are shipped, so that every notebook opens with its result.
 
@@ -84,28 +87,25 @@ class Session:
             RunError: a shipped file is not what it was when sobook was released.
         """
         retrain = retrain or bool(os.environ.get("SOBOOK_RETRAIN"))
-        if not retrain and training.run.find(config) is None:
-            key, manifest = run_key(config), files.shipped("quick_runs/manifest.json")
-            for name, entry in json.loads(manifest.read_text(encoding="utf-8")).items():
-                if entry["run_key"] == key:
-                    print(
-                        f"{name}: the shipped run. Retrain it yourself: "
-                        "session.fit(config, retrain=True), two minutes on two cores."
-                    )
-                    folder = _verified(manifest.with_name(name), entry["sha256"])
-                    return training.Run(folder, config)
+        if retrain or training.run.find(config) is not None:
+            return training.fit(config)
+        manifest = files.shipped("quick_runs/manifest.json")
+        for name, entry in json.loads(manifest.read_text(encoding="utf-8")).items():
+            if entry["run_key"] == run_key(config):
+                print(
+                    f"{name}: the shipped run. Retrain it yourself: "
+                    "session.fit(config, retrain=True), two minutes on two cores."
+                )
+                _check_shipped(manifest.with_name(name), entry["sha256"])
+                return training.Run(manifest.with_name(name), config)
         return training.fit(config)
 
-    def estimate(self, config: TrainConfig, images: int, *, steps: int = 3) -> "Estimate":
-        """What a run will need, from a few steps: see `sobook.training.estimate`."""
-        return training.estimate.estimate(config, images, steps=steps)
-
     def __str__(self) -> str:
-        where = f"CPU, {torch.get_num_threads()} threads"
+        machine = f"CPU, {torch.get_num_threads()} threads"
         if self.device == "cuda":
-            where = torch.cuda.get_device_name()
+            machine = torch.cuda.get_device_name()
         versions = f"torch {torch.__version__} · timm {metadata.version('timm')}"
-        how = f"{self.mode} mode · {where} · seed {self.seed}"
+        how = f"{self.mode} mode · {machine} · seed {self.seed}"
         return f"sobook {sobook.__version__} · {versions} · {how}"
 
 
@@ -131,26 +131,20 @@ def setup(seed: int = 0) -> Session:
     _prepare_figures()
     print(session)
     if "google.colab" in sys.modules and not os.environ.get("SOBOOK_MIRROR"):
-        print(
-            "On Colab, runs vanish with this machine. To keep copies on your Drive, and to resume "
-            "after a disconnect, run this first and then this cell again:\n"
-            "    from google.colab import drive; drive.mount('/content/drive')\n"
-            "    !mkdir -p /content/drive/MyDrive/sobook\n"
-            "    %env SOBOOK_MIRROR=/content/drive/MyDrive/sobook"
-        )
+        print(_COLAB)
     if not session.quick and device == "cpu":
         print("Full mode is made for a GPU, and there is none here: expect hours, not minutes.")
     return session
 
 
 def notebook_shell():
-    """IPython's shell where this runs in the kernel of a notebook, else None."""
+    """IPython's shell in the kernel of a notebook, else None."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     return shell if hasattr(shell, "kernel") else None
 
 
-def _verified(folder: Path, digests: dict[str, str]) -> Path:
+def _check_shipped(folder: Path, digests: dict[str, str]) -> None:
     for name, digest in digests.items():
         file = folder / name
         if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
@@ -158,7 +152,6 @@ def _verified(folder: Path, digests: dict[str, str]) -> Path:
                 f"sobook's own file {file} is missing or was changed: reinstall sobook, or train "
                 "the run yourself with session.fit(config, retrain=True)."
             )
-    return folder
 
 
 def _prepare_figures() -> None:

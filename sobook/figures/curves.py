@@ -133,7 +133,7 @@ def movement_plot(tables: Mapping[str, pd.DataFrame], *, over: str = "birds") ->
     """How far one change in a picture moves its embedding: marks on the left, nuisances right.
 
     Args:
-        tables: name → a table of `sobook.course.aviary.microscope.measure`, the same changes in
+        tables: name → a table of `sobook.course.aviary.microscope.summarize`, the same changes in
             each. The rows are sorted by the first.
         over: what the intervals are over.
     """

@@ -1,4 +1,4 @@
-"""What notebooks do first, and what they say before a long run."""
+"""Session: what notebooks do first, and the runs that come with the course."""
 
 import shutil
 import subprocess
@@ -7,6 +7,7 @@ import types
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pytest
 import torch
 
@@ -25,15 +26,6 @@ def _undone(monkeypatch):
         yield
 
 
-def test_an_estimate_is_measured(tmp_path):
-    session = Session(mode="full", device="cpu", data_root=tmp_path, seed=0)
-    small = {"dim": 8, "batch_size": 4, "epochs": 3, "precision": "float32"}
-    config = session.config(encoder="deit_micro_patch8_64", **small)
-    found = session.estimate(config, images=400, steps=1)
-    assert found.batch_size == 4 and found.minutes > 0 and found.peak_bytes is None
-    assert "batches of 4: about" in str(found)
-
-
 def test_colab_is_offered_drive_for_runs_unless_a_place_is_chosen(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
     setup()
@@ -45,7 +37,7 @@ def test_colab_is_offered_drive_for_runs_unless_a_place_is_chosen(monkeypatch, c
 
 def test_a_mode_is_quick_or_full(monkeypatch):
     monkeypatch.setenv("SOBOOK_MODE", "fulll")
-    with pytest.raises(SobookError, match="unknown SOBOOK_MODE 'fulll'.*'full'"):
+    with pytest.raises(SobookError, match="SOBOOK_MODE"):
         setup()
 
 
@@ -64,9 +56,9 @@ def test_full_mode_takes_the_precision_that_the_gpu_computes_in(monkeypatch, nat
 
 def test_settings_are_checked_with_the_near_match():
     session = Session("quick", "cpu", Path("data"), seed=0)
-    with pytest.raises(SobookError, match="unknown setting 'epoch'.*Did you mean 'epochs'"):
+    with pytest.raises(SobookError, match="epochs"):
         session.config(epoch=3)
-    with pytest.raises(SobookError, match="seed is -1"):
+    with pytest.raises(SobookError, match="seed"):
         setup(seed=-1)
 
 
@@ -87,46 +79,49 @@ def quick(tmp_path, monkeypatch) -> Session:
     return Session("quick", "cpu", tmp_path, seed=0)
 
 
-def test_the_two_runs_of_the_course_are_shipped(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("so_weight", [0.0, SO_WEIGHT])
+def test_the_two_runs_of_the_course_are_shipped(tmp_path, monkeypatch, capsys, so_weight):
     session = quick(tmp_path, monkeypatch)
-    for so_weight in (0.0, SO_WEIGHT):
-        config = session.config(so_weight=so_weight)
-        run = session.fit(config)
-        assert "retrain=True" in capsys.readouterr().out
-        assert run.finished and run.config == config and len(run.epochs) == 9
-        assert run.proxies().shape == (40, 128) and run.encoder().dim == 128
-        assert run.proxies(0).shape == (40, 128)
-        assert 0.6 < run.retrieval["recall"]["1"] < 0.7
+    config = session.config(so_weight=so_weight)
+    run = session.fit(config)
+    assert "retrain=True" in capsys.readouterr().out
+    assert run.finished and run.config == config and len(run.epochs) == 9
+    assert run.proxies().shape == run.proxies(0).shape == (40, 128)
+    assert run.encoder().dim == 128 and 0.6 < run.retrieval["recall"]["1"] < 0.7
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_changed_file_of_a_shipped_run_is_refused(tmp_path, monkeypatch):
     session = quick(tmp_path, monkeypatch)
-    folder = tmp_path / "shipped"
-    shutil.copytree(files.shipped("quick_runs"), folder)
-    monkeypatch.setattr(
-        files, "shipped", lambda name: tmp_path / name.replace("quick_runs", "shipped")
-    )
+    shutil.copytree(files.shipped("quick_runs"), tmp_path / "quick_runs")
+    monkeypatch.setattr(files, "shipped", lambda name: tmp_path / name)
     session.fit(session.config(so_weight=0.0))
-    (folder / "pa/retrieval.json").write_text("{}")
-    with pytest.raises(RunError, match="retrieval.json is missing or was changed"):
+    (tmp_path / "quick_runs/pa/retrieval.json").write_text("{}")
+    with pytest.raises(RunError, match="retrieval.json"):
         session.fit(session.config(so_weight=0.0))
 
 
+def test_a_run_of_ones_own_is_opened_again(tmp_path, monkeypatch):
+    session = quick(tmp_path, monkeypatch)
+    options = {"species": 8, "images_per_species": 4, "size": 64}
+    config = session.config(options=options, epochs=1, batch_size=8)
+    mine = session.fit(config, retrain=True)
+    assert mine.path.is_relative_to(tmp_path) and session.fit(config).path == mine.path
+
+
+@pytest.mark.slow
 def test_a_shipped_run_comes_out_again(tmp_path, monkeypatch):
     """The real training of notebook 00, as a reader repeats it: a minute and a half."""
     session = quick(tmp_path, monkeypatch)
     config = session.config(so_weight=0.0)
-    shipped, mine = session.fit(config), session.fit(config, retrain=True)
-    assert mine.path.is_relative_to(tmp_path) and session.fit(config).path == mine.path
+    runs = session.fit(config), session.fit(config, retrain=True)
     # Elsewhere sums are added up in another order, and training amplifies it as another seed.
-    last = [run.epochs[-1] for run in (shipped, mine)]
-    assert abs(last[0]["proxy_anchor"] - last[1]["proxy_anchor"]) < 0.5
-    assert (
-        abs(
-            geometry.describe(shipped.proxies()).rms_cosine
-            - geometry.describe(mine.proxies()).rms_cosine
+    numbers = [
+        (
+            run.epochs[-1]["proxy_anchor"],
+            geometry.describe(run.proxies()).rms_cosine,
+            run.retrieval["recall"]["1"],
         )
-        < 0.03
-    )
-    assert abs(shipped.retrieval["recall"]["1"] - mine.retrieval["recall"]["1"]) < 0.06
+        for run in runs
+    ]
+    assert (np.abs(np.subtract(*numbers)) < (0.5, 0.03, 0.06)).all()

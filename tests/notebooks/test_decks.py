@@ -34,9 +34,9 @@ $$s = x^\\top p$$
 - a point"""
 
 
-def picture(width=1600, height=900):
+def picture():
     file = BytesIO()
-    Image.new("RGB", (width, height), "orange").save(file, "png")
+    Image.new("RGB", (1600, 900), "orange").save(file, "png")
     return base64.b64encode(file.getvalue()).decode()
 
 

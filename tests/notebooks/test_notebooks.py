@@ -13,6 +13,7 @@ import pytest
 
 import sobook
 from sobook import cli
+from sobook.course import exercises
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,15 +32,14 @@ def commands(program: str) -> list[list[str]]:
 
 
 def tracked_files() -> list[Path]:
-    """The files of the repository, or, where there is no git, what git would not ignore."""
+    """Files of the repository, or of its folders where there is no git."""
+    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     if shutil.which("git") and (ROOT / ".git").exists():
-        listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
         names = subprocess.run(listing, cwd=ROOT, capture_output=True, check=True, text=True)
         paths = [ROOT / name for name in names.stdout.split("\0") if name]
     else:
-        ours = ("sobook", "tests", "notebooks", ".ci")
-        paths = [p for folder in ours for p in (ROOT / folder).rglob("*") if p.is_file()]
-        paths += [p for p in ROOT.iterdir() if p.is_file()]
+        folders = [ROOT / folder for folder in ("sobook", "tests", "notebooks")]
+        paths = [*ROOT.iterdir(), *(path for folder in folders for path in folder.rglob("*"))]
     return [path for path in paths if path.is_file() and "__pycache__" not in path.parts]
 
 
@@ -59,9 +59,8 @@ def test_readme_names_only_targets_that_exist():
     assert named <= targets
 
 
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make on this machine")
 def test_make_without_a_target_lists_all_of_them():
-    if not shutil.which("make"):
-        pytest.skip("there is no make on this machine")
     shown = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     targets = "tutorial test lab notebooks book book-test bench lint clean venv"
     for target in targets.split():
@@ -89,12 +88,6 @@ def test_readme_python_imports_what_exists():
                 for alias in node.names:
                     if not hasattr(module, alias.name):
                         importlib.import_module(f"{node.module}.{alias.name}")
-
-
-def test_readme_links_lead_somewhere():
-    for target in re.findall(r"(?:\]\(|(?:src|href)=\")([^)\"#\s]+)", README):
-        if not re.match(r"https?:|mailto:", target):
-            assert (ROOT / target).exists(), f"README.md links to {target}, which does not exist"
 
 
 def test_readme_maps_every_notebook(build):
@@ -191,6 +184,17 @@ def test_no_file_names(what, pattern):
     assert not found, f"named in the repository: {what}"
 
 
+def test_a_shortened_solution_runs_and_its_exercises_are_right(build):
+    (script,) = build.sources(["09"])
+    notebook = build.build(script, solved=True)
+    cells = len(notebook.cells)
+    build.shorten(notebook)
+    assert len(notebook.cells) < cells / 3
+    assert build.run(notebook) is None
+    shown = "".join(said(cell) for cell in notebook.cells)
+    assert [name for name in exercises.known("09") if f"✓ {name}" not in shown] == []
+
+
 class TestBuild:
     """The notebook tool on a small source of our own."""
 
@@ -269,7 +273,5 @@ answer = 42
         shown = capsys.readouterr().err
         assert "ZeroDivisionError" in shown and "did not run to their end: 00_one" in shown
         assert not (here / "00_one.ipynb").exists()
-
-    def test_unknown_notebook_gets_the_near_match(self, build, here, capsys):
         assert build.main(["execute", "00_ome"]) == 1
         assert "Did you mean '00_one'?" in capsys.readouterr().err

@@ -1,8 +1,8 @@
-"""How a bird of the aviary is drawn: a handful of smooth polygons.
+"""Drawing of a bird of the aviary: a handful of smooth polygons.
 
-What a genus fixes is a `Look` (proportions and base colors), what tells its species apart are
-`Marks`, and what changes from image to image is a `Pose`. Bodies have their own coordinates: x
-from -0.5 (rump) to 0.5 (breast), y from -0.5 (back) to 0.5 (belly); heads count in head radii.
+A genus fixes a `Look` (proportions and base colors), `Marks` tell its species apart, and a `Pose`
+changes from image to image. Bodies have their own coordinates: x from -0.5 (rump) to 0.5 (breast),
+y from -0.5 (back) to 0.5 (belly); heads count in head radii.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from sobook.course.aviary.scene import (
     BLACK,
     ENLARGEMENT,
     NUISANCE,
+    TABLES,
     WHITE,
     Chance,
     Color,
@@ -31,17 +32,7 @@ from sobook.course.aviary.scene import (
     turn,
 )
 
-PAINTS: dict[str, Color] = {
-    "black": (34, 32, 38),
-    "white": (250, 247, 238),
-    "crimson": (208, 40, 48),
-    "yellow": (250, 206, 48),
-    "rufous": (184, 88, 38),
-    "azure": (62, 138, 222),
-    "orange": (243, 132, 36),
-    "grey": (128, 132, 142),
-    "dark": (52, 48, 54),
-}
+PAINTS: dict[str, Color] = {name: tuple(color) for name, color in TABLES["paints"].items()}
 
 
 @dataclass(frozen=True)
@@ -94,40 +85,7 @@ def places(polygon: str) -> list[tuple[float, float]]:
     return [tuple(map(float, point.split(","))) for point in polygon.split()]
 
 
-# On the body:
-BODY = places(".5,.02 .4,-.32 .1,-.46 -.26,-.34 -.52,-.14 -.52,.06 -.28,.36 .06,.5 .36,.36")
-BELLY = places(".3,-.3 .62,-.55 .8,.2 .5,.8 -.2,.8 -.56,.3 -.42,.12 -.1,.16 .16,.06")
-FLECKS = places(
-    ".34,.05 .26,.22 .12,.2 .18,.38 .03,.36 -.1,.26 -.22,.34"
-    " -.14,.42 .39,.2 .08,.46 -.33,.2 .24,.08 .31,.36"
-)
-# On the head:
-CAP = places("1.2,-.22 .4,-.34 -.5,-.28 -1.25,.15 -1.4,-1.4 1.2,-1.4")
-CHEEK = places("1.3,.02 .5,.1 -.15,.22 -.62,.62 -.35,1.3 .5,1.5 1.3,1.1")
-THROAT = places("1.2,.22 .55,.3 0,.55 -.15,1.1 .3,1.5 1.2,1.3")
-CRESTS = {
-    "none": [],
-    "peak": [".55,-.7 -.1,-1.2 -.95,-1.95 -1,-.2"],
-    "shag": [".3,-.8 -.35,-1.6 -.5,-.4", "0,-.8 -1,-1.4 -.6,0", "-.4,-.7 -1.45,-.9 -.7,.2"],
-    "ears": ["-.96,-.55 -.8,-1.55 -.2,-.8", ".96,-.55 .8,-1.55 .2,-.8"],
-    "plume": [
-        "-.2,-.75 -1.3,-.95 -2.4,-.35 -1.2,-.62 -.3,-.35",
-        "-.4,-.45 -1.2,-.55 -2,.15 -1.1,-.25 -.4,0",
-    ],
-    "topknot": [".1,-.8 .1,-1.5 .5,-2.1 1.1,-1.95 .65,-1.6 .35,-.8"],
-    "fan": [],  # feathers with dark tips, see draw_crest
-}
-BILLS = {  # upper and lower half: along its length, across
-    "thin": ("0,-.22 .6,-.06 1,.1 0,.12", "0,.06 .95,.1 0,.32"),
-    "cone": ("0,-.45 .55,-.25 1,.12 0,.14", "0,.1 .95,.13 .5,.36 0,.52"),
-    "dagger": ("0,-.32 1,.08 0,.1", "0,.08 1,.08 .5,.26 0,.38"),
-    "needle": ("0,-.17 .5,-.1 1,.22 .5,.08 0,.12", "0,.05 .5,.05 .96,.22 .5,.15 0,.22"),
-    "hook": ("0,-.5 .6,-.42 1,.05 .95,.62 .6,.2 0,.2", "0,.15 .6,.2 .5,.52 0,.55"),
-    "spatula": ("0,-.38 .5,-.06 .9,-.1 1.06,.1 0,.22", "0,.18 1,.12 .9,.28 0,.42"),
-    "banana": ("0,-.62 .5,-.62 .85,-.3 1,.3 .6,.1 0,.12", "0,.1 .6,.1 .9,.26 .5,.46 0,.5"),
-}
-# On the wing, from the shoulder to the tip; y > 0 towards the trailing edge:
-WING = places("-.08,0 .08,-.42 .45,-.42 .8,-.22 1.06,.04 .78,.3 .42,.58 .1,.44")
+POLYGONS = {name: places(polygon) for name, polygon in TABLES["polygons"].items()}
 
 
 class Pose:
@@ -178,7 +136,7 @@ class Pose:
 
     def outline(self) -> Points:
         """Return the silhouette of the body without head, neck and limbs."""
-        return smooth(self.body_line(*BODY))
+        return smooth(self.body_line(*POLYGONS["body"]))
 
 
 # --- behind the body: tail, legs, crest, bill ---------------------------------------------------
@@ -219,7 +177,7 @@ def draw_legs(sheet: Sheet, pose: Pose, look: Look, marks: Marks) -> None:
 
 
 def draw_crest(sheet: Sheet, pose: Pose, look: Look, color: Color) -> None:
-    for polygon in CRESTS[look.crest]:
+    for polygon in TABLES["crests"][look.crest]:
         sheet.shape(pose.head_line(*places(polygon)), color)
     if look.crest == "fan":
         for x, y in ((0.55, -1.9), (-0.05, -2.1), (-0.7, -2.0), (-1.25, -1.65)):
@@ -233,7 +191,7 @@ def draw_bill(sheet: Sheet, pose: Pose, look: Look, marks: Marks) -> None:
         return
     length = look.bill_length * (0.66, 1.0, 1.45)[marks.bill_length] * pose.turned / look.head
     paint = PAINTS[marks.bill_color]
-    upper, lower = BILLS[look.bill]
+    upper, lower = TABLES["bills"][look.bill]
     for half, color in ((lower, mix(paint, BLACK, 0.22)), (upper, paint)):
         sheet.shape([pose.on_head(0.8 + (0.2 + length) * x, y) for x, y in places(half)], color)
 
@@ -254,7 +212,7 @@ def draw_plumage(sheet: Sheet, pose: Pose, look: Look, marks: Marks) -> None:
     _paint_underside(coat, pose, look, marks)
     coat.mark(ellipse(pose.head, 1.06 * look.head, 1.03 * look.head), look.crown)
     if not look.hood:
-        coat.mark(smooth(pose.head_line(*CHEEK)), look.under)
+        coat.mark(smooth(pose.head_line(*POLYGONS["cheek"])), look.under)
     _paint_head(coat, pose, look, marks)
     sheet.add(coat)
 
@@ -263,13 +221,13 @@ def _paint_underside(coat: Sheet, pose: Pose, look: Look, marks: Marks) -> None:
     belly = look.under
     if marks.belly != "plain":
         belly = mix(belly, PAINTS[marks.belly], 0.82)
-    coat.mark(smooth(pose.body_line(*BELLY)), belly)
+    coat.mark(smooth(pose.body_line(*POLYGONS["belly"])), belly)
     ink = mix(belly, BLACK, 0.75)
     if marks.belly_pattern == "bars":
         for x in (0.30, 0.16, 0.02, -0.12, -0.26):
             bar = pose.body_line((x, 0.0), (x + 0.03, 0.25), (x, 0.6))
             coat.mark(limb(bar, [2.6, 2.6, 2.6]), ink)
-    for x, y in FLECKS:
+    for x, y in POLYGONS["flecks"]:
         if marks.belly_pattern == "spots":
             coat.mark(ellipse(pose.at(x, y), 3.7, 3.7), ink)
         elif marks.belly_pattern == "streaks":
@@ -283,9 +241,9 @@ def _paint_underside(coat: Sheet, pose: Pose, look: Look, marks: Marks) -> None:
 def _paint_head(coat: Sheet, pose: Pose, look: Look, marks: Marks) -> None:
     r = look.head
     if marks.throat != "none":
-        coat.mark(smooth(pose.head_line(*THROAT)), PAINTS[marks.throat])
+        coat.mark(smooth(pose.head_line(*POLYGONS["throat"])), PAINTS[marks.throat])
     if marks.cap != "none":
-        coat.mark(pose.head_line(*CAP), PAINTS[marks.cap])
+        coat.mark(pose.head_line(*POLYGONS["cap"]), PAINTS[marks.cap])
     if look.bill == "owl":
         _paint_owl(coat, pose, look, marks)
         return
@@ -314,9 +272,8 @@ def _paint_owl(coat: Sheet, pose: Pose, look: Look, marks: Marks) -> None:
     for x in (-1, 1):
         coat.mark(ellipse(pose.on_head(0.4 * x + to_side, 0.08), 0.50 * r, 0.56 * r), disc)
     for x in (-1, 1):
-        brow = pose.head_line(
-            (0.12 * x + to_side, -0.12), (0.36 * x + to_side, -0.46), (0.9 * x + to_side, -0.62)
-        )
+        ends = ((0.12, -0.12), (0.36, -0.46), (0.9, -0.62))
+        brow = pose.head_line(*((along * x + to_side, down) for along, down in ends))
         if marks.face == "brow":
             coat.mark(limb(brow, [0.10 * r, 0.14 * r, 0.05 * r]), PAINTS["white"])
         elif marks.face != "none":
@@ -339,7 +296,7 @@ def draw_wing(sheet: Sheet, pose: Pose, look: Look, marks: Marks, *, far: bool =
     def line(*places: tuple[float, float]) -> Points:
         return [root + complex(x * length, -y * depth) * axis for x, y in places]
 
-    wing.shape(smooth(line(*WING)), base)
+    wing.shape(smooth(line(*POLYGONS["wing"])), base)
     tip = mix(base, BLACK, 0.22) if marks.wing_tip == "none" else PAINTS[marks.wing_tip]
     wing.mark(line((0.62, -0.8), (1.3, -0.8), (1.3, 0.9), (0.50, 0.9)), tip)
     wing.mark(line((-0.3, -0.9), (0.34, -0.9), (0.26, 0.9), (-0.3, 0.9)), mix(base, WHITE, 0.13))
@@ -370,10 +327,8 @@ def _blank_sheet(pose: Pose, look: Look, rng: Chance, side: int) -> Sheet:
     low, high = NUISANCE.scale
     span = (low + (high - low) * rng.random()) * side
     trunk = pose.outline() + ellipse(pose.head, look.head, look.head)
-    ends = [
-        pose.at(-0.4, 0) + pose.tail * look.tail,
-        pose.on_head(1 + look.bill_length / look.head, 0),
-    ]
+    bill = pose.on_head(1 + look.bill_length / look.head, 0)
+    ends = [pose.at(-0.4, 0) + pose.tail * look.tail, bill]
     if look.stance in ("perch", "ground"):
         ends.append(complex(0, pose.ground))
     core, (middle, whole) = _extent(trunk)[1], _extent(trunk + ends)

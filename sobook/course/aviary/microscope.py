@@ -1,17 +1,15 @@
-"""The aviary under the microscope: redraw the same bird with one thing changed, and look how far
-its embedding moves.
+"""The aviary under the microscope: how far an embedding moves when one thing in a picture changes.
 
-What a species is known by (its marks) and what changes from picture to picture (pose, light,
-ground …) cannot be told apart in photographs. Here a bird is drawn again with one mark of another
-value and everything else fixed to the last grain of noise, or with all marks fixed and one
-nuisance drawn anew (what a bird sits on moves with it). Start with `redraw`; `slides` and `measure`
-do it for many birds.
+In photographs, marks of a species and nuisances (pose, light, ground …) cannot be told apart. Here
+a bird is drawn again with one mark of another value and everything else fixed to the last grain of
+noise, or with all marks fixed and one nuisance drawn anew (what a bird sits on moves with it).
+Start with `redraw`; `slides` and `by_bird` do it for many birds.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -37,19 +35,16 @@ KINDS = {RELATIVE: "marks", **dict.fromkeys(MARKS, "mark"), **dict.fromkeys(NUIS
 
 
 class _Replay(Chance):
-    """Chance that gives a part what it was given before, where that is known."""
+    """Chance that repeats the draws of a part, where they are given."""
 
-    def __new__(cls, seed: str, given: Mapping[str, Iterable] = {}) -> _Replay:  # noqa: B006
-        return super().__new__(cls, seed)  # which takes nothing else before Python 3.11
-
-    def __init__(self, seed: str, given: Mapping[str, Iterable] = {}) -> None:  # noqa: B006
+    def __init__(self, seed: str) -> None:
         super().__init__(seed)
-        self._given = {part: iter(values) for part, values in given.items()}
+        self.given: Mapping[str, list] = {}
         self.taken: dict[str, list] = defaultdict(list)
 
     def _draw(self, fresh: Callable[..., Any], *args: int) -> Any:
-        known = self._given.get(self.part)
-        value = fresh(*args) if known is None else next(known)
+        place, known = len(self.taken[self.part]), self.given.get(self.part)
+        value = fresh(*args) if known is None else known[place]
         self.taken[self.part].append(value)
         return value
 
@@ -69,8 +64,8 @@ def redraw(
         one: the species.
         instance, size, seed: as for `sobook.course.aviary.species.draw`.
         change: a mark (one of `MARKS`), which gets another value that can be seen on this bird; a
-            nuisance (one of `NUISANCES`), which is drawn anew; or ``"nothing"``, for the picture
-            that `draw` returns. The new value depends on the arguments alone.
+            nuisance (one of `NUISANCES`), which is drawn anew; or ``"nothing"``. To choose the
+            value yourself, replace the mark and `draw`.
 
     Returns:
         RGB, `size` × `size`: the same picture where the bird has no other value for the mark (an
@@ -78,9 +73,6 @@ def redraw(
 
     Raises:
         SobookError: no such change.
-
-    To choose the value yourself, replace the mark:
-    ``draw(replace(one, marks=replace(one.marks, cap="crimson")), instance)``.
     """
     check_choice("change", change, (AS_IT_WAS, *MARKS, *NUISANCES))
     chance = chance_of(one, instance, seed)
@@ -88,7 +80,8 @@ def redraw(
     if change in NUISANCES:
         paint(one.look, marks, rng, size)
         kept = {part: taken for part, taken in rng.taken.items() if part != change}
-        rng = _Replay(f"{chance} {change} anew", kept)
+        rng = _Replay(f"{chance} {change} anew")
+        rng.given = kept
     elif change in MARKS:
         usual = getattr(marks, change)
         others = [value for value in visible_choices(one.look)[change] if value != usual]
@@ -100,10 +93,10 @@ def redraw(
 def where_marks_differ(
     one: Species, other: Species, instance: int, *, size: int = 96, seed: int = 0
 ) -> dict[str, tuple[float, float, float]]:
-    """Where, in a picture of one species, are the marks by which another differs from it?
+    """Locate, in a picture of one species, the marks by which another species differs from it.
 
-    Each such mark is painted over with the other species' value, all else fixed: the pixels that
-    change are the mark's.
+    Each such mark is painted with the other species' value, all else fixed: the pixels that change
+    are the mark's.
 
     Args:
         one, instance, size, seed: the picture, as for `sobook.course.aviary.species.draw`.
@@ -139,7 +132,7 @@ def where_marks_differ(
 def name_mistakes(
     images: ImageSet, queries: Sequence[int], found: np.ndarray, *, number: int = 100, seed: int = 0
 ) -> tuple[list[list[str]], list[list[list[tuple[float, float, float]]]]]:
-    """What a retrieval wall can say of images of the wrong species.
+    """Captions and circles for a retrieval wall: how images of the wrong species differ.
 
     Args:
         images: the set that was searched.
@@ -152,24 +145,24 @@ def name_mistakes(
         "" for a right one. (Q, k) lists of circles around the marks by which such a relative
         differs, see `where_marks_differ`; none where the images were not drawn.
     """
-    known = species(number, seed=seed) if images.name == "aviary" else ()
-    captions, spots = [], []
-    for query, row in zip(queries, found, strict=True):
-        words, circles = [], []
-        for image in row:
-            a, b = (images.class_names[images.labels[i]] for i in (query, image))
-            words.append("" if a == b else b.partition(".")[2].replace("_", " "))
-            circles.append([])
-            if a == b or not known:
-                continue
-            one, other = (known[int(name.partition(".")[0]) - 1] for name in (b, a))
+    birds = species(number, seed=seed) if images.name == "aviary" else ()
+
+    def describe(query: int, image: int) -> tuple[str, list[tuple[float, float, float]]]:
+        wanted, name = (images.class_names[images.labels[i]] for i in (query, image))
+        if wanted == name:
+            return "", []
+        if birds:
+            other, one = (birds[int(of.partition(".")[0]) - 1] for of in (wanted, name))
             if one.genus == other.genus:
-                words[-1] = one.name.rpartition(" ")[0]
-                instance = int(images.paths[image].stem)
-                circles[-1] = list(where_marks_differ(one, other, instance, seed=seed).values())
-        captions.append(words)
-        spots.append(circles)
-    return captions, spots
+                circles = where_marks_differ(one, other, int(images.paths[image].stem), seed=seed)
+                return one.name.rpartition(" ")[0], list(circles.values())
+        return name.partition(".")[2].replace("_", " "), []
+
+    walls = [
+        [describe(query, image) for image in row] for query, row in zip(queries, found, strict=True)
+    ]
+    captions = [[caption for caption, _ in row] for row in walls]
+    return captions, [[circles for _, circles in row] for row in walls]
 
 
 def slides(
@@ -180,7 +173,7 @@ def slides(
     size: int = 96,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Redraw some birds with each of the changes: pictures for `measure`.
+    """Redraw some birds with each of the changes: pictures for `by_bird`.
 
     Args:
         birds: S species, e.g. ``species(100)[50:]``, those of the test split.
@@ -202,42 +195,26 @@ def slides(
 
     def drawn(one: Species, change: str) -> np.ndarray:
         if change == RELATIVE:
-            one, change = replace(one, marks=_relative(one, birds).marks), AS_IT_WAS
+            family = [bird for bird in birds if bird.genus == one.genus]
+            relative = family[(family.index(one) + 1) % len(family)]
+            one, change = replace(one, marks=relative.marks), AS_IT_WAS
         pictures = [redraw(one, i, change, size=size, seed=seed) for i in range(instances)]
         return np.stack([np.asarray(picture) for picture in pictures])
 
-    every = dict.fromkeys((AS_IT_WAS, *changes))
-    return {change: np.stack([drawn(one, change) for one in birds]) for change in every}
-
-
-def _relative(one: Species, birds: Sequence[Species]) -> Species:
-    family = [bird for bird in birds if bird.genus == one.genus]
-    return family[(family.index(one) + 1) % len(family)]
-
-
-def measure(
-    encoder: Callable[[Tensor], Tensor], pictures: Mapping[str, np.ndarray], *, batch_size: int = 64
-) -> pd.DataFrame:
-    """How far embeddings move when one thing changes: `by_bird`, summarized over birds.
-
-    Args:
-        encoder, pictures, batch_size: as for `by_bird`.
-
-    Returns:
-        One row per change, as for `summarize`.
-    """
-    return summarize(by_bird(encoder, pictures, batch_size=batch_size))
+    return {
+        change: np.stack([drawn(one, change) for one in birds])
+        for change in dict.fromkeys((AS_IT_WAS, *changes))
+    }
 
 
 def by_bird(
     encoder: Callable[[Tensor], Tensor], pictures: Mapping[str, np.ndarray], *, batch_size: int = 64
 ) -> pd.DataFrame:
-    """How far each bird's embedding moves when one thing changes.
+    """Measure how far each bird's embedding moves when one thing changes.
 
-    The unit is the mean distance between two pictures of a species, in the embeddings of the same
-    encoder: at 1, the change of one thing moves a bird as far as another picture does, in which
-    all nuisances are other ones. Distances are Euclidean. Pictures in which the change does not
-    show are left out.
+    The unit is the mean Euclidean distance between two pictures of a species in the same
+    embeddings: at 1, the change moves a bird as far as another picture, in which all nuisances
+    differ. Pictures in which the change does not show are left out.
 
     Args:
         encoder: an `Encoder`, or any function from images (B, 3, H, W) uint8 to embeddings (B, D).
@@ -262,7 +239,7 @@ def by_bird(
 
 
 def summarize(moved: pd.DataFrame) -> pd.DataFrame:
-    """A table of `by_bird`, or the mean of several (of several seeds), in one row per change.
+    """Summarize a table of `by_bird`, or the mean of several such tables, in one row per change.
 
     Returns:
         Columns ``change``; ``kind`` ("mark", "nuisance", or "marks" for all of them); ``moved``,
@@ -288,9 +265,7 @@ def _embed(encoder: Any, pictures: np.ndarray, batch_size: int) -> np.ndarray:
     training = getattr(encoder, "training", False)
     if training:
         encoder.eval()
-    try:
-        parts = [encoder(batch).cpu().double() for batch in images.split(batch_size)]
-    finally:
-        if training:
-            encoder.train()
+    parts = [encoder(batch).cpu().double() for batch in images.split(batch_size)]
+    if training:
+        encoder.train()
     return torch.cat(parts).numpy().reshape(*pictures.shape[:2], -1)

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from sobook import files
+
+TABLES = files.read_toml(Path(__file__).with_name("birds.toml"))
 Color = tuple[int, int, int]
 Points = list[complex]
 BLACK: Color = (24, 20, 24)
@@ -157,25 +161,17 @@ class Sheet:
 
 # --- before and behind the bird -----------------------------------------------------------------
 
-SCENES: dict[str, tuple[Color, Color, Color]] = {
-    "sky": ((142, 190, 226), (196, 220, 236), (232, 238, 242)),
-    "dusk": ((236, 188, 156), (244, 216, 178), (210, 152, 160)),
-    "leaves": ((104, 150, 86), (62, 110, 66), (176, 204, 116)),
-    "wood": ((134, 126, 98), (92, 98, 72), (176, 172, 132)),
-    "meadow": ((188, 216, 228), (142, 184, 90), (242, 210, 98)),
-    "water": ((146, 192, 202), (100, 154, 176), (200, 224, 222)),
-    "snow": ((200, 214, 228), (228, 234, 240), (164, 182, 204)),
-}
 TINTS = ((240, 212, 190), (190, 210, 240), (208, 226, 180), (226, 202, 226), (244, 230, 180))
 _FINE = 48  # side of the small canvas that becomes the background
 
 
 def _background(rng: Random, side: int) -> Image.Image:
     """Soft: a few shapes on a small canvas, blurred and enlarged."""
-    name, tint = pick(rng, tuple(SCENES)), pick(rng, TINTS)
+    scenes = TABLES["scenes"]
+    name, tint = pick(rng, tuple(scenes)), pick(rng, TINTS)
     first, second, third = (
         mix(mix(color, tint, 0.35 * rng.random()), BLACK, 0.14 * rng.random())
-        for color in SCENES[name]
+        for color in scenes[name]
     )
     scene = Image.new("RGB", (_FINE, _FINE), first)
     brush = ImageDraw.Draw(scene)

