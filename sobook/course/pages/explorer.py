@@ -13,9 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.colors import to_hex
 
 from sobook import geometry
 from sobook.course.pages.page import Page, render, sprite
@@ -315,10 +313,8 @@ def _scales(cosines: np.ndarray, classes: int, dim: int) -> dict[str, Any]:
     chance = random_angle_density(np.linspace(0, 180, 361), dim)  # at every half degree
     used = np.flatnonzero((heights > 0) | (chance[2::4] > 5e-4))
     welch = geometry.welch_bound(classes, dim)
-    shades = mpl.colormaps["RdBu_r"](np.linspace(0, 1, 11))  # as in figures.proxy_heatmaps
     return {
         "limit": max(0.1, math.ceil(10 * float(np.quantile(np.abs(cosines), 0.999))) / 10),
-        "gradient": [to_hex(shade) for shade in shades],
         "angles": [int(bins[used[0]]), int(bins[used[-1] + 1])],
         "tallest": 1.05 * float(max(heights.max(), chance.max())),
         "chance": chance.round(7).tolist(),

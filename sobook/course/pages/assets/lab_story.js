@@ -7,9 +7,7 @@
 // `came(run, base, world)` which of them came true; `after(...)` two sentences. The world is
 // { noun, C, D, chance, floor, frozen, queries, find }, find(settings) an earlier run or undefined.
 
-const fixed = (value, digits = 3) => value.toFixed(digits).replace("-", "−");
 const signed = (value) => (value > 0 ? "+" : "") + fixed(value);
-const percent = (value) => `${Math.round(100 * value)} %`;
 
 const STORY = (() => {
   const SMALL = 0.005; // smaller differences of Recall@1 do not matter; as studies' smallest_effect
