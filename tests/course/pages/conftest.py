@@ -6,6 +6,8 @@ these tests skip and say so. No page may ask the network for anything, or write 
 
 import pytest
 
+HEAD = "<!doctype html><html><head><link rel='icon' href='data:,'></head><body>"
+
 
 @pytest.fixture
 def visit(browser, tmp_path):

@@ -6,6 +6,7 @@ import torch
 
 from sobook import geometry
 from sobook.course.pages import playground
+from sobook.errors import SobookError
 from sobook.losses import SoftOrthogonalProxyAnchor
 
 
@@ -17,12 +18,11 @@ def test_page_is_one_file_with_its_settings():
 
 def test_settings_are_checked():
     for settings, message in (
-        ({"num_classes": 9}, "3 to 8 classes"),
-        ({"dim": 4}, "2 or 3 dimensions"),
-        ({"so_weight": -1}, "must not be negative"),
-        ({"seeds": 1}, "Did you mean 'seed'"),
+        ({"num_classes": 9}, "3 to 8"),
+        ({"so_weight": -1}, "not negative"),
+        ({"seeds": 1}, "'seed'"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(SobookError, match=message):
             playground.page(**settings)
 
 
@@ -39,7 +39,7 @@ def torch_loss(scene):
     return model, images, torch.tensor(scene["labels"])
 
 
-@pytest.mark.parametrize("classes, dim", [(3, 2), (5, 2), (8, 2), (4, 3), (8, 3)])
+@pytest.mark.parametrize("classes, dim", [(3, 2), (8, 2), (4, 3)])
 def test_playground_numbers_equal_the_losses(visit, classes, dim):
     settings = {"so_weight": 35, "threshold": 0.1 * (classes - 5), "seed": classes}
     page = visit(playground.page(num_classes=classes, dim=dim, **settings).source)
@@ -118,18 +118,6 @@ def test_playground_by_keyboard_sliders_and_run(visit):
     page.locator("#run").click()
     page.wait_for_function(f"playground.board.now.loss < 0.9 * {board(page)[1]['loss']}")
     page.locator("#run").click()
-
-
-def test_in_the_plane_so_alone_ends_at_its_floor(visit):
-    page = visit(playground.page(num_classes=3, dim=2, so_weight=1).source)
-    final = page.evaluate("""() => {
-        let scene = { ...playground.newScene(3, 2, 0), so_weight: 1e4, margin: 0.1, threshold: 0,
-                      scale: 1e-3, rate: 5e-6, images_move: false };
-        for (let k = 0; k < 2000; k++) scene = playground.step(scene);
-        return playground.evaluate(scene);
-    }""")
-    assert final["floor"] == pytest.approx(0.25)
-    assert final["soft_orthogonality"] == pytest.approx(0.25, abs=1e-3)
 
 
 def test_a_point_on_the_sphere_comes_back_to_where_it_was(visit):

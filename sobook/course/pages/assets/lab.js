@@ -307,7 +307,7 @@ async function show(settings, prefix) {
   const live = board(settings);
   Object.assign(lab, { live, answered: true });
   const result = await stage.train(settings, false, (message) => hear(live, message, prefix));
-  live.interval = result.interval;
+  Object.assign(live, { interval: result.interval, means: result.means });
   const run = remember(settings, { ...result, curve: live.curve });
   $("progress").value = 1;
   const [low, high] = result.interval.map((value) => fixed(value));
