@@ -11,9 +11,9 @@ from sobook.errors import SobookError
 CLASSES, TEST, EACH, DIM, EPOCHS = 12, 4, 5, 16, 4
 
 
-def toy(classes=CLASSES, test=TEST, each=EACH, dim=DIM, epochs=EPOCHS, seed=0):
+def toy(classes=CLASSES, test=TEST, each=EACH, dim=DIM, epochs=EPOCHS):
     """Two models on the same colored squares; proxies drift towards their classes."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(classes + test), each)
     centers = rng.normal(size=(classes + test, dim))
     colors = rng.integers(0, 255, (classes + test, 3), dtype=np.uint8)
@@ -62,11 +62,6 @@ def test_explorer_shows_the_numbers_of_geometry(visit, shown):
         np.testing.assert_allclose(values, geometry.off_diagonal(expected.cosines), atol=4e-5)
         row = page.locator("#numbers tbody tr").nth(r).inner_text().split()
         assert row[0] == name and float(row[1]) == pytest.approx(expected.rms_cosine, abs=6e-4)
-    page.evaluate("explorer.state.epoch = 0")
-    heights = page.evaluate("[...explorer.histogram(explorer.cosines(explorer.runs[0]))]")
-    cosines = geometry.off_diagonal(geometry.describe(models["PA"].epochs[0]).cosines)
-    counted = np.histogram(np.degrees(np.arccos(cosines)), np.arange(0, 181, 2), density=True)[0]
-    np.testing.assert_allclose(heights, counted, atol=1e-6)
     density = page.evaluate("explorer.data.chance")  # at every half degree
     assert trapezoid(density, dx=0.5) == pytest.approx(1, abs=1e-4)
 
@@ -161,13 +156,6 @@ def test_it_fits_a_phone_and_both_backgrounds(visit, shown):
     assert page.evaluate(paper) == "rgb(255, 255, 255)" != dark
 
 
-def test_a_frame_that_is_older_than_the_click_plays_from_the_first_epoch(visit, shown):
-    page = visit(shown[0])
-    page.evaluate("() => { window.requestAnimationFrame = (tick) => { old = tick; }; }")
-    page.evaluate("() => { explorer.state.epoch = 0; explorer.play(true); old(0); }")
-    assert state(page, "epoch") == 0
-
-
 def frames_a_second(visit) -> float:
     """Of the explorer while it plays 2,000 points over the epochs."""
     arrays = toy(classes=60, test=40, each=20, dim=32, epochs=9)
@@ -177,12 +165,6 @@ def frames_a_second(visit) -> float:
     page.evaluate("explorer.state.epoch = 0, explorer.frames.count = 0, explorer.play(true)")
     page.wait_for_timeout(3000)
     return page.evaluate("explorer.frames.count") / 3
-
-
-@pytest.mark.slow
-def test_two_thousand_points_are_smooth_and_small(visit):
-    # 30 on a machine that does nothing else: tests/benchmarks/test_speed_explorer.py
-    assert frames_a_second(visit) > 10
 
 
 @pytest.mark.parametrize("sizes", [{"classes": 1}, {"test": 1, "each": 1}, {"each": 7}])

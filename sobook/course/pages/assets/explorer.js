@@ -212,9 +212,7 @@ function thumb(i, relevant) {
   return button(mark, () => select(labels[i], -1, i), {
     class: asked ? `thumb ${verdict}` : "thumb",
     "aria-label": `image of ${classes[labels[i]].name}${asked ? `, ${verdict}` : ""}`,
-    style:
-      `width:${side}px;height:${side}px;background-size:${DATA.columns * side}px;` +
-      `background-position:-${column * side}px -${row * side}px`,
+    style: `width:${side}px;height:${side}px;background-size:${DATA.columns * side}px;background-position:-${column * side}px -${row * side}px`,
   });
 }
 
@@ -234,9 +232,7 @@ function pairText(a, b) {
     const [there, back] = [one.confusion[a][b], one.confusion[b][a]].map((part) =>
       percent(part, 1),
     );
-    const text =
-      `${one.name}: ${known}${there} of the nearest images of the first are of the second, ` +
-      `${back} the other way`;
+    const text = `${one.name}: ${known}${there} of the nearest images of the first are of the second, ${back} the other way`;
     return element("p", { style: `border-color:${one.color}` }, text);
   });
 }

@@ -16,70 +16,38 @@ const KEPT = 300; // runs that the browser remembers
 
 const range = (low, high, by) =>
   Array.from({ length: Math.round((high - low) / by) + 1 }, (_, k) => +(low + k * by).toFixed(4));
-// Each lever: its name in HeadConfig, its title, its values, what it does.
+// Each lever: its name in HeadConfig, its title, its values; SLIDERS act also while it trains.
 const SLIDERS = [
-  [
-    "so_weight",
-    "λ, SO",
-    [0, 1, 3, 10, 30, 50, 100, 200, 300, 1000],
-    "λ: weight of soft orthogonality (SO). λ times the mean squared cosine of two proxies is added to the loss, so that proxies are pushed towards right angles.",
-  ],
-  [
-    "threshold",
-    "b, threshold",
-    range(-0.5, 0.9, 0.02),
-    "b: what Proxy Anchor compares each cosine with; as published, 0.",
-  ],
-  [
-    "scale",
-    "α, scale",
-    range(2, 64, 2),
-    "α: how sharply the loss looks at the hardest images. The larger α, the fewer images count.",
-  ],
-  [
-    "margin",
-    "δ, margin",
-    range(0, 0.5, 0.02),
-    "δ: how far beyond b a cosine has to be before its image counts little.",
-  ],
-  [
-    "head_lr",
-    "head rate",
-    [5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2],
-    "Learning rate of the head. It falls to 0 by the end of a run.",
-  ],
-  [
-    "proxy_lr",
-    "proxy rate",
-    [1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5],
-    "Learning rate of the proxies. It falls to 0 by the end of a run.",
-  ],
+  ["so_weight", "λ, SO", [0, 1, 3, 10, 30, 50, 100, 200, 300, 1000]],
+  ["threshold", "b, threshold", range(-0.5, 0.9, 0.02)],
+  ["scale", "α, scale", range(2, 64, 2)],
+  ["margin", "δ, margin", range(0, 0.5, 0.02)],
+  ["head_lr", "head rate", [5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2]],
+  ["proxy_lr", "proxy rate", [1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5]],
 ];
 const CHOICES = [
-  [
-    "dim",
-    "D, dimensions",
-    [2, 3, 16, 64, 128],
-    "D: how many numbers make an embedding or a proxy. With 2 or 3 you see them as they are.",
-  ],
-  [
-    "epochs",
-    "epochs",
-    [5, 10, 20, 40, 80, 160],
-    "How often a run goes through all training images.",
-  ],
+  ["dim", "D, dimensions", [2, 3, 16, 64, 128]],
+  ["epochs", "epochs", [5, 10, 20, 40, 80, 160]],
 ];
-const SEED =
-  "What decides the start, the batches and the classes held out. Another seed is another run of the same method.";
 const SWITCHES = [
-  ["threshold_lr", "learn b", [0, 0.01], "b learns with the rest, from where its slider stands."],
-  [
-    "center",
-    "center proxies",
-    [false, true],
-    "Inside the loss, the mean proxy is subtracted from all proxies.",
-  ],
+  ["threshold_lr", "learn b", [0, 0.01]],
+  ["center", "center proxies", [false, true]],
 ];
+const MEANING = {
+  so_weight:
+    "λ: weight of soft orthogonality (SO). λ times the mean squared cosine of two proxies is added to the loss, so that proxies are pushed towards right angles.",
+  threshold: "b: what Proxy Anchor compares each cosine with; as published, 0.",
+  scale:
+    "α: how sharply the loss looks at the hardest images. The larger α, the fewer images count.",
+  margin: "δ: how far beyond b a cosine has to be before its image counts little.",
+  head_lr: "Learning rate of the head. It falls to 0 by the end of a run.",
+  proxy_lr: "Learning rate of the proxies. It falls to 0 by the end of a run.",
+  dim: "D: how many numbers make an embedding or a proxy. With 2 or 3 you see them as they are.",
+  epochs: "How often a run goes through all training images.",
+  seed: "What decides the start, the batches and the classes held out. Another seed is another run of the same method.",
+  threshold_lr: "b learns with the rest, from where its slider stands.",
+  center: "Inside the loss, the mean proxy is subtracted from all proxies.",
+};
 
 const lab = {
   settings: { ...START },
@@ -181,20 +149,12 @@ const find = (settings) =>
 // Write a run down: plain numbers and lists, which can be kept.
 function remember(settings, result) {
   const { recall_at_1, validation_recall_at_1, interval, geometry, stopped, changed } = result;
+  const numbers = { recall_at_1, validation_recall_at_1, interval, geometry, stopped, changed };
   const { cosine, embedding_length } = result.means;
-  const run = {
-    number: (lab.runs.at(-1)?.number ?? 0) + 1,
-    settings,
-    recall_at_1,
-    validation_recall_at_1,
-    interval,
-    geometry,
-    stopped,
-    changed,
-    hits: Array.from(result.hits),
-    means: { cosine, embedding_length },
-    curve: result.curve ?? null,
-  };
+  const means = { cosine, embedding_length };
+  const number = (lab.runs.at(-1)?.number ?? 0) + 1;
+  const [hits, curve] = [Array.from(result.hits), result.curve ?? null];
+  const run = { number, settings, ...numbers, means, hits, curve };
   lab.runs.push(run);
   keep();
   showNotebook();
@@ -312,9 +272,7 @@ async function show(settings, prefix) {
   $("progress").value = 1;
   const [low, high] = result.interval.map((value) => fixed(value));
   announce(
-    `Recall@1 ${fixed(result.recall_at_1)} on ${CLASSES.test} unseen ${NOUN}, 95 % interval ${low} to ${high}; ` +
-      `frozen encoder ${fixed(frozen.recall_at_1)}. RMS cosine ${fixed(result.geometry.rms_cosine)}. ` +
-      `${result.stopped ? "Stopped early." : ""}${result.changed ? "Levers moved while it trained." : ""}`,
+    `Recall@1 ${fixed(result.recall_at_1)} on ${CLASSES.test} unseen ${NOUN}, 95 % interval ${low} to ${high}; frozen encoder ${fixed(frozen.recall_at_1)}. RMS cosine ${fixed(result.geometry.rms_cosine)}. ${result.stopped ? "Stopped early." : ""}${result.changed ? "Levers moved while it trained." : ""}`,
   );
   draw();
   return run;
@@ -354,19 +312,13 @@ function openStep(number) {
   Object.assign(lab, { step: number, choice: null, guess, answered: false });
   lab.settings = resolved(step.set);
   $("title").textContent = DATA.step ? step.name : `${number + 1}. ${step.name}`;
-  const choices = step.choices.map((text, k) => {
-    const input = element("input", { type: "radio", name: "choice", value: k });
-    input.onchange = () => {
-      lab.choice = k;
-    };
-    return element("label", {}, input, text);
-  });
+  const radio = (k) => element("input", { type: "radio", name: "choice", value: k });
+  const choices = step.choices.map((text, k) => element("label", {}, radio(k), text));
   $("choices").replaceChildren(...choices);
   $("after").hidden = true;
-  for (const [k, node] of [...$("steps").children].entries()) {
-    if (k === number) node.setAttribute("aria-current", "step");
-    else node.removeAttribute("aria-current");
-  }
+  [...$("steps").children].forEach((node, k) => {
+    node.ariaCurrent = k === number ? "step" : null;
+  });
   $("back").disabled = number === 0;
   $("next").disabled = last;
   $("next").textContent = last ? "Next →" : `Next: ${STORY[number + 1].name} →`;
@@ -446,35 +398,35 @@ function showGauges() {
 const sorted = (list, extra) => [...new Set([...list, extra])].sort((a, b) => a - b);
 
 function addLevers() {
-  const explain = (label, words) => {
-    const say = () => $("lever-words").replaceChildren(words);
-    label.addEventListener("pointerover", say);
-    label.addEventListener("focusin", say);
-    return label;
+  const add = (group, name, input, label) => {
+    $(group).append(label);
+    for (const kind of ["pointerover", "focusin"])
+      label.addEventListener(kind, () => $("lever-words").replaceChildren(MEANING[name]));
+    input.id = name;
   };
   for (const lever of SLIDERS) {
-    const [name, title, , words] = lever;
-    lever[2] = sorted(lever[2], START[name]);
-    const attributes = { type: "range", id: name, min: 0, max: lever[2].length - 1 };
-    const input = element("input", { ...attributes, "aria-label": title });
-    input.oninput = () => pull(name, lever[2][input.value]);
-    const label = element("label", {}, element("span", {}, title, element("output")), input);
-    $("live-levers").append(explain(label, words));
+    const [name, title] = lever;
+    const list = sorted(lever[2], START[name]);
+    lever[2] = list;
+    const limits = { type: "range", min: 0, max: list.length - 1, "aria-label": title };
+    const input = element("input", limits);
+    input.oninput = () => pull(name, list[input.value]);
+    const words = element("span", {}, title, element("output"));
+    add("live-levers", name, input, element("label", {}, words, input));
   }
-  for (const [name, title, list, words] of CHOICES) {
-    const select = element("select", { id: name });
-    for (const value of sorted(list, START[name]))
-      select.append(element("option", { value }, `${value}`));
+  for (const [name, title, list] of CHOICES) {
+    const options = sorted(list, START[name]).map((value) => element("option", { value }, value));
+    const select = element("select", {}, ...options);
     select.onchange = () => pull(name, Number(select.value));
-    $("next-levers").append(explain(element("label", {}, title, select), words));
+    add("next-levers", name, select, element("label", {}, title, select));
   }
-  const seed = element("input", { type: "number", id: "seed", min: 0, max: 9999 });
+  const seed = element("input", { type: "number", min: 0, max: 9999 });
   seed.onchange = () => pull("seed", clamp(Math.round(Number(seed.value)) || 0, 0, 9999));
-  $("next-levers").append(explain(element("label", {}, "seed", seed), SEED));
-  for (const [name, title, values, words] of SWITCHES) {
-    const box = element("input", { type: "checkbox", id: name });
+  add("next-levers", "seed", seed, element("label", {}, "seed", seed));
+  for (const [name, title, values] of SWITCHES) {
+    const box = element("input", { type: "checkbox" });
     box.onchange = () => pull(name, values[Number(box.checked)]);
-    $("next-levers").append(explain(element("label", { class: "check" }, box, title), words));
+    add("next-levers", name, box, element("label", { class: "check" }, box, title));
   }
 }
 
@@ -537,8 +489,7 @@ function showRuns() {
   const top = Math.max(...runs.map((run) => run.recall_at_1));
   const first = runs.find((run) => run.recall_at_1 === top);
   $("notebook-words").textContent = first
-    ? `${runs.length} ${runs.length > 1 ? "runs" : "run"}; the best Recall@1 is that of number ${first.number}. ` +
-      "Validation is on training classes held out; choose by it, since the unseen classes are for the last word."
+    ? `${runs.length} ${runs.length > 1 ? "runs" : "run"}; the best Recall@1 is that of number ${first.number}. Validation is on training classes held out; choose by it, since the unseen classes are for the last word.`
     : "Every run you start is written down here.";
 }
 
@@ -594,10 +545,7 @@ function whatIsLeft(number) {
   const after = count(number, "try", "tries");
   if (!winner()) return `${after}, and SO has not won by ${BETTER} yet. Keep trying.`;
   if (!confirmed.length) {
-    return (
-      `SO won by ${signed(first.difference)} after ${after}: p = ${fixed(first.p)} alone, ${fixed(first.corrected)} corrected for all tries. ` +
-      "Does it hold on fresh seeds, and after four times as many epochs?"
-    );
+    return `SO won by ${signed(first.difference)} after ${after}: p = ${fixed(first.p)} alone, ${fixed(first.corrected)} corrected for all tries. Does it hold on fresh seeds, and after four times as many epochs?`;
   }
   const parts = confirmed.map((row) => `${row.name} ${signed(row.difference)} (${row.verdict})`);
   const last = confirmed.at(-1);
@@ -607,10 +555,7 @@ function whatIsLeft(number) {
     "no difference shown": "No difference is shown; nothing of the win is left to report.",
   }[last.verdict];
   const below = last.recall <= frozen.recall_at_1;
-  return (
-    `The win was ${signed(first.difference)}; ${parts.join("; ")}. ${left} The p values are corrected, by Holm, for all ${number + confirmed.length} comparisons made here.` +
-    `${below ? " These runs are not above the frozen encoder, so the comparison says little either way." : ""}`
-  );
+  return `The win was ${signed(first.difference)}; ${parts.join("; ")}. ${left} The p values are corrected, by Holm, for all ${number + confirmed.length} comparisons made here.${below ? " These runs are not above the frozen encoder, so the comparison says little either way." : ""}`;
 }
 
 async function fork(work) {
@@ -740,8 +685,7 @@ function fillPage() {
   const total = (SIZES.train + SIZES.test).toLocaleString("en");
   const interval = frozen.interval.map((value) => fixed(value)).join(" to ");
   $("lead").textContent =
-    `Frozen features of ${total} images. Here, in your browser, a head learns from them, and with it one proxy ` +
-    `(a vector that stands for its class) for each of ${world(START).C} training classes. Then images of ${CLASSES.test} ${NOUN} that no run has trained on ` +
+    `Frozen features of ${total} images. Here, in your browser, a head learns from them, and with it one proxy (a vector that stands for its class) for each of ${world(START).C} training classes. Then images of ${CLASSES.test} ${NOUN} that no run has trained on ` +
     `search each other; Recall@1 is how often the nearest one is of the same ${NOUN === "species" ? "species" : "class"}. Predict, press Train, watch.`;
   $("frozen-words").textContent =
     `frozen encoder, before any training: ${fixed(frozen.recall_at_1)}, 95 % interval ${interval}`;
@@ -772,6 +716,9 @@ function listen() {
     reset: () => restore(resolved(STORY[lab.step].set)),
   };
   for (const [id, action] of Object.entries(actions)) $(id).onclick = action;
+  $("choices").onchange = ({ target }) => {
+    lab.choice = Number(target.value);
+  };
   listenToSphere();
   redrawWith(drawSoon, $("views"));
 }

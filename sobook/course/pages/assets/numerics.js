@@ -59,8 +59,8 @@ const numerics = (() => {
   }
 
   function transposed(a, columns) {
-    const rows = a.length / columns,
-      out = new a.constructor(a.length);
+    const rows = a.length / columns;
+    const out = new a.constructor(a.length);
     for (let i = 0; i < rows; i++) {
       for (let j = 0; j < columns; j++) out[j * rows + i] = a[i * columns + j];
     }
@@ -80,9 +80,8 @@ const numerics = (() => {
   }
 
   function meanRow(rows, D) {
-    const mean = new Float64Array(D),
-      N = rows.length / D;
-    for (let i = 0; i < rows.length; i++) mean[i % D] += rows[i] / N;
+    const mean = new Float64Array(D);
+    for (let i = 0; i < rows.length; i++) mean[i % D] += (rows[i] * D) / rows.length;
     return mean;
   }
 
@@ -96,8 +95,8 @@ const numerics = (() => {
 
   // Rows scaled to unit length, and their lengths.
   function unitRows(rows, D) {
-    const unit = new rows.constructor(rows.length),
-      lengths = new Float64Array(rows.length / D);
+    const unit = new rows.constructor(rows.length);
+    const lengths = new Float64Array(rows.length / D);
     for (let i = 0, at = 0; i < lengths.length; i++, at += D) {
       let sum = 0;
       for (let d = at; d < at + D; d++) sum += rows[d] * rows[d];
@@ -157,19 +156,15 @@ const numerics = (() => {
 
   // (D, F) with orthonormal rows (columns where D > F), as nn.init.orthogonal_.
   function orthogonal(random, D, F) {
-    const rows = Math.min(D, F),
-      length = Math.max(D, F),
-      q = new Float64Array(D * F);
-    for (let i = 0; i < rows; i++) {
+    const length = Math.max(D, F);
+    const q = new Float64Array(D * F);
+    for (let i = 0; i < Math.min(D, F); i++) {
       const row = q.subarray(i * length, (i + 1) * length);
       for (let l = 0; l < length; l++) row[l] = normal(random);
-      for (let round = 0; round < 2; round++) {
-        // the second removes what rounding left
-        for (let j = 0; j < i; j++) {
-          const other = q.subarray(j * length, (j + 1) * length);
-          const along = row.reduce((sum, value, l) => sum + value * other[l], 0);
-          for (let l = 0; l < length; l++) row[l] -= along * other[l];
-        }
+      for (let j = 0; j < i; j++) {
+        const other = q.subarray(j * length, (j + 1) * length);
+        const along = row.reduce((sum, value, l) => sum + value * other[l], 0);
+        for (let l = 0; l < length; l++) row[l] -= along * other[l];
       }
       row.set(unitRows(row, length).unit);
     }
@@ -181,62 +176,47 @@ const numerics = (() => {
 
   // Proxy Anchor (Kim et al., CVPR 2020), as sobook.ProxyAnchor; with the gradient of b.
   function proxyAnchor(X, labels, P, D, { margin, scale, threshold }) {
-    const B = X.length / D,
-      C = P.length / D,
-      present = new Set(labels).size;
+    const [B, C] = [X.length / D, P.length / D];
     const cosines = product(P, X, D); // (C, B)
     const slopes = new X.constructor(C * B); // exponents, then terms, then d loss / d cosine
-    let value = 0,
-      thresholdSlope = 0;
-    for (let c = 0, at = 0; c < C; c++, at += B) {
-      let topPull = 0,
-        topPush = 0; // 0 is the exponent of the 1 in log(1 + Σ exp z)
+    let [value, threshold_gradient] = [0, 0];
+    // log(1 + Σ exp z) over the images of class c, which are pulled, or over all others.
+    const addTerm = (c, pulled, count) => {
+      const at = c * B;
+      let top = 0; // the exponent of the 1
       for (let b = 0; b < B; b++) {
-        const s = cosines[at + b] - threshold,
-          own = labels[b] === c;
-        const z = (slopes[at + b] = scale * (own ? margin - s : margin + s));
-        if (own) topPull = Math.max(topPull, z);
-        else topPush = Math.max(topPush, z);
+        if ((labels[b] === c) !== pulled) continue;
+        const s = cosines[at + b] - threshold;
+        slopes[at + b] = scale * (pulled ? margin - s : margin + s);
+        top = Math.max(top, slopes[at + b]);
       }
-      let pull = Math.exp(-topPull),
-        push = Math.exp(-topPush);
+      let sum = Math.exp(-top);
       for (let b = 0; b < B; b++) {
-        const own = labels[b] === c;
-        const term = (slopes[at + b] = Math.exp(slopes[at + b] - (own ? topPull : topPush)));
-        if (own) pull += term;
-        else push += term;
+        if ((labels[b] === c) === pulled) sum += slopes[at + b] = Math.exp(slopes[at + b] - top);
       }
-      value += (topPull + Math.log(pull)) / present + (topPush + Math.log(push)) / C;
-      const byPull = -scale / (present * pull),
-        byPush = scale / (C * push);
+      value += (top + Math.log(sum)) / count;
+      const by = (pulled ? -scale : scale) / (count * sum);
       for (let b = 0; b < B; b++) {
-        thresholdSlope -= slopes[at + b] *= labels[b] === c ? byPull : byPush;
+        if ((labels[b] === c) === pulled) threshold_gradient -= slopes[at + b] *= by;
       }
+    };
+    const present = new Set(labels).size;
+    for (let c = 0; c < C; c++) {
+      addTerm(c, true, present);
+      addTerm(c, false, C);
     }
-    const embeddings = weighted(transposed(slopes, B), P, D),
-      proxies = weighted(slopes, X, D);
-    return { value, embeddings, proxies, threshold: thresholdSlope };
+    const embeddings = weighted(transposed(slopes, B), P, D);
+    return { value, embeddings, proxies: weighted(slopes, X, D), threshold: threshold_gradient };
   }
 
-  // As sobook.soft_orthogonality, by the smaller of the two Gram matrices.
+  // As sobook.soft_orthogonality.
   function softOrthogonality(P, D, reduction = "mean") {
-    const C = P.length / D,
-      pairs = reduction === "mean" ? C * (C - 1) : 1;
-    let total = 0,
-      gram;
-    if (C <= D) {
-      gram = product(P, P, D);
-      for (let c = 0; c < C; c++) gram[c * C + c] -= 1;
-    } else {
-      const columns = transposed(P, D);
-      gram = product(columns, columns, C);
-      const { lengths } = unitRows(P, D); // ones, but for rounding, which cancels
-      for (const length of lengths) total -= length ** 4;
-    }
-    for (const value of gram) total += value * value;
-    const proxies = C <= D ? weighted(gram, P, D) : product(P, gram, D);
-    for (let i = 0; i < proxies.length; i++) proxies[i] *= 4 / pairs;
-    return { value: Math.max(0, total) / pairs, proxies };
+    const C = P.length / D;
+    const pairs = reduction === "mean" ? C * (C - 1) : 1;
+    const gram = product(P, P, D);
+    for (let c = 0; c < C; c++) gram[c * C + c] -= 1;
+    const proxies = weighted(gram, P, D).map((value) => (4 / pairs) * value);
+    return { value: gram.reduce((sum, value) => sum + value * value, 0) / pairs, proxies };
   }
 
   // ---- training ------------------------------------------------------------------------------
@@ -245,8 +225,7 @@ const numerics = (() => {
   function layerNorm(features, F) {
     const out = new Float64Array(features.length);
     for (let at = 0; at < features.length; at += F) {
-      let mean = 0,
-        variance = 0;
+      let [mean, variance] = [0, 0];
       for (let f = at; f < at + F; f++) mean += features[f] / F;
       for (let f = at; f < at + F; f++) variance += (features[f] - mean) ** 2 / F;
       const by = 1 / Math.sqrt(variance + 1e-5);
@@ -263,9 +242,8 @@ const numerics = (() => {
   function heldOut(C, fraction) {
     if (!fraction) return 0;
     if (C < 4) throw new Error(`${C} training classes are too few to hold out 2 for validation.`);
-    const floor = Math.floor(fraction * C),
-      rest = fraction * C - floor;
-    const rounded = floor + (rest > 0.5 || (rest === 0.5 && floor % 2 === 1) ? 1 : 0);
+    const exact = fraction * C;
+    const rounded = exact % 1 === 0.5 ? 2 * Math.round(exact / 2) : Math.round(exact);
     return Math.min(Math.max(rounded, 2), C - 2);
   }
 
@@ -414,10 +392,9 @@ const numerics = (() => {
   // retrieval.nearest_neighbors. Every pair is looked at once, and rows meet the others in the
   // order of their index. Yields between blocks, for who has to do something else as well.
   function* nearestByTurns(unit, D, k) {
-    const N = unit.length / D,
-      block = 32;
-    const found = new Int32Array(N * k).fill(-1),
-      best = new Float32Array(N * k).fill(-Infinity);
+    const [N, block] = [unit.length / D, 32];
+    const found = new Int32Array(N * k).fill(-1);
+    const best = new Float32Array(N * k).fill(-Infinity);
     const consider = (i, j, cosine) => {
       const first = i * k;
       let place = first + k - 1;
@@ -430,10 +407,8 @@ const numerics = (() => {
       found[place] = j;
     };
     for (let start = 0; start < N; start += block) {
-      const end = Math.min(start + block, N),
-        rest = unit.subarray(start * D),
-        width = N - start;
-      const cosines = product(unit.subarray(start * D, end * D), rest, D);
+      const [end, width] = [Math.min(start + block, N), N - start];
+      const cosines = product(unit.subarray(start * D, end * D), unit.subarray(start * D), D);
       for (let i = start; i < end; i++) {
         const at = (i - start) * width - start;
         for (let j = i + 1; j < N; j++) {
@@ -451,28 +426,24 @@ const numerics = (() => {
   // Recall@1 from neighbors (N, k): queries and hits of each of T classes. As retrieval.evaluate,
   // an image that is alone in its class is no query.
   function recall(neighbors, k, labels, T) {
-    const size = new Int32Array(T),
-      queries = new Int32Array(T),
-      hits = new Int32Array(T);
+    const [size, queries, hits] = [0, 1, 2].map(() => new Int32Array(T));
     for (const label of labels) size[label] += 1;
     labels.forEach((label, i) => {
       if (size[label] < 2) return;
       queries[label] += 1;
       if (labels[neighbors[i * k]] === label) hits[label] += 1;
     });
-    const sum = (counts) => counts.reduce((a, b) => a + b, 0);
-    const asked = sum(queries);
-    return { recall_at_1: asked ? sum(hits) / asked : null, hits, queries };
+    const [hit, asked] = [hits, queries].map((counts) => counts.reduce((a, b) => a + b, 0));
+    return { recall_at_1: asked ? hit / asked : null, hits, queries };
   }
 
   // 95 % percentile bootstrap of hits per query, drawing whole classes: statistics.class_interval.
-  function classInterval(hits, queries, seed = 0, resamples = 2000) {
-    const random = generator(8 * seed + 5),
-      means = new Float64Array(resamples);
+  function classInterval(hits, queries, resamples = 2000) {
+    const random = generator(5);
+    const means = new Float64Array(resamples);
     const classes = [...queries.keys()].filter((c) => queries[c]);
     for (let r = 0; r < resamples; r++) {
-      let hit = 0,
-        asked = 0;
+      let [hit, asked] = [0, 0];
       for (let i = 0; i < classes.length; i++) {
         const c = classes[Math.floor(random() * classes.length)];
         hit += hits[c];
@@ -482,8 +453,8 @@ const numerics = (() => {
     }
     means.sort();
     const quantile = (share) => {
-      const at = share * (resamples - 1),
-        below = Math.floor(at);
+      const at = share * (resamples - 1);
+      const below = Math.floor(at);
       return means[below] + (at - below) * (means[Math.ceil(at)] - means[below]);
     };
     return [quantile(0.025), quantile(0.975)];
@@ -499,12 +470,10 @@ const numerics = (() => {
 
   // Some of what sobook.describe says of proxies, and the floor of SO "mean".
   function describe(proxies, D) {
-    const C = proxies.length / D,
-      pairs = C * (C - 1),
-      all = cosines(proxies, D);
-    let sum = 0,
-      squares = 0,
-      coherence = 0;
+    const C = proxies.length / D;
+    const pairs = C * (C - 1);
+    const all = cosines(proxies, D);
+    let [sum, squares, coherence] = [0, 0, 0];
     for (let i = 0; i < C; i++) {
       for (let j = 0; j < i; j++) {
         const cosine = all[i * C + j];
@@ -525,8 +494,8 @@ const numerics = (() => {
 
   // The axes of the two cones: the mean of the unit-length proxies, and of the embeddings.
   function commonMode(proxies, embeddings, D) {
-    const proxy = meanRow(unitRows(proxies, D).unit, D),
-      embedding = meanRow(embeddings, D);
+    const proxy = meanRow(unitRows(proxies, D).unit, D);
+    const embedding = meanRow(embeddings, D);
     const length = norm(embedding);
     const along = proxy.reduce((sum, value, d) => sum + value * embedding[d], 0);
     return {
@@ -556,28 +525,10 @@ const numerics = (() => {
     return ((ratio / Math.sqrt(Math.PI)) * sine ** (D - 2) * Math.PI) / 180;
   }
 
+  // biome-ignore format: a list of names
   return {
-    unitRows,
-    tangent,
-    gather,
-    generator,
-    normal,
-    batchPlan,
-    proxyAnchor,
-    softOrthogonality,
-    layerNorm,
-    heldOut,
-    Trainer,
-    decode,
-    nearestByTurns,
-    nearest,
-    recall,
-    classInterval,
-    cosines,
-    describe,
-    commonMode,
-    degrees,
-    angleHistogram,
-    randomAngleDensity,
+    unitRows, tangent, gather, generator, normal, batchPlan, proxyAnchor, softOrthogonality,
+    layerNorm, heldOut, Trainer, decode, nearestByTurns, nearest, recall, classInterval, cosines,
+    describe, commonMode, degrees, angleHistogram, randomAngleDensity,
   };
 })();
