@@ -99,7 +99,7 @@ def test_an_epoch(visit, capsys, features, dim):  # noqa: F811
 
 def test_a_run_with_evaluation_every_second_epoch(visit, capsys, features):  # noqa: F811
     (rows, test), labels = features
-    data, page = packed(rows, labels, test, labels), visit(HEAD)
+    data, page = packed(rows, labels, test, labels, held_out=0), visit(HEAD)
     own, theirs = [], []
     for _ in range(5):
         heard = talk(page.evaluate, data=data, ready=[[start(**settings(64))]])

@@ -189,8 +189,9 @@ def _build(features, labels, names, config: HeadConfig, data: dict[str, Any]) ->
     packed = pack(np.concatenate([features["train"], features["test"]]))
     frozen = unpack(packed)[len(labels["train"]) :]
     result, classes = evaluate(frozen, labels["test"], ks=(1,)), len(names["train"])
-    held_out = max(round(config.validation_fraction * classes), 2)
-    fewest = np.sort(np.bincount(labels["train"]))[:-held_out].sum()  # largest classes held out
+    held_out = min(max(round(config.validation_fraction * classes), 2), classes - 2)
+    held_out *= config.validation_fraction > 0  # as in image_sets.hold_out
+    fewest = np.sort(np.bincount(labels["train"]))[: classes - held_out].sum()
     if config.batch_size > fewest:  # small sets: two batches an epoch
         config = config.replace(batch_size=max(int(fewest) // 2, 2))
     data = {"step": None, "pictures": None, "marks": None} | data
@@ -200,6 +201,7 @@ def _build(features, labels, names, config: HeadConfig, data: dict[str, Any]) ->
             "labels": np.concatenate([labels["train"], labels["test"]]).tolist(),
             "sizes": {name: len(part) for name, part in labels.items()},
             "classes": {name: len(part) for name, part in names.items()},
+            "held_out": held_out,
             "class_order": [
                 np.random.default_rng(seed).permutation(classes).tolist() for seed in range(_SEEDS)
             ],

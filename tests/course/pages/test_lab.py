@@ -10,7 +10,7 @@ import pytest
 
 from sobook.cli import main
 from sobook.course.pages import lab
-from sobook.course.pages.page import Page
+from sobook.course.pages.page import Page, read_asset
 from sobook.course.studies import report, study
 from sobook.errors import SobookError
 from sobook.retrieval import evaluate
@@ -49,7 +49,7 @@ def train(page, condition="lab.runs.length"):
 
 
 def wait(page, condition):
-    page.wait_for_function(f"lab.running === null && {condition}", timeout=60_000)
+    page.wait_for_function(f"lab.running === null && {condition}", timeout=120_000)
 
 
 def live(page):
@@ -70,6 +70,9 @@ def test_quantized_features_find_what_the_features_find(visit, noise):
     assert evaluate(restored, labels, ks=(1,)).recall[1] == pytest.approx(exact, abs=0.002)
     steps = (features.max(axis=0) - features.min(axis=0)) / 255
     assert (np.abs(restored - features) <= 0.51 * steps + 1e-6).all()
+    page = visit(f"{HEAD}<script>{read_asset('numerics.js')}</script>")
+    seen = page.evaluate("(packed) => [...numerics.decode(packed)]", lab.pack(features[:50]))
+    assert seen == lab.unpack(lab.pack(features[:50])).flatten().tolist()  # to the bit
 
 
 def test_large_sets_are_cut_evenly_and_every_class_stays_as_long_as_it_can():
@@ -92,7 +95,7 @@ def test_page_of_the_aviary_is_one_file_with_pictures(
     assert "16 of 24 train images fit into the page" in source
     page = visit(source, bypass_csp=False)  # under the policy that readers have
     page.get_by_role("button", name="Train").click()
-    page.wait_for_selector("#after:not([hidden])")
+    page.wait_for_selector("#after:not([hidden])", timeout=120_000)
     assert re.search(r"Recall@1 [01]\.\d{3} on 4 unseen species", live(page))
     birds = page.locator("#pictures .bird")
     assert birds.count() == 13
@@ -309,7 +312,7 @@ def test_without_storage_it_works_all_the_same(visit, small):
     page = visit(HEAD + Page(small, title="lab")._repr_html_())
     inner = page.frame_locator("iframe")
     inner.get_by_role("button", name="Train").click()
-    inner.locator("#after").wait_for(timeout=60_000)
+    inner.locator("#after").wait_for(timeout=120_000)
     assert inner.locator("#runs tbody tr").count() == 1
 
 
@@ -345,7 +348,7 @@ def test_a_piece_asks_one_question_inside_a_notebook(visit, tiny_aviary, tiny_op
     page = visit(HEAD + frame, viewport={"width": 900, "height": 900}, bypass_csp=False)
     inner = page.frame_locator("iframe")
     inner.get_by_role("button", name="Train").click()
-    inner.locator("#after").wait_for(timeout=60_000)
+    inner.locator("#after").wait_for(timeout=120_000)
     assert inner.locator("h1, #forks, #notebook, #export").locator("visible=true").count() == 0
     assert inner.locator("figure").locator("visible=true").count() == 3
     levers = page.frames[1].evaluate("STORY[lab.concluded].levers")

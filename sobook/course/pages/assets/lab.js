@@ -92,7 +92,7 @@ const stage = startWorker(); // whose runs are shown while they train
 const helpers = []; // for series of runs that are not shown
 
 // Many runs at a time, none shown; resolves to their results in order, those cancelled left out.
-async function series(wanted, progress) {
+async function series(wanted, progress = () => {}) {
   const number = clamp((navigator.hardwareConcurrency || 2) - 1, 1, 4);
   while (helpers.length < Math.min(number, wanted.length)) helpers.push(startWorker());
   const results = [];
@@ -210,7 +210,7 @@ function inWords(settings) {
 
 // What the story knows besides the runs.
 function world(settings) {
-  const C = CLASSES.train - numerics.heldOut(CLASSES.train, settings.validation_fraction);
+  const C = CLASSES.train - DATA.lab.held_out;
   const D = settings.dim;
   return {
     noun: NOUN,
@@ -338,7 +338,7 @@ function conclude(step, run, base) {
   for (const [name, guess, truth] of guesses)
     verdicts.push(`${name}: you said ${fixed(guess)}, it came out ${fixed(truth)}.`);
   const paragraph = (...content) => element("p", {}, ...content);
-  const words = [verdicts.join(" "), ...step.after(run, base, now)].filter(Boolean);
+  const words = [verdicts.join(" "), ...step.after(run, base, now, came)].filter(Boolean);
   const where = element("b", {}, "Ten seeds in Python, on the aviary: ");
   $("after").replaceChildren(...words.map((text) => paragraph(text)), paragraph(where, step.found));
   if (lab.step === STORY.length - 1 && !DATA.step)
@@ -583,12 +583,9 @@ async function makeWin() {
     const seed = 1 + (k % 60);
     $("fork-words").textContent =
       `Try ${k + 1}: λ ${so_weight}, α ${scale}, D ${dim}, ${epochs} epochs, seed ${seed} …`;
-    const pair = [0, so_weight].map((weight) => ({
-      ...settings,
-      ...{ seed, scale, dim, epochs, so_weight: weight },
-    }));
-    const missing = pair.filter((wanted) => !find(wanted));
-    await series(missing, () => {});
+    const method = { ...settings, seed, scale, dim, epochs };
+    const pair = [0, so_weight].map((weight) => ({ ...method, so_weight: weight }));
+    await series(pair.filter((wanted) => !find(wanted)));
     if (tries().at(-1)?.difference >= BETTER) break;
   }
 }
@@ -618,6 +615,8 @@ async function confirm(name, times) {
 
 // ---- to Python -------------------------------------------------------------------------------
 
+const FROM_A_FILE = "# The features of this page came from a file; name a data set instead.";
+
 function asToml(value) {
   if (value === null) return '"none"';
   if (typeof value !== "object") return JSON.stringify(value);
@@ -633,9 +632,7 @@ function studyFile() {
   const names = Object.keys(DATA.defaults).filter((name) => !varied.includes(name) && !usual(name));
   const only = (line) => (settings.so_weight > 0 ? [line] : []);
   return [
-    ...(DATA.in_python
-      ? []
-      : ["# The features of this page came from a file; name a data set instead."]),
+    ...(DATA.in_python ? [] : [FROM_A_FILE]),
     "# sobook study lab.toml",
     'title = "From the lab"',
     'trainer = "head"',
@@ -685,8 +682,7 @@ function fillPage() {
   const total = (SIZES.train + SIZES.test).toLocaleString("en");
   const interval = frozen.interval.map((value) => fixed(value)).join(" to ");
   $("lead").textContent =
-    `Frozen features of ${total} images. Here, in your browser, a head learns from them, and with it one proxy (a vector that stands for its class) for each of ${world(START).C} training classes. Then images of ${CLASSES.test} ${NOUN} that no run has trained on ` +
-    `search each other; Recall@1 is how often the nearest one is of the same ${NOUN === "species" ? "species" : "class"}. Predict, press Train, watch.`;
+    `Frozen features of ${total} images. Here, in your browser, a head learns from them, and with it one proxy (a vector that stands for its class) for each of ${world(START).C} training classes. Then images of ${CLASSES.test} ${NOUN} that no run has trained on search each other; Recall@1 is how often the nearest one is of the same ${NOUN === "species" ? "species" : "class"}. Predict, press Train, watch.`;
   $("frozen-words").textContent =
     `frozen encoder, before any training: ${fixed(frozen.recall_at_1)}, 95 % interval ${interval}`;
   $("note").textContent = DATA.note;

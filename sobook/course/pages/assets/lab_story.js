@@ -4,8 +4,8 @@
 //
 // A step: `key` is its name in Python, `levers` and `views` what is left of the board where it stands
 // alone in a notebook; `set` is the run; `against` what it is compared with; `choices` the predictions;
-// `came(run, base, world)` which of them came true; `after(...)` two sentences. The world is
-// { noun, C, D, chance, floor, frozen, queries, find }, find(settings) an earlier run or undefined.
+// `came(run, base, world)` which of them came true; `after(run, base, world, came)` two sentences.
+// The world is { noun, C, D, chance, floor, frozen, queries, find }, find(settings) an earlier run or undefined.
 
 const signed = (value) => (value > 0 ? "+" : "") + fixed(value);
 
@@ -23,15 +23,11 @@ const STORY = (() => {
 
   function paired(run, base, world, what) {
     const { difference, low, high } = statistics.compareClasses(base.hits, run.hits, world.queries);
-    const sure = low > 0 || high < 0;
-    return (
-      `${what}: ${signed(difference)} Recall@1, 95 % interval over ${world.noun} [${signed(low)}, ` +
-      `${signed(high)}]. ${
-        sure
-          ? "It leaves out 0, but this is one pair of runs, and another seed may say otherwise."
-          : "It contains 0: this pair of runs shows no difference, which is not to show that there is none."
-      }`
-    );
+    const meaning =
+      low > 0 || high < 0
+        ? "It leaves out 0, but this is one pair of runs, and another seed may say otherwise."
+        : "It contains 0: this pair of runs shows no difference, which is not to show that there is none.";
+    return `${what}: ${signed(difference)} Recall@1, 95 % interval over ${world.noun} [${signed(low)}, ${signed(high)}]. ${meaning}`;
   }
 
   function besideFrozen(run, base, { frozen }) {
@@ -57,18 +53,12 @@ const STORY = (() => {
         const ratio = run.geometry.rms_cosine / chance;
         return ratio > 1.15 ? 2 : ratio < 0.87 ? 0 : 1;
       },
-      after: (run, _, { chance }) => {
-        const { rms_cosine: rms, mean_cosine: mean } = run.geometry,
-          ratio = rms / chance;
+      after: (run, _, { chance }, came) => {
+        const { rms_cosine: rms, mean_cosine: mean } = run.geometry;
         const share = (mean / rms) ** 2;
-        const how =
-          ratio > 1.15
-            ? "They crowded"
-            : ratio < 0.87
-              ? "They moved apart"
-              : "They stayed about as they were";
+        const how = ["They moved apart", "They stayed about as they were", "They crowded"][came];
         return [
-          `${how}: the RMS cosine ended at ${fixed(rms)}, ${fixed(ratio, 1)} times that of random directions.`,
+          `${how}: the RMS cosine ended at ${fixed(rms)}, ${fixed(rms / chance, 1)} times that of random directions.`,
           `The mean cosine is ${fixed(mean)}, so ${percent(share)} of the mean square is one direction that all proxies share${share > 0.5 ? ": a common mode, more than particular pairs." : "; the rest is particular pairs."}`,
         ];
       },
@@ -83,11 +73,7 @@ const STORY = (() => {
       set: { so_weight: 100 },
       against: {},
       question: ({ C, D, floor }) =>
-        `Soft orthogonality (SO) adds λ times the mean squared cosine of two proxies to the loss. ${
-          floor > 0
-            ? `With ${C} proxies in ${D} dimensions the RMS cosine cannot fall below ${fixed(Math.sqrt(floor))}.`
-            : `With ${C} proxies in ${D} dimensions nothing keeps the RMS cosine from 0.`
-        } How much crowding is left at λ = 100?`,
+        `Soft orthogonality (SO) adds λ times the mean squared cosine of two proxies to the loss. With ${C} proxies in ${D} dimensions ${floor > 0 ? `the RMS cosine cannot fall below ${fixed(Math.sqrt(floor))}` : "nothing keeps the RMS cosine from 0"}. How much crowding is left at λ = 100?`,
       choices: ["Nearly all of it", "About half of it", "Less than random directions have"],
       came: (run, base, { chance }) => {
         const { rms_cosine: rms } = run.geometry;
@@ -128,9 +114,9 @@ const STORY = (() => {
         `Back to λ = 0. On the globe, up is the direction of the mean proxy. The loss wants each image's cosine with its ${C - 1} foreign proxies below 0. On which side will the images be?`,
       choices: ["On the side of the proxies", "On no particular side", "On the opposite side"],
       came: ({ means }) => (means.cosine > 0.3 ? 0 : means.cosine < -0.3 ? 2 : 1),
-      after: ({ means }, _, { C }) => [
+      after: ({ means }, _, { C }, came) => [
         `The cosine of the mean proxy and the mean embedding is ${fixed(means.cosine, 2)}; the mean embedding is ${fixed(means.embedding_length, 2)} long (0: no shared direction, 1: all the same).`,
-        means.cosine < -0.3
+        came === 2
           ? `Proxies on one cone, images on the opposite one: turning all proxies one way and all images the other lowers every cosine between them at once, without arranging ${C} proxies one by one.`
           : "Here the two means do not point away from each other.",
       ],
@@ -151,11 +137,10 @@ const STORY = (() => {
         const left = Math.abs(run.geometry.mean_cosine / base.geometry.mean_cosine);
         return left < 0.25 ? 0 : left < 0.75 ? 1 : 2;
       },
-      after: (run, base, { C }) => {
-        const [before, now] = [base, run].map((one) => one.geometry.mean_cosine),
-          left = Math.abs(now / before);
+      after: (run, base, { C }, came) => {
+        const [before, now] = [base, run].map(({ geometry }) => geometry.mean_cosine);
         const length = (mean) => Math.sqrt(Math.max(0, 1 + (C - 1) * mean) / C); // of the mean proxy
-        const part = left < 0.25 ? "nearly all" : left < 0.75 ? "a part" : "little";
+        const part = ["nearly all", "a part", "little"][came];
         return [
           `Mean cosine ${fixed(before)} at b = 0, ${fixed(now)} at b = 0.4; the mean proxy, ${fixed(length(before), 2)} long before, is now ${fixed(length(now), 2)} long (random directions: ${fixed(1 / Math.sqrt(C), 2)}).`,
           `So the threshold made ${part} of the shared direction here. Recall@1 was ${fixed(base.recall_at_1)} before and is ${fixed(run.recall_at_1)} now: one pair of runs.`,
@@ -199,19 +184,15 @@ const STORY = (() => {
       choices: DIFFERENCE,
       came: ofDifference,
       after: (run, base, world) => {
-        const so = world.find({ so_weight: 100 }),
-          by = run.recall_at_1 - base.recall_at_1;
-        const remedy = so && so.recall_at_1 - base.recall_at_1;
-        return [
-          paired(run, base, world, "α = 8 minus α = 32"),
-          so
-            ? `SO at λ = 100 made ${signed(remedy)} from the same seed, so ${
-                Math.abs(by) > Math.abs(remedy)
-                  ? "the scale, which everybody has to choose anyway, did more."
-                  : "SO did more than the scale."
-              }`
-            : besideFrozen(run, base, world),
-        ];
+        const so = world.find({ so_weight: 100 });
+        const first = paired(run, base, world, "α = 8 minus α = 32");
+        if (!so) return [first, besideFrozen(run, base, world)];
+        const [scale, remedy] = [run, so].map((one) => one.recall_at_1 - base.recall_at_1);
+        const more =
+          Math.abs(scale) > Math.abs(remedy)
+            ? "the scale, which everybody has to choose anyway, did more"
+            : "SO did more than the scale";
+        return [first, `SO at λ = 100 made ${signed(remedy)} from the same seed, so ${more}.`];
       },
     },
   ];

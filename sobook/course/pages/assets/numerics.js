@@ -238,15 +238,6 @@ const numerics = (() => {
   const rateFactor = (step, total, schedule) =>
     schedule === "constant" ? 1 : 0.5 * (1 + Math.cos((Math.PI * step) / total));
 
-  // How many of C classes image_sets.hold_out puts aside; Python rounds half to even.
-  function heldOut(C, fraction) {
-    if (!fraction) return 0;
-    if (C < 4) throw new Error(`${C} training classes are too few to hold out 2 for validation.`);
-    const exact = fraction * C;
-    const rounded = exact % 1 === 0.5 ? 2 * Math.round(exact / 2) : Math.round(exact);
-    return Math.min(Math.max(rounded, 2), C - 2);
-  }
-
   // What learns, and how it takes a step: sobook's Trainer with a head, Proxy Anchor and SO.
   //
   // `settings` has the names and the meaning of HeadConfig, and may change between steps. `inputs`
@@ -528,7 +519,7 @@ const numerics = (() => {
   // biome-ignore format: a list of names
   return {
     unitRows, tangent, gather, generator, normal, batchPlan, proxyAnchor, softOrthogonality,
-    layerNorm, heldOut, Trainer, decode, nearestByTurns, nearest, recall, classInterval, cosines,
+    layerNorm, Trainer, decode, nearestByTurns, nearest, recall, classInterval, cosines,
     describe, commonMode, degrees, angleHistogram, randomAngleDensity,
   };
 })();
