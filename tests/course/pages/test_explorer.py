@@ -156,17 +156,6 @@ def test_it_fits_a_phone_and_both_backgrounds(visit, shown):
     assert page.evaluate(paper) == "rgb(255, 255, 255)" != dark
 
 
-def frames_a_second(visit) -> float:
-    """Of the explorer while it plays 2,000 points over the epochs."""
-    arrays = toy(classes=60, test=40, each=20, dim=32, epochs=9)
-    source = explorer.build(*arrays, methods=["pca"]).source
-    assert len(source) < 8e6
-    page = visit(source)
-    page.evaluate("explorer.state.epoch = 0, explorer.frames.count = 0, explorer.play(true)")
-    page.wait_for_timeout(3000)
-    return page.evaluate("explorer.frames.count") / 3
-
-
 @pytest.mark.parametrize("sizes", [{"classes": 1}, {"test": 1, "each": 1}, {"each": 7}])
 def test_too_few_and_too_many_are_refused(sizes, monkeypatch):
     monkeypatch.setattr(explorer, "_MOST_SIDE", 10 * explorer.TILE)
