@@ -13,16 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.colors import to_hex
 
 from sobook import geometry
 from sobook.course.pages.page import Page, render, sprite
 from sobook.data import image_sets, pixels
 from sobook.data.image_sets import ImageSet
 from sobook.embedding import embed
-from sobook.errors import SobookError, check_choice, plain
+from sobook.errors import SobookError
 from sobook.figures.embeddings import align, place, project, quality
 from sobook.figures.proxies import class_order, random_angle_density
 from sobook.figures.style import evenly, method_color
@@ -55,13 +53,11 @@ class Model:
 def build(
     models: Mapping[str, Model],
     pictures: Sequence[np.ndarray],
-    labels,
+    labels: np.ndarray,
     class_names: Sequence[str],
     *,
     proxy_classes: Sequence[int] | None = None,
-    groups: Sequence[str] | None = None,
     note: str = "",
-    seed: int = 0,
     methods: Sequence[str] = ("umap", "pca"),
 ) -> Page:
     """Make the page from arrays.
@@ -70,24 +66,14 @@ def build(
         models: name → `Model`, all on the same images.
         pictures: N images (H, W, 3) uint8.
         labels: (N,) classes 0..A−1; those from C on are test classes without proxies.
-        class_names: A names.
+        class_names: A names, perhaps with a number; the last word is a group, as a bird's genus.
         proxy_classes: (C,) which proxies belong to the classes 0..C−1; by default all of them.
-        groups: A names of groups (a genus), which give the colors.
         note: written below.
-        seed: of UMAP.
         methods: kinds of map, of "umap" and "pca".
+
+    Raises:
+        SobookError: too few classes or images, or too many for one page.
     """
-    labels = np.asarray(labels)
-    for name, model in models.items():
-        if not len(pictures) == len(labels) == len(model.embeddings):
-            raise SobookError(
-                f"{name}: {len(pictures)} pictures, {len(labels)} labels and "
-                f"{len(model.embeddings)} embeddings must be equally many."
-            )
-    for method in methods:
-        check_choice("method", method, ("umap", "pca"))
-    if not models:
-        raise SobookError("there is nothing to explore: give one model or more.")
     first = next(iter(models.values()))
     kept = first.epochs[first.kept]
     shown = np.arange(len(kept)) if proxy_classes is None else np.asarray(proxy_classes)
@@ -95,15 +81,14 @@ def build(
     runs: list[dict[str, Any]] = []
     for name, model in models.items():
         runs.append(_describe_run(name, model, shown, labels, len(class_names)))
-        _add_maps(runs[-1], model, shown, methods, seed, onto=runs[0])
+        _add_maps(runs[-1], model, shown, methods, onto=runs[0])
     sheet, columns = sprite(pictures, TILE)
+    names = [name.partition(".")[2].replace("_", " ") or name for name in class_names]
     data = {
         "note": note,
         "classes": [
-            {"name": name, "group": group, "proxy": c < len(shown)}
-            for c, (name, group) in enumerate(
-                zip(class_names, groups or [""] * len(class_names), strict=True)
-            )
+            {"name": name, "group": name.split(" ")[-1], "proxy": c < len(shown)}
+            for c, name in enumerate(names)
         ],
         "order": class_order(kept[shown]).tolist(),
         "labels": labels.tolist(),
@@ -117,38 +102,30 @@ def build(
     return Page(source, title="Proxy explorer", height=900)
 
 
-def from_runs(
-    runs: Sequence[Run], *, classes: int = 100, per_class: int = 20, seed: int = 0
-) -> Page:
+def from_runs(runs: Sequence[Run], *, classes: int = 100, per_class: int = 20) -> Page:
     """Make the page from finished runs on the same data.
 
     Args:
         runs: named PA and PA+SO by their weight of SO where that tells them apart.
         classes: most classes shown, evenly from those with proxies and the test classes.
         per_class: most images of each.
-        seed: of UMAP.
 
     Raises:
-        SobookError: runs on different classes.
+        SobookError: no runs, runs on different classes, or as `build`.
     """
-    if not runs:
-        raise SobookError("there is nothing to explore: name one run or two.")
-    for name, number in (("classes", classes), ("images of each", per_class)):
-        if plain(name, number, int) < 1:
-            raise SobookError(f"{name}: {number} is too few: show at least 1.")
-    trained = runs[0].state["class_names"]
-    if any(run.state["class_names"] != trained for run in runs):
-        raise SobookError("the runs were trained on different classes: compare like with like.")
+    trained = [run.state["class_names"] for run in runs]
+    if not runs or any(names != trained[0] for names in trained):
+        raise SobookError("the explorer takes one run or more, all trained on the same classes.")
     train, test = _shown_sets(runs[0], classes, per_class)
     labels = np.concatenate([train.labels, test.labels + train.num_classes])
-    _check_size(labels, train.num_classes)
-    class_names = [*train.class_names, *test.class_names]
+    _check_size(labels, train.num_classes)  # before anything is embedded
     note = (
-        f"{runs[0].config.dataset}: {train.num_classes} of {len(trained)} classes with proxies and "
-        f"{test.num_classes} test classes, up to {per_class} images each. Images are embedded by "
-        "the encoder of the epoch that was kept; only proxies move with the slider. Confusions and "
-        "nearest images are among the images shown, training and test apart."
+        f"{runs[0].config.dataset}: {train.num_classes} of {len(trained[0])} classes with proxies "
+        f"and {test.num_classes} test classes, up to {per_class} images each. Images are embedded "
+        "by the encoder of the epoch that was kept; only proxies move with the slider. Confusions "
+        "and nearest images are among the images shown, training and test apart."
     )
+    notes = dict.fromkeys([*train.notes, *test.notes])
     names = ["PA+SO" if run.config.so_weight else "PA" for run in runs]
     if len(set(names)) < len(names):
         names = [run.path.name for run in runs]
@@ -156,33 +133,20 @@ def from_runs(
         {name: _model(run, (train, test)) for name, run in zip(names, runs, strict=True)},
         [image for part in (train, test) for image in pixels.decode(part, TILE, progress=False)],
         labels,
-        [name.partition(".")[2].replace("_", " ") or name for name in class_names],
-        proxy_classes=[trained.index(name) for name in train.class_names],
-        groups=[_group(name) for name in class_names],
-        note=" ".join([note, *(f"Note: {one}." for one in runs[0].retrieval["notes"])]),
-        seed=seed,
+        [*train.class_names, *test.class_names],
+        proxy_classes=[trained[0].index(name) for name in train.class_names],
+        note=" ".join([note, *(f"Note: {text}." for text in notes)]),
     )
 
 
 def _check_size(labels: np.ndarray, with_proxy: int) -> None:
-    """Refuse, before anything is embedded, what makes no page.
-
-    Args:
-        labels: (N,) classes of the images shown.
-        with_proxy: how many of these have proxies: 0..C−1.
-    """
-    most = (_MOST_SIDE // TILE) ** 2
-    if len(labels) > most:
+    """Refuse too few or too many images (N,), by their labels; classes 0..C−1 have proxies."""
+    trained, most = int((labels < with_proxy).sum()), (_MOST_SIDE // TILE) ** 2
+    if with_proxy < 2 or trained < 2 or len(labels) - trained == 1 or len(labels) > most:
         raise SobookError(
-            f"{len(labels):,} pictures are too many for one page (at most {most:,}): show fewer "
-            "classes, or fewer images of each."
-        )
-    trained = int((labels < with_proxy).sum())
-    if with_proxy < 2 or trained < 2 or len(labels) - trained == 1:
-        raise SobookError(
-            f"{with_proxy} class(es) with proxies, {trained} of their images and "
-            f"{len(labels) - trained} of test classes are too few for the explorer: show at least "
-            "two of each."
+            f"the explorer shows at most {most:,} pictures, and at least two classes with proxies "
+            f"and two images of each kind; these are {with_proxy} class(es) with {trained:,} "
+            f"images, and {len(labels) - trained:,} of test classes."
         )
 
 
@@ -195,68 +159,54 @@ def _shown_sets(run: Run, classes: int, per_class: int) -> tuple[ImageSet, Image
     test = image_sets.load(config.dataset, test_split, config.root, **options)
     names = np.array(train.class_names)
     train = train.subset(np.isin(names[train.labels], run.state["class_names"]))
-    some = min(train.num_classes, max(classes - test.num_classes, (classes + 1) // 2))
-    return _some_classes(train, some, per_class), _some_classes(test, classes - some, per_class)
+    number = min(train.num_classes, max(classes - test.num_classes, (classes + 1) // 2))
 
+    def first_images(part: ImageSet, classes: int) -> ImageSet:
+        chosen = evenly(np.arange(part.num_classes), max(classes, 1))
+        images = [np.flatnonzero(part.labels == c)[: max(per_class, 1)] for c in chosen]
+        return part.subset(np.concatenate(images))
 
-def _some_classes(part: ImageSet, classes: int, per_class: int) -> ImageSet:
-    """The first images of so many classes, at least one."""
-    chosen = evenly(np.arange(part.num_classes), max(classes, 1))
-    images = [np.flatnonzero(part.labels == c)[:per_class] for c in chosen]
-    return part.subset(np.concatenate(images))
+    return first_images(train, number), first_images(test, classes - number)
 
 
 def _model(run: Run, parts: Sequence[ImageSet]) -> Model:
-    encoder, lines, kept = run.encoder(), run.epochs, run.state["selected_epoch"]
-    shown = {kept, *_shown_epochs([line["epoch"] for line in lines])}  # of SOP each takes 14 MB
+    encoder, kept = run.encoder(), run.state["selected_epoch"]
+    recall = {line["epoch"]: line.get("recall_at_1") for line in run.epochs}
+    shown = {kept, *evenly(np.array(sorted(recall)), _MOST_EPOCHS).tolist()}
     return Model(
         epochs={epoch: run.proxies(epoch).numpy() for epoch in sorted(shown)},
         embeddings=np.concatenate([embed(encoder, part, progress=False) for part in parts]),
         kept=kept,
-        recall={line["epoch"]: line.get("recall_at_1") for line in lines},
+        recall=recall,
     )
-
-
-def _shown_epochs(epochs: Sequence[int]) -> list[int]:
-    return evenly(np.array(sorted(epochs)), _MOST_EPOCHS).tolist()
-
-
-def _group(name: str) -> str:
-    """The last word of a name: the genus of a drawn bird, or the kind of a real one."""
-    return name.replace("_", " ").split(" ")[-1].split(".")[-1]
 
 
 def _describe_run(
     name: str, model: Model, shown: np.ndarray, labels: np.ndarray, num_classes: int
 ) -> dict[str, Any]:
     """What the page knows of one run; the proxies `shown`, (C,), belong to its first classes."""
-    epochs = sorted({model.kept, *_shown_epochs([*model.epochs])})
     near, confusion = _retrieved(model.embeddings, labels, num_classes, len(shown))
-    shapes = [geometry.describe(model.epochs[epoch][shown]) for epoch in epochs]
+    shapes = [geometry.describe(proxies[shown]) for proxies in model.epochs.values()]
     return {
         "name": name,
         "color": method_color(name),
-        "epochs": epochs,
-        "kept": epochs.index(model.kept),
+        "epochs": [*model.epochs],
+        "kept": [*model.epochs].index(model.kept),
         "cosines": np.round([geometry.off_diagonal(shape.cosines) for shape in shapes], 5),
         "confusion": confusion.round(4).tolist(),
         "near": near.tolist(),
-        "numbers": [_numbers(model, epoch) for epoch in epochs],
+        "numbers": [  # of all proxies, including those not shown
+            geometry.describe(proxies).summary() | {"recall": model.recall.get(epoch)}
+            for epoch, proxies in model.epochs.items()
+        ],
         "maps": {},
         "stars": {},
         "trust": {},
     }
 
 
-def _numbers(model: Model, epoch: int) -> dict[str, float | None]:
-    """Of all proxies, also of those that are not shown."""
-    shape = geometry.describe(model.epochs[epoch]).summary()
-    keys = ("rms_cosine", "coherence", "common_mode_share", "effective_rank")
-    return {"recall": model.recall.get(epoch), **{key: shape[key] for key in keys}}
-
-
 def _add_maps(
-    run: dict[str, Any], model: Model, shown: np.ndarray, methods, seed: int, onto: dict[str, Any]
+    run: dict[str, Any], model: Model, shown: np.ndarray, methods: Sequence[str], onto: dict
 ) -> None:
     """Places (N, 2) of the images and (E, C, 2) of the proxies, in the unit square.
 
@@ -267,7 +217,7 @@ def _add_maps(
     proxies = np.stack([geometry.unit_rows(model.epochs[e][shown]) for e in run["epochs"]])
     union = np.concatenate([images, proxies[run["kept"]]])
     for method in methods:
-        plane = project(union, method=method, seed=seed)
+        plane = project(union, method=method)
         places = plane[: len(images)]
         if method == "pca":  # linear, so that any other point has its exact place
             middle = union.mean(axis=0)
@@ -275,7 +225,7 @@ def _add_maps(
         else:
             stars = np.stack([place(p, images, places) for p in proxies])
             stars[run["kept"]] = plane[len(images) :]
-        run["trust"][method] = str(quality(images, places, seed=seed))
+        run["trust"][method] = str(quality(images, places))
         if onto is not run:
             target = onto["maps"][method]
             places, stars = align(places, target), align(places, target, stars)
@@ -315,10 +265,8 @@ def _scales(cosines: np.ndarray, classes: int, dim: int) -> dict[str, Any]:
     chance = random_angle_density(np.linspace(0, 180, 361), dim)  # at every half degree
     used = np.flatnonzero((heights > 0) | (chance[2::4] > 5e-4))
     welch = geometry.welch_bound(classes, dim)
-    shades = mpl.colormaps["RdBu_r"](np.linspace(0, 1, 11))  # as in figures.proxy_heatmaps
     return {
         "limit": max(0.1, math.ceil(10 * float(np.quantile(np.abs(cosines), 0.999))) / 10),
-        "gradient": [to_hex(shade) for shade in shades],
         "angles": [int(bins[used[0]]), int(bins[used[-1] + 1])],
         "tallest": 1.05 * float(max(heights.max(), chance.max())),
         "chance": chance.round(7).tolist(),

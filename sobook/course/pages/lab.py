@@ -1,17 +1,17 @@
 """The lab: a page that trains a head on frozen features in the browser, live, without Python.
 
-`page` makes it from a data set and a frozen encoder, `from_features` from a file of one's own;
+`page` makes it from a data set and a frozen encoder, `from_features` from arrays of the reader;
 `piece` makes one question of it, for a notebook.
 Inside are the features (one byte each), small pictures of the test images, and the scripts: a
 trainer for a Web Worker (``assets/numerics.js``, ``worker.js``) and what the reader sees
-(``assets/lab.*``). Notation: N images, F features, C training classes, T test classes.
+(``assets/lab.*``). Notation: N images, F features.
 """
 
 from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ import pandas as pd
 from sobook.course.aviary.species import species
 from sobook.course.pages.page import Page, read_asset, render, sprite
 from sobook.data import image_sets, pixels
-from sobook.data.image_sets import ImageSet
 from sobook.embedding import embed
 from sobook.encoder import Encoder
 from sobook.errors import SobookError, check_choice, first_line
@@ -38,7 +37,6 @@ _DEPTH = 6  # nearest images kept for each query
 _SEEDS = 64  # whose validation classes the page knows
 _MOST_BYTES = 500_000  # of one split's features; as text a third more
 _PIECE_BYTES = 80_000  # of one split's features in a notebook
-_PIECE_HEIGHT = 900  # pixels
 _SHEET_BYTES = 1_300_000  # of the sheet of pictures, as text
 _LOOKS = ((44, 60), (36, 55), (28, 50), (20, 40))  # side in pixels, and quality of WebP
 _FEWEST = 4  # classes of either split: validation takes two of the training classes
@@ -52,9 +50,9 @@ def page(config: HeadConfig | None = None) -> Page:
             dimensions.
 
     Raises:
-        SobookError: data that are not there, or too few classes.
+        SobookError: missing data, too few classes, or settings that only Python trains with.
     """
-    return _from_images(HeadConfig(dim=64) if config is None else config, _MOST_BYTES)
+    return _from_images(config or HeadConfig(dim=64), _MOST_BYTES)
 
 
 def piece(step: str, config: HeadConfig | None = None) -> Page:
@@ -71,35 +69,7 @@ def piece(step: str, config: HeadConfig | None = None) -> Page:
     """
     check_choice("step", step, STEPS)
     small = HeadConfig(dim=64, epochs=40, batch_size=50)  # as many steps as the page takes
-    return _from_images(small if config is None else config, _PIECE_BYTES, step)
-
-
-def _from_images(config: HeadConfig, most_bytes: int, step: str | None = None) -> Page:
-    """The lab of images: features of either split take so many bytes; of a step, or all of it."""
-    encoder = Encoder.create(config.encoder, **config.encoder_options)
-    encoder = encoder.to(choose_device(config.device))
-    splits, features, notes = {}, {}, []
-    for name in ("train", "test"):
-        images = image_sets.load(config.dataset, name, **config.load_options)
-        splits[name] = images.subset(_some(images.labels, encoder.dim, most_bytes))
-        features[name] = embed(encoder, splits[name], progress=False)
-        notes += images.notes
-        if len(splits[name]) < len(images):
-            notes.append(
-                f"{len(splits[name]):,} of {len(images):,} {name} images fit into the page"
-            )
-    note = "".join(f" Note: {note}." for note in dict.fromkeys(notes))
-    whole = step is None
-    return _build(
-        features,
-        {name: images.labels for name, images in splits.items()},
-        {name: [_plain(one) for one in images.class_names] for name, images in splits.items()},
-        config,
-        note=f"Images: {config.dataset}; encoder: {encoder.name}, frozen.{note}",
-        pictures=_pictures(splits["test"]) if whole else None,
-        marks=_marks(config, splits["test"].class_names) if whole else None,
-        step=step,
-    )
+    return _from_images(config or small, _PIECE_BYTES, step)
 
 
 def from_features(file: str | os.PathLike) -> Page:
@@ -113,24 +83,40 @@ def from_features(file: str | os.PathLike) -> Page:
         SobookError: the file is no such file.
     """
     file = Path(file).expanduser()
-    everything, all_labels, split = _read(file)
-    features, labels, names = {}, {}, {}
-    for name in ("train", "test"):
-        rows = split == name
-        features[name] = everything[rows]
-        found, labels[name] = np.unique(all_labels[rows], return_inverse=True)
-        names[name] = [str(one) for one in found]
-        some = _some(labels[name], everything.shape[1], _MOST_BYTES)
-        kept, labels[name] = np.unique(labels[name][some], return_inverse=True)
-        features[name], names[name] = features[name][some], [names[name][c] for c in kept]
-    both = set(all_labels[split == "train"].tolist()) & set(all_labels[split == "test"].tolist())
-    if both:
+    try:
+        splits = _read(file)
+    except Exception as error:  # damaged bytes make numpy and zipfile raise anything
         raise SobookError(
-            f"{file}: class {min(both)} is in both splits, but the lab searches among classes that "
-            "were never trained on. Where each split counts from 0, add the number of training "
-            "classes to the labels of the test split."
+            f"{file}: it must be an .npz with numbers features (N, F), and labels (N,) and split "
+            f"(N,), without Python objects: {first_line(error)}."
+        ) from None
+    features, labels, names = {}, {}, {}
+    for name, (rows, classes) in splits.items():
+        codes = np.unique(classes, return_inverse=True)[1]
+        kept = _fitting(codes, rows.shape[1], _MOST_BYTES)
+        features[name] = rows[kept]
+        names[name], labels[name] = np.unique(classes[kept], return_inverse=True)
+    data = {"note": f"Features: {file.name}.", "in_python": False}
+    return _build(features, labels, names, HeadConfig(dim=64), data)
+
+
+def _read(file: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Split → features (n, F) and labels (n,) of a file, checked."""
+    with np.load(file, allow_pickle=False) as data:
+        features, labels, split = (data[name] for name in ("features", "labels", "split"))
+    if not (features.ndim == 2 and features.shape[:1] == labels.shape == split.shape):
+        raise ValueError("one row, one label and one split per image are needed")
+    if features.dtype.kind not in "fiu" or not np.isfinite(features).all():
+        raise ValueError("features hold NaN, infinity or no numbers: leave those rows out")
+    if unknown := set(split.tolist()) - {"train", "test"}:
+        raise ValueError(f"split holds {unknown.pop()!r}: say 'train' or 'test' per row")
+    parts = {name: split == name for name in ("train", "test")}
+    if shared := np.intersect1d(*(labels[rows] for rows in parts.values())).tolist():
+        raise ValueError(
+            f"class {shared[0]} is in both splits, but the lab searches among classes that were "
+            "never trained on (where each split counts from 0, make the test labels larger)"
         )
-    return _build(features, labels, names, None, note=f"Features: {file.name}.")
+    return {name: (features[rows].astype(np.float32), labels[rows]) for name, rows in parts.items()}
 
 
 def pack(features: np.ndarray) -> dict[str, Any]:
@@ -148,70 +134,91 @@ def pack(features: np.ndarray) -> dict[str, Any]:
 
 def unpack(packed: Mapping[str, Any]) -> np.ndarray:
     """(N, F) float32, exactly as the page reads what `pack` has written."""
-    low, step = (
-        np.frombuffer(base64.b64decode(packed[name]), np.float32).astype(np.float64)
-        for name in ("low", "step")
-    )
-    codes = np.frombuffer(base64.b64decode(packed["codes"]), np.uint8)
-    return (low + step * codes.reshape(-1, packed["dim"])).astype(np.float32)
+    parts = {name: base64.b64decode(packed[name]) for name in ("low", "step", "codes")}
+    low, step = (np.frombuffer(parts[name], np.float32).astype(float) for name in ("low", "step"))
+    codes = np.frombuffer(parts["codes"], np.uint8).reshape(-1, packed["dim"])
+    return (low + step * codes).astype(np.float32)
 
 
-def _build(
-    features: Mapping[str, np.ndarray],
-    labels: Mapping[str, np.ndarray],
-    names: Mapping[str, Sequence[str]],
-    config: HeadConfig | None,
-    *,
-    note: str,
-    pictures: dict[str, Any] | None = None,
-    marks: dict[str, Any] | None = None,
-    step: str | None = None,
-) -> Page:
-    """The page, from the two splits; `config` says how to do the same in Python, if one can."""
+def _from_images(config: HeadConfig, most_bytes: int, step: str | None = None) -> Page:
+    """All of the lab or one step; the features of a split take at most so many bytes."""
+    only = ("loss", "regularizer", "so_pairs_fraction", "max_images_per_class", "images_per_class")
+    changed = [name for name in only if getattr(config, name) != getattr(HeadConfig(), name)]
+    if changed:
+        raise SobookError(f"the lab trains in the browser, without {', '.join(changed)}: drop it.")
+    encoder = Encoder.create(config.encoder, **config.encoder_options)
+    encoder = encoder.to(choose_device(config.device))
+    splits, features, notes = {}, {}, []
+    for name in ("train", "test"):
+        images = image_sets.load(config.dataset, name, **config.load_options)
+        part = images.subset(_fitting(images.labels, encoder.dim, most_bytes))
+        splits[name], features[name] = part, embed(encoder, part, progress=False)
+        notes += images.notes
+        if len(part) < len(images):
+            notes.append(f"{len(part):,} of {len(images):,} {name} images fit into the page")
+    labels = {name: images.labels for name, images in splits.items()}
+    names = {name: images.class_names for name, images in splits.items()}
+    note = "".join(f" Note: {note}." for note in dict.fromkeys(notes))
+    data: dict[str, Any] = {
+        "note": f"Images: {config.dataset}; encoder: {encoder.name}, frozen.{note}",
+        "in_python": True,
+        "step": step,
+    }
+    if step is None:
+        data["pictures"] = _pictures(splits["test"])
+        if config.dataset == "aviary":
+            data["marks"] = _marks(config, names["test"])
+    return _build(features, labels, names, config, data)
+
+
+def _build(features, labels, names, config: HeadConfig, data: dict[str, Any]) -> Page:
+    """The page.
+
+    Args:
+        features, labels, names: split → (n, F), (n,), class names.
+        config: the settings that the page starts with.
+        data: what else the page shows: note, step, pictures, marks.
+    """
     for split in ("train", "test"):
-        if len(names[split]) < _FEWEST or np.bincount(labels[split]).min() < 2:
+        sizes = np.bincount(labels[split], minlength=1)
+        if len(sizes) < _FEWEST or sizes.min() < 2:
             raise SobookError(
-                f"the {split} split has {len(names[split])} classes, the smallest of "
-                f"{np.bincount(labels[split], minlength=1).min()} images: the lab needs at least "
-                f"{_FEWEST} classes with 2 images each."
+                f"the {split} split has {len(sizes)} classes, the smallest of {sizes.min()} "
+                f"images: the lab needs at least {_FEWEST} classes with 2 images each."
             )
     packed = pack(np.concatenate([features["train"], features["test"]]))
     frozen = unpack(packed)[len(labels["train"]) :]
     result, classes = evaluate(frozen, labels["test"], ks=(1,)), len(names["train"])
-    nearest = nearest_neighbors(frozen, _DEPTH)[1]
-    order = [np.random.default_rng(seed).permutation(classes).tolist() for seed in range(_SEEDS)]
-    start = config or HeadConfig(dim=64)
-    fewest = _fewest(labels["train"], start)
-    if (
-        start.batch_size > fewest
-    ):  # small sets: two batches an epoch, whichever classes are held out
-        start = start.replace(batch_size=max(fewest // 2, 2))
-    data = {
+    held_out = min(max(round(config.validation_fraction * classes), 2), classes - 2)
+    held_out *= config.validation_fraction > 0  # as in image_sets.hold_out
+    fewest = np.sort(np.bincount(labels["train"]))[: classes - held_out].sum()
+    if config.batch_size > fewest:  # small sets: two batches an epoch
+        config = config.replace(batch_size=max(int(fewest) // 2, 2))
+    data = {"step": None, "pictures": None, "marks": None} | data
+    data |= {
         "lab": {
             "features": packed,
             "labels": np.concatenate([labels["train"], labels["test"]]).tolist(),
             "sizes": {name: len(part) for name, part in labels.items()},
             "classes": {name: len(part) for name, part in names.items()},
-            "class_order": order,
+            "held_out": held_out,
+            "class_order": [
+                np.random.default_rng(seed).permutation(classes).tolist() for seed in range(_SEEDS)
+            ],
             "frozen": {"recall_at_1": result.recall[1], "interval": result.interval(1)},
         },
-        "names": {name: list(part) for name, part in names.items()},
-        "nearest": None if step else nearest.tolist(),
-        "pictures": pictures,
-        "marks": marks,
-        "start": start.to_dict(),
+        "names": {split: [_plain(str(name)) for name in part] for split, part in names.items()},
+        "nearest": None if data["step"] else nearest_neighbors(frozen, _DEPTH)[1].tolist(),
+        "start": config.to_dict(),
         "defaults": HeadConfig().to_dict(),
-        "in_python": config is not None,
-        "note": note,
-        "step": step,
         "worker": read_asset("numerics.js") + read_asset("worker.js"),
     }
     source = render("lab", "The lab", data, scripts=_SCRIPTS)
     title = "The lab: a head that learns in this page"
-    return Page(source, title=title, height=_PIECE_HEIGHT if step else 1100)
+    return Page(source, title=title, height=900 if data["step"] else 1100)
 
 
-def _some(labels: np.ndarray, width: int, most_bytes: int) -> np.ndarray:
+def _fitting(labels: np.ndarray, width: int, most_bytes: int) -> np.ndarray:
     """(N,) bool: as many images of each class as fit into the page; of many classes, some."""
     most = max(most_bytes // width, 2 * _FEWEST)
     rank = pd.Series(labels).groupby(labels).cumcount().to_numpy()  # of an image within its class
@@ -222,14 +229,7 @@ def _some(labels: np.ndarray, width: int, most_bytes: int) -> np.ndarray:
     return rank < max(int((before <= most).sum()), 2)
 
 
-def _fewest(labels: np.ndarray, config: HeadConfig) -> int:
-    """Training images there are at least, when the largest classes are held out."""
-    counts = np.sort(np.bincount(labels))
-    held_out = max(round(config.validation_fraction * len(counts)), 2)
-    return int(counts[: -held_out if config.validation_fraction else None].sum())
-
-
-def _pictures(images: ImageSet) -> dict[str, Any]:
+def _pictures(images: image_sets.ImageSet) -> dict[str, Any]:
     """All images as one sheet of small pictures, as large as the page allows."""
     decoded = list(pixels.decode(images, _LOOKS[0][0], progress=False))
     for side, quality in _LOOKS:
@@ -239,45 +239,16 @@ def _pictures(images: ImageSet) -> dict[str, Any]:
     return {"sheet": sheet, "columns": columns, "rows": -(-len(images) // columns)}
 
 
-def _marks(config: HeadConfig, class_names: Sequence[str]) -> dict[str, Any] | None:
-    """Field marks of the test species, where the images are those of the aviary."""
-    if config.dataset != "aviary":
-        return None
+def _marks(config: HeadConfig, class_names) -> dict[str, Any]:
+    """Field marks of the test species of the aviary."""
     number, seed = config.options.get("species", 100), config.options.get("seed", 0)
-    known = {one.folder: one for one in species(number, seed=seed)}
-    birds = [known[name] for name in class_names]
+    birds = {bird.folder: bird for bird in species(number, seed=seed)}
+    marks = [asdict(birds[name].marks) for name in class_names]
     return {
-        "names": [name.replace("_", " ") for name in asdict(birds[0].marks)],
-        "values": [list(asdict(bird.marks).values()) for bird in birds],
-        "genera": [bird.genus for bird in birds],
+        "names": [name.replace("_", " ") for name in marks[0]],
+        "values": [list(values.values()) for values in marks],
+        "genera": [birds[name].genus for name in class_names],
     }
-
-
-def _read(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features (N, F), labels (N,) and split (N,) of a reader's own file."""
-    if not file.is_file():
-        raise SobookError(f"there is no file {file}: name an .npz with features, labels and split.")
-    try:
-        with np.load(file, allow_pickle=False) as data:
-            arrays = {name: data[name] for name in ("features", "labels", "split")}
-    except Exception as error:  # damaged bytes make numpy and zipfile raise anything
-        raise SobookError(
-            f"{file}: it must be an .npz with the arrays features (N, F), labels (N,) and split "
-            f"(N,), without Python objects: {first_line(error)}."
-        ) from None
-    features, labels, split = arrays["features"], arrays["labels"], arrays["split"].astype(str)
-    if features.ndim != 2 or features.dtype.kind not in "fiu" or 0 in features.shape:
-        raise SobookError(f"{file}: features must be numbers (N, F), not {features.shape}.")
-    if not np.isfinite(features).all():
-        raise SobookError(f"{file}: features hold NaN or infinity: leave those rows out.")
-    if not len(features) == len(labels) == len(split) or labels.ndim != 1 or split.ndim != 1:
-        raise SobookError(
-            f"{file}: features {features.shape}, labels {labels.shape} and split {split.shape} "
-            "must have one row, one label and one split per image."
-        )
-    if unknown := set(split.tolist()) - {"train", "test"}:
-        raise SobookError(f"{file}: split holds {min(unknown)!r}: say 'train' or 'test' per row.")
-    return features.astype(np.float32), labels, split
 
 
 def _plain(name: str) -> str:

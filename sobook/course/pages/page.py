@@ -38,9 +38,9 @@ def render(name: str, title: str, data: Any, *, scripts: Sequence[str] = ()) -> 
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))  # ASCII: file names hold bytes
     parts = {
         "title": html.escape(title),
-        "style": read_asset("common.css") + read_asset(f"{name}.css"),
+        "style": read_asset("base.css") + read_asset(f"{name}.css"),
         "data": text.replace("<", "\\u003c"),  # so that no string ends or opens a script element
-        "script": "".join(map(read_asset, ("common.js", *scripts, f"{name}.js"))),
+        "script": "".join(map(read_asset, ("base.js", *scripts, f"{name}.js"))),
     }
     template = read_asset("page.html").replace("{{body}}", read_asset(f"{name}.html"))
     # In one pass, so that what is filled in is never taken for a place to fill.

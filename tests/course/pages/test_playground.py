@@ -6,24 +6,14 @@ import torch
 
 from sobook import geometry
 from sobook.course.pages import playground
+from sobook.errors import SobookError
 from sobook.losses import SoftOrthogonalProxyAnchor
 
 
-def test_page_is_one_file_with_its_settings():
-    source = playground.page(num_classes=6, dim=3).source
-    assert '"num_classes":6' in source and '"dim":3' in source
-    assert "http" not in source.replace("http-equiv", "")  # nothing to fetch
-
-
-def test_settings_are_checked():
-    for settings, message in (
-        ({"num_classes": 9}, "3 to 8 classes"),
-        ({"dim": 4}, "2 or 3 dimensions"),
-        ({"so_weight": -1}, "must not be negative"),
-        ({"seeds": 1}, "Did you mean 'seed'"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            playground.page(**settings)
+@pytest.mark.parametrize("settings", [{"num_classes": 9}, {"so_weight": -1}, {"seeds": 1}])
+def test_settings_are_checked(settings):
+    with pytest.raises(SobookError, match="3 to 8|'seed'"):
+        playground.page(**settings)
 
 
 def board(page):
@@ -39,7 +29,7 @@ def torch_loss(scene):
     return model, images, torch.tensor(scene["labels"])
 
 
-@pytest.mark.parametrize("classes, dim", [(3, 2), (5, 2), (8, 2), (4, 3), (8, 3)])
+@pytest.mark.parametrize("classes, dim", [(3, 2), (8, 2), (4, 3)])
 def test_playground_numbers_equal_the_losses(visit, classes, dim):
     settings = {"so_weight": 35, "threshold": 0.1 * (classes - 5), "seed": classes}
     page = visit(playground.page(num_classes=classes, dim=dim, **settings).source)
@@ -82,21 +72,17 @@ def test_dragging_a_proxy_changes_loss_and_arrows(visit):
     page = visit(playground.page(num_classes=4, dim=2).source)
     scene, before = board(page)
     old = page.evaluate("document.getElementById('board').toDataURL()")
-    words = page.locator("#numbers").inner_text()
     box = page.locator("#board").bounding_box()
     x, y, _ = page.evaluate("playground.place(playground.board.scene.proxies[0])")
     page.mouse.move(box["x"] + x, box["y"] + y)
     page.mouse.down()
-    target = -np.array(scene["proxies"][0])
-    middle, radius = box["width"] / 2, box["width"] * 0.4
-    x, y = middle + radius * target[0], middle - radius * target[1]
-    page.mouse.move(box["x"] + x, box["y"] + y, steps=4)
+    page.mouse.move(box["x"] + box["width"] - x, box["y"] + box["width"] - y, steps=4)
     page.mouse.up()
     moved, after = board(page)
     held = page.evaluate("playground.board.chosen")
     assert np.dot(moved["proxies"][held], scene["proxies"][held]) < 0.99
     assert after["loss"] != before["loss"] and after["anchorGradient"] != before["anchorGradient"]
-    assert page.locator("#numbers").inner_text() != words
+    assert f"{after['loss']:.4f}" in page.locator("#numbers").inner_text()
     assert page.evaluate("document.getElementById('board').toDataURL()") != old
 
 
@@ -118,18 +104,6 @@ def test_playground_by_keyboard_sliders_and_run(visit):
     page.locator("#run").click()
     page.wait_for_function(f"playground.board.now.loss < 0.9 * {board(page)[1]['loss']}")
     page.locator("#run").click()
-
-
-def test_in_the_plane_so_alone_ends_at_its_floor(visit):
-    page = visit(playground.page(num_classes=3, dim=2, so_weight=1).source)
-    final = page.evaluate("""() => {
-        let scene = { ...playground.newScene(3, 2, 0), so_weight: 1e4, margin: 0.1, threshold: 0,
-                      scale: 1e-3, rate: 5e-6, images_move: false };
-        for (let k = 0; k < 2000; k++) scene = playground.step(scene);
-        return playground.evaluate(scene);
-    }""")
-    assert final["floor"] == pytest.approx(0.25)
-    assert final["soft_orthogonality"] == pytest.approx(0.25, abs=1e-3)
 
 
 def test_a_point_on_the_sphere_comes_back_to_where_it_was(visit):

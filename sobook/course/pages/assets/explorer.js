@@ -5,9 +5,8 @@
 // the next frame. Notation: C classes with proxies (the first ones), A all classes, E epochs.
 
 const { classes, labels, order, runs } = DATA;
-const C = order.length,
-  A = classes.length,
-  END = Math.max(...runs.map((one) => one.epochs.length)) - 1;
+const [C, A] = [order.length, classes.length];
+const END = Math.max(...runs.map((one) => one.epochs.length)) - 1;
 const KINDS = Object.keys(runs[0].maps);
 const members = classes.map((_, c) => [...labels.keys()].filter((i) => labels[i] === c));
 const rank = classes.map((_, c) => order.indexOf(c)); // in the heatmap; −1: no proxy
@@ -19,7 +18,7 @@ const CHOSEN = ["#E69F00", "#56B4E9"]; // the two classes of a cell, wherever th
 const state = {
   run: runs.length - 1,
   map: KINDS[0],
-  epoch: runs[runs.length - 1].kept,
+  epoch: runs.at(-1).kept,
   playing: false,
   a: -1,
   b: -1,
@@ -30,18 +29,14 @@ const frames = { count: 0 };
 
 const run = () => runs[state.run];
 const focus = () => (state.over[0] >= 0 ? state.over : [state.a, state.b]);
-const signed = (value) => value.toFixed(2).replace("-", "−");
-const percent = (value) => `${(100 * value).toFixed(1)} %`;
-const { degrees } = numerics;
 const nearestEpoch = (one) => Math.min(Math.round(state.epoch), one.epochs.length - 1);
 
 // ---- numbers at the epoch shown, in between by interpolation ----------------------------------
 
 function interpolated(one, valueAt) {
-  const epoch = Math.min(state.epoch, one.epochs.length - 1),
-    low = Math.floor(epoch);
-  const t = epoch - low;
-  return (1 - t) * valueAt(low) + t * valueAt(Math.ceil(epoch));
+  const epoch = Math.min(state.epoch, one.epochs.length - 1);
+  const t = epoch % 1;
+  return (1 - t) * valueAt(Math.floor(epoch)) + t * valueAt(Math.ceil(epoch));
 }
 
 // Of all pairs i < j: (0, 1), (0, 2) … (1, 2) …
@@ -50,69 +45,50 @@ const cosines = (one) => one.cosines[0].map((_, k) => interpolated(one, (e) => o
 // undefined where one of the two has no proxy
 function cosine(one, a, b) {
   if (a === b || !(rank[a] >= 0 && rank[b] >= 0)) return undefined;
-  const i = Math.min(a, b),
-    k = (i * (2 * C - i - 1)) / 2 + Math.abs(a - b) - 1;
+  const i = Math.min(a, b);
+  const k = (i * (2 * C - i - 1)) / 2 + Math.abs(a - b) - 1;
   return interpolated(one, (e) => one.cosines[e][k]);
 }
 
 // ---- heatmap ---------------------------------------------------------------------------------
 
-const cells = element("canvas", { width: C, height: C }).getContext("2d");
 const barWidth = (width) => Math.max(6, width * 0.03); // the groups' colors, left of the cells
 
-// Colors of cosines from −limit to +limit, as pixels; the legend shows the same.
-function heatColors() {
-  const g = $("scale").getContext("2d"),
-    ramp = g.createLinearGradient(0, 0, 256, 0);
-  DATA.gradient.forEach((color, k) => ramp.addColorStop(k / (DATA.gradient.length - 1), color));
-  g.fillStyle = ramp;
-  g.fillRect(0, 0, 256, 1);
-  return new Uint32Array(g.getImageData(0, 0, 256, 1).data.buffer);
-}
-const HEAT = heatColors();
-
 function drawHeat() {
-  const [g, w] = context($("heat")),
-    bar = barWidth(w),
-    side = w - bar,
-    size = side / C;
-  const picture = cells.createImageData(C, C),
-    values = cosines(run());
-  const pixels = new Uint32Array(picture.data.buffer).fill(0xff969696); // gray, the diagonal
-  let k = 0;
-  for (let i = 0; i < C; i++) {
-    for (let j = i + 1; j < C; j++) {
-      const level = clamp(Math.round(127.5 * (1 + values[k++] / DATA.limit)), 0, 255);
-      pixels[rank[i] * C + rank[j]] = pixels[rank[j] * C + rank[i]] = HEAT[level];
+  const [g, w] = context($("heat"));
+  const bar = barWidth(w);
+  const side = w - bar;
+  const size = side / C;
+  const matrix = new Float32Array(C * C);
+  const values = cosines(run());
+  for (let i = 0, k = 0; i < C; i++) {
+    for (let j = i + 1; j < C; j++, k++) {
+      matrix[rank[i] * C + rank[j]] = matrix[rank[j] * C + rank[i]] = values[k];
     }
   }
-  cells.putImageData(picture, 0, 0);
-  g.imageSmoothingEnabled = false;
-  g.drawImage(cells.canvas, bar, 0, side, side);
+  drawCosines(g, matrix, C, DATA.limit, bar, side);
   order.forEach((c, k) => {
     g.fillStyle = colors[c];
     g.fillRect(0, k * size, bar - 3, Math.ceil(size));
   });
   focus().forEach((c, which) => {
     if (!(rank[c] >= 0)) return;
-    for (const [color, width] of [
-      ["#000", 3],
-      [CHOSEN[which], 1.5],
-    ]) {
+    const outline = (color, width) => {
       g.strokeStyle = color;
       g.lineWidth = width;
       g.strokeRect(bar, rank[c] * size, side, size);
       g.strokeRect(bar + rank[c] * size, 0, size, side);
-    }
+    };
+    outline("#000", 3);
+    outline(CHOSEN[which], 1.5);
   });
 }
 
 function cellAt(event) {
-  const width = $("heat").clientWidth,
-    bar = barWidth(width),
-    size = (width - bar) / C;
+  const width = $("heat").clientWidth;
+  const size = (width - barWidth(width)) / C;
   const [x, y] = pointer(event, $("heat"));
-  return [order[Math.floor(y / size)] ?? -1, order[Math.floor((x - bar) / size)] ?? -1];
+  return [y, x - barWidth(width)].map((at) => order[Math.floor(at / size)] ?? -1);
 }
 
 // ---- map -------------------------------------------------------------------------------------
@@ -127,8 +103,8 @@ function star(c) {
 }
 
 function drawMap() {
-  const [g, w] = context($("map")),
-    chosen = focus();
+  const [g, w] = context($("map"));
+  const chosen = focus();
   mapSide = w;
   const dot = (i, color, radius) => {
     g.fillStyle = color;
@@ -156,13 +132,12 @@ function drawMap() {
 }
 
 function drawStar(g, [x, y], color, radius) {
+  const corners = Array.from({ length: 10 }, (_, k) => {
+    const [r, angle] = [radius * (k % 2 ? 0.45 : 1), (k * Math.PI) / 5 - Math.PI / 2];
+    return [x + r * Math.cos(angle), y + r * Math.sin(angle)];
+  });
   g.fillStyle = color;
-  g.beginPath();
-  for (let k = 0; k < 10; k++) {
-    const r = k % 2 ? radius * 0.45 : radius,
-      angle = (k * Math.PI) / 5 - Math.PI / 2;
-    g.lineTo(x + r * Math.cos(angle), y + r * Math.sin(angle));
-  }
+  path(g, corners);
   g.closePath();
   g.fill();
   g.stroke();
@@ -187,67 +162,57 @@ const STEP = 2; // degrees of a bin
 const histogram = (values) => numerics.angleHistogram(values, STEP);
 
 function drawAngles() {
-  const [g, w, h] = context($("angles")),
-    [low, high] = DATA.angles,
-    bottom = h - 26;
+  const [g, w, h] = context($("angles"));
+  const [low, high] = DATA.angles;
+  const bottom = h - 26;
   const x = (angle) => 8 + ((w - 16) * (angle - low)) / (high - low);
   const y = (density) => bottom - (bottom - 8) * (density / DATA.tallest);
-  g.beginPath();
-  g.moveTo(x(low), bottom);
-  for (let angle = low; angle <= high; angle += 0.5) g.lineTo(x(angle), y(DATA.chance[2 * angle]));
-  g.lineTo(x(high), bottom);
-  g.fillStyle = "#88888855";
-  g.fill();
+  g.font = "13px system-ui, sans-serif";
+  const density = (angle) => DATA.chance[2 * angle];
+  drawChance(g, { x, y, low, high, bottom, density, step: 15 });
   g.strokeStyle = cssColor("--quiet");
   g.setLineDash([4, 4]);
   for (const angle of [90, DATA.welch]) if (angle) line(g, [x(angle), 4], [x(angle), bottom]);
   runs.forEach((one, r) => {
-    const heights = histogram(cosines(one)),
-      shown = one === run();
+    const heights = histogram(cosines(one));
+    const shown = one === run();
     g.setLineDash(r ? [8, 4] : []);
     g.strokeStyle = one.color;
     g.lineWidth = shown ? 3.5 : 1.8;
     g.globalAlpha = shown ? 1 : 0.6;
-    g.beginPath();
-    for (let k = low / STEP; k < high / STEP; k++) {
-      g.lineTo(x(k * STEP), y(heights[k]));
-      g.lineTo(x((k + 1) * STEP), y(heights[k]));
+    const stairs = [];
+    for (let angle = low; angle < high; angle += STEP) {
+      const top = y(heights[angle / STEP]);
+      stairs.push([x(angle), top], [x(angle + STEP), top]);
     }
-    g.stroke();
+    line(g, ...stairs);
   });
   g.globalAlpha = 1;
   g.setLineDash([]);
   const [a, b] = focus();
   for (const c of order) {
-    const value = cosine(run(), a, c),
-      which = c === b ? 1 : 0;
+    const value = cosine(run(), a, c);
     if (value === undefined) continue;
-    g.strokeStyle = CHOSEN[which];
-    g.lineWidth = [1.5, 4][which];
-    line(g, [x(degrees(value)), bottom], [x(degrees(value)), bottom - [14, 40][which]]);
+    const at = x(numerics.degrees(value));
+    g.strokeStyle = CHOSEN[c === b ? 1 : 0];
+    g.lineWidth = c === b ? 4 : 1.5;
+    line(g, [at, bottom], [at, bottom - (c === b ? 40 : 14)]);
   }
-  g.fillStyle = cssColor("--ink");
-  g.font = "13px system-ui, sans-serif";
-  g.textAlign = "center";
-  for (let d = Math.ceil(low / 15) * 15; d <= high; d += 15) g.fillText(`${d}°`, x(d), h - 8);
 }
 
 // ---- words and pictures ----------------------------------------------------------------------
 
 // The thumbnail of an image; `relevant` frames and marks it as an answer to a query.
 function thumb(i, relevant) {
-  const asked = relevant !== undefined,
-    side = asked ? 0.9 * DATA.tile : DATA.tile;
-  const verdict = relevant ? "relevant" : "irrelevant",
-    mark = relevant ? "✓" : "✗";
-  const column = i % DATA.columns,
-    row = Math.floor(i / DATA.columns);
-  return button(asked ? mark : "", () => select(labels[i], -1, i), {
+  const asked = relevant !== undefined;
+  const side = asked ? 0.9 * DATA.tile : DATA.tile;
+  const verdict = relevant ? "relevant" : "irrelevant";
+  const [column, row] = [i % DATA.columns, Math.floor(i / DATA.columns)];
+  const mark = asked ? (relevant ? "✓" : "✗") : "";
+  return button(mark, () => select(labels[i], -1, i), {
     class: asked ? `thumb ${verdict}` : "thumb",
     "aria-label": `image of ${classes[labels[i]].name}${asked ? `, ${verdict}` : ""}`,
-    style:
-      `width:${side}px;height:${side}px;background-size:${DATA.columns * side}px;` +
-      `background-position:-${column * side}px -${row * side}px`,
+    style: `width:${side}px;height:${side}px;background-size:${DATA.columns * side}px;background-position:-${column * side}px -${row * side}px`,
   });
 }
 
@@ -262,31 +227,25 @@ function classRow(c, which) {
 
 function pairText(a, b) {
   return runs.map((one) => {
-    const value = cosine(one, a, b),
-      known = value === undefined ? "" : `cosine ${signed(value)}; `;
-    const [there, back] = [percent(one.confusion[a][b]), percent(one.confusion[b][a])];
-    return element(
-      "p",
-      { style: `border-color:${one.color}` },
-      `${one.name}: ${known}${there} of ` +
-        `the nearest images of the first are of the second, ${back} the other way`,
+    const value = cosine(one, a, b);
+    const known = value === undefined ? "" : `cosine ${fixed(value, 2)}; `;
+    const [there, back] = [one.confusion[a][b], one.confusion[b][a]].map((part) =>
+      percent(part, 1),
     );
+    const text = `${one.name}: ${known}${there} of the nearest images of the first are of the second, ${back} the other way`;
+    return element("p", { style: `border-color:${one.color}` }, text);
   });
 }
 
 function confusedWith(c) {
-  const { name, confusion } = run(),
-    others = [...Array(A).keys()];
-  const worst = others
-    .filter((j) => j !== c && confusion[c][j])
-    .sort((i, j) => confusion[c][j] - confusion[c][i])
-    .slice(0, 4);
+  const { name, confusion } = run();
+  const others = classes.map((_, j) => j).filter((j) => j !== c && confusion[c][j]);
+  const worst = others.sort((i, j) => confusion[c][j] - confusion[c][i]).slice(0, 4);
   if (!worst.length) return element("p", {}, `${name}: all its nearest images are its own`);
-  const links = worst.map((j) =>
-    button(`${classes[j].name} (${percent(confusion[c][j])})`, () => select(c, j), {
-      class: "link",
-    }),
-  );
+  const links = worst.map((j) => {
+    const text = `${classes[j].name} (${percent(confusion[c][j], 1)})`;
+    return button(text, () => select(c, j), { class: "link" });
+  });
   return element("p", {}, `${name} mixes it up with `, ...links);
 }
 
@@ -300,8 +259,8 @@ function nearestImages(i) {
 }
 
 function drawPictures() {
-  const { a, b, image } = state,
-    content = [];
+  const { a, b, image } = state;
+  const content = [];
   if (a < 0) content.push("Choose a class: click a cell, a point, or type its name.");
   else {
     content.push(...(b >= 0 ? pairText(a, b) : [confusedWith(a)]));
@@ -312,46 +271,37 @@ function drawPictures() {
   $("pictures").replaceChildren(...content);
 }
 
-const NUMBERS = [
-  ["RMS cosine", (n) => n.rms_cosine.toFixed(3)],
-  ["coherence", (n) => n.coherence.toFixed(3)],
-  ["common mode", (n) => percent(n.common_mode_share)],
-  ["effective rank", (n) => n.effective_rank.toFixed(1)],
-  ["Recall@1", (n) => n.recall?.toFixed(3) ?? "–"],
-];
-
 function drawNumbers() {
-  const head = NUMBERS.map(([title]) => element("th", { scope: "col" }, title));
   const rows = runs.map((one) => {
-    const e = nearestEpoch(one),
-      ended = Math.round(state.epoch) > e;
-    const name = one.name + (ended ? ` (epoch ${one.epochs[e]})` : "");
-    const title = element("th", { scope: "row", style: `color:${one.color}` }, name);
-    const values = NUMBERS.map(([, text]) => element("td", {}, text(one.numbers[e])));
-    return element("tr", {}, title, ...values);
+    const e = nearestEpoch(one);
+    const ended = Math.round(state.epoch) > e ? ` (epoch ${one.epochs[e]})` : "";
+    const numbers = one.numbers[e];
+    return [
+      element("th", { scope: "row", style: `color:${one.color}` }, one.name + ended),
+      numbers.rms_cosine.toFixed(3),
+      numbers.coherence.toFixed(3),
+      percent(numbers.common_mode_share, 1),
+      numbers.effective_rank.toFixed(1),
+      numbers.recall?.toFixed(3) ?? "–",
+    ];
   });
-  const header = element("thead", {}, element("tr", {}, element("th"), ...head));
-  $("numbers").replaceChildren(header, element("tbody", {}, ...rows));
+  const head = ["", "RMS cosine", "coherence", "common mode", "effective rank", "Recall@1"];
+  fillTable($("numbers"), head, rows);
 }
 
 // ---- one state, one draw ---------------------------------------------------------------------
 
-let waiting = 0;
-function draw() {
-  waiting ||= requestAnimationFrame(() => {
-    waiting = 0;
-    frames.count += 1;
-    drawHeat();
-    drawMap();
-    drawAngles();
-    drawNumbers();
-    const one = run(),
-      e = nearestEpoch(one);
-    $("epoch").value = state.epoch;
-    $("when").textContent = `epoch ${one.epochs[e]}${e === one.kept ? " (kept)" : ""}`;
-    $("trust").textContent = `${state.map.toUpperCase()}: ${one.trust[state.map]}`;
-  });
-}
+const draw = inNextFrame(() => {
+  frames.count += 1;
+  drawHeat();
+  drawMap();
+  drawAngles();
+  drawNumbers();
+  const e = nearestEpoch(run());
+  $("epoch").value = state.epoch;
+  $("when").textContent = `epoch ${run().epochs[e]}${e === run().kept ? " (kept)" : ""}`;
+  $("trust").textContent = `${state.map.toUpperCase()}: ${run().trust[state.map]}`;
+});
 
 const announce = (text) => {
   $("status").textContent = text;
@@ -360,7 +310,7 @@ const announce = (text) => {
 function nameClasses(a, b) {
   if (b < 0 || a === b) return classes[a].name;
   const value = cosine(run(), a, b);
-  const known = value === undefined ? "" : `: cosine ${signed(value)} in ${run().name}`;
+  const known = value === undefined ? "" : `: cosine ${fixed(value, 2)} in ${run().name}`;
   return `${classes[a].name} and ${classes[b].name}${known}`;
 }
 
@@ -383,20 +333,17 @@ function hover(over, event, image = -1) {
 }
 
 // One button per choice; the one chosen is pressed.
-function addSwitch(id, names, choose) {
-  const pressOnly = (chosen) =>
-    [...$(id).children].forEach((node, k) => node.setAttribute("aria-pressed", k === chosen));
-  $(id).append(
-    ...names.map((name, k) =>
-      button(name, () => {
-        choose(k);
-        pressOnly(k);
-        drawPictures();
-        draw();
-      }),
-    ),
-  );
-  return pressOnly;
+function addSwitch(id, names, chosen, choose) {
+  const press = (k) =>
+    [...$(id).children].forEach((node, other) => node.setAttribute("aria-pressed", other === k));
+  const act = (k) => {
+    choose(k);
+    press(k);
+    drawPictures();
+    draw();
+  };
+  $(id).append(...names.map((name, k) => button(name, () => act(k))));
+  press(chosen);
 }
 
 function play(on) {
@@ -427,29 +374,28 @@ function scrub() {
 function search() {
   const wanted = $("search").value.trim().toLowerCase();
   if (!wanted) return;
-  const names = classes.map(({ name }) => name.toLowerCase()),
-    exact = names.indexOf(wanted);
+  const names = classes.map(({ name }) => name.toLowerCase());
+  const exact = names.indexOf(wanted);
   const c = exact >= 0 ? exact : names.findIndex((name) => name.includes(wanted));
   if (c >= 0) select(c);
   else announce(`no class is called ${$("search").value}`);
 }
 
-const ARROWS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+// ---- pointer and keys ------------------------------------------------------------------------
 
 function heatKey(event) {
-  const step = ARROWS[event.key];
+  const step = arrowKey(event)?.toReversed(); // down, right
   if (!step) return;
   event.preventDefault();
   const move = (cell) => cell.map((k, axis) => clamp(k + step[axis], 0, C - 1));
-  const row = Math.max(0, rank[state.a] ?? 0),
-    column = rank[state.b] ?? row;
-  let to = move([row, column]);
+  const row = Math.max(0, rank[state.a] ?? 0);
+  let to = move([row, rank[state.b] ?? row]);
   if (to[0] === to[1]) to = move(to); // over the diagonal
   if (to[0] !== to[1]) select(order[to[0]], order[to[1]]);
 }
 
 function mapKey(event) {
-  const step = ARROWS[event.key];
+  const step = arrowKey(event);
   if (!step) return;
   event.preventDefault();
   const by = step[0] + step[1];
@@ -458,9 +404,8 @@ function mapKey(event) {
 
 function pageKey(event) {
   const focused = document.activeElement;
-  if (event.key === "Escape") {
-    select(-1);
-  } else if (event.key === "/" && focused !== $("search")) {
+  if (event.key === "Escape") select(-1);
+  else if (event.key === "/" && focused !== $("search")) {
     event.preventDefault();
     $("search").focus();
   } else if (event.key === " " && ["BODY", "CANVAS"].includes(focused.tagName)) {
@@ -470,45 +415,31 @@ function pageKey(event) {
 }
 
 function fillPage() {
-  $("note").textContent = DATA.note;
-  addSwitch(
-    "runs",
-    runs.map(({ name }) => name),
-    (k) => {
-      state.run = k;
-    },
-  )(state.run);
-  addSwitch(
-    "kinds",
-    KINDS.map((kind) => kind.toUpperCase()),
-    (k) => {
-      state.map = KINDS[k];
-    },
-  )(0);
+  const names = runs.map(({ name }) => name);
+  const kinds = KINDS.map((kind) => kind.toUpperCase());
+  addSwitch("runs", names, state.run, (k) => Object.assign(state, { run: k }));
+  addSwitch("kinds", kinds, 0, (k) => Object.assign(state, { map: KINDS[k] }));
   runs.forEach((one, k) => {
     $("runs").children[k].style.borderColor = one.color;
   });
+  $("note").textContent = DATA.note;
   $("names").append(...classes.map(({ name }) => element("option", { value: name })));
   document.head.append(element("style", {}, `.thumb { background-image: url(${DATA.sprite}); }`));
   $("epoch").max = END;
-  $("least").textContent = `−${DATA.limit}`;
-  $("most").textContent = `+${DATA.limit}`;
+  drawLegend($("scale"), DATA.limit);
 }
 
 function listen() {
-  const heat = $("heat"),
-    map = $("map");
-  heat.onpointermove = (event) => hover(cellAt(event), event);
-  map.onpointermove = (event) => {
+  const [heat, map] = [$("heat"), $("map")];
+  const onPoint = (act) => (event) => {
     const { c, image } = pointAt(event);
-    hover([c, -1], event, image);
+    act([c, -1], event, image);
   };
+  heat.onpointermove = (event) => hover(cellAt(event), event);
+  map.onpointermove = onPoint(hover);
   heat.onpointerleave = map.onpointerleave = () => hover([-1, -1]);
   heat.onclick = (event) => select(...cellAt(event));
-  map.onclick = (event) => {
-    const { c, image } = pointAt(event);
-    select(c, -1, image);
-  };
+  map.onclick = onPoint(([c], _, image) => select(c, -1, image));
   heat.onkeydown = heatKey;
   map.onkeydown = mapKey;
   document.onkeydown = pageKey;

@@ -4,12 +4,10 @@
 //
 // A step: `key` is its name in Python, `levers` and `views` what is left of the board where it stands
 // alone in a notebook; `set` is the run; `against` what it is compared with; `choices` the predictions;
-// `came(run, base, world)` which of them came true; `after(...)` two sentences. The world is
-// { noun, C, D, chance, floor, frozen, queries, find }, find(settings) an earlier run or undefined.
+// `came(run, base, world)` which of them came true; `after(run, base, world, came)` two sentences.
+// The world is { noun, C, D, chance, floor, frozen, queries, find }, find(settings) an earlier run or undefined.
 
-const fixed = (value, digits = 3) => value.toFixed(digits).replace("-", "−");
 const signed = (value) => (value > 0 ? "+" : "") + fixed(value);
-const percent = (value) => `${Math.round(100 * value)} %`;
 
 const STORY = (() => {
   const SMALL = 0.005; // smaller differences of Recall@1 do not matter; as studies' smallest_effect
@@ -25,15 +23,11 @@ const STORY = (() => {
 
   function paired(run, base, world, what) {
     const { difference, low, high } = statistics.compareClasses(base.hits, run.hits, world.queries);
-    const sure = low > 0 || high < 0;
-    return (
-      `${what}: ${signed(difference)} Recall@1, 95 % interval over ${world.noun} [${signed(low)}, ` +
-      `${signed(high)}]. ${
-        sure
-          ? "It leaves out 0, but this is one pair of runs, and another seed may say otherwise."
-          : "It contains 0: this pair of runs shows no difference, which is not to show that there is none."
-      }`
-    );
+    const meaning =
+      low > 0 || high < 0
+        ? "It leaves out 0, but this is one pair of runs, and another seed may say otherwise."
+        : "It contains 0: this pair of runs shows no difference, which is not to show that there is none.";
+    return `${what}: ${signed(difference)} Recall@1, 95 % interval over ${world.noun} [${signed(low)}, ${signed(high)}]. ${meaning}`;
   }
 
   function besideFrozen(run, base, { frozen }) {
@@ -53,29 +47,19 @@ const STORY = (() => {
         "They crowded (study threshold_aviary, 128 dimensions, 120 epochs): RMS cosine 0.228, mean cosine 0.214. The direction that all proxies share makes 0.880 of the mean square.",
       set: {},
       question: ({ C, D, chance }) =>
-        `Before training, ${C} proxies in ${D} dimensions point anywhere: ` +
-        `the typical (RMS) cosine of two of them is 1/√${D} = ${fixed(chance)}. Proxy Anchor pulls each ` +
-        "image to its own proxy and pushes it away from all others; no term compares proxy with " +
-        "proxy. What will training do to the proxies?",
+        `Before training, ${C} proxies in ${D} dimensions point anywhere: the typical (RMS) cosine of two of them is 1/√${D} = ${fixed(chance)}. Proxy Anchor pulls each image to its own proxy and pushes it away from all others; no term compares proxy with proxy. What will training do to the proxies?`,
       choices: ["Push them apart", "Leave them as they are", "Crowd them together"],
       came: (run, _, { chance }) => {
         const ratio = run.geometry.rms_cosine / chance;
         return ratio > 1.15 ? 2 : ratio < 0.87 ? 0 : 1;
       },
-      after: (run, _, { chance }) => {
-        const { rms_cosine: rms, mean_cosine: mean } = run.geometry,
-          ratio = rms / chance;
+      after: (run, _, { chance }, came) => {
+        const { rms_cosine: rms, mean_cosine: mean } = run.geometry;
         const share = (mean / rms) ** 2;
-        const how =
-          ratio > 1.15
-            ? "They crowded"
-            : ratio < 0.87
-              ? "They moved apart"
-              : "They stayed about as they were";
+        const how = ["They moved apart", "They stayed about as they were", "They crowded"][came];
         return [
-          `${how}: the RMS cosine ended at ${fixed(rms)}, ${fixed(ratio, 1)} times that of random directions.`,
-          `The mean cosine is ${fixed(mean)}, so ${percent(share)} of the mean square is one direction that ` +
-            `all proxies share${share > 0.5 ? ": a common mode, more than particular pairs." : "; the rest is particular pairs."}`,
+          `${how}: the RMS cosine ended at ${fixed(rms)}, ${fixed(rms / chance, 1)} times that of random directions.`,
+          `The mean cosine is ${fixed(mean)}, so ${percent(share)} of the mean square is one direction that all proxies share${share > 0.5 ? ": a common mode, more than particular pairs." : "; the rest is particular pairs."}`,
         ];
       },
     },
@@ -89,12 +73,7 @@ const STORY = (() => {
       set: { so_weight: 100 },
       against: {},
       question: ({ C, D, floor }) =>
-        "Soft orthogonality (SO) adds λ times the mean squared cosine of two proxies to the " +
-        `loss. ${
-          floor > 0
-            ? `With ${C} proxies in ${D} dimensions the RMS cosine cannot fall below ${fixed(Math.sqrt(floor))}.`
-            : `With ${C} proxies in ${D} dimensions nothing keeps the RMS cosine from 0.`
-        } How much crowding is left at λ = 100?`,
+        `Soft orthogonality (SO) adds λ times the mean squared cosine of two proxies to the loss. With ${C} proxies in ${D} dimensions ${floor > 0 ? `the RMS cosine cannot fall below ${fixed(Math.sqrt(floor))}` : "nothing keeps the RMS cosine from 0"}. How much crowding is left at λ = 100?`,
       choices: ["Nearly all of it", "About half of it", "Less than random directions have"],
       came: (run, base, { chance }) => {
         const { rms_cosine: rms } = run.geometry;
@@ -115,8 +94,7 @@ const STORY = (() => {
       set: { so_weight: 100, seed: 1 },
       against: { seed: 1 },
       question: ({ noun }) =>
-        `Proxies at right angles are the means; finding images of unseen ${noun} is the ` +
-        "end. Both runs once more, from another seed. Compared with λ = 0, Recall@1 at λ = 100 will be …",
+        `Proxies at right angles are the means; finding images of unseen ${noun} is the end. Both runs once more, from another seed. Compared with λ = 0, Recall@1 at λ = 100 will be …`,
       choices: DIFFERENCE,
       came: ofDifference,
       after: (run, base, world) => [
@@ -133,16 +111,13 @@ const STORY = (() => {
         "The cosine of the two means was −0.977, and the mean embedding 0.607 long (study threshold_aviary). Nearly opposite cones, in every seed.",
       set: {},
       question: ({ C }) =>
-        "Back to λ = 0. On the globe, up is the direction of the mean proxy. The loss " +
-        `wants each image's cosine with its ${C - 1} foreign proxies below 0. On which side will the images be?`,
+        `Back to λ = 0. On the globe, up is the direction of the mean proxy. The loss wants each image's cosine with its ${C - 1} foreign proxies below 0. On which side will the images be?`,
       choices: ["On the side of the proxies", "On no particular side", "On the opposite side"],
       came: ({ means }) => (means.cosine > 0.3 ? 0 : means.cosine < -0.3 ? 2 : 1),
-      after: ({ means }, _, { C }) => [
-        `The cosine of the mean proxy and the mean embedding is ${fixed(means.cosine, 2)}; the mean embedding is ` +
-          `${fixed(means.embedding_length, 2)} long (0: no shared direction, 1: all the same).`,
-        means.cosine < -0.3
-          ? "Proxies on one cone, images on the opposite one: turning all proxies one way and all images the " +
-            `other lowers every cosine between them at once, without arranging ${C} proxies one by one.`
+      after: ({ means }, _, { C }, came) => [
+        `The cosine of the mean proxy and the mean embedding is ${fixed(means.cosine, 2)}; the mean embedding is ${fixed(means.embedding_length, 2)} long (0: no shared direction, 1: all the same).`,
+        came === 2
+          ? `Proxies on one cone, images on the opposite one: turning all proxies one way and all images the other lowers every cosine between them at once, without arranging ${C} proxies one by one.`
           : "Here the two means do not point away from each other.",
       ],
     },
@@ -156,23 +131,19 @@ const STORY = (() => {
       set: { threshold: 0.4 },
       against: {},
       question: () =>
-        "The loss compares cosines with a threshold b; as published, b = 0. If that 0 is what drives the " +
-        "cones apart, then b = 0.4 should close them, without any SO. What will the mean cosine of the proxies do?",
+        "The loss compares cosines with a threshold b; as published, b = 0. If that 0 is what drives the cones apart, then b = 0.4 should close them, without any SO. What will the mean cosine of the proxies do?",
       choices: ["Fall to nearly 0", "Fall by about half", "Stay where it was"],
       came: (run, base) => {
         const left = Math.abs(run.geometry.mean_cosine / base.geometry.mean_cosine);
         return left < 0.25 ? 0 : left < 0.75 ? 1 : 2;
       },
-      after: (run, base, { C }) => {
-        const [before, now] = [base, run].map((one) => one.geometry.mean_cosine),
-          left = Math.abs(now / before);
+      after: (run, base, { C }, came) => {
+        const [before, now] = [base, run].map(({ geometry }) => geometry.mean_cosine);
         const length = (mean) => Math.sqrt(Math.max(0, 1 + (C - 1) * mean) / C); // of the mean proxy
-        const part = left < 0.25 ? "nearly all" : left < 0.75 ? "a part" : "little";
+        const part = ["nearly all", "a part", "little"][came];
         return [
-          `Mean cosine ${fixed(before)} at b = 0, ${fixed(now)} at b = 0.4; the mean proxy, ${fixed(length(before), 2)} ` +
-            `long before, is now ${fixed(length(now), 2)} long (random directions: ${fixed(1 / Math.sqrt(C), 2)}).`,
-          `So the threshold made ${part} of the shared direction here. Recall@1 was ${fixed(base.recall_at_1)} ` +
-            `before and is ${fixed(run.recall_at_1)} now: one pair of runs.`,
+          `Mean cosine ${fixed(before)} at b = 0, ${fixed(now)} at b = 0.4; the mean proxy, ${fixed(length(before), 2)} long before, is now ${fixed(length(now), 2)} long (random directions: ${fixed(1 / Math.sqrt(C), 2)}).`,
+          `So the threshold made ${part} of the shared direction here. Recall@1 was ${fixed(base.recall_at_1)} before and is ${fixed(run.recall_at_1)} now: one pair of runs.`,
         ];
       },
     },
@@ -186,8 +157,7 @@ const STORY = (() => {
       set: { so_weight: 100, epochs: "×4" },
       against: { epochs: "×4" },
       question: ({ epochs }) =>
-        `${epochs} epochs are a short training, and a method may only be faster, not better. ` +
-        "Both runs once more, four times as long. Compared with λ = 0, Recall@1 at λ = 100 will be …",
+        `${epochs} epochs are a short training, and a method may only be faster, not better. Both runs once more, four times as long. Compared with λ = 0, Recall@1 at λ = 100 will be …`,
       choices: DIFFERENCE,
       came: ofDifference,
       after: (run, base, world) => {
@@ -195,8 +165,7 @@ const STORY = (() => {
         return [
           paired(run, base, world, `After ${run.settings.epochs} epochs, with SO minus without`),
           short
-            ? `Without SO, training four times longer took Recall@1 from ${fixed(short.recall_at_1)} to ${fixed(base.recall_at_1)}: ` +
-              `${signed(base.recall_at_1 - short.recall_at_1)}, where SO made ${signed(run.recall_at_1 - base.recall_at_1)}.`
+            ? `Without SO, training four times longer took Recall@1 from ${fixed(short.recall_at_1)} to ${fixed(base.recall_at_1)}: ${signed(base.recall_at_1 - short.recall_at_1)}, where SO made ${signed(run.recall_at_1 - base.recall_at_1)}.`
             : besideFrozen(run, base, world),
         ];
       },
@@ -211,24 +180,19 @@ const STORY = (() => {
       set: { scale: 8 },
       against: {},
       question: ({ noun }) =>
-        "The scale α says how far the loss looks beyond the hardest images; 32 is usual. " +
-        `Now α = 8, without SO. Compared with α = 32, Recall@1 on unseen ${noun} will be …`,
+        `The scale α says how far the loss looks beyond the hardest images; 32 is usual. Now α = 8, without SO. Compared with α = 32, Recall@1 on unseen ${noun} will be …`,
       choices: DIFFERENCE,
       came: ofDifference,
       after: (run, base, world) => {
-        const so = world.find({ so_weight: 100 }),
-          by = run.recall_at_1 - base.recall_at_1;
-        const remedy = so && so.recall_at_1 - base.recall_at_1;
-        return [
-          paired(run, base, world, "α = 8 minus α = 32"),
-          so
-            ? `SO at λ = 100 made ${signed(remedy)} from the same seed, so ${
-                Math.abs(by) > Math.abs(remedy)
-                  ? "the scale, which everybody has to choose anyway, did more."
-                  : "SO did more than the scale."
-              }`
-            : besideFrozen(run, base, world),
-        ];
+        const so = world.find({ so_weight: 100 });
+        const first = paired(run, base, world, "α = 8 minus α = 32");
+        if (!so) return [first, besideFrozen(run, base, world)];
+        const [scale, remedy] = [run, so].map((one) => one.recall_at_1 - base.recall_at_1);
+        const more =
+          Math.abs(scale) > Math.abs(remedy)
+            ? "the scale, which everybody has to choose anyway, did more"
+            : "SO did more than the scale";
+        return [first, `SO at λ = 100 made ${signed(remedy)} from the same seed, so ${more}.`];
       },
     },
   ];

@@ -1,10 +1,11 @@
 // The arithmetic of the pages: losses, geometry, retrieval, and a trainer of heads on frozen
-// features. No DOM: it runs in a page, in a worker and in tests alike, which hold it against
+// features. No DOM: it runs in a page, in a worker and in tests alike, which compare it with
 // sobook/losses.py, training/loop.py, geometry.py and retrieval.py. Start with `Trainer.step`.
 //
 // Matrices are typed arrays, row by row; a call names the length D of a row, and the number of
-// rows follows. What learns is float64: on the circle float32 loses gradients to cancellation. Notation: N images, B of them in a batch, F features, C classes, D dimensions,
-// X embeddings (B, D), P proxies (C, D); losses take both with rows of unit length.
+// rows follows. Parameters are float64: on the circle float32 loses gradients to cancellation.
+// Notation: N images, B of them in a batch, F features, C classes, D dimensions, X embeddings
+// (B, D), P proxies (C, D); losses take both with rows of unit length.
 
 const numerics = (() => {
   "use strict";
@@ -14,10 +15,10 @@ const numerics = (() => {
   // a (m, k) times the transpose of b (n, k), as (m, n). Sixteen sums at a time stay in registers;
   // each is taken in order and in double precision, so equal rows give equal sums.
   function product(a, b, k, out = new a.constructor((a.length / k) * (b.length / k))) {
-    const m = a.length / k,
-      n = b.length / k;
-    const fullRows = m - (m % 4),
-      fullColumns = n - (n % 4);
+    const m = a.length / k;
+    const n = b.length / k;
+    const fullRows = m - (m % 4);
+    const fullColumns = n - (n % 4);
     for (let i = 0; i < fullRows; i += 4) {
       for (let j = 0; j < fullColumns; j += 4) productTile(a, b, k, out, n, i, j);
       for (let j = fullColumns; j < n; j++) productColumn(a, b, k, out, n, i, i + 4, j);
@@ -26,77 +27,27 @@ const numerics = (() => {
     return out;
   }
 
+  // biome-ignore format: a tile of 4 × 4 sums reads as a table
   function productTile(a, b, k, out, n, i, j) {
-    const a0 = i * k,
-      a1 = a0 + k,
-      a2 = a1 + k,
-      a3 = a2 + k;
-    const b0 = j * k,
-      b1 = b0 + k,
-      b2 = b1 + k,
-      b3 = b2 + k;
-    let s00 = 0,
-      s01 = 0,
-      s02 = 0,
-      s03 = 0,
-      s10 = 0,
-      s11 = 0,
-      s12 = 0,
-      s13 = 0;
-    let s20 = 0,
-      s21 = 0,
-      s22 = 0,
-      s23 = 0,
-      s30 = 0,
-      s31 = 0,
-      s32 = 0,
-      s33 = 0;
+    const a0 = i * k, a1 = a0 + k, a2 = a1 + k, a3 = a2 + k;
+    const b0 = j * k, b1 = b0 + k, b2 = b1 + k, b3 = b2 + k;
+    let s00 = 0, s01 = 0, s02 = 0, s03 = 0;
+    let s10 = 0, s11 = 0, s12 = 0, s13 = 0;
+    let s20 = 0, s21 = 0, s22 = 0, s23 = 0;
+    let s30 = 0, s31 = 0, s32 = 0, s33 = 0;
     for (let l = 0; l < k; l++) {
-      const x0 = a[a0 + l],
-        x1 = a[a1 + l],
-        x2 = a[a2 + l],
-        x3 = a[a3 + l];
-      const y0 = b[b0 + l],
-        y1 = b[b1 + l],
-        y2 = b[b2 + l],
-        y3 = b[b3 + l];
-      s00 += x0 * y0;
-      s01 += x0 * y1;
-      s02 += x0 * y2;
-      s03 += x0 * y3;
-      s10 += x1 * y0;
-      s11 += x1 * y1;
-      s12 += x1 * y2;
-      s13 += x1 * y3;
-      s20 += x2 * y0;
-      s21 += x2 * y1;
-      s22 += x2 * y2;
-      s23 += x2 * y3;
-      s30 += x3 * y0;
-      s31 += x3 * y1;
-      s32 += x3 * y2;
-      s33 += x3 * y3;
+      const x0 = a[a0 + l], x1 = a[a1 + l], x2 = a[a2 + l], x3 = a[a3 + l];
+      const y0 = b[b0 + l], y1 = b[b1 + l], y2 = b[b2 + l], y3 = b[b3 + l];
+      s00 += x0 * y0; s01 += x0 * y1; s02 += x0 * y2; s03 += x0 * y3;
+      s10 += x1 * y0; s11 += x1 * y1; s12 += x1 * y2; s13 += x1 * y3;
+      s20 += x2 * y0; s21 += x2 * y1; s22 += x2 * y2; s23 += x2 * y3;
+      s30 += x3 * y0; s31 += x3 * y1; s32 += x3 * y2; s33 += x3 * y3;
     }
-    const o0 = i * n + j,
-      o1 = o0 + n,
-      o2 = o1 + n,
-      o3 = o2 + n;
-    out[o0] = s00;
-    out[o0 + 1] = s01;
-    out[o0 + 2] = s02;
-    out[o0 + 3] = s03;
-    out[o1] = s10;
-    out[o1 + 1] = s11;
-    out[o1 + 2] = s12;
-    out[o1 + 3] = s13;
-    out[o2] = s20;
-    out[o2 + 1] = s21;
-    out[o2 + 2] = s22;
-    out[o2 + 3] = s23;
-    out[o3] = s30;
-    out[o3 + 1] = s31;
-    out[o3 + 2] = s32;
-    out[o3 + 3] = s33;
+    const o0 = i * n + j, o1 = o0 + n, o2 = o1 + n, o3 = o2 + n;
+    out[o0] = s00; out[o0 + 1] = s01; out[o0 + 2] = s02; out[o0 + 3] = s03;
+    out[o1] = s10; out[o1 + 1] = s11; out[o1 + 2] = s12; out[o1 + 3] = s13;
+    out[o2] = s20; out[o2 + 1] = s21; out[o2 + 2] = s22; out[o2 + 3] = s23;
+    out[o3] = s30; out[o3 + 1] = s31; out[o3 + 2] = s32; out[o3 + 3] = s33;
   }
 
   function productColumn(a, b, k, out, n, first, last, j) {
@@ -108,8 +59,8 @@ const numerics = (() => {
   }
 
   function transposed(a, columns) {
-    const rows = a.length / columns,
-      out = new a.constructor(a.length);
+    const rows = a.length / columns;
+    const out = new a.constructor(a.length);
     for (let i = 0; i < rows; i++) {
       for (let j = 0; j < columns; j++) out[j * rows + i] = a[i * columns + j];
     }
@@ -129,18 +80,23 @@ const numerics = (() => {
   }
 
   function meanRow(rows, D) {
-    const mean = new Float64Array(D),
-      N = rows.length / D;
-    for (let i = 0; i < rows.length; i++) mean[i % D] += rows[i] / N;
+    const mean = new Float64Array(D);
+    for (let i = 0; i < rows.length; i++) mean[i % D] += (rows[i] * D) / rows.length;
     return mean;
+  }
+
+  // Rows minus their mean.
+  function centered(rows, D) {
+    const mean = meanRow(rows, D);
+    return rows.map((value, i) => value - mean[i % D]);
   }
 
   const norm = (vector) => Math.sqrt(vector.reduce((sum, value) => sum + value * value, 0));
 
   // Rows scaled to unit length, and their lengths.
   function unitRows(rows, D) {
-    const unit = new rows.constructor(rows.length),
-      lengths = new Float64Array(rows.length / D);
+    const unit = new rows.constructor(rows.length);
+    const lengths = new Float64Array(rows.length / D);
     for (let i = 0, at = 0; i < lengths.length; i++, at += D) {
       let sum = 0;
       for (let d = at; d < at + D; d++) sum += rows[d] * rows[d];
@@ -178,9 +134,9 @@ const numerics = (() => {
   const normal = (random) =>
     Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());
 
-  // The whole numbers below n, or the given ones, in random order.
+  // The whole numbers below n in random order.
   function shuffled(random, n) {
-    const order = typeof n === "number" ? Int32Array.from({ length: n }, (_, i) => i) : n.slice();
+    const order = Int32Array.from({ length: n }, (_, i) => i);
     for (let i = order.length - 1; i > 0; i--) {
       const j = Math.floor(random() * (i + 1));
       [order[i], order[j]] = [order[j], order[i]];
@@ -188,53 +144,27 @@ const numerics = (() => {
     return order;
   }
 
-  // Rows of every batch of an epoch, as loader.batch_plan draws them: at random, or m images each
-  // of B / m classes.
-  function batchPlan(random, labels, B, m = 0) {
-    if (!m) {
-      if (B > labels.length) {
-        throw new Error(`batch_size is ${B}, but there are only ${labels.length} training images.`);
-      }
-      const order = shuffled(random, labels.length);
-      return Array.from({ length: Math.floor(labels.length / B) }, (_, i) =>
-        order.slice(i * B, (i + 1) * B),
-      );
+  // The rows in batches of an epoch, at random; those left over, too few for a batch, wait.
+  function batchPlan(random, rows, B) {
+    if (B > rows.length) {
+      throw new Error(`batch_size is ${B}, but there are only ${rows.length} training images.`);
     }
-    const members = new Map();
-    labels.forEach((label, row) => members.set(label, [...(members.get(label) ?? []), row]));
-    const classes = [...members.values()];
-    if (B % m || B / m > classes.length) {
-      throw new Error(
-        `batch_size is ${B}: with ${m} images per class it must be a multiple of ` +
-          `${m} and at most ${m * classes.length}.`,
-      );
-    }
-    const draw = (rows) =>
-      rows.length < m // theirs are repeated within a batch
-        ? Array.from({ length: m }, () => rows[Math.floor(random() * rows.length)])
-        : shuffled(random, rows).slice(0, m);
-    return Array.from({ length: Math.max(1, Math.floor(labels.length / B)) }, () =>
-      Int32Array.from(
-        [...shuffled(random, classes.length).slice(0, B / m)].flatMap((c) => draw(classes[c])),
-      ),
-    );
+    const order = shuffled(random, rows.length).map((k) => rows[k]);
+    const count = Math.floor(rows.length / B);
+    return Array.from({ length: count }, (_, i) => order.slice(i * B, (i + 1) * B));
   }
 
   // (D, F) with orthonormal rows (columns where D > F), as nn.init.orthogonal_.
   function orthogonal(random, D, F) {
-    const rows = Math.min(D, F),
-      length = Math.max(D, F),
-      q = new Float64Array(D * F);
-    for (let i = 0; i < rows; i++) {
+    const length = Math.max(D, F);
+    const q = new Float64Array(D * F);
+    for (let i = 0; i < Math.min(D, F); i++) {
       const row = q.subarray(i * length, (i + 1) * length);
       for (let l = 0; l < length; l++) row[l] = normal(random);
-      for (let round = 0; round < 2; round++) {
-        // the second removes what rounding left
-        for (let j = 0; j < i; j++) {
-          const other = q.subarray(j * length, (j + 1) * length);
-          const along = row.reduce((sum, value, l) => sum + value * other[l], 0);
-          for (let l = 0; l < length; l++) row[l] -= along * other[l];
-        }
+      for (let j = 0; j < i; j++) {
+        const other = q.subarray(j * length, (j + 1) * length);
+        const along = row.reduce((sum, value, l) => sum + value * other[l], 0);
+        for (let l = 0; l < length; l++) row[l] -= along * other[l];
       }
       row.set(unitRows(row, length).unit);
     }
@@ -246,134 +176,47 @@ const numerics = (() => {
 
   // Proxy Anchor (Kim et al., CVPR 2020), as sobook.ProxyAnchor; with the gradient of b.
   function proxyAnchor(X, labels, P, D, { margin, scale, threshold }) {
-    const B = X.length / D,
-      C = P.length / D,
-      present = new Set(labels).size;
+    const [B, C] = [X.length / D, P.length / D];
     const cosines = product(P, X, D); // (C, B)
     const slopes = new X.constructor(C * B); // exponents, then terms, then d loss / d cosine
-    let value = 0,
-      thresholdSlope = 0;
-    for (let c = 0, at = 0; c < C; c++, at += B) {
-      let topPull = 0,
-        topPush = 0; // 0 is the exponent of the 1 in log(1 + Σ exp z)
+    let [value, threshold_gradient] = [0, 0];
+    // log(1 + Σ exp z) over the images of class c, which are pulled, or over all others.
+    const addTerm = (c, pulled, count) => {
+      const at = c * B;
+      let top = 0; // the exponent of the 1
       for (let b = 0; b < B; b++) {
-        const s = cosines[at + b] - threshold,
-          own = labels[b] === c;
-        const z = (slopes[at + b] = scale * (own ? margin - s : margin + s));
-        if (own) topPull = Math.max(topPull, z);
-        else topPush = Math.max(topPush, z);
+        if ((labels[b] === c) !== pulled) continue;
+        const s = cosines[at + b] - threshold;
+        slopes[at + b] = scale * (pulled ? margin - s : margin + s);
+        top = Math.max(top, slopes[at + b]);
       }
-      let pull = Math.exp(-topPull),
-        push = Math.exp(-topPush);
+      let sum = Math.exp(-top);
       for (let b = 0; b < B; b++) {
-        const own = labels[b] === c;
-        const term = (slopes[at + b] = Math.exp(slopes[at + b] - (own ? topPull : topPush)));
-        if (own) pull += term;
-        else push += term;
+        if ((labels[b] === c) === pulled) sum += slopes[at + b] = Math.exp(slopes[at + b] - top);
       }
-      value += (topPull + Math.log(pull)) / present + (topPush + Math.log(push)) / C;
-      const byPull = -scale / (present * pull),
-        byPush = scale / (C * push);
+      value += (top + Math.log(sum)) / count;
+      const by = (pulled ? -scale : scale) / (count * sum);
       for (let b = 0; b < B; b++) {
-        thresholdSlope -= slopes[at + b] *= labels[b] === c ? byPull : byPush;
+        if ((labels[b] === c) === pulled) threshold_gradient -= slopes[at + b] *= by;
       }
-    }
-    const embeddings = weighted(transposed(slopes, B), P, D),
-      proxies = weighted(slopes, X, D);
-    return { value, embeddings, proxies, threshold: thresholdSlope };
-  }
-
-  // As sobook.soft_orthogonality, by the smaller of the two Gram matrices.
-  function softOrthogonality(P, D, reduction = "mean") {
-    const C = P.length / D,
-      pairs = reduction === "mean" ? C * (C - 1) : 1;
-    let total = 0,
-      gram;
-    if (C <= D) {
-      gram = product(P, P, D);
-      for (let c = 0; c < C; c++) gram[c * C + c] -= 1;
-    } else {
-      const columns = transposed(P, D);
-      gram = product(columns, columns, C);
-      const { lengths } = unitRows(P, D); // ones, but for rounding, which cancels
-      for (const length of lengths) total -= length ** 4;
-    }
-    for (const value of gram) total += value * value;
-    const proxies = C <= D ? weighted(gram, P, D) : product(P, gram, D);
-    for (let i = 0; i < proxies.length; i++) proxies[i] *= 4 / pairs;
-    return { value: Math.max(0, total) / pairs, proxies };
-  }
-
-  // ArcFace (Deng et al., CVPR 2019), as in pytorch-metric-learning: softmax over cosines, with
-  // `margin` degrees added to the angle to the own proxy. Without margin: NormFace.
-  function arcface(X, labels, P, D, { margin = 28.6, scale = 64 }) {
-    const B = X.length / D,
-      C = P.length / D,
-      added = (margin * Math.PI) / 180;
-    const slopes = product(X, P, D); // (B, C): cosines, then d loss / d cosine
-    let value = 0;
-    for (let b = 0, at = 0; b < B; b++, at += C) {
-      const own = at + labels[b],
-        angle = Math.acos(Math.max(-1, Math.min(1, slopes[own])));
-      const within = angle <= Math.PI - added; // beyond, it goes on falling, as a line
-      const sine = Math.max(Math.sin(angle), 3e-4); // no slope is infinite where the angle is 0
-      const turn = within ? Math.sin(angle + added) / sine : 1;
-      slopes[own] = within ? Math.cos(angle + added) : Math.cos(angle) - added * Math.sin(added);
-      let top = -Infinity,
-        sum = 0;
-      for (let c = at; c < at + C; c++) top = Math.max(top, slopes[c]);
-      const target = slopes[own];
-      for (let c = at; c < at + C; c++) sum += slopes[c] = Math.exp(scale * (slopes[c] - top));
-      value += (Math.log(sum) + scale * (top - target)) / B;
-      for (let c = at; c < at + C; c++) slopes[c] *= scale / (B * sum);
-      slopes[own] = (slopes[own] - scale / B) * turn;
-    }
-    return {
-      value,
-      embeddings: weighted(slopes, P, D),
-      proxies: weighted(transposed(slopes, C), X, D),
     };
+    const present = new Set(labels).size;
+    for (let c = 0; c < C; c++) {
+      addTerm(c, true, present);
+      addTerm(c, false, C);
+    }
+    const embeddings = weighted(transposed(slopes, B), P, D);
+    return { value, embeddings, proxies: weighted(slopes, X, D), threshold: threshold_gradient };
   }
 
-  // Triplet loss on all semi-hard triplets (Schroff et al., CVPR 2015), as pytorch-metric-learning
-  // computes it: Euclidean distances of unit rows, mean over the triplets that cost something.
-  function triplet(X, labels, P, D, { margin = 0.05 }) {
-    const B = X.length / D,
-      distances = new Float64Array(B * B),
-      counts = new Int32Array(B * B);
-    for (let i = 0; i < B; i++) {
-      for (let j = 0; j < i; j++) {
-        let sum = 0;
-        for (let d = 0; d < D; d++) sum += (X[i * D + d] - X[j * D + d]) ** 2;
-        distances[i * B + j] = distances[j * B + i] = Math.sqrt(sum);
-      }
-    }
-    let value = 0,
-      number = 0;
-    for (let a = 0, at = 0; a < B; a++, at += B) {
-      for (let p = 0; p < B; p++) {
-        if (p === a || labels[p] !== labels[a]) continue;
-        for (let n = 0; n < B; n++) {
-          const gap = distances[at + n] - distances[at + p];
-          if (labels[n] === labels[a] || gap <= 0 || gap >= margin) continue;
-          value += margin - gap;
-          number += 1;
-          counts[at + p] += 1;
-          counts[at + n] -= 1;
-        }
-      }
-    }
-    const embeddings = new X.constructor(X.length);
-    for (let i = 0; i < B; i++) {
-      for (let j = 0; j < B; j++) {
-        const count = counts[i * B + j] + counts[j * B + i],
-          distance = distances[i * B + j];
-        if (!count || !distance) continue;
-        const by = count / (number * distance);
-        for (let d = 0; d < D; d++) embeddings[i * D + d] += by * (X[i * D + d] - X[j * D + d]);
-      }
-    }
-    return { value: number ? value / number : 0, embeddings, proxies: new X.constructor(P.length) };
+  // As sobook.soft_orthogonality.
+  function softOrthogonality(P, D, reduction = "mean") {
+    const C = P.length / D;
+    const pairs = reduction === "mean" ? C * (C - 1) : 1;
+    const gram = product(P, P, D);
+    for (let c = 0; c < C; c++) gram[c * C + c] -= 1;
+    const proxies = weighted(gram, P, D).map((value) => (4 / pairs) * value);
+    return { value: gram.reduce((sum, value) => sum + value * value, 0) / pairs, proxies };
   }
 
   // ---- training ------------------------------------------------------------------------------
@@ -382,8 +225,7 @@ const numerics = (() => {
   function layerNorm(features, F) {
     const out = new Float64Array(features.length);
     for (let at = 0; at < features.length; at += F) {
-      let mean = 0,
-        variance = 0;
+      let [mean, variance] = [0, 0];
       for (let f = at; f < at + F; f++) mean += features[f] / F;
       for (let f = at; f < at + F; f++) variance += (features[f] - mean) ** 2 / F;
       const by = 1 / Math.sqrt(variance + 1e-5);
@@ -396,42 +238,22 @@ const numerics = (() => {
   const rateFactor = (step, total, schedule) =>
     schedule === "constant" ? 1 : 0.5 * (1 + Math.cos((Math.PI * step) / total));
 
-  // How many of C classes image_sets.hold_out puts aside; Python rounds half to even.
-  function heldOut(C, fraction) {
-    if (!fraction) return 0;
-    if (C < 4) throw new Error(`${C} training classes are too few to hold out 2 for validation.`);
-    const floor = Math.floor(fraction * C),
-      rest = fraction * C - floor;
-    const rounded = floor + (rest > 0.5 || (rest === 0.5 && floor % 2 === 1) ? 1 : 0);
-    return Math.min(Math.max(rounded, 2), C - 2);
-  }
-
-  // What learns, and how it takes a step: sobook's Trainer with a head and a loss.
+  // What learns, and how it takes a step: sobook's Trainer with a head, Proxy Anchor and SO.
   //
   // `settings` has the names and the meaning of HeadConfig, and may change between steps. `inputs`
-  // (N, F) have passed `layerNorm`; `labels` are 0 … C − 1; `steps` there will be, for the
-  // schedule; `start` may hold weight (D, F), bias (D), proxies (C, D).
+  // (N, F) have passed `layerNorm`; `labels` are 0 … C − 1; `steps` is the length of the schedule;
+  // `start` may hold weight (D, F), bias (D), proxies (C, D).
   class Trainer {
     constructor(settings, { inputs, labels, F, C, steps, start = {} }) {
-      Object.assign(this, { settings: { ...settings }, inputs, labels, F, C, steps });
-      const D = (this.D = settings.dim),
-        random = generator(8 * settings.seed + 1);
-      // Proxy Anchor's proxies start as Kaiming normal, ArcFace's as standard normal.
-      const spread = settings.loss === "arcface" ? 1 : Math.sqrt(2 / C);
-      const proxies = () => Float64Array.from({ length: C * D }, () => spread * normal(random));
-      const parameter = (name, value, rate, decays) => ({
-        name,
-        value: Float64Array.from(value),
-        rate,
-        decays,
-        steps: 0,
-        gradient: new Float64Array(value.length),
-        mean: new Float64Array(value.length),
-        square: new Float64Array(value.length),
-      });
-      this.weight = parameter("weight", start.weight ?? orthogonal(random, D, F), "head_lr", true);
-      this.bias = parameter("bias", start.bias ?? new Float64Array(D), "head_lr", false);
-      this.proxies = parameter("proxies", start.proxies ?? proxies(), "proxy_lr", true);
+      Object.assign(this, { settings: { ...settings }, inputs, labels, F, steps, D: settings.dim });
+      const random = generator(8 * settings.seed + 1);
+      const zeros = new Float64Array(this.D);
+      const weight = start.weight ?? orthogonal(random, this.D, F);
+      const kaiming = () => Math.sqrt(2 / C) * normal(random);
+      const proxies = start.proxies ?? Float64Array.from({ length: C * this.D }, kaiming);
+      this.weight = parameter("weight", weight, "head_lr", true);
+      this.bias = parameter("bias", start.bias ?? zeros, "head_lr", false);
+      this.proxies = parameter("proxies", proxies, "proxy_lr", true);
       this.threshold = parameter("threshold", [settings.threshold], "threshold_lr", false);
     }
 
@@ -441,22 +263,15 @@ const numerics = (() => {
       if (name === "threshold") this.threshold.value[0] = value;
     }
 
-    get isAnchor() {
-      return this.settings.loss === "proxy_anchor";
-    }
-
-    // What learns now.
     get learned() {
-      if (this.settings.loss === "triplet") return [this.weight, this.bias];
       const all = [this.weight, this.bias, this.proxies];
-      return this.isAnchor && this.settings.threshold_lr > 0 ? [...all, this.threshold] : all;
+      return this.settings.threshold_lr > 0 ? [...all, this.threshold] : all;
     }
 
     // (n, D) outputs of the linear layer for n inputs.
     linear(inputs) {
-      const { D, F } = this,
-        out = product(inputs, this.weight.value, F);
-      for (let i = 0; i < out.length; i++) out[i] += this.bias.value[i % D];
+      const out = product(inputs, this.weight.value, this.F);
+      for (let i = 0; i < out.length; i++) out[i] += this.bias.value[i % this.D];
       return out;
     }
 
@@ -466,111 +281,90 @@ const numerics = (() => {
 
     // Proxies as the loss sees them: where settings.center is on, unit rows minus their mean.
     seenProxies() {
-      const { D } = this,
-        raw = this.proxies.value;
-      const outer = unitRows(raw, D);
-      if (!(this.isAnchor && this.settings.center)) return { seen: raw, ...outer };
-      const mean = meanRow(outer.unit, D),
-        seen = outer.unit.map((value, i) => value - mean[i % D]);
-      return { seen, ...unitRows(seen, D), outer };
+      const outer = unitRows(this.proxies.value, this.D);
+      if (!this.settings.center) return { seen: this.proxies.value, ...outer };
+      const seen = centered(outer.unit, this.D);
+      return { seen, ...unitRows(seen, this.D), outer };
     }
 
-    // One step on the given rows: loss, gradients, clipping, AdamW. Gives the loss's parts and the
-    // norm of the gradient before clipping; `gradients` keeps what each part asks of the unit-length
-    // proxies.
+    // One step on the given rows: loss, gradients, clipping, AdamW. Returns the parts of the loss
+    // and the norm of the gradient before clipping.
     step(step, rows) {
       const parts = this.differentiate(rows);
       for (const [name, value] of Object.entries(parts)) check(name, value, step);
-      const learned = this.learned;
-      let sum = 0;
-      for (const { gradient } of learned) for (const value of gradient) sum += value * value;
-      const total = check("the gradient", Math.sqrt(sum), step);
-      const clip = Math.min(1, this.settings.clip_norm / (total + 1e-6));
+      let squares = 0;
+      for (const { gradient } of this.learned) squares += norm(gradient) ** 2;
+      const gradient_norm = check("the gradient", Math.sqrt(squares), step);
+      const clip = Math.min(1, this.settings.clip_norm / (gradient_norm + 1e-6));
       const factor = rateFactor(step, this.steps, this.settings.schedule);
-      for (const parameter of learned) {
-        const { gradient } = parameter;
-        if (clip < 1) for (let i = 0; i < gradient.length; i++) gradient[i] *= clip;
-        const decay = parameter.decays ? this.settings.weight_decay : 0;
-        adamW(parameter, factor * this.settings[parameter.rate], decay);
+      for (const learned of this.learned) {
+        const decay = learned.decays ? this.settings.weight_decay : 0;
+        adamW(learned, factor * this.settings[learned.rate], decay, clip);
       }
-      return { parts, gradient_norm: total };
+      return { parts, gradient_norm };
     }
 
-    // The parts of the loss on a batch; leaves the gradient of each parameter in it.
+    // The parts of the loss on a batch. Leaves the gradient of each parameter in it, and in
+    // `gradients` what each part asks of the unit-length proxies.
     differentiate(rows) {
       const { D, F, settings } = this;
-      const inputs = gather(this.inputs, F, rows),
-        labels = rows.map((row) => this.labels[row]);
+      const inputs = gather(this.inputs, F, rows);
+      const labels = rows.map((row) => this.labels[row]);
       const { unit: X, lengths } = unitRows(this.linear(inputs), D);
-      const proxies = this.seenProxies(),
-        P = proxies.unit;
+      const proxies = this.seenProxies();
+      const P = proxies.unit;
       const threshold = this.threshold.value[0];
-      const loss = { proxy_anchor: proxyAnchor, arcface, triplet }[settings.loss](
-        X,
-        labels,
-        P,
-        D,
-        this.isAnchor ? { ...settings, threshold } : (settings.loss_options ?? {}),
-      );
-      const parts = { loss: loss.value };
-      if (this.isAnchor) {
-        const so = softOrthogonality(P, D, settings.so_reduction);
-        Object.assign(parts, {
-          proxy_anchor: loss.value,
-          soft_orthogonality: so.value,
-          loss: loss.value + settings.so_weight * so.value,
-        });
-        this.gradients = {
-          proxy_anchor: tangent(loss.proxies.slice(), P, D),
-          soft_orthogonality: tangent(so.proxies.slice(), P, D),
-        };
-        for (let i = 0; i < P.length; i++) loss.proxies[i] += settings.so_weight * so.proxies[i];
-        this.threshold.gradient[0] = loss.threshold;
-      }
-      this.proxies.gradient.set(backThroughProxies(loss.proxies, proxies, D));
-      const slopes = transposed(tangent(loss.embeddings, X, D, lengths), D); // (D, B)
+      const anchor = proxyAnchor(X, labels, P, D, { ...settings, threshold });
+      const so = softOrthogonality(P, D, settings.so_reduction);
+      this.gradients = {
+        proxy_anchor: tangent(anchor.proxies.slice(), P, D),
+        soft_orthogonality: tangent(so.proxies.slice(), P, D),
+      };
+      const both = anchor.proxies.map((value, i) => value + settings.so_weight * so.proxies[i]);
+      this.proxies.gradient.set(backThroughProxies(both, proxies, D));
+      this.threshold.gradient[0] = anchor.threshold;
+      const slopes = transposed(tangent(anchor.embeddings, X, D, lengths), D); // (D, B)
       product(slopes, transposed(inputs, F), rows.length, this.weight.gradient);
-      for (let d = 0; d < D; d++) {
-        this.bias.gradient[d] = slopes
-          .subarray(d * rows.length, (d + 1) * rows.length)
-          .reduce((sum, value) => sum + value, 0);
-      }
-      return parts;
+      product(slopes, new Float64Array(rows.length).fill(1), rows.length, this.bias.gradient);
+      return {
+        proxy_anchor: anchor.value,
+        soft_orthogonality: so.value,
+        loss: anchor.value + settings.so_weight * so.value,
+      };
     }
+  }
+
+  function parameter(name, start, rate, decays) {
+    const value = Float64Array.from(start);
+    const [gradient, mean, square] = [0, 1, 2].map(() => new Float64Array(value.length));
+    return { name, value, rate, decays, steps: 0, gradient, mean, square };
   }
 
   // From the gradient of unit proxies to that of the parameter.
   function backThroughProxies(gradient, { unit, lengths, outer }, D) {
     tangent(gradient, unit, D, lengths);
-    if (!outer) return gradient;
-    const mean = meanRow(gradient, D);
-    return tangent(
-      gradient.map((value, i) => value - mean[i % D]),
-      outer.unit,
-      D,
-      outer.lengths,
-    );
+    return outer ? tangent(centered(gradient, D), outer.unit, D, outer.lengths) : gradient;
   }
 
   // AdamW as torch.optim.AdamW: the decay is apart from the gradient, β = (.9, .999), ε = 10⁻⁸.
-  function adamW(parameter, rate, decay) {
-    const { value, gradient, mean, square } = parameter,
-      t = (parameter.steps += 1);
-    const byMean = rate / (1 - 0.9 ** t),
-      bySquare = 1 / Math.sqrt(1 - 0.999 ** t);
+  function adamW(parameter, rate, decay, clip) {
+    const { value, gradient, mean, square } = parameter;
+    parameter.steps += 1;
+    const byMean = rate / (1 - 0.9 ** parameter.steps);
+    const bySquare = 1 / Math.sqrt(1 - 0.999 ** parameter.steps);
     for (let i = 0; i < value.length; i++) {
-      const g = gradient[i],
-        m = (mean[i] += 0.1 * (g - mean[i]));
-      const v = (square[i] = 0.999 * square[i] + 0.001 * g * g);
-      value[i] = value[i] * (1 - rate * decay) - (byMean * m) / (Math.sqrt(v) * bySquare + 1e-8);
+      const g = (gradient[i] *= clip);
+      mean[i] += 0.1 * (g - mean[i]);
+      square[i] = 0.999 * square[i] + 0.001 * g * g;
+      const step = (byMean * mean[i]) / (Math.sqrt(square[i]) * bySquare + 1e-8);
+      value[i] = value[i] * (1 - rate * decay) - step;
     }
   }
 
   function check(name, value, step) {
     if (Number.isFinite(value)) return value;
-    throw new Error(
-      `${name} became ${value} at step ${step}: lower the learning rates ` + "(head_lr, proxy_lr).",
-    );
+    const remedy = "lower the learning rates (head_lr, proxy_lr)";
+    throw new Error(`${name} became ${value} at step ${step}: ${remedy}.`);
   }
 
   // ---- features ------------------------------------------------------------------------------
@@ -589,10 +383,9 @@ const numerics = (() => {
   // retrieval.nearest_neighbors. Every pair is looked at once, and rows meet the others in the
   // order of their index. Yields between blocks, for who has to do something else as well.
   function* nearestByTurns(unit, D, k) {
-    const N = unit.length / D,
-      block = 32;
-    const found = new Int32Array(N * k).fill(-1),
-      best = new Float32Array(N * k).fill(-Infinity);
+    const [N, block] = [unit.length / D, 32];
+    const found = new Int32Array(N * k).fill(-1);
+    const best = new Float32Array(N * k).fill(-Infinity);
     const consider = (i, j, cosine) => {
       const first = i * k;
       let place = first + k - 1;
@@ -605,10 +398,8 @@ const numerics = (() => {
       found[place] = j;
     };
     for (let start = 0; start < N; start += block) {
-      const end = Math.min(start + block, N),
-        rest = unit.subarray(start * D),
-        width = N - start;
-      const cosines = product(unit.subarray(start * D, end * D), rest, D);
+      const [end, width] = [Math.min(start + block, N), N - start];
+      const cosines = product(unit.subarray(start * D, end * D), unit.subarray(start * D), D);
       for (let i = start; i < end; i++) {
         const at = (i - start) * width - start;
         for (let j = i + 1; j < N; j++) {
@@ -616,43 +407,34 @@ const numerics = (() => {
           consider(j, i, cosines[at + j]);
         }
       }
-      yield;
+      yield found;
     }
     return found;
   }
 
-  function nearest(unit, D, k) {
-    const turns = nearestByTurns(unit, D, k);
-    let turn = turns.next();
-    while (!turn.done) turn = turns.next();
-    return turn.value;
-  }
+  const nearest = (unit, D, k) => [...nearestByTurns(unit, D, k)].at(-1);
 
   // Recall@1 from neighbors (N, k): queries and hits of each of T classes. As retrieval.evaluate,
   // an image that is alone in its class is no query.
   function recall(neighbors, k, labels, T) {
-    const size = new Int32Array(T),
-      queries = new Int32Array(T),
-      hits = new Int32Array(T);
+    const [size, queries, hits] = [0, 1, 2].map(() => new Int32Array(T));
     for (const label of labels) size[label] += 1;
     labels.forEach((label, i) => {
       if (size[label] < 2) return;
       queries[label] += 1;
       if (labels[neighbors[i * k]] === label) hits[label] += 1;
     });
-    const sum = (counts) => counts.reduce((a, b) => a + b, 0);
-    const asked = sum(queries);
-    return { recall_at_1: asked ? sum(hits) / asked : null, hits, queries };
+    const [hit, asked] = [hits, queries].map((counts) => counts.reduce((a, b) => a + b, 0));
+    return { recall_at_1: asked ? hit / asked : null, hits, queries };
   }
 
   // 95 % percentile bootstrap of hits per query, drawing whole classes: statistics.class_interval.
-  function classInterval(hits, queries, seed = 0, resamples = 2000) {
-    const random = generator(8 * seed + 5),
-      means = new Float64Array(resamples);
+  function classInterval(hits, queries, resamples = 2000) {
+    const random = generator(5);
+    const means = new Float64Array(resamples);
     const classes = [...queries.keys()].filter((c) => queries[c]);
     for (let r = 0; r < resamples; r++) {
-      let hit = 0,
-        asked = 0;
+      let [hit, asked] = [0, 0];
       for (let i = 0; i < classes.length; i++) {
         const c = classes[Math.floor(random() * classes.length)];
         hit += hits[c];
@@ -662,8 +444,8 @@ const numerics = (() => {
     }
     means.sort();
     const quantile = (share) => {
-      const at = share * (resamples - 1),
-        below = Math.floor(at);
+      const at = share * (resamples - 1);
+      const below = Math.floor(at);
       return means[below] + (at - below) * (means[Math.ceil(at)] - means[below]);
     };
     return [quantile(0.025), quantile(0.975)];
@@ -679,12 +461,10 @@ const numerics = (() => {
 
   // Some of what sobook.describe says of proxies, and the floor of SO "mean".
   function describe(proxies, D) {
-    const C = proxies.length / D,
-      pairs = C * (C - 1),
-      all = cosines(proxies, D);
-    let sum = 0,
-      squares = 0,
-      coherence = 0;
+    const C = proxies.length / D;
+    const pairs = C * (C - 1);
+    const all = cosines(proxies, D);
+    let [sum, squares, coherence] = [0, 0, 0];
     for (let i = 0; i < C; i++) {
       for (let j = 0; j < i; j++) {
         const cosine = all[i * C + j];
@@ -705,8 +485,8 @@ const numerics = (() => {
 
   // The axes of the two cones: the mean of the unit-length proxies, and of the embeddings.
   function commonMode(proxies, embeddings, D) {
-    const proxy = meanRow(unitRows(proxies, D).unit, D),
-      embedding = meanRow(embeddings, D);
+    const proxy = meanRow(unitRows(proxies, D).unit, D);
+    const embedding = meanRow(embeddings, D);
     const length = norm(embedding);
     const along = proxy.reduce((sum, value, d) => sum + value * embedding[d], 0);
     return {
@@ -715,17 +495,6 @@ const numerics = (() => {
       cosine: along / Math.max(norm(proxy) * length, 1e-12),
       embedding_length: length,
     };
-  }
-
-  // (C, D) mean embedding of each class.
-  function classMeans(embeddings, labels, C, D) {
-    const means = new Float32Array(C * D),
-      counts = new Int32Array(C);
-    for (const label of labels) counts[label] += 1;
-    labels.forEach((c, i) => {
-      for (let d = 0; d < D; d++) means[c * D + d] += embeddings[i * D + d] / counts[c];
-    });
-    return means;
   }
 
   const degrees = (cosine) => (Math.acos(Math.max(-1, Math.min(1, cosine))) * 180) / Math.PI;
@@ -747,34 +516,10 @@ const numerics = (() => {
     return ((ratio / Math.sqrt(Math.PI)) * sine ** (D - 2) * Math.PI) / 180;
   }
 
+  // biome-ignore format: a list of names
   return {
-    product,
-    transposed,
-    gather,
-    unitRows,
-    tangent,
-    generator,
-    normal,
-    shuffled,
-    batchPlan,
-    proxyAnchor,
-    softOrthogonality,
-    arcface,
-    triplet,
-    layerNorm,
-    heldOut,
-    Trainer,
-    decode,
-    nearestByTurns,
-    nearest,
-    recall,
-    classInterval,
-    cosines,
-    describe,
-    commonMode,
-    classMeans,
-    degrees,
-    angleHistogram,
-    randomAngleDensity,
+    unitRows, tangent, gather, generator, normal, batchPlan, proxyAnchor, softOrthogonality,
+    layerNorm, Trainer, decode, nearestByTurns, nearest, recall, classInterval, cosines,
+    describe, commonMode, degrees, angleHistogram, randomAngleDensity,
   };
 })();

@@ -13,20 +13,19 @@ const matrix = (vectors) => Float64Array.from(vectors.flat());
 const vectors = (rows, D) =>
   Array.from({ length: rows.length / D }, (_, i) => [...rows.subarray(i * D, (i + 1) * D)]);
 
-// Both terms of the loss, their sum, and what sobook.geometry says of the proxies.
+// Both terms of the loss, their sum, and the numbers of sobook.geometry.
 function evaluate(scene) {
-  const { labels, so_weight } = scene,
-    D = scene.proxies[0].length;
-  const proxies = matrix(scene.proxies),
-    images = matrix(scene.images);
-  const anchor = numerics.proxyAnchor(images, labels, proxies, D, scene);
+  const D = scene.proxies[0].length;
+  const proxies = matrix(scene.proxies);
+  const images = matrix(scene.images);
+  const anchor = numerics.proxyAnchor(images, scene.labels, proxies, D, scene);
   const so = numerics.softOrthogonality(proxies, D);
   const turning = (gradient, at) => vectors(numerics.tangent(gradient, at, D), D);
   return {
     ...numerics.describe(proxies, D),
     proxy_anchor: anchor.value,
     soft_orthogonality: so.value,
-    loss: anchor.value + so_weight * so.value,
+    loss: anchor.value + scene.so_weight * so.value,
     anchorGradient: turning(anchor.proxies, proxies),
     soGradient: turning(so.proxies, proxies),
     imageGradient: turning(anchor.embeddings, images),
@@ -35,11 +34,12 @@ function evaluate(scene) {
 
 // One step of gradient descent; every vector goes back to unit length.
 function step(scene) {
-  const now = evaluate(scene),
-    down = (v, slope) => unit(plus(v, scaled(slope, -scene.rate)));
-  const proxies = scene.proxies.map((p, c) =>
-    down(p, plus(now.anchorGradient[c], scaled(now.soGradient[c], scene.so_weight))),
+  const now = evaluate(scene);
+  const down = (v, slope) => unit(plus(v, scaled(slope, -scene.rate)));
+  const slopes = now.soGradient.map((so, c) =>
+    plus(now.anchorGradient[c], scaled(so, scene.so_weight)),
   );
+  const proxies = scene.proxies.map((p, c) => down(p, slopes[c]));
   const moved = scene.images.map((x, b) => down(x, now.imageGradient[b]));
   return { ...scene, proxies, images: scene.images_move ? moved : scene.images };
 }
@@ -49,24 +49,20 @@ function newScene(classes, dim, seed = 0, each = 5) {
   const random = numerics.generator(1000 * seed + 10 * classes + dim);
   const normal = () => numerics.normal(random);
   const direction = () => unit(Array.from({ length: dim }, normal));
-  const proxies = [],
-    images = [],
-    labels = [];
+  const scene = { proxies: [], images: [], labels: [] };
   for (let c = 0; c < classes; c++) {
     const center = direction();
-    proxies.push(direction());
+    scene.proxies.push(direction());
     for (let k = 0; k < each; k++) {
-      images.push(unit(center.map((value) => value + 0.16 * normal())));
-      labels.push(c);
+      scene.images.push(unit(center.map((value) => value + 0.16 * normal())));
+      scene.labels.push(c);
     }
   }
-  return { proxies, images, labels };
+  return scene;
 }
 
-// ---- drawing ---------------------------------------------------------------------------------
+// ---- state -----------------------------------------------------------------------------------
 
-const ANCHOR = "#D55E00",
-  ORTHOGONALITY = "#0072B2"; // PA and SO, as in every figure of the book
 const REACH = 0.4; // radius of the circle, in sides of the canvas
 const SLIDERS = [
   ["num_classes", "classes", 3, 8, 1],
@@ -81,17 +77,17 @@ const canvas = $("board");
 const board = {
   scene: { rate: 0.004, images_move: false, ...DATA },
   seed: DATA.seed,
-  turn: [0.5, 0.4], // how the sphere is turned: around, and towards the reader
+  angles: [0.5, 0.4], // from which the sphere is seen: around, and towards the reader
   chosen: 0,
-  held: null,
+  dragged: false, // the chosen proxy, rather than the sphere
   running: false,
-  size: 0, // size: side of the canvas in pixels
+  size: 0, // side of the canvas in pixels
 };
 
 function restart() {
-  const { scene } = board;
-  Object.assign(scene, newScene(scene.num_classes, scene.dim, board.seed));
-  board.chosen = Math.min(board.chosen, scene.num_classes - 1);
+  const { num_classes, dim } = board.scene;
+  Object.assign(board.scene, newScene(num_classes, dim, board.seed));
+  board.chosen = Math.min(board.chosen, num_classes - 1);
   update();
 }
 
@@ -124,21 +120,18 @@ function run(on) {
 
 // Everything follows from the scene: numbers, arrows and controls.
 function update() {
-  const now = (board.now = evaluate(board.scene));
-  const rows = {
-    "Proxy Anchor": now.proxy_anchor,
-    "SO (mean)": now.soft_orthogonality,
-    "floor of SO": now.floor,
-    "loss = PA + λ·SO": now.loss,
-    "mean cosine": now.mean_cosine,
-    coherence: now.coherence,
-    "Welch bound": now.welch_bound,
-  };
-  $("numbers").replaceChildren(
-    ...Object.entries(rows).map(([name, value]) =>
-      element("div", {}, element("dt", {}, name), element("dd", {}, value.toFixed(4))),
-    ),
-  );
+  board.now = evaluate(board.scene);
+  const { now } = board;
+  const rows = [
+    ["Proxy Anchor", now.proxy_anchor],
+    ["SO (mean)", now.soft_orthogonality],
+    ["floor of SO", now.floor],
+    ["loss = PA + λ·SO", now.loss],
+    ["mean cosine", now.mean_cosine],
+    ["coherence", now.coherence],
+    ["Welch bound", now.welch_bound],
+  ].map(([name, value]) => [element("dt", {}, name), element("dd", {}, value.toFixed(4))]);
+  $("numbers").replaceChildren(...rows.map((pair) => element("div", {}, ...pair)));
   for (const [name] of SLIDERS) {
     $(name).value = $(name).nextSibling.textContent = board.scene[name];
   }
@@ -146,42 +139,32 @@ function update() {
   draw();
 }
 
+// ---- drawing ---------------------------------------------------------------------------------
+
 // Where a direction stands on the canvas, and how near it is to the reader (1 near, −1 far).
 function place(v) {
-  const middle = board.size / 2,
-    radius = board.size * REACH;
-  if (v.length === 2) return [middle + radius * v[0], middle - radius * v[1], 1];
-  const [x, y, z] = v,
-    [a, b] = board.turn;
-  const right = Math.cos(a) * x + Math.sin(a) * y,
-    depth = -Math.sin(a) * x + Math.cos(a) * y;
-  const up = Math.cos(b) * z + Math.sin(b) * depth,
-    near = Math.sin(b) * z - Math.cos(b) * depth;
-  return [middle + radius * right, middle - radius * up, near];
+  const [right, up, near] = project(v, board.angles);
+  return [board.size * (0.5 + REACH * right), board.size * (0.5 - REACH * up), near];
 }
 
 // The direction under the pointer: the inverse of `place`, on the half facing the reader.
-function unplace(px, py) {
-  const middle = board.size / 2,
-    radius = board.size * REACH;
-  let right = (px - middle) / radius,
-    up = (middle - py) / radius;
+function unplace(x, y) {
+  const [right, up] = [x, board.size - y].map((v) => (v / board.size - 0.5) / REACH);
   if (board.scene.dim === 2) return right || up ? unit([right, up]) : [1, 0];
   const reach = Math.max(1, Math.hypot(right, up));
-  [right, up] = [right / reach, up / reach];
-  const near = Math.sqrt(Math.max(0, 1 - right * right - up * up)),
-    [a, b] = board.turn;
-  const z = Math.cos(b) * up + Math.sin(b) * near,
-    depth = Math.sin(b) * up - Math.cos(b) * near;
-  const x = Math.cos(a) * right - Math.sin(a) * depth;
-  return unit([x, Math.sin(a) * right + Math.cos(a) * depth, z]);
+  const near = Math.sqrt(Math.max(0, 1 - right * right - up * up));
+  return unit(unproject([right / reach, up / reach, near], board.angles));
 }
 
 function draw() {
   const [g, size] = context(canvas);
   board.size = size;
-  drawGlobe(g);
-  const { proxies, images, labels, so_weight } = board.scene;
+  const { proxies, images, labels, so_weight, dim } = board.scene;
+  g.strokeStyle = cssColor("--ink");
+  g.globalAlpha = 0.35;
+  circle(g, [size / 2, size / 2], size * REACH);
+  g.stroke();
+  if (dim === 3) drawGlobe(g, place);
   images.forEach((x, b) => {
     const [px, py, near] = place(x);
     g.globalAlpha = near < 0 ? 0.25 : 0.9;
@@ -190,56 +173,30 @@ function draw() {
     g.fill();
   });
   proxies.forEach((p, c) => {
-    drawArrow(g, p, scaled(board.now.anchorGradient[c], -1), ANCHOR, 1);
-    drawArrow(g, p, scaled(board.now.soGradient[c], -so_weight), ORTHOGONALITY, -1);
+    drawSlope(g, p, scaled(board.now.anchorGradient[c], -1), "#D55E00", 1);
+    drawSlope(g, p, scaled(board.now.soGradient[c], -so_weight), "#0072B2", -1);
   });
-  const places = proxies.map((p, c) => [c, ...place(p)]);
-  for (const disc of places.sort((a, b) => a[3] - b[3])) drawDisc(g, ...disc);
+  const discs = proxies.map((p, c) => [c, ...place(p)]);
+  for (const disc of discs.sort((a, b) => a[3] - b[3])) drawDisc(g, ...disc);
 }
 
-function drawGlobe(g) {
-  g.strokeStyle = cssColor("--ink");
-  g.globalAlpha = 0.35;
-  circle(g, [board.size / 2, board.size / 2], board.size * REACH);
-  g.stroke();
-  if (board.scene.dim === 2) return;
-  for (let k = 0; k < 6; k++) {
-    const a = (k * Math.PI) / 6,
-      h = -Math.PI / 2 + ((k + 0.5) * Math.PI) / 6;
-    drawRing(g, (t) => [Math.cos(a) * Math.cos(t), Math.sin(a) * Math.cos(t), Math.sin(t)]);
-    drawRing(g, (t) => [Math.cos(h) * Math.cos(t), Math.cos(h) * Math.sin(t), Math.sin(h)]);
-  }
-}
-
-function drawRing(g, point) {
-  for (let k = 0; k < 60; k++) {
-    const [x0, y0, near] = place(point((k * Math.PI) / 30));
-    const [x1, y1] = place(point(((k + 1) * Math.PI) / 30));
-    g.globalAlpha = near < 0 ? 0.07 : 0.22;
-    line(g, [x0, y0], [x1, y1]);
-  }
-}
-
-// Lengths level off, or one steep gradient would leave the picture; direction is exact.
-function drawArrow(g, at, slope, color, side) {
+// Lengths level off, or one steep gradient would leave the picture; direction is exact. The two
+// arrows of a disc begin at its edge, side by side.
+function drawSlope(g, at, slope, color, side) {
   const steepness = Math.hypot(...slope);
   if (steepness < 1e-4) return;
-  const [x, y, near] = place(at),
-    end = place(plus(at, scaled(slope, 0.5 / (steepness + 1.5))));
-  const [dx, dy] = [end[0] - x, end[1] - y],
-    length = Math.hypot(dx, dy);
+  const [x, y, near] = place(at);
+  const [endX, endY] = place(plus(at, scaled(slope, 0.5 / (steepness + 1.5))));
+  const length = Math.hypot(endX - x, endY - y);
   if (length < 1) return;
-  const rim = board.size * 0.032; // arrows begin at the edge of the disc, side by side
-  g.save();
-  g.translate(x, y);
-  g.rotate(Math.atan2(dy, dx)); // now the arrow points to the right
-  g.translate(rim, 3.5 * side);
+  const [along, across] = [(endX - x) / length, (endY - y) / length];
+  const point = (far) => [
+    x + far * along - 3.5 * side * across,
+    y + far * across + 3.5 * side * along,
+  ];
   g.globalAlpha = near < 0 ? 0.35 : 1;
   g.strokeStyle = g.fillStyle = color;
-  g.lineWidth = 3.5;
-  line(g, [0, 0], [length, 0]);
-  g.fill(new Path2D(`M ${length + 7} 0 l -7 6 v -12 z`));
-  g.restore();
+  arrow(g, point(board.size * 0.032), point(board.size * 0.032 + length + 7), 3.5);
 }
 
 function drawDisc(g, c, px, py, near) {
@@ -265,14 +222,8 @@ function drawDisc(g, c, px, py, near) {
 
 function addControls() {
   for (const [name, title, min, max, by] of SLIDERS) {
-    const input = element("input", {
-      type: "range",
-      id: name,
-      min,
-      max,
-      step: by,
-      "aria-label": title,
-    });
+    const range = { type: "range", id: name, min, max, step: by, "aria-label": title };
+    const input = element("input", range);
     input.oninput = () => change(name, Number(input.value));
     $("controls").append(
       element("label", {}, element("span", {}, title), input, element("output")),
@@ -293,64 +244,48 @@ function addControls() {
   );
 }
 
-function press(event) {
-  const [x, y] = pointer(event, canvas),
-    reach = Math.max(24, board.size * 0.05);
+function press([x, y]) {
   const places = board.scene.proxies.map(place);
   const gaps = places.map(([px, py]) => Math.hypot(px - x, py - y));
-  const c = gaps.indexOf(Math.min(...gaps)),
-    hit = gaps[c] < reach;
-  board.held = hit ? { proxy: c } : { turn: [x, y] };
-  if (hit) board.chosen = c;
-  canvas.setPointerCapture(event.pointerId);
+  const nearest = gaps.indexOf(Math.min(...gaps));
+  board.dragged = gaps[nearest] < Math.max(24, board.size * 0.05);
+  if (board.dragged) board.chosen = nearest;
   canvas.focus();
   draw();
 }
 
-function drag(event) {
-  if (!board.held) return;
-  const [x, y] = pointer(event, canvas),
-    { proxy, turn } = board.held;
-  if (proxy !== undefined) {
-    setProxy(proxy, unplace(x, y));
-  } else if (board.scene.dim === 3) {
-    const [a, b] = board.turn;
-    board.turn = [a - (x - turn[0]) / 120, clamp(b + (y - turn[1]) / 120, -1.5, 1.5)];
-    board.held.turn = [x, y];
+function drag([x, y], change) {
+  if (board.dragged) setProxy(board.chosen, unplace(x, y));
+  else if (board.scene.dim === 3) {
+    board.angles = turned(board.angles, change);
     draw();
   }
 }
 
 function key(event) {
-  const sides = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
   const number = Number(event.key);
   if (number >= 1 && number <= board.scene.num_classes) board.chosen = number - 1;
   else if (event.key === "Enter") descend();
   else if (event.key === " ") run(!board.running);
-  else if (sides[event.key]) nudge(...sides[event.key]);
+  else if (arrowKey(event)) nudge(...arrowKey(event));
   else return;
   event.preventDefault();
   draw();
 }
 
-function nudge(right, up) {
+function nudge(right, down) {
   const p = board.scene.proxies[board.chosen];
   if (p.length === 2) {
-    const angle = Math.atan2(p[1], p[0]) - 0.05 * (right || up);
+    const angle = Math.atan2(p[1], p[0]) - 0.05 * (right || -down);
     setProxy(board.chosen, [Math.cos(angle), Math.sin(angle)]);
   } else {
-    const [px, py] = place(p),
-      by = board.size * 0.02;
-    setProxy(board.chosen, unplace(px + right * by, py - up * by));
+    const [x, y] = place(p);
+    setProxy(board.chosen, unplace(x + 0.02 * board.size * right, y + 0.02 * board.size * down));
   }
 }
 
 addControls();
-canvas.onpointerdown = press;
-canvas.onpointermove = drag;
-canvas.onpointerup = canvas.onpointercancel = () => {
-  board.held = null;
-};
+onDrag(canvas, press, drag);
 canvas.onkeydown = key;
 restart();
 redrawWith(draw, canvas);
