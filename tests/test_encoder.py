@@ -71,24 +71,18 @@ class TestForward:
             encoder(torch.zeros(3, 64, 64))
 
 
-class TestAttention:
-    def test_shape_and_sum(self, encoder, batch):
-        attention = encoder.attention(batch)
-        assert attention.shape == (5, 4, 66)
-        torch.testing.assert_close(attention.sum(2), torch.ones(5, 4))
-        assert attention.min() >= 0
-
-    def test_equals_the_attention_timm_computes(self, encoder, batch):
-        layer = encoder.backbone.blocks[-1].attn
-        seen = []
-        hook = layer.attn_drop.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
-        layer.fused_attn, fused = False, layer.fused_attn
-        try:
-            encoder(batch)
-        finally:
-            hook.remove()
-            layer.fused_attn = fused
-        torch.testing.assert_close(encoder.attention(batch), seen[0][:, :, 0])
+def test_attention_is_that_which_timm_computes(encoder, batch):
+    layer, inputs = encoder.backbone.blocks[-1].attn, []
+    hook = layer.attn_drop.register_forward_pre_hook(lambda _, x: inputs.append(x[0]))
+    layer.fused_attn, fused = False, layer.fused_attn
+    try:
+        encoder(batch)
+    finally:
+        hook.remove()
+        layer.fused_attn = fused
+    attention = encoder.attention(batch)
+    torch.testing.assert_close(attention, inputs[0][:, :, 0])
+    torch.testing.assert_close(attention.sum(2), torch.ones(5, 4))
 
 
 def test_micro_stays_what_it_is():
@@ -164,28 +158,22 @@ def has(encoder, state):
 
 
 LOADED = {
-    "bare.pth": lambda s: s,
-    "model.pth": lambda s: {"model": s, "args": argparse.Namespace(lr=1)},
-    "data_parallel.pth.tar": lambda s: {"state_dict": prefixed("module.", s), "epoch": 3},
-    "other_heads.pth": lambda s: {
-        **without(s, "head"),
-        "classifier.weight": torch.zeros(5, 64),
-        "head_dist.weight": torch.zeros(7, 64),
-        "projector.0.weight": torch.zeros(9, 9),
-    },
+    "model": lambda s: {"model": s, "args": argparse.Namespace(lr=1)},
+    "data parallel": lambda s: {"state_dict": prefixed("module.", s), "epoch": 3},
+    "EMA": lambda s: {"state_dict": {}, "state_dict_ema": s},
+    "other heads": lambda s: without(s, "head") | {"classifier.weight": torch.zeros(5, 64)},
 }
 
 
-@pytest.mark.parametrize("name", LOADED)
-def test_files_as_timm_reads_them(state, tmp_path, name):
-    torch.save(LOADED[name](state), tmp_path / name)
-    assert has(Encoder.create(TINY, weights=tmp_path / name), state)
+@pytest.mark.parametrize("wrapped", LOADED)
+def test_files_as_timm_reads_them(state, tmp_path, wrapped):
+    torch.save(LOADED[wrapped](state), tmp_path / "w.pth.tar")
+    assert has(Encoder.create(TINY, weights=tmp_path / "w.pth.tar"), state)
 
 
 def test_folders_dicts_and_half_precision(state, tmp_path):
     save_file(state, tmp_path / "model.safetensors")
     assert has(Encoder.create(TINY, weights=tmp_path), state)
-    assert has(Encoder.create(TINY, weights=tmp_path / "model.safetensors"), state)
     half = {key: value.half() for key, value in state.items()}
     assert has(Encoder.create(TINY, weights=half), half)
 
@@ -279,14 +267,11 @@ def test_a_model_on_the_hub(folder, monkeypatch):
     assert has(encoder, timm.create_model(f"local-dir:{folder}", pretrained=True).state_dict())
     assert encoder.name == "hf-hub:you/birds@v2"
     assert {(name, revision) for name, _, revision in asked} == {("you/birds", "v2")}
-    (folder / "config.json").unlink()
-    with pytest.raises(EncoderError, match="you/birds@v2 cannot be made"):
-        Encoder.create("hf-hub:you/birds@v2")
 
 
-@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "hf-hub:you/birds"])
-def test_no_network_is_one_sentence(monkeypatch, tmp_path, name):
+def test_no_network_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(EncoderError, match=f"cannot be made.*{MICRO}"):
-        Encoder.create(name)
+    for name in ("deit_tiny_patch16_224", "hf-hub:you/birds"):
+        with pytest.raises(EncoderError, match=f"cannot be made.*{MICRO}"):
+            Encoder.create(name)

@@ -12,15 +12,13 @@ from sobook import errors
 from sobook.errors import SobookError, plain
 
 
-@pytest.mark.parametrize("word, near", [("cub20", "cub200"), ("inshop ", "inshop"), ("SOP", "sop")])
+@pytest.mark.parametrize(
+    "word, near",
+    [("cub20", "cub200"), ("inshop ", "inshop"), ("SOP", "sop"), ("zebra", ""), ("", "")],
+)
 def test_suggest_names_the_nearest(word, near):
-    choices = ["aviary", "cub200", "cars196", "sop", "inshop", "inshop-gallery"]
-    assert errors.suggest(word, iter(choices)) == f" Did you mean {near!r}?"
-
-
-@pytest.mark.parametrize("word", ["zebra", "", None, 7])
-def test_suggest_is_silent_where_nothing_is_near(word):
-    assert errors.suggest(word, ["aviary", "cub200"]) == ""
+    suggested = errors.suggest(word, iter(["aviary", "cub200", "sop", "inshop"]))
+    assert suggested == (f" Did you mean {near!r}?" if near else "")
 
 
 def test_choices_and_fields_name_the_near_match():
@@ -88,8 +86,3 @@ def test_types_of_a_dataclass():
     assert repr(settings).endswith("Settings(epochs=3, options={'seed': 1})")
     with pytest.raises(SobookError, match="epochs"):
         errors.check_types(Settings(None))
-
-
-def test_first_line():
-    assert errors.first_line(ValueError("one\ntwo")) == "one"
-    assert errors.first_line(ValueError()) == "ValueError"

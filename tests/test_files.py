@@ -153,14 +153,3 @@ with files.lock(Path({str(file)!r})):
     for _ in range(2):  # and is free again after the block
         with files.lock(file):
             pass
-
-
-def test_settings_of_libraries(tmp_path, monkeypatch):
-    """numba needs a cache (umap 487), and faiss beside torch aborts on macOS (faiss-wheels 73)."""
-    for name in ("NUMBA_CACHE_DIR", "KMP_DUPLICATE_LIB_OK"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path / "nowhere"))
-    monkeypatch.setattr(sys, "platform", "darwin")
-    files.prepare_libraries()
-    assert Path(os.environ["NUMBA_CACHE_DIR"]).is_dir()
-    assert os.environ["KMP_DUPLICATE_LIB_OK"] == "TRUE"
