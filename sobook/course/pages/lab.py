@@ -39,6 +39,8 @@ _MOST_BYTES = 500_000  # of one split's features; as text a third more
 _PIECE_BYTES = 80_000  # of one split's features in a notebook
 _SHEET_BYTES = 1_300_000  # of the sheet of pictures, as text
 _LOOKS = ((44, 60), (36, 55), (28, 50), (20, 40))  # side in pixels, and quality of WebP
+_ONLY_PYTHON = {"loss", "loss_options", "regularizer", "regularizer_weight", "images_per_class"}
+_ONLY_PYTHON |= {"so_pairs_fraction", "max_images_per_class"}
 _FEWEST = 4  # classes of either split: validation takes two of the training classes
 
 
@@ -142,10 +144,10 @@ def unpack(packed: Mapping[str, Any]) -> np.ndarray:
 
 def _from_images(config: HeadConfig, most_bytes: int, step: str | None = None) -> Page:
     """All of the lab or one step; the features of a split take at most so many bytes."""
-    only = ("loss", "regularizer", "so_pairs_fraction", "max_images_per_class", "images_per_class")
-    changed = [name for name in only if getattr(config, name) != getattr(HeadConfig(), name)]
-    if changed:
-        raise SobookError(f"the lab trains in the browser, without {', '.join(changed)}: drop it.")
+    usual = HeadConfig().to_dict()
+    changed = {name for name, value in config.to_dict().items() if value != usual[name]}
+    if refused := sorted(changed & _ONLY_PYTHON):
+        raise SobookError(f"the lab trains in the browser, without {', '.join(refused)}: drop it.")
     encoder = Encoder.create(config.encoder, **config.encoder_options)
     encoder = encoder.to(choose_device(config.device))
     splits, features, notes = {}, {}, []
@@ -157,7 +159,7 @@ def _from_images(config: HeadConfig, most_bytes: int, step: str | None = None) -
         if len(part) < len(images):
             notes.append(f"{len(part):,} of {len(images):,} {name} images fit into the page")
     labels = {name: images.labels for name, images in splits.items()}
-    names = {name: images.class_names for name, images in splits.items()}
+    names = {name: [_plain(c) for c in images.class_names] for name, images in splits.items()}
     note = "".join(f" Note: {note}." for note in dict.fromkeys(notes))
     data: dict[str, Any] = {
         "note": f"Images: {config.dataset}; encoder: {encoder.name}, frozen.{note}",
@@ -167,7 +169,7 @@ def _from_images(config: HeadConfig, most_bytes: int, step: str | None = None) -
     if step is None:
         data["pictures"] = _pictures(splits["test"])
         if config.dataset == "aviary":
-            data["marks"] = _marks(config, names["test"])
+            data["marks"] = _marks(config, splits["test"].class_names)
     return _build(features, labels, names, config, data)
 
 
@@ -207,7 +209,7 @@ def _build(features, labels, names, config: HeadConfig, data: dict[str, Any]) ->
             ],
             "frozen": {"recall_at_1": result.recall[1], "interval": result.interval(1)},
         },
-        "names": {split: [_plain(str(name)) for name in part] for split, part in names.items()},
+        "names": {split: [str(name) for name in part] for split, part in names.items()},
         "nearest": None if data["step"] else nearest_neighbors(frozen, _DEPTH)[1].tolist(),
         "start": config.to_dict(),
         "defaults": HeadConfig().to_dict(),

@@ -129,7 +129,7 @@ def test_own_features_are_checked(tmp_path, change, word):
 
 
 def test_what_only_python_trains_with_is_refused():
-    with pytest.raises(SobookError, match="loss, images_per_class"):
+    with pytest.raises(SobookError, match="images_per_class, loss"):
         lab.page(HeadConfig(loss="triplet", images_per_class=4))
 
 

@@ -6,7 +6,7 @@
 
 const { classes, labels, order, runs } = DATA;
 const [C, A] = [order.length, classes.length];
-const END = Math.max(...runs.map((one) => one.epochs.length)) - 1;
+const END = Math.max(...runs.map((model) => model.epochs.length)) - 1;
 const KINDS = Object.keys(runs[0].maps);
 const members = classes.map((_, c) => [...labels.keys()].filter((i) => labels[i] === c));
 const rank = classes.map((_, c) => order.indexOf(c)); // in the heatmap; −1: no proxy
@@ -29,25 +29,26 @@ const frames = { count: 0 };
 
 const run = () => runs[state.run];
 const focus = () => (state.over[0] >= 0 ? state.over : [state.a, state.b]);
-const nearestEpoch = (one) => Math.min(Math.round(state.epoch), one.epochs.length - 1);
+const nearestEpoch = (model) => Math.min(Math.round(state.epoch), model.epochs.length - 1);
 
 // ---- numbers at the epoch shown, in between by interpolation ----------------------------------
 
-function interpolated(one, valueAt) {
-  const epoch = Math.min(state.epoch, one.epochs.length - 1);
+function interpolated(model, valueAt) {
+  const epoch = Math.min(state.epoch, model.epochs.length - 1);
   const t = epoch % 1;
   return (1 - t) * valueAt(Math.floor(epoch)) + t * valueAt(Math.ceil(epoch));
 }
 
 // Of all pairs i < j: (0, 1), (0, 2) … (1, 2) …
-const cosines = (one) => one.cosines[0].map((_, k) => interpolated(one, (e) => one.cosines[e][k]));
+const cosines = (model) =>
+  model.cosines[0].map((_, k) => interpolated(model, (e) => model.cosines[e][k]));
 
 // undefined where one of the two has no proxy
-function cosine(one, a, b) {
+function cosine(model, a, b) {
   if (a === b || !(rank[a] >= 0 && rank[b] >= 0)) return undefined;
   const i = Math.min(a, b);
   const k = (i * (2 * C - i - 1)) / 2 + Math.abs(a - b) - 1;
-  return interpolated(one, (e) => one.cosines[e][k]);
+  return interpolated(model, (e) => model.cosines[e][k]);
 }
 
 // ---- heatmap ---------------------------------------------------------------------------------
@@ -173,11 +174,11 @@ function drawAngles() {
   g.strokeStyle = cssColor("--quiet");
   g.setLineDash([4, 4]);
   for (const angle of [90, DATA.welch]) if (angle) line(g, [x(angle), 4], [x(angle), bottom]);
-  runs.forEach((one, r) => {
-    const heights = histogram(cosines(one));
-    const shown = one === run();
+  runs.forEach((model, r) => {
+    const heights = histogram(cosines(model));
+    const shown = model === run();
     g.setLineDash(r ? [8, 4] : []);
-    g.strokeStyle = one.color;
+    g.strokeStyle = model.color;
     g.lineWidth = shown ? 3.5 : 1.8;
     g.globalAlpha = shown ? 1 : 0.6;
     const stairs = [];
@@ -226,14 +227,14 @@ function classRow(c, which) {
 }
 
 function pairText(a, b) {
-  return runs.map((one) => {
-    const value = cosine(one, a, b);
+  return runs.map((model) => {
+    const value = cosine(model, a, b);
     const known = value === undefined ? "" : `cosine ${fixed(value, 2)}; `;
-    const [there, back] = [one.confusion[a][b], one.confusion[b][a]].map((part) =>
+    const [there, back] = [model.confusion[a][b], model.confusion[b][a]].map((part) =>
       percent(part, 1),
     );
-    const text = `${one.name}: ${known}${there} of the nearest images of the first are of the second, ${back} the other way`;
-    return element("p", { style: `border-color:${one.color}` }, text);
+    const text = `${model.name}: ${known}${there} of the nearest images of the first are of the second, ${back} the other way`;
+    return element("p", { style: `border-color:${model.color}` }, text);
   });
 }
 
@@ -250,9 +251,9 @@ function confusedWith(c) {
 }
 
 function nearestImages(i) {
-  const rows = runs.map((one) => {
-    const name = element("b", { style: `color:${one.color}` }, one.name);
-    const nearest = one.near[i].map((j) => thumb(j, labels[j] === labels[i]));
+  const rows = runs.map((model) => {
+    const name = element("b", { style: `color:${model.color}` }, model.name);
+    const nearest = model.near[i].map((j) => thumb(j, labels[j] === labels[i]));
     return element("div", { class: "row" }, name, thumb(i), ...nearest);
   });
   return [element("h3", {}, "Nearest images of the one you chose"), ...rows];
@@ -272,12 +273,12 @@ function drawPictures() {
 }
 
 function drawNumbers() {
-  const rows = runs.map((one) => {
-    const e = nearestEpoch(one);
-    const ended = Math.round(state.epoch) > e ? ` (epoch ${one.epochs[e]})` : "";
-    const numbers = one.numbers[e];
+  const rows = runs.map((model) => {
+    const e = nearestEpoch(model);
+    const ended = Math.round(state.epoch) > e ? ` (epoch ${model.epochs[e]})` : "";
+    const numbers = model.numbers[e];
     return [
-      element("th", { scope: "row", style: `color:${one.color}` }, one.name + ended),
+      element("th", { scope: "row", style: `color:${model.color}` }, model.name + ended),
       numbers.rms_cosine.toFixed(3),
       numbers.coherence.toFixed(3),
       percent(numbers.common_mode_share, 1),
@@ -419,8 +420,8 @@ function fillPage() {
   const kinds = KINDS.map((kind) => kind.toUpperCase());
   addSwitch("runs", names, state.run, (k) => Object.assign(state, { run: k }));
   addSwitch("kinds", kinds, 0, (k) => Object.assign(state, { map: KINDS[k] }));
-  runs.forEach((one, k) => {
-    $("runs").children[k].style.borderColor = one.color;
+  runs.forEach((model, k) => {
+    $("runs").children[k].style.borderColor = model.color;
   });
   $("note").textContent = DATA.note;
   $("names").append(...classes.map(({ name }) => element("option", { value: name })));

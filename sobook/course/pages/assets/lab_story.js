@@ -31,7 +31,7 @@ const STORY = (() => {
   }
 
   function besideFrozen(run, base, { frozen }) {
-    const above = [run, base].filter((one) => one.recall_at_1 > frozen).length;
+    const above = [run, base].filter(({ recall_at_1 }) => recall_at_1 > frozen).length;
     if (above === 2) return `Both are above the frozen encoder's ${fixed(frozen)}.`;
     if (above === 1) return `One of the two is not above the frozen encoder's ${fixed(frozen)}.`;
     return `Neither is above the frozen encoder's ${fixed(frozen)}, so the comparison says little.`;
@@ -187,7 +187,7 @@ const STORY = (() => {
         const so = world.find({ so_weight: 100 });
         const first = paired(run, base, world, "α = 8 minus α = 32");
         if (!so) return [first, besideFrozen(run, base, world)];
-        const [scale, remedy] = [run, so].map((one) => one.recall_at_1 - base.recall_at_1);
+        const [scale, remedy] = [run, so].map((other) => other.recall_at_1 - base.recall_at_1);
         const more =
           Math.abs(scale) > Math.abs(remedy)
             ? "the scale, which everybody has to choose anyway, did more"

@@ -384,7 +384,7 @@ const numerics = (() => {
   // order of their index. Yields between blocks, for who has to do something else as well.
   function* nearestByTurns(unit, D, k) {
     const [N, block] = [unit.length / D, 32];
-    const found = new Int32Array(N * k).fill(-1);
+    const neighbors = new Int32Array(N * k).fill(-1);
     const best = new Float32Array(N * k).fill(-Infinity);
     const consider = (i, j, cosine) => {
       const first = i * k;
@@ -392,10 +392,10 @@ const numerics = (() => {
       if (!(cosine > best[place])) return;
       for (; place > first && cosine > best[place - 1]; place--) {
         best[place] = best[place - 1];
-        found[place] = found[place - 1];
+        neighbors[place] = neighbors[place - 1];
       }
       best[place] = cosine;
-      found[place] = j;
+      neighbors[place] = j;
     };
     for (let start = 0; start < N; start += block) {
       const [end, width] = [Math.min(start + block, N), N - start];
@@ -407,9 +407,9 @@ const numerics = (() => {
           consider(j, i, cosines[at + j]);
         }
       }
-      yield found;
+      yield neighbors;
     }
-    return found;
+    return neighbors;
   }
 
   const nearest = (unit, D, k) => [...nearestByTurns(unit, D, k)].at(-1);
