@@ -129,13 +129,13 @@ def test_map_at_r_stands_beside_the_family_without_a_verdict(rng):
     one = a_study({"so_weight": [0, 10], "seed": [0, 1, 2]}, {"so_weight": 0})
     table = made_up(one, rng)
     table["map_at_r"] = 0.1 + 0.01 * (table["so_weight"] == 10) + 0.001 * table["seed"]
-    found = report.beside(one, table)
+    found = report.outside_family(one, table)
     assert found["metric"].tolist() == ["map_at_r"]
     assert found["difference"].tolist() == pytest.approx([0.01])
     assert not {"p", "p_holm", "verdict"} & set(found.columns)
     assert "1 of 1 intervals exclude 0" in report.headline(one, table)
     in_family = a_study(one.grid, one.baseline, metrics=("recall_at_1", "map_at_r"))
-    assert report.beside(in_family, table).empty
+    assert report.outside_family(in_family, table).empty
 
 
 def test_a_study_that_ends_below_frozen_says_so(rng):
