@@ -117,8 +117,8 @@ def pick_queries(
 
     Args:
         which: "fixed" (the nearest image is irrelevant under the first model, relevant under the
-            last), "broken" (the reverse) or "confused" (queries of the pair of classes that the
-            last model mixes up most).
+            last), "broken" (the reverse), "hardest" (fewest relevant images under both) or
+            "confused" (queries of the pair of classes that the last model mixes up most).
         relevant: two names → (N, k) bool, nearest first.
         number: how many, at most, spread evenly over those that qualify.
         gallery_labels: (N, k) classes of the last model's nearest images, for "confused".
@@ -127,13 +127,15 @@ def pick_queries(
     Returns:
         (≤ number,) indices of queries.
     """
-    check_choice("kind of query", which, ("fixed", "broken", "confused"))
+    check_choice("kind of query", which, ("fixed", "broken", "hardest", "confused"))
+    first, last = (as_array(r).astype(bool) for r in relevant.values())
+    if which == "hardest":
+        return np.argsort(first.sum(axis=1) + last.sum(axis=1), kind="stable")[:number]
     if which == "confused":
         chosen = _most_confused(as_array(gallery_labels), as_array(labels))
     else:
-        nearest = [as_array(r).astype(bool)[:, 0] for r in relevant.values()]
-        before, after = nearest if which == "fixed" else nearest[::-1]
-        chosen = np.flatnonzero(~before & after)
+        before, after = (first, last) if which == "fixed" else (last, first)
+        chosen = np.flatnonzero(~before[:, 0] & after[:, 0])
     return style.evenly(chosen, number)
 
 
