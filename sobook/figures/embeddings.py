@@ -338,7 +338,8 @@ def _draw_points(axis: Axes, plane, labels: np.ndarray, styles, hollow=None) -> 
         edge = to_rgba(shade, 0.8)
         face = np.where(hollow[members, None], to_rgba("none"), edge)
         look: dict[str, Any] = {"fc": face, "ec": edge, "lw": np.where(hollow[members], 0.9, 0.0)}
-        axis.scatter(*plane[members].T, s=area, marker=marker, **look)
+        x, y = plane[members].T
+        axis.scatter(x, y, s=area, marker=marker, **look)
 
 
 def _draw_inset(
@@ -371,7 +372,8 @@ def _draw_stars(axis: Axes, plane: np.ndarray, classes: np.ndarray, styles) -> N
     shades = [styles.get(c, (style.QUIET,))[0] for c in classes.tolist()]
     look: dict[str, Any] = {"facecolors": shades, "linewidths": np.where(styled, 1.0, 0.5)}
     size = np.where(styled, 260 if len(plane) <= 12 else 120, 70)
-    axis.scatter(*plane.T, s=size, marker="*", zorder=5, edgecolors=INK, **look)
+    x, y = plane.T
+    axis.scatter(x, y, s=size, marker="*", zorder=5, edgecolors=INK, **look)
 
 
 def _draw_legend(figure: Figure, styles, names, total: int, *, stars=False, hollow=False) -> None:
@@ -389,8 +391,7 @@ def _draw_legend(figure: Figure, styles, names, total: int, *, stars=False, holl
         look = {"color": "#555555", "marker": "o", "ms": 7, "mfc": "none"}
         marks.append({"label": "test class: no proxy", **look})
     handles = [Line2D([], [], ls="", **{"ms": 8, **mark}) for mark in marks]
-    place = {"loc": "outside right center", "fontsize": 11, "handletextpad": 0.3}
-    figure.legend(handles=handles, **place)
+    figure.legend(handles=handles, loc="outside right center", fontsize=11, handletextpad=0.3)
 
 
 def _draw_sphere(axis, points, labels, stars, styles) -> None:

@@ -50,9 +50,13 @@ def retrieval_wall(
     spots=None,
 ) -> Figure:
     """`retrieval_comparison` for a single model: its arguments, without the model's name."""
-    rows = (gallery_images, relevant, similarities, captions, spots)
-    *named, captions, spots = (None if row is None else {"": row} for row in rows)
-    return retrieval_comparison(query_images, *named, titles, captions=captions, spots=spots)
+
+    def named(rows):
+        return None if rows is None else {"": rows}
+
+    more = {"captions": named(captions), "spots": named(spots)}
+    by_name = {"": gallery_images}, {"": relevant}, named(similarities)
+    return retrieval_comparison(query_images, *by_name, titles, **more)
 
 
 @use_style()

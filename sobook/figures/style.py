@@ -90,7 +90,8 @@ class Figure(_MatplotlibFigure):
         Lines and letters have twice the pixels, for sharp screens; photographs and heavy pictures
         do not, because a notebook must stay small.
         """
-        photographs = any(image.get_array().ndim == 3 for ax in self.axes for image in ax.images)
+        arrays = [image.get_array() for axis in self.axes for image in axis.images]
+        photographs = any(array is not None and array.ndim == 3 for array in arrays)
         sharpness, drawn = 1 if photographs else 2, io.BytesIO()
         self.savefig(drawn, format="png", dpi=sharpness * self.dpi)
         picture = Image.open(drawn).convert("RGB")

@@ -45,9 +45,11 @@ METRICS = (
     *("selected_epoch", "train_classes", "rms_cosine", "mean_cosine", "coherence"),
     *("effective_rank", "rms_floor", "welch_bound", "rms_cosine_centered", "mean_proxy_length"),
     *("common_mode_share", "embedding_mean_length", "cosine_of_mean_proxy_and_mean_embedding"),
-    *("treated_rms_cosine", "treated_mean_cosine", "treated_class_cosine", "treated_confusion"),
-    *("untreated_rms_cosine", "untreated_mean_cosine", "untreated_class_cosine"),
-    "untreated_confusion",
+    *(
+        f"{pairs}_{name}"
+        for pairs in ("treated", "untreated")
+        for name in ("rms_cosine", "mean_cosine", "class_cosine", "confusion")
+    ),
 )
 _PACKAGES = ("sobook", "torch", "timm", "faiss-cpu", "numpy", "pytorch-metric-learning")
 
@@ -272,17 +274,17 @@ def run_one(study: Study, key: str, varied: dict[str, Any]) -> None:
     else:
         finished = fit(config, progress=False)  # resumes where it was stopped
         measured, notes = _measure(finished), finished.retrieval["notes"]
+    cpu = f"{files.available_cores()} CPU cores, {platform.machine()}"
+    versions = {"python": platform.python_version()}
+    versions |= {package: metadata.version(package) for package in _PACKAGES}
     result = {
         "settings": settings.to_dict(),
         "measured": measured,
         "notes": notes,
         "seconds": round(time.perf_counter() - started, 2),
         "date": date.today().isoformat(),
-        "machine": _machine(),
-        "versions": ", ".join(
-            [f"python {platform.python_version()}"]
-            + [f"{package} {metadata.version(package)}" for package in _PACKAGES]
-        ),
+        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu,
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
     files.write_json(_result_file(study, key), result)
 
@@ -326,7 +328,10 @@ def gather(study: Study) -> pd.DataFrame:
     """The finished runs, one row each: varied settings, measurements, trainer, key ("config")."""
     rows = []
     for key, varied, result in _finished(study):
-        factors = {name: _cell(varied.get(name)) for name in study.factors}
+        factors = {name: varied.get(name) for name in study.factors}
+        for name, value in factors.items():
+            if isinstance(value, dict | list):  # a data frame cannot be grouped by these
+                factors[name] = json.dumps(value, sort_keys=True)
         rows.append({**factors, **result["measured"], "trainer": study.trainer, "config": key})
     return pd.DataFrame(rows)
 
@@ -356,16 +361,5 @@ def _finished(study: Study) -> Iterator[tuple[str, dict, dict]]:
             yield key, varied, json.loads(file.read_text(encoding="utf-8"))
 
 
-def _cell(value: Any) -> Any:
-    """A value that a data frame can be grouped by."""
-    return json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else value
-
-
 def _result_file(study: Study, key: str) -> Path:
     return files.data_root() / "studies" / f"{study.trainer}-{key}.json"
-
-
-def _machine() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{files.available_cores()} CPU cores, {platform.machine()}"
