@@ -206,5 +206,5 @@ def paired_differences(
     right.set_title(text, fontsize=12)
     for axis in (left, right):
         axis.tick_params(axis="y", length=0)
-        axis.xaxis.set_major_locator(MaxNLocator(5))
+        axis.locator_params(axis="x", nbins=5)
     return finish(figure, f"{metric} of {first} and {second} over {len(a)} seeds: {text}.")

@@ -17,6 +17,7 @@ from sobook.course.studies.study import LABELS, Study
 from sobook.figures.style import (
     CHANCE_LINE,
     COLORS,
+    GRID,
     PALETTE,
     Figure,
     finish,
@@ -116,12 +117,12 @@ def _settings(study: Study, summary: pd.DataFrame, family: pd.DataFrame) -> Figu
         axis.hlines(rows.index, rows["low"], rows["high"], color=COLORS["PA+SO"], lw=2.2)
         _draw_dots(axis, rows["value"], rows.index, rows["verdict"], mew=1.8)
         numbers = [
-            f"{labels[y]} {row['value']:.3f}" + (f" ({row['verdict']})" if row["verdict"] else "")
-            for y, row in rows.iterrows()
+            f"{labels[y]} {value:+.3f} ({verdict})" if verdict else f"{labels[y]} {value:.3f}"
+            for y, value, verdict in rows[["value", "verdict"]].itertuples()
         ]
         alt.append(f"{name}: {', '.join(numbers)}".replace("\n", " "))
         axis.set_xlabel(name)
-        axis.grid(axis="x", color="#E4E4E4", lw=0.8)
+        axis.grid(axis="x", **GRID)
         axis.tick_params(axis="y", length=0)
         axis.locator_params(axis="x", nbins=5)
     for axis in axes[1:]:
