@@ -28,7 +28,7 @@ def known_numbers(name: str) -> frozenset[str]:
         one = study.load(name)
         factors = one.factors[:-1]
         parts = [table.groupby(factors, dropna=False).mean(numeric_only=True)]
-        made = (report.summary, report.comparisons, report.beside, report.convergence)
+        made = (report.summary, report.comparisons, report.outside_family, report.convergence)
         parts += [make(one, table) for make in made] + [table.drop(columns="seed")]
         if one.metric in table:
             parts.append(table.groupby(factors, dropna=False)[[one.metric]].std())

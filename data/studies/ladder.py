@@ -51,12 +51,12 @@ def rungs() -> pd.DataFrame:
 
 def fine_tuned() -> list[tuple]:
     one, runs = study.load("ladder_finetune"), table("ladder_finetune")
-    found = []
+    rows = []
     for _, row in report.summary(one, runs).dropna(subset=["difference"]).iterrows():
         ends = row["difference_low"], row["difference_high"]
         step = row["setting"], row["difference"], *ends, row["seeds"], row["verdict"]
         if not row["setting"].startswith("all classes"):
-            found.append((TUNED, *step))
+            rows.append((TUNED, *step))
     by_setting = runs.pivot(index="seed", columns="setting", values="recall_at_1")
     peeked = (by_setting["all classes, peeking"] - by_setting["all classes"]).dropna()
     plain = runs[runs["setting"] == "PA"]
@@ -65,20 +65,20 @@ def fine_tuned() -> list[tuple]:
         ("choosing the epoch on test classes", peeked),
         ("fine-tuning at all", gain),
     ]:
-        found.append((TUNED, label, change.mean(), *t_interval(change), len(change), ""))
+        rows.append((TUNED, label, change.mean(), *t_interval(change), len(change), ""))
     frozen = table("frozen_encoders").set_index(["dataset", "encoder"])["recall_at_1"]
     micro = frozen["aviary", "micro DeiT"]
     for label, encoder in [
         ("frozen: random weights instead of micro DeiT's", "micro DeiT, random"),
         ("frozen: DeiT-Tiny instead of micro DeiT", "DeiT-Tiny, 128 px"),
     ]:
-        found.append((TUNED, label, frozen["aviary", encoder] - micro, np.nan, np.nan, 0, ""))
-    return found
+        rows.append((TUNED, label, frozen["aviary", encoder] - micro, np.nan, np.nan, 0, ""))
+    return rows
 
 
 def heads() -> list[tuple]:
     """Each change against the plain setting of its own study, paired by seed."""
-    found = []
+    rows = []
     for label, name, change, plain in STEPS:
         one, runs = study.load(name), table(name)
         result = report.summary(one, runs)
@@ -86,11 +86,11 @@ def heads() -> list[tuple]:
         row = result[np.logical_and.reduce([result[key] == wanted[key] for key in wanted])].iloc[0]
         pair = [_by_seed(runs, setting) for setting in (plain, wanted)]
         step = compare_seeds(*pair)
-        said = row["verdict"] if isinstance(row["verdict"], str) else ""
+        verdict = row["verdict"] if isinstance(row["verdict"], str) else ""
         if "so_weight" not in change and name == "convergence_heads":
-            said = ""  # its family compares SO with none, not one number of epochs with another
-        found.append((HEADS, label, step.difference, step.low, step.high, step.n, said))
-    return found
+            verdict = ""  # its family compares SO with none, not one number of epochs with another
+        rows.append((HEADS, label, step.difference, step.low, step.high, step.n, verdict))
+    return rows
 
 
 def _by_seed(runs: pd.DataFrame, setting: dict) -> pd.Series:
@@ -113,7 +113,7 @@ def picture(rows: pd.DataFrame) -> Figure:
     sizes = [(rows["panel"] == panel).sum() for panel, _ in panels]
     figure = new_figure(11, 0.4 * sum(sizes) + 3)
     axes = figure.subplots(2, 1, sharex=True, height_ratios=sizes)
-    told = []
+    alt = []
     for axis, (panel, color) in zip(axes, panels, strict=True):
         part = rows[rows["panel"] == panel].reset_index(drop=True)
         noise = 2 * seed_noise(panel)
@@ -127,7 +127,7 @@ def picture(rows: pd.DataFrame) -> Figure:
             number = f"{row['difference']:+.3f}".replace("-", "−")
             place = axis.get_yaxis_transform()
             axis.text(1.01, y, number, va="center", fontsize=11, transform=place)
-            told.append(f"{row['label']} {row['difference']:+.3f}")
+            alt.append(f"{row['label']} {row['difference']:+.3f}")
         axis.set_xscale("symlog", linthresh=0.02, linscale=1.5)
         ticks = [-0.3, -0.1, -0.02, -0.01, 0, 0.01, 0.02, 0.1, 0.3]
         axis.set_xticks(ticks, [f"{tick:+g}".replace("-", "−") if tick else "0" for tick in ticks])
@@ -142,7 +142,7 @@ def picture(rows: pd.DataFrame) -> Figure:
         "gray: ±2 standard deviations of a seed;\nhollow: not shown after correction; "
         "diamond: in no family, so without a verdict)"
     )
-    return finish(figure, f"Changes of Recall@1, one at a time: {'; '.join(told)}.")
+    return finish(figure, f"Changes of Recall@1, one at a time: {'; '.join(alt)}.")
 
 
 if __name__ == "__main__":

@@ -34,16 +34,15 @@ def training_curves(runs: Mapping[str, Sequence[Mapping]], *, dim: int | None = 
         "cosine": ("RMS cosine of proxies", "rms_cosine"),
         "recall": ("Recall@1, held-out classes", "recall_at_1"),
     }
-    looks = style.line_looks(runs)
-    at_end = []
+    looks, at_end = style.line_looks(runs), []
     for panel, (title, key) in panels.items():
         axis, ends = axes[panel], []
         for name, metrics in runs.items():
-            by_epoch = {line["epoch"]: line.get(key) for line in metrics if line["kind"] == "epoch"}
-            known = [(epoch, value) for epoch, value in by_epoch.items() if value is not None]
-            if known:
-                axis.plot(*zip(*known, strict=True), marker="o", ms=4, **looks[name])
-                ends.append(f"{name} {known[-1][1]:.3f}")
+            lines = [line for line in metrics if line["kind"] == "epoch" and key in line]
+            values = {line["epoch"]: line[key] for line in lines if line[key] is not None}
+            if values:
+                axis.plot(list(values), list(values.values()), marker="o", ms=4, **looks[name])
+                ends.append(f"{name} {[*values.values()][-1]:.3f}")
         if not ends:
             axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes)
         at_end.append(f"{title}: {', '.join(ends) or 'not measured'}")
@@ -89,7 +88,7 @@ def recall_curves(
     axis.set_xticks(range(len(ks)), [str(k) for k in ks])
     axis.set(xlabel="K: nearest images looked at", ylabel="Recall@K")
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-    axis.grid(axis="y", color="#E4E4E4", lw=0.8)
+    axis.grid(axis="y", **style.GRID)
     figure.legend(loc="outside upper center", ncols=2)
     return finish(figure, f"Recall@K over K up to {ks[-1]}; {'; '.join(numbers)}.")
 
@@ -102,9 +101,9 @@ def interval_plot(
 
     Args:
         rows: (label, value, low, high, group); the group gives the color.
-        xlabel: what the values are.
+        xlabel: name of the values.
         reference: a value to compare with, drawn as a line.
-        decimals: of the numbers written beside the intervals.
+        decimals: digits of the numbers written beside the intervals.
     """
     figure = new_figure(9, 0.55 * len(rows) + 1.5)
     axis = figure.subplots()
@@ -124,18 +123,18 @@ def interval_plot(
     axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel=f"{xlabel} (dot, 95% interval)")
     axis.tick_params(axis="y", length=0)
     axis.xaxis.set_major_locator(MaxNLocator(6))
-    axis.grid(axis="x", color="#E4E4E4", lw=0.8)
+    axis.grid(axis="x", **style.GRID)
     return finish(figure, f"{xlabel} with 95% intervals: {'; '.join(numbers)}.")
 
 
 @use_style()
 def movement_plot(tables: Mapping[str, pd.DataFrame], *, over: str = "birds") -> Figure:
-    """How far one change in a picture moves its embedding: marks on the left, nuisances right.
+    """Distances that single changes in a picture move its embedding: marks left, nuisances right.
 
     Args:
         tables: name → a table of `sobook.course.aviary.microscope.summarize`, the same changes in
             each. The rows are sorted by the first.
-        over: what the intervals are over.
+        over: unit of the intervals.
     """
     first = next(iter(tables.values()))
     marks = first["kind"] != "nuisance"
@@ -156,7 +155,7 @@ def movement_plot(tables: Mapping[str, pd.DataFrame], *, over: str = "birds") ->
         axis.set_xlabel(f"distance moved (95% interval over {over})")
         axis.axvline(1, label="another picture of the species", **style.CHANCE_LINE)
         axis.tick_params(axis="y", length=0)
-        axis.grid(axis="y", color="#E4E4E4", lw=0.8)
+        axis.grid(axis="y", **style.GRID)
     axes[0].set_xlim(0, None)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     what = "How far an embedding moves when one thing in its picture changes (1: another picture)"
@@ -170,20 +169,18 @@ def paired_differences(
     *,
     metric: str = "Recall@1",
 ) -> Figure:
-    """Two methods over the same seeds: a dumbbell per seed, and its difference beside it.
+    """Two methods over the same seeds: a dumbbell per seed and, on the right, its difference.
 
     Rows are seeds, those with the largest difference on top; both panels share them.
 
     Args:
         values: two names → (S,) one value per seed, in the same order of seeds.
-        interval: (low, high) of the mean difference, drawn beside the dots.
-        metric: what the values are.
+        interval: (low, high) of the mean difference, drawn below the dots.
+        metric: name of the values.
     """
-    if len(values) != 2:
-        raise SobookError(f"paired_differences compares two methods, not {len(values)}")
     (first, a), (second, b) = ((name, as_array(v)) for name, v in values.items())
     if len(a) != len(b):
-        raise SobookError(f"{first} has {len(a)} seeds and {second} has {len(b)}; pair them")
+        raise SobookError(f"{first} has {len(a)} seeds and {second} has {len(b)}: pair them.")
     change = b - a
     order = np.argsort(-change, kind="stable")
     rows = np.arange(len(change))
@@ -199,15 +196,15 @@ def paired_differences(
     right.axvline(0, **style.CHANCE_LINE)
     right.hlines(rows, 0, change[order], color=style.QUIET, lw=3, zorder=1)
     right.plot(change[order], rows, "D", color="#555555", ms=8, mec="white")
-    below = len(change) + 0.2  # a row of its own
-    right.plot(change.mean(), below, "o", color="#222222", ms=11)
+    below = len(change) + 0.2  # a separate row for the mean
+    right.plot(change.mean(), below, "o", color=style.INK, ms=11)
     text = f"mean {change.mean():+.3f}"
     if interval is not None:
-        right.hlines(below, *interval, color="#222222", lw=3)
-        text += f"\n95% [{interval[0]:+.3f}, {interval[1]:+.3f}]"
+        right.hlines(below, *interval, color=style.INK, lw=3)
+        text += f", 95% [{interval[0]:+.3f}, {interval[1]:+.3f}]"
     right.set(xlabel=f"{second} − {first}", ylim=(below + 0.7, -0.7))
-    right.set_title(text.replace("\n", ", "), fontsize=12)
+    right.set_title(text, fontsize=12)
     for axis in (left, right):
         axis.tick_params(axis="y", length=0)
-    numbers = text.replace("\n", ", ")
-    return finish(figure, f"{metric} of {first} and {second} over {len(a)} seeds: {numbers}.")
+        axis.locator_params(axis="x", nbins=5)
+    return finish(figure, f"{metric} of {first} and {second} over {len(a)} seeds: {text}.")

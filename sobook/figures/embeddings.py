@@ -1,7 +1,7 @@
 """Maps of embeddings in the plane, how far each can be trusted, and spheres for three dimensions.
 
 Notation: N points, D dimensions. Neighbors are those by cosine: up to 10,000 points the exact ones,
-which UMAP is given ready-made; beyond that, those that UMAP finds itself.
+which UMAP is given ready-made; beyond that, UMAP's own approximate ones.
 """
 
 from __future__ import annotations
@@ -21,29 +21,25 @@ from sobook import geometry
 from sobook.errors import SobookError, check_choice, plain
 from sobook.figures import style
 from sobook.figures.proxies import cosine_summary
-from sobook.figures.style import Figure, as_array, finish, method_color, new_figure, use_style
+from sobook.figures.style import INK, Figure, as_array, finish, method_color, new_figure, use_style
 from sobook.retrieval import nearest_neighbors
 
-# Larger maps take about half of UMAP's usual time: its own approximate neighbors, a start from the
-# first principal components, and half the usual rounds (more of them hardly improve the map).
-_EXACT_UP_TO = 10_000  # points
-_ROUNDS = 100
+_EXACT_UP_TO = 10_000  # points; larger maps take about half of UMAP's usual time, see `project`
 _QUALITY_SAMPLE = 2000  # points
-_FEWEST = 4  # points of a map
-_INK = "#222222"
-_VIEW = (22.0, 38.0)  # of spheres: elevation and azimuth in degrees
+_MIN_POINTS = 4
+_VIEW = (22.0, 38.0)  # elevation and azimuth of spheres, in degrees
 
 
 @dataclass(frozen=True)
 class MapQuality:
-    """What a map keeps of the space; made by `quality`.
+    """How much of the space a map keeps; made by `quality`.
 
     Attributes:
         trustworthiness: 1 when all neighbors on the map are neighbors in the space (Venna and
             Kaski, ICANN 2001). Lenient: a false neighbor that is nearly one costs little.
         overlap: mean fraction of a point's nearest neighbors in the space that are among its
             nearest neighbors on the map. Strict.
-        n_neighbors: neighbors looked at.
+        n_neighbors: the number of neighbors compared.
     """
 
     trustworthiness: float
@@ -68,8 +64,8 @@ def project(
     Args:
         embeddings: (N, D).
         method: "umap" or "pca".
-        seed: of UMAP.
-        n_neighbors: a point's neighbors in UMAP, itself counted, at least 2; fewer where there
+        seed: seed of UMAP.
+        n_neighbors: neighbors of a point in UMAP, including itself, at least 2; fewer where there
             are fewer points, see `neighbors_used`.
 
     Returns:
@@ -79,48 +75,43 @@ def project(
         SobookError: fewer than 4 points or 2 dimensions, or an option that makes no sense.
     """
     check_choice("method", method, ("umap", "pca"))
-    points = _checked_points(embeddings)
+    points = _unit_points(embeddings)
     if (n_neighbors := neighbors_used(n_neighbors, len(points))) < 2:
         raise SobookError(f"n_neighbors is {n_neighbors}: it must be at least 2.")
     if method == "pca":
         from sklearn.decomposition import PCA
 
         return PCA(2, svd_solver="full").fit_transform(points)
-    import umap  # here, not above: its import takes seconds
+    import umap  # here, because its import takes seconds
 
     points = points.astype(np.float32)
+    options: dict[str, Any] = {"n_neighbors": n_neighbors, "metric": "cosine"}
     if len(points) > _EXACT_UP_TO:
-        options: dict[str, Any] = {"init": "pca", "n_epochs": _ROUNDS}
-    else:  # small sets ignore given neighbors unless told to approximate
-        options = {"force_approximation_algorithm": True}
-        options["precomputed_knn"] = _exact_neighbors(points, n_neighbors)
-    options |= {"n_neighbors": n_neighbors, "metric": "cosine"}
+        options |= {"init": "pca", "n_epochs": 100}  # more epochs hardly improve the map
+    else:  # UMAP ignores given neighbors of small sets unless it may approximate
+        similarities, indices = nearest_neighbors(points, n_neighbors - 1)
+        indices = np.hstack([np.arange(len(points))[:, None], indices])  # first, the point itself
+        distances = np.pad(np.clip(1 - similarities, 0, 2), ((0, 0), (1, 0)))
+        options |= {"precomputed_knn": (indices, distances), "force_approximation_algorithm": True}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "precomputed_knn", UserWarning)  # nothing is added later
         return umap.UMAP(random_state=seed, n_jobs=1, **options).fit_transform(points)
 
 
 def neighbors_used(n_neighbors: int, points: int) -> int:
-    """The neighbors that UMAP looks at among so many points."""
+    """The number of neighbors that UMAP can use with this many points."""
     return min(plain("n_neighbors", n_neighbors, int), points - 1)
 
 
-def _checked_points(embeddings) -> np.ndarray:
+def _unit_points(embeddings) -> np.ndarray:
     """(N, D) of unit length, enough of them for a map."""
     points = geometry.unit_rows(embeddings, "embeddings")
-    if len(points) < _FEWEST or points.shape[1] < 2:
+    if len(points) < _MIN_POINTS or points.shape[1] < 2:
         raise SobookError(
             f"{len(points)} points in {points.shape[1]} dimension(s) make no map: it takes at "
-            f"least {_FEWEST} in 2."
+            f"least {_MIN_POINTS} in 2."
         )
     return points
-
-
-def _exact_neighbors(points: np.ndarray, n_neighbors: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices and cosine distances, (N, n_neighbors) each; a point is its own first neighbor."""
-    similarities, indices = nearest_neighbors(points, n_neighbors - 1)
-    indices = np.hstack([np.arange(len(points))[:, None], indices])
-    return indices, np.pad(np.clip(1 - similarities, 0, 2), ((0, 0), (1, 0)))
 
 
 def quality(embeddings, plane, *, n_neighbors: int = 15, seed: int = 0) -> MapQuality:
@@ -129,8 +120,8 @@ def quality(embeddings, plane, *, n_neighbors: int = 15, seed: int = 0) -> MapQu
     Args:
         embeddings: (N, D).
         plane: (N, 2).
-        n_neighbors: neighbors to look at.
-        seed: of the random sample that is looked at where there are more than 2,000 points.
+        n_neighbors: the number of neighbors compared.
+        seed: seed of the random sample that stands for more than 2,000 points.
     """
     from sklearn.manifold import trustworthiness
     from sklearn.neighbors import NearestNeighbors
@@ -138,9 +129,9 @@ def quality(embeddings, plane, *, n_neighbors: int = 15, seed: int = 0) -> MapQu
     plane = np.asarray(plane)
     if len(plane) != len(embeddings):
         raise SobookError(f"{len(embeddings)} embeddings but {len(plane)} places on the map")
-    chosen = np.random.default_rng(seed).permutation(len(plane))[:_QUALITY_SAMPLE]
-    unit, plane = _checked_points(embeddings)[chosen], plane[chosen]
-    k = max(1, min(plain("n_neighbors", n_neighbors, int), (len(chosen) - 1) // 2))
+    sample = np.random.default_rng(seed).permutation(len(plane))[:_QUALITY_SAMPLE]
+    unit, plane = _unit_points(embeddings)[sample], plane[sample]
+    k = max(1, min(plain("n_neighbors", n_neighbors, int), (len(sample) - 1) // 2))
     in_space = nearest_neighbors(unit, k)[1]
     on_map = NearestNeighbors(n_neighbors=k).fit(plane).kneighbors(return_distance=False)
     kept = [np.isin(a, b) for a, b in zip(in_space, on_map, strict=True)]
@@ -149,7 +140,7 @@ def quality(embeddings, plane, *, n_neighbors: int = 15, seed: int = 0) -> MapQu
 
 
 def place(points, others, plane) -> np.ndarray:
-    """Where new points would lie on a map: the weighted mean of the places of their neighbors.
+    """Places of new points on a map: the weighted mean of the places of their neighbors.
 
     Weights fall off as e^((s − s₁)/τ) with the cosine s, s₁ that of the nearest and τ the mean
     distance of the cosines from it: a rough form of UMAP's own transform.
@@ -170,8 +161,8 @@ def place(points, others, plane) -> np.ndarray:
 
 
 def align(plane, onto, points=None) -> np.ndarray:
-    """A map turned, mirrored, shifted and scaled to lie as near as it can on another of the same
-    points; nothing within the map changes.
+    """A map turned, mirrored, shifted and scaled to lie as near as possible to another map of the
+    same points (Procrustes); nothing within the map changes.
 
     Args:
         plane, onto: (N, 2) each.
@@ -210,47 +201,43 @@ def embedding_maps(
         proxy_labels: (C,) their classes; 0..C−1 by default.
         class_names: class → name.
         method, seed, n_neighbors: as in `project`.
-        inset: one class, finer labels, (N,), such as the species where classes are genera, and a
+        inset: a class, finer labels, (N,), such as the species where classes are genera, and a
             title: below each map, the frame around that class is drawn again, larger and with
             colors and shapes for these labels.
     """
     labels, proxies = as_array(labels).astype(int), proxies or {}
-    if set(proxies) - set(embeddings):
+    if not embeddings or set(proxies) - set(embeddings):
         raise SobookError(
-            f"proxies of {sorted(proxies)}, embeddings of {sorted(embeddings)}: use the same names"
+            f"embeddings of {sorted(embeddings)}, proxies of {sorted(proxies)}: give at least one "
+            "model, and both the same names."
         )
     styles, total = class_styles(labels), len(np.unique(labels))
     hollow = np.zeros(len(labels), bool)
     if proxy_labels is not None:
-        proxy_labels = as_array(proxy_labels)
-        hollow = ~np.isin(labels, proxy_labels)
-    if not embeddings:
-        raise SobookError("there is nothing to map: give embeddings of one model or more.")
+        hollow = ~np.isin(labels, as_array(proxy_labels))
     heights = [1.0] if inset is None else [1.0, 0.45]
     figure = new_figure(6.2 * len(embeddings) + 2.4, 6.2 * sum(heights))
     panels = figure.subplots(len(heights), len(embeddings), squeeze=False, height_ratios=heights)
     alt = []
     for column, (name, points) in zip(panels.T, embeddings.items(), strict=True):
-        axis = column[0]
-        points = _checked(points, labels)
+        axis, points = column[0], _labeled(points, labels)
         stars = as_array(proxies[name]) if name in proxies else points[:0]
         union = np.concatenate([points, stars])
         plane = project(union, method=method, seed=seed, n_neighbors=n_neighbors)
         places, star_places = np.split(plane, [len(points)])
-        classes = np.arange(len(stars)) if proxy_labels is None else proxy_labels
         _draw_points(axis, places, labels, styles, hollow)
         if len(stars):
+            classes = np.arange(len(stars)) if proxy_labels is None else as_array(proxy_labels)
             _draw_stars(axis, star_places, classes, styles)
         if inset is not None:
             _draw_inset(axis, column[1], places, labels, *inset)
         trust = quality(points, places, n_neighbors=n_neighbors)
-        axis.set_title(name, color=style.COLORS.get(name, _INK), weight="bold")
+        axis.set_title(name, color=style.COLORS.get(name, INK), weight="bold")
         used = neighbors_used(n_neighbors, len(union))
         note = f"UMAP, {used} neighbors, seed {seed}" if method == "umap" else method.upper()
         axis.set_xlabel(f"{note}\n{trust}", fontsize=12)
         alt.append(f"{name}: {trust}")
-    drawn = {"stars": bool(proxies), "hollow": bool(hollow.any())}
-    _draw_legend(figure, styles, class_names, total, **drawn)
+    _draw_legend(figure, styles, class_names, total, stars=bool(proxies), hollow=hollow.any())
     if len(embeddings) > 1:
         figure.supxlabel("each map is fitted on its own: compare shapes, not places", fontsize=12)
     alt_start = f"{method.upper()} of {len(labels)} embeddings of {total} classes"
@@ -268,44 +255,40 @@ def map_panel(
 ) -> Figure:
     """The same points on many maps: UMAP by setting (rows) and seed (columns), PCA at the right.
 
-    What is the same in all of them may be believed; what is not belongs to the map.
+    What all of them share may be believed; the rest belongs to the single map.
 
     Args:
         embeddings: (N, D).
         labels: (N,) classes.
-        n_neighbors: settings of UMAP, one row each.
-        seeds: one column each.
+        n_neighbors: settings of UMAP, one per row.
+        seeds: one per column.
         class_names: class → name.
     """
     labels = as_array(labels).astype(int)
-    points, hollow = _checked(embeddings, labels), np.zeros(len(labels), bool)
-    styles, total = class_styles(labels), len(np.unique(labels))
-    if not n_neighbors:
-        raise SobookError("n_neighbors is empty: give one setting of UMAP or more.")
+    points, styles = _labeled(embeddings, labels), class_styles(labels)
     figure = new_figure(4.0 * (len(seeds) + 1) + 2.4, 4.1 * len(n_neighbors))
     axes = figure.subplots(len(n_neighbors), len(seeds) + 1, squeeze=False)
     panels = [(axes[0, -1], "PCA", project(points, method="pca"))]
     for row, k in zip(axes, n_neighbors, strict=True):
+        row[-1].set_axis_off()  # PCA has neither seed nor setting
         for axis, seed in zip(row, seeds, strict=False):
-            plane = project(points, seed=seed, n_neighbors=k)
-            used = neighbors_used(k, len(points))
-            panels.append((axis, f"{used} neighbors, seed {seed}", plane))
-    for axis in axes[1:, -1]:
-        axis.set_axis_off()  # PCA has neither seed nor setting
+            title = f"{neighbors_used(k, len(points))} neighbors, seed {seed}"
+            panels.append((axis, title, project(points, seed=seed, n_neighbors=k)))
+    axes[0, -1].set_axis_on()
     alt = []
     for axis, title, plane in panels:
         trust = quality(points, plane)
-        _draw_points(axis, plane, labels, styles, hollow)
+        _draw_points(axis, plane, labels, styles)
         axis.set_title(title)
         axis.set_xlabel(str(trust).replace(", ", "\n"), fontsize=11)
         alt.append(f"{title}: {trust}")
-    _draw_legend(figure, styles, class_names, total)
+    _draw_legend(figure, styles, class_names, len(np.unique(labels)))
     return finish(figure, f"{len(labels)} embeddings on several maps; {'; '.join(alt)}.")
 
 
 @use_style()
 def spheres(models: Mapping[str, tuple], labels) -> Figure:
-    """Embeddings in three dimensions on unit spheres, side by side; what lies behind is paler.
+    """Embeddings in three dimensions on unit spheres, side by side; the far side is paler.
 
     Args:
         models: name → (embeddings (N, 3), proxies (C, 3)); proxies are arrows that end in stars.
@@ -320,8 +303,7 @@ def spheres(models: Mapping[str, tuple], labels) -> Figure:
         if points.shape[1] != 3 or stars.shape[1] != 3:
             raise SobookError(f"a sphere shows 3 dimensions, not {points.shape[1]}")
         axis = figure.add_subplot(1, len(models), column + 1, projection="3d")
-        _draw_globe(axis)
-        _draw_on_globe(axis, points, labels, stars, styles)
+        _draw_sphere(axis, points, labels, stars, styles)
         alt.append(f"{name}: {cosine_summary(geometry.describe(stars))}")
         axis.set_title(alt[-1], color=method_color(name), fontsize=13)
     _draw_legend(figure, styles, None, len(styles), stars=True)
@@ -330,119 +312,106 @@ def spheres(models: Mapping[str, tuple], labels) -> Figure:
 
 
 def class_styles(labels: np.ndarray) -> dict[int, tuple[str, str]]:
-    """Color and marker: of up to 20 classes; of 12, spread evenly, where there are more."""
+    """Color and marker of up to 20 classes; of 12, evenly chosen, where there are more."""
     classes = np.unique(labels)
     if len(classes) > 20:
         classes = style.evenly(classes, 12)
     return {int(c): (style.PALETTE[i % 10], "o^"[i // 10]) for i, c in enumerate(classes)}
 
 
-def _checked(embeddings, labels: np.ndarray) -> np.ndarray:
+def _labeled(embeddings, labels: np.ndarray) -> np.ndarray:
     points = as_array(embeddings)
     if len(points) != len(labels):
         raise SobookError(f"{len(points)} embeddings but {len(labels)} labels")
     return points
 
 
-def _draw_points(axis: Axes, plane: np.ndarray, labels: np.ndarray, styles, hollow) -> None:
-    """Points by class, gray where it has no style; rings where `hollow`, (N,) bool, says so."""
+def _draw_points(axis: Axes, plane, labels: np.ndarray, styles, hollow=None) -> None:
+    """Points by class, gray without a style; rings where `hollow`, (N,) bool, is true."""
     axis.set(xticks=[], yticks=[])  # a map's coordinates mean nothing
     axis.spines[:].set(visible=True, color=style.QUIET)
     size = float(np.clip(20_000 / len(plane), 4, 34))
-
-    def draw(mine: np.ndarray, shade: str, marker: str, size: float) -> None:
-        x, y = plane[mine].T
+    hollow = np.zeros(len(labels), bool) if hollow is None else hollow
+    groups = [(~np.isin(labels, list(styles)), style.QUIET, "o", 0.6 * size)]
+    groups += [(labels == label, *look, size) for label, look in styles.items()]
+    for members, shade, marker, area in groups:
         edge = to_rgba(shade, 0.8)
-        face = np.where(hollow[mine, None], to_rgba("none"), edge)
-        width: Any = np.where(hollow[mine], 0.9, 0.0)
-        axis.scatter(x, y, s=size, marker=marker, fc=face, ec=edge, lw=width)
-
-    draw(~np.isin(labels, list(styles)), style.QUIET, "o", 0.6 * size)
-    for label, (shade, marker) in styles.items():
-        draw(labels == label, shade, marker, size)
+        face = np.where(hollow[members, None], to_rgba("none"), edge)
+        look: dict[str, Any] = {"fc": face, "ec": edge, "lw": np.where(hollow[members], 0.9, 0.0)}
+        x, y = plane[members].T
+        axis.scatter(x, y, s=area, marker=marker, **look)
 
 
 def _draw_inset(
     axis: Axes, box: Axes, plane: np.ndarray, labels: np.ndarray, group: int, finer, title: str
 ) -> None:
-    """The main part of a class once more, in a box of its own, by finer labels."""
-    mine, finer = labels == group, as_array(finer)
-    if not mine.any():
-        raise SobookError(f"the inset is of class {group}, and no image is of it.")
+    """The main part of a class once more, in a separate box, by finer labels."""
+    members, finer = labels == group, as_array(finer)
+    if not members.any():
+        raise SobookError(f"the inset is of class {group}, which no image has.")
     # Around the member nearest to the others: a class may lie in several islands.
-    apart = np.linalg.norm(plane[mine][:, None] - plane[mine], axis=2)
+    apart = np.linalg.norm(plane[members][:, None] - plane[members], axis=2)
     center = np.median(apart, axis=1).argmin()
-    middle, half = plane[mine][center], max(np.quantile(apart[center], 0.8), 1e-9)
+    middle, half = plane[members][center], max(np.quantile(apart[center], 0.8), 1e-9)
     spans = np.stack([middle - half, middle + half])
-    axis.update_datalim(spans)  # so that the frame lies inside the map
+    axis.update_datalim(spans)  # keeps the frame inside the map
     axis.autoscale_view()
-    axis.add_patch(Rectangle(spans[0], 2 * half, 2 * half, fc="none", ec=_INK, lw=1.2))
-    shown = mine & (np.abs(plane - middle) <= half).all(axis=1)
+    axis.add_patch(Rectangle(spans[0], 2 * half, 2 * half, fc="none", ec=INK, lw=1.2))
+    shown = members & (np.abs(plane - middle) <= half).all(axis=1)
     styles = {
         c: (shade, "sv^DPX<>dp"[i % 10])  # shapes that no class on the map has
-        for i, (c, (shade, _)) in enumerate(class_styles(finer[mine]).items())
+        for i, (c, (shade, _)) in enumerate(class_styles(finer[members]).items())
     }
-    _draw_points(box, plane[shown], finer[shown], styles, ~shown[shown])
+    _draw_points(box, plane[shown], finer[shown], styles)
     box.set(xlim=spans[:, 0], ylim=spans[:, 1], aspect="equal")
     box.set_title(f"in the frame: {title}", fontsize=12)
 
 
 def _draw_stars(axis: Axes, plane: np.ndarray, classes: np.ndarray, styles) -> None:
-    if len(plane) != len(classes):
-        raise SobookError(f"{len(plane)} proxies but {len(classes)} proxy labels")
-    x, y = plane.T
     styled = np.isin(classes, list(styles))
     shades = [styles.get(c, (style.QUIET,))[0] for c in classes.tolist()]
     look: dict[str, Any] = {"facecolors": shades, "linewidths": np.where(styled, 1.0, 0.5)}
     size = np.where(styled, 260 if len(plane) <= 12 else 120, 70)
-    axis.scatter(x, y, s=size, marker="*", zorder=5, edgecolors=_INK, **look)
+    x, y = plane.T
+    axis.scatter(x, y, s=size, marker="*", zorder=5, edgecolors=INK, **look)
 
 
-def _draw_legend(
-    figure: Figure, styles, names, total: int, *, stars: bool = False, hollow: bool = False
-) -> None:
-    """Names of the colored classes, and of what else is drawn, at the right."""
-
-    def mark(label: str, shade: str, marker: str, **look: Any) -> Line2D:
-        return Line2D([], [], label=label, color=shade, marker=marker, ls="", **look)
-
-    handles = [
-        mark(f"class {c}" if names is None else str(names[c]), shade, marker, ms=8)
-        for c, (shade, marker) in styles.items()
+def _draw_legend(figure: Figure, styles, names, total: int, *, stars=False, hollow=False) -> None:
+    """Names of the colored classes and of the other marks, at the right."""
+    marks: list[dict[str, Any]] = [
+        {"label": f"class {c}" if names is None else str(names[c]), "color": shade, "marker": m}
+        for c, (shade, m) in styles.items()
     ]
     if total > len(styles):
-        handles.append(mark(f"{total - len(styles)} other classes", style.QUIET, "o", ms=6))
+        label = f"{total - len(styles)} other classes"
+        marks.append({"label": label, "color": style.QUIET, "marker": "o", "ms": 6})
     if stars:
-        handles.append(mark("proxy", "white", "*", ms=15, mec=_INK))
+        marks.append({"label": "proxy", "color": "white", "marker": "*", "ms": 15, "mec": INK})
     if hollow:
-        handles.append(mark("test class: no proxy", "#555555", "o", ms=7, mfc="none"))
-    look: dict[str, Any] = {"fontsize": 11, "handletextpad": 0.3}
-    figure.legend(handles=handles, loc="outside right center", **look)
+        look = {"color": "#555555", "marker": "o", "ms": 7, "mfc": "none"}
+        marks.append({"label": "test class: no proxy", **look})
+    handles = [Line2D([], [], ls="", **{"ms": 8, **mark}) for mark in marks]
+    figure.legend(handles=handles, loc="outside right center", fontsize=11, handletextpad=0.3)
 
 
-def _draw_globe(axis) -> None:
+def _draw_sphere(axis, points, labels, stars, styles) -> None:
+    """A globe with points and proxies; those that face away from the reader are paler."""
     axis.view_init(*_VIEW)
     theta, phi = np.linspace(0, np.pi, 13)[:, None], np.linspace(0, 2 * np.pi, 25)
-    x, y, z = np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi), np.cos(theta) + 0 * phi
-    axis.plot_wireframe(x, y, z, color=style.QUIET, lw=0.5, alpha=0.6)
+    globe = np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi), np.cos(theta) + 0 * phi
+    axis.plot_wireframe(*globe, color=style.QUIET, lw=0.5, alpha=0.6)
     axis.set_box_aspect((1, 1, 1), zoom=1.5)
     axis.set(xlim=(-1, 1), ylim=(-1, 1), zlim=(-1, 1))
     axis.set_axis_off()
-
-
-def _draw_on_globe(axis, points, labels, stars, styles) -> None:
-    """Points and proxies on the sphere; those that face away from the reader are paler."""
     elevation, azimuth = np.radians(_VIEW)
     flat = np.cos(elevation)
     eye = np.array([flat * np.cos(azimuth), flat * np.sin(azimuth), np.sin(elevation)])
     for label, (shade, marker) in styles.items():
-        mine = points[labels == label]
-        facing = mine @ eye > 0
-        look = {"color": shade, "marker": marker, "s": 22, "lw": 0, "depthshade": False}
-        axis.scatter(*mine[facing].T, alpha=0.85, **look)
-        axis.scatter(*mine[~facing].T, alpha=0.18, **look)
+        members = points[labels == label]
+        for side, alpha in ((members @ eye > 0, 0.85), (members @ eye <= 0, 0.18)):
+            look = {"color": shade, "marker": marker, "s": 22, "lw": 0, "depthshade": False}
+            axis.scatter(*members[side].T, alpha=alpha, **look)
     for label, star in enumerate(stars):
-        shade = styles.get(label, (style.QUIET, "o"))[0]
-        alpha = 1.0 if star @ eye > 0 else 0.45
+        shade, alpha = styles.get(label, (style.QUIET,))[0], 1.0 if star @ eye > 0 else 0.45
         axis.plot(*np.stack([np.zeros(3), star]).T, color=shade, lw=2.6, alpha=alpha)
-        axis.plot(*star[:, None], "*", color=shade, ms=20, mec=_INK, alpha=alpha, zorder=10)
+        axis.plot(*star[:, None], "*", color=shade, ms=20, mec=INK, alpha=alpha, zorder=10)

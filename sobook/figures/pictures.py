@@ -20,7 +20,6 @@ _PARTS: dict[str, dict[str, Any]] = {
     "validation": {"color": "#56B4E9", "hatch": ".."},
     "test": {"color": "#E69F00", "hatch": "//"},
 }
-_CAPTION_SIZES = (10, 9, 8, 7)  # points; a caption takes two lines, 0.3 of an image's side
 
 
 @use_style()
@@ -50,27 +49,14 @@ def retrieval_wall(
     captions=None,
     spots=None,
 ) -> Figure:
-    """Each query and its nearest images: relevant ones framed and ticked, others crossed.
+    """`retrieval_comparison` for a single model: its arguments, without the model's name."""
 
-    Args:
-        query_images: Q images, (H, W, 3) uint8.
-        gallery_images: Q rows of k images, nearest first.
-        relevant: (Q, k) bool: is the image of the query's class?
-        similarities: (Q, k), written under the images.
-        titles: Q names of the queries.
-        captions, spots: (Q, k), as in `retrieval_comparison`.
-    """
-    given = (None if rows is None else {"": rows} for rows in (similarities, captions, spots))
-    similarities, captions, spots = given
-    return retrieval_comparison(
-        query_images,
-        {"": gallery_images},
-        {"": relevant},
-        similarities,
-        titles,
-        captions=captions,
-        spots=spots,
-    )
+    def named(rows):
+        return None if rows is None else {"": rows}
+
+    more = {"captions": named(captions), "spots": named(spots)}
+    by_name = {"": gallery_images}, {"": relevant}, named(similarities)
+    return retrieval_comparison(query_images, *by_name, titles, **more)
 
 
 @use_style()
@@ -86,42 +72,42 @@ def retrieval_comparison(
 ) -> Figure:
     """The same queries under several models, one above the other.
 
+    Relevant images are framed and ticked, others crossed, in another color.
+
     Args:
         query_images: Q images, (H, W, 3) uint8.
         gallery_images: name → Q rows of k images, nearest first.
         relevant: name → (Q, k) bool: is the image of the query's class?
         similarities: name → (Q, k), written under the images.
         titles: Q names of the queries.
-        captions: name → (Q, k) words, written there too, such as the species of a wrong image.
+        captions: name → (Q, k) words, written there too, such as an image's species.
         spots: name → (Q, k) lists of circles (x, y, radius) in fractions of an image's side, such
-            as `aviary.microscope.where_marks_differ` finds.
+            as those of `aviary.microscope.where_marks_differ`.
     """
     hits = {name: as_array(r).astype(bool) for name, r in relevant.items()}
     rows, k = next(iter(hits.values())).shape
     if len(query_images) != rows:
         raise SobookError(f"{len(query_images)} query images but {rows} rows in relevant")
     start = 1.2 if len(hits) == 1 else 2.05
-    line_pitch = 1.2 if captions is None else 1.4
-    block = len(hits) * line_pitch + (0.25 if len(hits) > 1 else 0.16 * (titles is not None))
+    pitch = 1.2 if captions is None else 1.4
+    block = len(hits) * pitch + (0.25 if len(hits) > 1 else 0.16 * (titles is not None))
     figure, axis = _tiles(start + k * 1.06, rows * block)
     for row, query in enumerate(query_images):
-        middle = row * block + (len(hits) - 1) * line_pitch / 2
+        middle = row * block + (len(hits) - 1) * pitch / 2
         _tile(axis, query, 0, middle, caption=None if titles is None else titles[row])
-        for line, name in enumerate(hits):
-            y = row * block + line * line_pitch
+        for line, (name, hit) in enumerate(hits.items()):
+            y = row * block + line * pitch
             look: dict[str, Any] = {"color": method_color(name), "weight": "bold"}
             axis.text(start - 0.1, y + 0.5, name, ha="right", va="center", **look)
             for rank, image in enumerate(gallery_images[name][row]):
                 words = [f"{similarities[name][row][rank]:.2f}"] if similarities else []
                 words += [captions[name][row][rank]] if captions else []
-                caption = " ".join(filter(None, words)) or None
-                x = start + rank * 1.06
-                _tile(axis, image, x, y, relevant=hits[name][row, rank], caption=caption)
+                x, caption = start + rank * 1.06, " ".join(filter(None, words)) or None
+                _tile(axis, image, x, y, relevant=hit[row, rank], caption=caption)
                 for across, down, radius in spots[name][row][rank] if spots else ():
-                    middle_of = (x + across, y + down)
-                    for shade, width in (("white", 3.6), ("#222222", 1.8)):
-                        ring = Circle(middle_of, radius, fill=False, ec=shade, lw=width)
-                        axis.add_patch(ring)
+                    for shade, width in (("white", 3.6), (style.INK, 1.8)):
+                        look = {"fill": False, "ec": shade, "lw": width}
+                        axis.add_patch(Circle((x + across, y + down), radius, **look))
     _heading(axis, 0, "query")
     _heading(axis, start, "nearest images, nearest first")
     numbers = [f"{name} {hit.sum()} of {hit.size} relevant".strip() for name, hit in hits.items()]
@@ -135,10 +121,10 @@ def pick_queries(
 
     Args:
         which: "fixed" (the nearest image is irrelevant under the first model, relevant under the
-            last), "broken" (the other way round), "hardest" (fewest relevant ones under both) or
+            last), "broken" (the reverse), "hardest" (fewest relevant images under both) or
             "confused" (queries of the pair of classes that the last model mixes up most).
         relevant: two names → (N, k) bool, nearest first.
-        number: how many, at most; of equals, spread evenly.
+        number: how many, at most, spread evenly over those that qualify.
         gallery_labels: (N, k) classes of the last model's nearest images, for "confused".
         labels: (N,) classes of the queries, for "confused".
 
@@ -146,18 +132,14 @@ def pick_queries(
         (≤ number,) indices of queries.
     """
     check_choice("kind of query", which, ("fixed", "broken", "hardest", "confused"))
-    hits = [as_array(r).astype(bool) for r in relevant.values()]
-    first, last = hits[0], hits[-1]
+    first, last = (as_array(r).astype(bool) for r in relevant.values())
     if which == "hardest":
         return np.argsort(first.sum(axis=1) + last.sum(axis=1), kind="stable")[:number]
     if which == "confused":
-        if gallery_labels is None or labels is None:
-            raise SobookError('"confused" needs gallery_labels and labels')
         chosen = _most_confused(as_array(gallery_labels), as_array(labels))
-    elif which == "fixed":
-        chosen = np.flatnonzero(~first[:, 0] & last[:, 0])
     else:
-        chosen = np.flatnonzero(first[:, 0] & ~last[:, 0])
+        before, after = (first, last) if which == "fixed" else (last, first)
+        chosen = np.flatnonzero(~before[:, 0] & after[:, 0])
     return style.evenly(chosen, number)
 
 
@@ -174,24 +156,22 @@ def _most_confused(gallery_labels: np.ndarray, labels: np.ndarray) -> np.ndarray
 
 @use_style()
 def attention_maps(images, attention, names: Sequence[str] | None = None, *, masks=None) -> Figure:
-    """Where the class token looks: image, mean of the heads laid over it, and every head.
+    """Attention of the class token: image, mean of the heads laid over it, and every head.
 
-    All maps share one scale, in multiples of uniform attention: 1 is what every patch would get if
-    the token looked everywhere alike.
+    All maps share one scale, in multiples of uniform attention.
 
     Args:
         images: B images, (H, W, 3) uint8, as the encoder saw them.
         attention: (B, heads, patches), prefix tokens left out.
         names: B titles.
         masks: B images (H, W), above 0 on the object: its outline is drawn into every map, and
-            beneath each head stands its attention on the object over what an even spread would
-            give it.
+            below each head its attention on the object, as a multiple of uniform attention.
     """
     attention = as_array(attention)
     number, heads, patches = attention.shape
     side = math.isqrt(patches)
     if side * side != patches:
-        raise SobookError(f"{patches} patches are no square grid; leave out the prefix tokens")
+        raise SobookError(f"{patches} patches are no square grid: leave out the prefix tokens")
     maps = attention / attention.mean(axis=2, keepdims=True)
     maps = maps.reshape(number, heads, side, side)
     limit = max(2.0, float(np.ceil(np.quantile(maps, 0.995))))
@@ -203,9 +183,8 @@ def attention_maps(images, attention, names: Sequence[str] | None = None, *, mas
         _tile(axis, image, 0, y, caption=None if names is None else names[row])
         _tile(axis, np.asarray(image).mean(axis=2), 1.05, y, cmap="gray", vmin=0, vmax=255)
         _tile(axis, mean, 1.05, y, alpha=np.clip(mean / limit + 0.25, 0, 0.8), **scale)
-        on_object = [None] * heads if masks is None else _on_object(grid, masks[row])
-        for head, over_even in enumerate(on_object):
-            caption = None if over_even is None else f"on it: {over_even:.1f} ×"
+        captions = [None] * heads if masks is None else _on_object(grid, masks[row])
+        for head, caption in enumerate(captions):
             mesh = _tile(axis, grid[head], (head + 2) * 1.05, y, caption=caption, **scale)
         if masks is not None:
             for column in range(1, heads + 2):
@@ -219,52 +198,50 @@ def attention_maps(images, attention, names: Sequence[str] | None = None, *, mas
     return finish(figure, f"{alt} {limit:g} times uniform.")
 
 
-def _on_object(grid: np.ndarray, mask) -> list[float]:
-    """Attention of each head, (heads, side, side), on an object over what an even spread gives."""
-    side = grid.shape[1]
-    mask = as_array(mask) > 0
+def _on_object(grid: np.ndarray, mask) -> list[str]:
+    """Captions: mean attention of each head, (heads, side, side), on an object, uniform is 1."""
+    mask, side = as_array(mask) > 0, grid.shape[1]
     rows, columns = (np.arange(n) * side // n for n in mask.shape)
-    share = np.zeros((side, side))  # of each patch that the object covers
-    np.add.at(share, (rows[:, None], columns[None]), mask)
-    share /= np.outer(np.bincount(rows), np.bincount(columns))
-    return ((grid * share).sum(axis=(1, 2)) / grid.sum(axis=(1, 2)) / share.mean()).tolist()
+    covered = np.zeros((side, side))  # pixels of the object in each patch
+    np.add.at(covered, (rows[:, None], columns[None]), mask)
+    covered /= np.outer(np.bincount(rows), np.bincount(columns))
+    on_it = (grid * covered).sum(axis=(1, 2)) / grid.mean(axis=(1, 2)) / covered.sum()
+    return [f"on it: {times:.1f} ×" for times in on_it]
 
 
 def _outline(axis: Axes, mask, x: float, y: float) -> None:
     """The outline of a mask, (H, W), over the tile at (x, y)."""
     mask = as_array(mask) > 0
     down, across = ((np.arange(n) + 0.5) / n for n in mask.shape)
-    for shade, width in (("#222222", 2.0), ("white", 1.0)):
+    for shade, width in ((style.INK, 2.0), ("white", 1.0)):
         axis.contour(x + across, y + down, mask, levels=[0.5], colors=shade, linewidths=width)
 
 
 @use_style()
 def split_chart(splits: Mapping[str, Mapping[str, Any]], *, show: int | None = None) -> Figure:
-    """How images are divided among train, validation and test: one stacked column per class.
+    """Pictures in train, validation and test: one stacked column per class.
 
     Args:
         splits: title of a panel → {"train": classes, "validation": …, "test": …}, where classes
             holds the class of every image of that part: (N,) names or numbers. Columns are in
             their order.
-        show: only so many classes, evenly chosen, where there are too many for columns.
+        show: the most classes shown, evenly chosen.
     """
     figure = new_figure(10, 2.1 * len(splits) + 0.7)
     axes = figure.subplots(len(splits), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     classes = np.unique(np.concatenate([as_array(c) for s in splits.values() for c in s.values()]))
-    if show is not None:
-        classes = style.evenly(classes, show)
-    places, alt = np.arange(len(classes)), []
+    classes, alt = classes if show is None else style.evenly(classes, show), []
     for axis, (title, parts) in zip(axes, splits.items(), strict=True):
-        height, memberships = np.zeros(len(classes)), np.zeros(len(classes), int)
-        for part, labels in parts.items():
-            labels = as_array(labels)[np.isin(labels, classes)]
-            counts = np.bincount(np.searchsorted(classes, labels), minlength=len(classes))
-            axis.bar(places, counts, 0.9, height, label=part, ec="white", lw=0, **_PARTS[part])
-            height += counts
-            memberships += counts > 0
-        shared = f"{(memberships > 1).sum()} of {len(classes)} classes in more than one part"
-        axis.set(title=f"{title}: {shared}", ylabel="pictures")
-        alt.append(f"{title}: {shared}")
+        counts = {part: (classes == as_array(c)[:, None]).sum(axis=0) for part, c in parts.items()}
+        height = np.zeros(len(classes))
+        for part, count in counts.items():
+            look = {"ec": "white", "lw": 0, **_PARTS[part]}
+            axis.bar(np.arange(len(classes)), count, 0.9, height, label=part, **look)
+            height += count
+        several = (np.stack([*counts.values()]) > 0).sum(axis=0) > 1
+        title = f"{title}: {several.sum()} of {len(classes)} classes in more than one part"
+        axis.set(title=title, ylabel="pictures")
+        alt.append(title)
     axes[-1].set(xlabel="class", xlim=(-0.6, len(classes) - 0.4))
     used = {bars.get_label(): bars for axis in axes for bars in axis.containers}
     figure.legend(handles=used.values(), loc="outside right upper")
@@ -309,10 +286,9 @@ def _tile(axis: Axes, image, x: float, y: float, *, relevant=None, caption=None,
 def _fitting(caption: str, axis: Axes) -> tuple[str, int]:
     """A caption in two lines no wider than an image, and the size of its letters in points."""
     left, right = axis.get_xlim()
-    width = axis.figure.bbox.width / axis.figure.dpi  # inches
-    side = 72 * width / (right - left)  # of an image, points
-    for size in _CAPTION_SIZES:
-        letters = max(4, int(side / (0.64 * size)))  # of the font's mean width
+    side = 72 * axis.figure.bbox.width / axis.figure.dpi / (right - left)  # of an image, in points
+    for size in (10, 9, 8, 7):  # two lines take 0.3 of an image's side
+        letters = max(4, int(side / (0.64 * size)))  # 0.64: mean width of the font
         lines = textwrap.wrap(caption, letters, break_long_words=False, break_on_hyphens=False)
         if len(lines) <= 2 and all(len(line) <= letters for line in lines):
             return "\n".join(lines), size

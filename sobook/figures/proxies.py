@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -16,7 +18,7 @@ from scipy.special import gammaln
 from sobook import geometry, statistics
 from sobook.errors import SobookError
 from sobook.figures import style
-from sobook.figures.style import Figure, as_array, finish, method_color, new_figure, use_style
+from sobook.figures.style import INK, Figure, as_array, finish, method_color, new_figure, use_style
 
 
 def class_order(proxies) -> np.ndarray:
@@ -53,23 +55,23 @@ def proxy_heatmaps(
         raise SobookError(f"groups names {len(groups)} classes, the proxies have {classes}")
     if order is None:
         order, caption = class_order(sets[first]), f"{caption}, clustered by {first}"
-        if groups is not None:
-            order = _by_group(order, groups)
+        if groups is not None:  # each group stands where its first class stood
+            codes = pd.factorize(np.asarray(groups)[order])[0]
+            order = order[np.argsort(codes, kind="stable")]
             caption = f"{classes} classes by group, within it clustered by {first}"
     panels = {name: _cosine_cells(p[order]) for name, p in sets.items()}
     numbers = {name: cosine_summary(geometry.describe(p)) for name, p in sets.items()}
     if difference:
         first, second = sets
         panels[f"{second} − {first}"] = panels[second] - panels[first]
-
     figure = new_figure(4.2 * len(panels) + 1.2, 5.2 + 0.3 * (groups is not None))
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     _draw_cells(figure, axes, panels)
     for axis, name in zip(axes, panels, strict=True):
-        axis.set_title(name, loc="left", weight="bold", color=style.COLORS.get(name, "#222222"))
+        axis.set_title(name, loc="left", weight="bold", color=style.COLORS.get(name, INK))
         axis.set_xlabel(numbers.get(name, ""), fontsize=11)
     if groups is not None:
-        _draw_groups(figure, axes, groups, order)
+        _draw_groups(figure, axes, np.asarray(groups)[order])
     block = classes / len(panels[first])
     if block > 1:
         caption += f"; each cell is the mean of about {block**2:.0f} cosines"
@@ -95,39 +97,35 @@ def angle_histogram(proxies: Mapping[str, object]) -> Figure:
         name: np.degrees(np.arccos(geometry.off_diagonal(geometry.describe(p).cosines)))
         for name, p in sets.items()
     }
-    numbers = {
-        name: f"{name}: mean {values.mean():.1f}°, smallest {values.min():.1f}°"
-        for name, values in angles.items()
-    }
-    chance = math.degrees(math.asin(1 / math.sqrt(dim)))
-    low = min(90 - 3.5 * chance, *(values.min() for values in angles.values()))
-    high = max(90 + 3.5 * chance, *(values.max() for values in angles.values()))
+    chance, every = math.degrees(math.asin(1 / math.sqrt(dim))), np.concatenate([*angles.values()])
+    low, high = min(90 - 3.5 * chance, every.min()), max(90 + 3.5 * chance, every.max())
     bins = np.linspace(max(low, 0), min(high, 180), 51)
     theta = np.linspace(bins[0], bins[-1], 800)
     density = random_angle_density(theta, dim)
-
-    figure = new_figure(9.5, 5.6)
+    figure, alt = new_figure(9.5, 5.6), []
     axis = figure.subplots()
     axis.fill_between(theta, density, color=style.QUIET, alpha=0.45, lw=0)
     label = f"random directions, {dim}-D"
     axis.plot(theta, density, color=style.COLORS["chance"], lw=1.6, label=label)
     for name, look in style.line_looks(angles).items():
-        heights = np.histogram(angles[name], bins, density=True)[0]
-        axis.stairs(heights, bins, label=numbers[name], lw=2.6, **look)
-    axis.axvline(90, color="#222222", lw=1.2, label="90°: orthogonal")
+        values = angles[name]
+        alt.append(f"{name}: mean {values.mean():.1f}°, smallest {values.min():.1f}°")
+        heights = np.histogram(values, bins, density=True)[0]
+        axis.stairs(heights, bins, label=alt[-1], lw=2.6, **look)
+    axis.axvline(90, color=INK, lw=1.2, label="90°: orthogonal")
     label = f"cosine ±1/√{dim} (90° ± {chance:.1f}°)"
     for angle, text in ((90 - chance, label), (90 + chance, None)):
-        axis.axvline(angle, color="#222222", lw=1.4, ls=":", label=text)
+        axis.axvline(angle, color=INK, lw=1.4, ls=":", label=text)
     if classes > dim:
         bound = math.degrees(math.acos(geometry.welch_bound(classes, dim)))
         label = f"Welch bound {bound:.1f}°"
         axis.axvline(bound, color=style.COLORS["bound"], lw=1.8, ls="-.", label=label)
     axis.set(xlim=(bins[0], bins[-1]), ylim=(0, None))
-    axis.set(xlabel="angle between two proxies (degrees)", ylabel="share of pairs per degree")
+    axis.set(xlabel="angle between two proxies (degrees)", ylabel="fraction of pairs per degree")
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
     figure.legend(loc="outside upper center", ncols=2)
-    alt = f"Histogram of the angles between {classes} proxies in {dim} dimensions"
-    return finish(figure, f"{alt}; {'; '.join(numbers.values())}.")
+    alt_start = f"Histogram of the angles between {classes} proxies in {dim} dimensions"
+    return finish(figure, f"{alt_start}; {'; '.join(alt)}.")
 
 
 @use_style()
@@ -209,13 +207,13 @@ def proxy_ribbons(
 
 @use_style()
 def confusion_vs_cosine(cosines: Mapping[str, object], confusions: Mapping[str, object]) -> Figure:
-    """Are classes with close proxies confused more often? One dot per pair of classes.
+    """Confusion of two classes against the cosine of their proxies: one dot per pair of classes.
 
     One panel per method, on shared axes.
 
     Args:
         cosines: name → (C, C) cosines of the proxies.
-        confusions: name → (C, C) how often a query of the row's class retrieves the column's.
+        confusions: name → (C, C) rate at which queries of the row's class retrieve the column's.
     """
     figure = new_figure(5.2 * len(cosines) + 1, 4.6)
     axes = figure.subplots(1, len(cosines), sharex=True, sharey=True, squeeze=False)[0]
@@ -229,7 +227,7 @@ def confusion_vs_cosine(cosines: Mapping[str, object], confusions: Mapping[str, 
         axis.scatter(x, y, s=size, color=shade, alpha=0.35, lw=0, label="a pair of classes")
         tenths = np.array_split(np.argsort(x), 10)
         means = [x[tenth].mean() for tenth in tenths], [y[tenth].mean() for tenth in tenths]
-        axis.plot(*means, "o-", color="#222222", ms=7, label="mean of each tenth")
+        axis.plot(*means, "o-", color=INK, ms=7, label="mean of each tenth")
         axis.set_xlabel("cosine of the two proxies")
         title = f"{name}: ρ = {rho:+.2f} [{low:+.2f}, {high:+.2f}], {len(x):,} pairs"
         axis.set_title(title, color=shade, fontsize=12)
@@ -244,16 +242,16 @@ def confusion_vs_cosine(cosines: Mapping[str, object], confusions: Mapping[str, 
 def attribute_lens(
     proxies: Mapping[str, object], shared, *, what: str = "attributes in common"
 ) -> Figure:
-    """Do proxies of classes that share more attributes lie closer?
+    """Cosine of two proxies against the number of attributes that their classes share.
 
     One panel per set of proxies, one scale for all. The band holds the middle 90 % of the pairs
-    with so many attributes in common, the line is their mean; the interval of Spearman's ρ is over
-    classes, since pairs that share a class are not independent.
+    with this many attributes in common, the line is their mean; the interval of Spearman's ρ is
+    over classes, since pairs that share a class are not independent.
 
     Args:
         proxies: name → (C, D), the same classes in each.
-        shared: (C, C) how many attributes two classes share.
-        what: the name of the horizontal axis.
+        shared: (C, C) number of attributes that two classes share.
+        what: name of the horizontal axis.
     """
     sets, shared = _proxy_sets(proxies, same_classes=True), as_array(shared)
     number = geometry.off_diagonal(shared)
@@ -287,7 +285,7 @@ def random_angle_density(theta: np.ndarray, dim: int) -> np.ndarray:
 
 
 def cosine_summary(shape: geometry.ProxyGeometry) -> str:
-    """What a title says of a set of proxies."""
+    """One-line summary of a set of proxies, for a title."""
     return f"RMS cosine {shape.rms_cosine:.2f}, coherence {shape.coherence:.2f}"
 
 
@@ -329,42 +327,29 @@ def _draw_cells(figure: Figure, axes, panels: Mapping[str, np.ndarray]) -> None:
     bar.set_label(f"cosine (all panels ±{limit:g}; diagonal left out)", fontsize=12)
 
 
-def _by_group(order: np.ndarray, groups: Sequence) -> np.ndarray:
-    """The order with the classes of a group together, groups where their first class stood."""
-    kinds = np.asarray(groups)[order]
-    first = {kind: place for place, kind in reversed(list(enumerate(kinds.tolist())))}
-    return order[np.argsort([first[kind] for kind in kinds.tolist()], kind="stable")]
-
-
-def _runs(codes: np.ndarray) -> list[tuple[int, int]]:
-    """Where runs of two or more equal codes begin and end."""
-    edges = np.flatnonzero(np.diff(codes)) + 1
-    bounds = [0, *edges.tolist(), len(codes)]
-    return [(a, b) for a, b in zip(bounds, bounds[1:], strict=False) if b - a > 1]
-
-
-def _draw_groups(figure: Figure, axes: Sequence[Axes], groups: Sequence, order) -> None:
-    """A strip left of each heatmap, one color per group (from the eleventh on, colors repeat), and
-    an outline around the pairs of each group that stands together.
+def _draw_groups(figure: Figure, axes: Sequence[Axes], groups: np.ndarray) -> None:
+    """Groups of the classes, (C,) in their order: a strip left of each heatmap, one color per group
+    (from the eleventh on, colors repeat), and an outline around the pairs of adjacent classes.
     """
-    names, codes = np.unique(np.asarray(groups), return_inverse=True)
-    strip = np.array(
-        [mpl.colors.to_rgb(style.PALETTE[c % len(style.PALETTE)]) for c in codes[order]]
-    )
+    names, codes = np.unique(groups, return_inverse=True)
+    colors = np.array([mpl.colors.to_rgb(shade) for shade in style.PALETTE])
+    bounds = np.flatnonzero(np.diff(codes, prepend=-1, append=-1))
     for axis in axes:
-        end = max(axis.get_xlim())  # the heatmap runs from −0.5 to here
+        end = max(axis.get_xlim())  # the heatmap extends from −0.5 to here
         left, right = -0.5 - 0.05 * end, -0.5 - 0.015 * end
         extent = (left, right, end, -0.5)
-        axis.imshow(strip[:, None], extent=extent, aspect="auto", interpolation="nearest")
+        strip = colors[codes % len(colors)][:, None]
+        axis.imshow(strip, extent=extent, aspect="auto", interpolation="nearest")
         axis.set(aspect="equal", xlim=(left, end), ylim=(end, -0.5))
-        cell = (end + 0.5) / len(order)  # smaller than 1 where cells hold blocks of classes
-        for begin, stop in _runs(codes[order]):
-            corner, side = -0.5 + begin * cell, (stop - begin) * cell
-            box = Rectangle((corner, corner), side, side, fill=False, ec="#222222", lw=1.1)
-            axis.add_patch(box)
-    if len(names) <= len(style.PALETTE):
-        handles = [Rectangle((0, 0), 1, 1, color=shade) for shade in style.PALETTE[: len(names)]]
+        cell = (end + 0.5) / len(codes)  # smaller than 1 where cells hold blocks of classes
+        for first, stop in itertools.pairwise(bounds.tolist()):
+            if stop - first > 1:
+                corner, side = -0.5 + first * cell, (stop - first) * cell
+                box = Rectangle((corner, corner), side, side, fill=False, ec=INK, lw=1.1)
+                axis.add_patch(box)
+    if len(names) <= len(colors):
+        handles = [Rectangle((0, 0), 1, 1, color=shade) for shade in colors[: len(names)]]
         inches = 0.085 * max(len(str(name)) for name in names) + 0.45  # an entry of font size 11
-        fit = max(1, int(figure.get_figwidth() / inches))
-        look = {"fontsize": 11, "ncols": min(len(names), fit, 6), "handlelength": 1}
+        columns = max(1, min(len(names), int(figure.get_figwidth() / inches), 6))
+        look = {"fontsize": 11, "ncols": columns, "handlelength": 1}
         figure.legend(handles, [str(n) for n in names], loc="outside upper center", **look)

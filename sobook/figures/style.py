@@ -1,7 +1,7 @@
 """The look of the book's figures: colors, fonts, the `Figure` class, and helpers for your own.
 
-Three promises hold in all figures: a method keeps its color, things that are compared share one
-scale, and color is never the only way to tell two things apart.
+Three rules hold in all figures: a method keeps its color, things that are compared share one scale,
+and color is never the only way to tell two things apart.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure as _MatplotlibFigure
 from PIL import Image, ImageChops
 
-# Okabe and Ito's colors, and two of Paul Tol's: told apart under all common color blindness.
+# Colors of Okabe and Ito, and two of Paul Tol: distinct under all common kinds of color blindness.
 COLORS = {
     "PA": "#D55E00",
     "PA+SO": "#0072B2",
@@ -33,7 +33,9 @@ PALETTE = (
     *("#56B4E9", "#882255", "#999933", "#332288", "#44AA99"),
 )
 _OTHER_METHODS = ("#E69F00", "#56B4E9", "#332288", "#999933", "#44AA99")
-QUIET = "#C4C4C4"  # for what is shown but not discussed
+QUIET = "#C4C4C4"  # background data
+INK = "#222222"
+GRID: dict[str, Any] = {"color": "#E4E4E4", "lw": 0.8}
 CHANCE_LINE: dict[str, Any] = {"color": COLORS["chance"], "ls": ":", "lw": 1.6}
 _STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -47,8 +49,8 @@ _STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "lines.linewidth": 2.4,
-    "text.color": "#222222",
-    "axes.labelcolor": "#222222",
+    "text.color": INK,
+    "axes.labelcolor": INK,
     "axes.edgecolor": "#555555",
     "xtick.color": "#333333",
     "ytick.color": "#333333",
@@ -56,8 +58,7 @@ _STYLE: Any = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
 }
-_HEAVY = 120_000  # bytes of a picture
-_SHARPER = 2  # pixels of a drawing, per pixel that it takes on the page
+_HEAVY = 120_000  # bytes; heavier pictures are stored smaller
 
 
 @contextlib.contextmanager
@@ -68,7 +69,7 @@ def use_style() -> Iterator[None]:
 
 
 def method_color(name: str) -> str:
-    """The color of a method: fixed for PA and PA+SO, and always the same one for any other name.
+    """The color of a method: fixed for PA and PA+SO, derived from the name for any other.
 
     >>> method_color("PA"), method_color("PA+SO")
     ('#D55E00', '#0072B2')
@@ -80,24 +81,23 @@ class Figure(_MatplotlibFigure):
     """A matplotlib figure that keeps the book's style and gives a notebook its alternative text."""
 
     def draw(self, renderer) -> None:
-        with use_style():  # matplotlib makes tick labels only now, from the settings of the moment
+        with use_style():  # matplotlib makes tick labels only now, from the current settings
             super().draw(renderer)
 
     def encoded(self) -> tuple[str, str, int]:
         """The picture for a notebook: its MIME type, base64, and the width to show it at.
 
-        Lines and letters come at twice the pixels, for sharp screens; photographs and what else is
-        heavy do not, since a notebook must stay small.
+        Lines and letters have twice the pixels, for sharp screens; photographs and heavy pictures
+        do not, because a notebook must stay small.
         """
-        images = (image.get_array() for axis in self.axes for image in axis.images)
-        photographs = any(array is not None and array.ndim == 3 for array in images)
-        times = 1 if photographs else _SHARPER
-        drawn = io.BytesIO()
-        self.savefig(drawn, format="png", dpi=times * self.dpi)
+        arrays = [image.get_array() for axis in self.axes for image in axis.images]
+        photographs = any(array is not None and array.ndim == 3 for array in arrays)
+        sharpness, drawn = 1 if photographs else 2, io.BytesIO()
+        self.savefig(drawn, format="png", dpi=sharpness * self.dpi)
         picture = Image.open(drawn).convert("RGB")
-        width, mime, data = picture.width // times, "image/png", _as_png(picture)
-        if times > 1 and len(data) > _HEAVY:
-            picture = picture.reduce(times)
+        width, mime, data = picture.width // sharpness, "image/png", _as_png(picture)
+        if len(data) > _HEAVY:
+            picture = picture.reduce(sharpness)
             data = _as_png(picture)
         if len(data) > _HEAVY:
             mime, jpeg = "image/jpeg", io.BytesIO()
@@ -109,37 +109,32 @@ class Figure(_MatplotlibFigure):
         from IPython.display import display
 
         mime, data, width = self.encoded()
-        alt = alt_text(self)
-        how = {mime: {"alt": alt, "width": width}}
-        display({mime: data, "text/plain": alt}, raw=True, metadata=how)
+        metadata = {mime: {"alt": alt_text(self), "width": width}}
+        display({mime: data, "text/plain": alt_text(self)}, raw=True, metadata=metadata)
 
 
-def _as_png(picture: Image.Image) -> bytes:
+def _as_png(picture: Image.Image, tolerance: int = 16) -> bytes:
+    """The picture as PNG, with 256 colors (half the size) unless that would show."""
+    small = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE)
+    change = np.asarray(ImageChops.difference(picture, small.convert("RGB")))
     png = io.BytesIO()
-    _with_palette(picture).save(png, format="png", optimize=True)
+    (small if change.max() <= tolerance else picture).save(png, format="png", optimize=True)
     return png.getvalue()
 
 
-def _with_palette(picture: Image.Image, tolerance: int = 16) -> Image.Image:
-    """The picture with 256 colors, half the file, unless that would show (color bars suffer)."""
-    small = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE)
-    change = np.asarray(ImageChops.difference(picture, small.convert("RGB")))
-    return small if change.max() <= tolerance else picture
-
-
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches, whose parts make room for each other."""
+    """An empty figure of this size in inches; its parts make room for each other."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def finish(figure: Figure, alt: str) -> Figure:
-    """Give a figure its alternative text: one sentence that says what it shows."""
+    """The figure with its alternative text: one sentence on what it shows."""
     figure.set_label(alt)
     return figure
 
 
 def alt_text(figure: _MatplotlibFigure) -> str:
-    """One sentence that says what the figure shows, for readers who do not see it."""
+    """One sentence on what the figure shows, for readers who do not see it."""
     return str(figure.get_label())
 
 
@@ -161,5 +156,5 @@ def as_array(values) -> np.ndarray:
 
 
 def evenly(values: np.ndarray, most: int) -> np.ndarray:
-    """At most so many of the values, evenly spread over them."""
+    """At most this many of the values, evenly spread over them."""
     return values[np.linspace(0, len(values) - 1, min(most, len(values))).round().astype(int)]

@@ -1,4 +1,4 @@
-"""Proxies that the figures' tests share."""
+"""Inputs that the tests of figures share."""
 
 import matplotlib as mpl
 import numpy as np
@@ -9,7 +9,7 @@ mpl.use("Agg")
 
 @pytest.fixture
 def proxies(rng):
-    """Correlated proxies in three genera, and the same ones nearly free of correlation."""
+    """Correlated proxies in three genera, and proxies nearly free of correlation."""
     genus = np.repeat(np.arange(3), 6)
     correlated = rng.normal(size=(3, 32))[genus] + 0.6 * rng.normal(size=(18, 32))
     return {"PA": correlated, "PA+SO": rng.normal(size=(18, 32))}

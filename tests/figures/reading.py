@@ -1,4 +1,4 @@
-"""What the tests read in a figure."""
+"""Readers for what a figure shows."""
 
 import matplotlib as mpl
 
@@ -8,7 +8,7 @@ PA, SO = figures.COLORS["PA"], figures.COLORS["PA+SO"]
 
 
 def texts(figure):
-    """Everything that is written anywhere in a figure."""
+    """All text in a figure."""
     return " | ".join(t.get_text() for t in figure.findobj(mpl.text.Text) if t.get_text())
 
 

@@ -1,4 +1,4 @@
-"""The book's style: colors, settings, and what a notebook gets."""
+"""The book's style: colors, settings, and the output for a notebook."""
 
 import base64
 import io
@@ -25,22 +25,18 @@ def test_methods_keep_their_colors_and_others_get_stable_ones():
     assert figures.method_color("triplet") not in (PA, SO)
 
 
-def test_right_and_wrong_differ_in_lightness_too():
-    right, wrong = (relative_luminance(figures.COLORS[n]) for n in ("relevant", "irrelevant"))
-    assert (right + 0.05) / (wrong + 0.05) > 1.8
+def test_relevant_and_irrelevant_differ_in_lightness_too():
+    light, dark = (relative_luminance(figures.COLORS[n]) for n in ("relevant", "irrelevant"))
+    assert (light + 0.05) / (dark + 0.05) > 1.8
 
 
-def test_style_leaves_the_settings_of_others_alone(proxies):
+def test_style_holds_when_drawn_later_and_leaves_other_settings_alone(proxies):
     before = dict(mpl.rcParams)
-    figures.spectra(proxies).canvas.draw()
-    assert dict(mpl.rcParams) == before
-
-
-def test_style_holds_when_the_figure_is_drawn_later(proxies):
     figure = figures.spectra(proxies)
     with mpl.rc_context({"xtick.labelsize": 3}):
         figure.canvas.draw()
     assert all(label.get_size() == 12 for label in figure.axes[0].get_xticklabels())
+    assert dict(mpl.rcParams) == before
 
 
 def test_a_notebook_gets_the_picture_and_its_alternative_text(proxies, monkeypatch):
@@ -51,7 +47,7 @@ def test_a_notebook_gets_the_picture_and_its_alternative_text(proxies, monkeypat
     assert data["text/plain"] == how["metadata"]["image/png"]["alt"]
     assert data["text/plain"].startswith("Singular values of the proxies; effective rank of 18: PA")
     width = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).width
-    assert width == 2 * how["metadata"]["image/png"]["width"]  # sharp where pixels are small
-    noisy = np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3), dtype=np.uint8)
+    assert width == 2 * how["metadata"]["image/png"]["width"]  # sharp on dense screens
+    noisy = np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3), dtype=np.uint8)
     figures.contact_sheet(noisy)._ipython_display_()
-    assert "image/jpeg" in shown.pop()[0]  # photographs would make a notebook heavy as PNG
+    assert "image/jpeg" in shown.pop()[0]  # photographs as PNG would make a notebook heavy
