@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sobook import rehearsal
+from sobook.data import benchmarks
 from sobook.training import estimate
 
 RESULTS = Path(__file__).resolve().parent.parent / "data/results"
@@ -60,9 +60,7 @@ def rehearsals() -> str:
     for record in records:
         used = sum(done["disk_bytes"] for done in record["stages"].values())
         disk.append(f"{used / 1e9:.2f}")
-    images = ["images"]
-    for name in names:
-        images.append(f"{sum(one['images'] for one in rehearsal.counts(name).values()):,}")
+    images = ["images", *(f"{benchmarks.cards()[name]['images']:,}" for name in names)]
     rows = [images, *([stage, *cells] for stage, cells in stages.items()), disk]
     return markdown(["", *names], rows)
 

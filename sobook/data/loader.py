@@ -80,8 +80,8 @@ class TrainingBatches:
         images = torch.empty(len(rows), 3, *size, dtype=torch.uint8, pin_memory=pinned)
         for image, row, (box, mirror) in zip(images, rows, drawn[self.local_slice], strict=True):
             top, left = box["top"], box["left"]
-            # Only the part that is cut out is read: large pictures cost no more.
-            cut = self.source[row][top : top + box["height"], left : left + box["width"]].copy()
+            band = self.source.band(row, top, box["height"])  # nothing else is read
+            cut = band[:, left : left + box["width"]].copy()
             part = torch.from_numpy(cut).permute(2, 0, 1)[None]  # (1, 3, height, width)
             part = nn.functional.interpolate(part, size=size, mode="bicubic", antialias=True)[0]
             image.copy_(part.flip(-1) if mirror else part)

@@ -300,7 +300,13 @@ def run_one(study: Study, key: str, varied: dict[str, Any]) -> None:
     result = {
         "settings": config.to_dict(),
         "measured": fit_head(here) if study.trainer == "head" else _fine_tune(here),
-        "notes": image_sets.notes(here.dataset, **here.load_options),
+        "notes": list(
+            dict.fromkeys(
+                note
+                for part in image_sets.load_splits(here.dataset, **here.load_options).values()
+                for note in part.notes
+            )
+        ),
         "seconds": round(time.perf_counter() - started, 2),
         "date": date.today().isoformat(),
         "machine": _machine(),
