@@ -33,15 +33,6 @@ def home(name: str, root: Path) -> Path:
     return root / folder
 
 
-def class_folders(root: Path) -> dict[str, list[Path]]:
-    """Pictures, by their names alone, of each folder directly in `root`; both sorted."""
-    classes: dict[str, list[Path]] = {}
-    for path in pictures.walk(root)[0]:
-        if path.parent != root:
-            classes.setdefault(path.relative_to(root).parts[0], []).append(path)
-    return classes
-
-
 # --- the official lists ---------------------------------------------------------------------------
 
 
@@ -158,17 +149,14 @@ def _cars_folders(home: Path) -> Listing:
     So the alphabet gives the official split, although not the official order of classes.
     """
     base = _need(home, "train", "car_data/train", "car_data/car_data/train").parent
-    parts = [class_folders(base / part) for part in ("train", "test") if (base / part).is_dir()]
-    names = sorted(set().union(*parts))
+    paths = [path.relative_to(base) for path in pictures.walk(base)[0]]
+    paths = [path for path in paths if path.parts[0] in ("train", "test") and len(path.parts) > 2]
+    paths.sort(key=lambda path: (path.parts[1], path.parts[0] == "test"))
+    names = sorted({path.parts[1] for path in paths})
     early = [name for name in names if name.casefold() < "f"]
     late = [name for name in names if name.casefold() >= "f"]
     ids = {name: k for k, name in [*enumerate(early, 1), *enumerate(late, 99)]}
-    images = [
-        (path.relative_to(base).as_posix(), ids[name])
-        for name in names
-        for part in parts
-        for path in part.get(name, ())
-    ]
+    images = [(path.as_posix(), ids[path.parts[1]]) for path in paths]
     return Listing(base, images, {k: name for name, k in ids.items()})
 
 

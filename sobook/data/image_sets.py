@@ -10,7 +10,7 @@ import importlib
 import os
 import unicodedata
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -71,13 +71,9 @@ class ImageSet:
         """C, the number of class names."""
         return len(self.class_names)
 
-    def subset(self, indices: Iterable[int] | np.ndarray) -> ImageSet:
+    def subset(self, indices: Sequence[int] | np.ndarray) -> ImageSet:
         """The images at `indices` (whole numbers, or N booleans); labels become 0..C'-1 again."""
-        indices = np.asarray(indices if isinstance(indices, np.ndarray) else list(indices))
-        try:
-            chosen = np.arange(len(self))[indices if indices.size else indices.astype(int)]
-        except IndexError as error:
-            raise DatasetError(f"subset of {self.name} {self.split}: {error}.") from None
+        chosen = np.arange(len(self))[np.asarray(indices)]
         kept, labels = np.unique(self.labels[chosen], return_inverse=True)
         return replace(
             self,
@@ -230,10 +226,8 @@ def hold_out(
     Raises:
         DatasetError: a fraction outside (0, 1), or too few classes.
     """
-    classes, seed = image_set.num_classes, plain("seed", seed, int)
-    if seed < 0:
-        raise DatasetError(f"seed is {seed}: it must be 0 or more.")
-    if not 0 < plain("the fraction to hold out", fraction, float) < 1:
+    classes = image_set.num_classes
+    if not 0 < fraction < 1:
         raise DatasetError(f"the fraction to hold out must lie between 0 and 1, not {fraction}.")
     if classes < 2 * at_least:
         raise DatasetError(
@@ -257,18 +251,19 @@ def _aviary() -> ModuleType:
 
 def _read_aviary(root: Path, options: Mapping) -> dict[str, ImageSet]:
     folder = _aviary().prepare(root, **options)
-    classes = benchmarks.class_folders(folder)
+    names = [name for name in os.listdir(folder) if name.partition(".")[0].isdecimal()]
     # By number, as in the table of attributes: as text, 1000 would come before 101.
-    names = [name for name in classes if name.partition(".")[0].isdecimal()]
     names.sort(key=lambda name: int(name.partition(".")[0]))
+    classes = {name: sorted((folder / name).glob("[0-9]*.png")) for name in names}
     trained = names[: (len(names) + 1) // 2]
     if options.get("split_by_genus"):
         genera = _aviary().split_genera([name.rpartition("_")[2] for name in names])
         trained = [name for name in names if name.rpartition("_")[2] in genera]
     tested = [name for name in names if name not in set(trained)]
+    parts = {"train": trained, "test": tested}
     return {
         split: _from_folders({name: classes[name] for name in part}, "aviary", split)
-        for split, part in (("train", trained), ("test", tested))
+        for split, part in parts.items()
     }
 
 

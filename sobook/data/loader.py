@@ -107,19 +107,13 @@ def batch_plan(
     Raises:
         SobookError: no such batch can be made of these labels.
     """
-    if images_per_class:
-        return _balanced_plan(rng, labels, batch_size, images_per_class)
-    if batch_size > len(labels):
-        raise SobookError(
-            f"batch_size is {batch_size}, but there are only {len(labels)} training images."
-        )
     batches = len(labels) // batch_size
-    return rng.permutation(len(labels))[: batches * batch_size].reshape(batches, batch_size)
-
-
-def _balanced_plan(
-    rng: np.random.Generator, labels: np.ndarray, batch_size: int, images_per_class: int
-) -> np.ndarray:
+    if not images_per_class:
+        if not batches:
+            raise SobookError(
+                f"batch_size is {batch_size}, but there are only {len(labels)} training images."
+            )
+        return rng.permutation(len(labels))[: batches * batch_size].reshape(batches, batch_size)
     classes_per_batch, rest = divmod(batch_size, images_per_class)
     # By one sort: a search for each class takes a second per epoch at the 11,318 of SOP.
     counts = np.unique(labels, return_counts=True)[1]
@@ -133,10 +127,10 @@ def _balanced_plan(
         warnings.warn(
             f"{small} of {len(members)} classes have fewer than {images_per_class} images: "
             "theirs are repeated within a batch.",
-            stacklevel=4,
+            stacklevel=3,
         )
     plan = []
-    for _ in range(max(1, len(labels) // batch_size)):
+    for _ in range(max(1, batches)):
         for k in rng.choice(len(members), classes_per_batch, replace=False):
             few = len(members[k]) < images_per_class
             plan.append(rng.choice(members[k], images_per_class, replace=few))
@@ -165,7 +159,7 @@ def training_loader(
         yield from (batches[number] for number in numbers)
         return
     usual, waiting = torch.get_num_threads(), deque[Future]()
-    # One thread of torch's in each of ours, or together they would ask for more cores than exist.
+    # One torch thread in each of ours, or together they would ask for more cores than exist.
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             for number in numbers:
