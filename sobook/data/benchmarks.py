@@ -22,20 +22,6 @@ def cards() -> dict[str, dict]:
     return files.read_toml(files.shipped("benchmarks.toml"))
 
 
-def home(name: str, root: Path) -> Path:
-    """The benchmark's own folder inside `root`, which must exist."""
-    folder = cards()[name]["folder"]
-    if not (root / folder).is_dir():
-        raise DatasetError(
-            f"{name} is not in {root}: there is no folder {folder}. Run `sobook prepare {name}`, "
-            f"or name the folder that holds {folder} (root=, --root or SOBOOK_DATA)."
-        )
-    return root / folder
-
-
-# --- the official lists ---------------------------------------------------------------------------
-
-
 class Listing(NamedTuple):
     """One split, or a whole benchmark, as its lists have it."""
 
@@ -81,7 +67,8 @@ def _need(home: Path, *candidates: str) -> Path:
         if (home / candidate).exists():
             return home / candidate
     raise DatasetError(
-        f"{home} lacks {' or '.join(candidates)}: the accepted layouts are in data/README.md."
+        f"{home} lacks {' or '.join(candidates)}: run `sobook prepare`, or name the folder that "
+        "holds it (root=, --root or SOBOOK_DATA); data/README.md lists the accepted layouts."
     )
 
 

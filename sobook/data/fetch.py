@@ -114,8 +114,6 @@ def _download(url: str, dest: Path, progress: bool) -> None:
         if error.code == 416:  # the part belongs to another file
             part.unlink()
         raise
-    if "html" in response.headers.get("Content-Type", ""):
-        raise OSError(0, "a web page instead of the file")
     with response, open(part, "ab" if response.status == 206 else "wb") as file:
         total = file.tell() + int(response.headers["Content-Length"] or 0)
         hidden = None if progress else True  # None hides it where there is no terminal

@@ -162,7 +162,8 @@ def load(
         split: ``train``, ``test``, or ``validation`` (a fifth of the *training classes*, as
             `hold_out` draws them); In-Shop has ``query`` and ``gallery`` instead of ``test``.
         root: the folder that holds each benchmark's own folder as published; for ``"folder"``
-            your own folder, with one folder per class. Default: ``SOBOOK_DATA``, else ``data/``.
+            your own folder, with one folder per class (inner folders belong to the outer one).
+            Default: ``SOBOOK_DATA``, else ``data/``.
         allow_partial: accept a benchmark with images or classes missing; a warning then follows
             the data in `ImageSet.notes`.
         **options: of the aviary: ``species``, ``images_per_species``, ``size``, ``seed``, and
@@ -196,7 +197,8 @@ def load_splits(
     elif name == "folder":
         parts = _read_folder(root)
     else:
-        parts = _read_benchmark(name, benchmarks.home(name, files.data_root(root)), allow_partial)
+        home = files.data_root(root) / benchmarks.cards()[name]["folder"]
+        parts = _read_benchmark(name, home, allow_partial)
     if notes := dict.fromkeys(note for part in parts.values() for note in part.notes):
         warnings.warn(f"{name}: {'; '.join(notes)}", stacklevel=2)
     return parts
@@ -286,7 +288,6 @@ def _read_folder(root: str | os.PathLike | None) -> dict[str, ImageSet]:
         )
     found = pictures.find(root)
     parts: dict[str, dict[str, list[Path]]] = {"train": {}, "test": {}}
-    deeper = set()
     for path in found.pictures:
         folders = path.parent.relative_to(root).parts
         part = folders[0].casefold() if is_split and folders else "train"
@@ -296,12 +297,7 @@ def _read_folder(root: str | os.PathLike | None) -> dict[str, ImageSet]:
             continue
         # A Mac writes é as two characters, others as one: the class is the same.
         parts[part].setdefault(unicodedata.normalize("NFC", folders[0]), []).append(path)
-        if len(folders) > 1:
-            deeper.add("/".join(folders[:2]))
     notes = list(found.notes())
-    if deeper:
-        inner = pictures.listed(sorted(deeper))
-        notes.append(f"classes are the outer folders, with the pictures of those inside: {inner}")
     if shared := sorted(parts["train"].keys() & parts["test"].keys()):
         notes.append(
             f"train and test share {len(shared):,} classes, so retrieval is judged on classes that "

@@ -288,15 +288,15 @@ class TestFolder:
         assert read(good).num_classes + test.num_classes == 7
         assert test.class_names[-1] == "é" and (test.labels == 2).sum() == 4
 
-    def test_copies_and_inner_folders_are_noted(self, good):
+    def test_copies_are_noted_and_inner_folders_belong_to_their_class(self, good):
         for name in ("a/copy.png", "e/leak.png"):
             (good / name).write_bytes((good / "a/0.png").read_bytes())
         picture(good / "b/inner/9.png")
         assert read(good).notes == (
             "exact copies of other pictures: 2, of which 1 in another folder: "
             "a/copy.png = a/0.png, e/leak.png = a/0.png",
-            "classes are the outer folders, with the pictures of those inside: b/inner",
         )
+        assert (read(good).labels == 1).sum() == 3
 
     def test_a_split_given_as_folders(self, tmp_path, own_cache):
         for name in ("Train/a", "Train/b", "test/b", "test/c", "extra/z"):
