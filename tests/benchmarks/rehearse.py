@@ -4,9 +4,8 @@
 
 Draws a stand-in (official layout and counts, patterns of 32 pixels), then runs what a reader runs,
 each command in a process of its own; stopped, the same call resumes. All of it lands in
-FOLDER/NAME, and ``data/results/rehearsal_NAME.json`` has the seconds, memory and disk of each
-stage. Retrieval numbers made here say nothing about the benchmark: ``NOTES.txt`` in the stand-in
-puts that into every report.
+FOLDER/NAME; ``data/results/rehearsal_NAME.json`` has seconds, memory and disk of each stage.
+``NOTES.txt`` in the stand-in puts into every report that these are not the benchmark's numbers.
 """
 
 import argparse
@@ -19,10 +18,10 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -30,29 +29,23 @@ from scipy.io import savemat
 
 from sobook import files
 from sobook.data import benchmarks
+from sobook.data.pictures import own_notes
 
 RESULTS = Path(__file__).resolve().parents[2] / "data/results"
-NAMES = ("cub200", "cars196", "sop", "inshop")
+NAMES = tuple(benchmarks.cards())
 SIDE = 32  # pixels of a picture: the micro encoder is made for as many
 FEWEST = 10  # classes in a split: two of them are held out for validation
 ENCODER = ["--encoder", "deit_micro_patch8_64", "--image-size", str(SIDE)]
 # The pixels that training reads: the side is 1.5 times that of the crops.
-DECODE = f"""
-import sys
+DECODE = f"""import sys
 from sobook.data import image_sets, pixels
-
 train = image_sets.load(sys.argv[1], "train", sys.argv[2], allow_partial=True)
 pixels.decode(train, round(1.5 * {SIDE}), enlarge=False, budget=pixels.RAW_BUDGET)
 """
 
 
-class Picture(NamedTuple):
-    """One picture of a stand-in."""
-
-    number: int  # from 1; with the class it makes the picture
-    class_id: int  # the benchmark's own
-    split: str
-    path: str  # in the benchmark's folder
+# A picture: its number, the benchmark's class id, the split, its path in the benchmark's folder.
+Picture = namedtuple("Picture", ["number", "class_id", "split", "path"])
 
 
 def counts(name: str, fraction: float = 1.0) -> dict[str, dict[str, int]]:
@@ -80,13 +73,12 @@ def list_pictures(name: str, splits: dict[str, dict[str, int]]) -> Iterator[Pict
 
 
 def _path(name: str, number: int, class_id: int) -> str:
-    if name == "cub200":
-        return f"images/{class_id:03d}.Stand_in_{class_id}/Stand_in_{number:06d}.jpg"
-    if name == "cars196":
-        return f"car_ims/{number:06d}.jpg"
-    if name == "sop":
-        return f"kind{class_id % 12}_final/{class_id:012d}_{number}.JPG"
-    return f"Img/img/{('MEN', 'WOMEN')[class_id % 2]}/Stand_in/id_{class_id:08d}/{number:06d}.jpg"
+    return {
+        "cub200": f"images/{class_id:03d}.Stand_in_{class_id}/Stand_in_{number:06d}.jpg",
+        "cars196": f"car_ims/{number:06d}.jpg",
+        "sop": f"kind{class_id % 12}_final/{class_id:012d}_{number}.JPG",
+        "inshop": f"Img/img/WOMEN/Stand_in/id_{class_id:08d}/{number:06d}.jpg",
+    }[name]
 
 
 def _write_lists(name: str, home: Path, pictures: list[Picture]) -> None:
@@ -105,10 +97,10 @@ def _write_lists(name: str, home: Path, pictures: list[Picture]) -> None:
         savemat(home / "cars_annos.mat", table)
     elif name == "sop":
         for split in ("train", "test"):
-            lines = lists[f"Ebay_{split}.txt"] = ["image_id class_id super_class_id path"]
-            for p in pictures:
-                if p.split == split:
-                    lines.append(f"{p.number} {p.class_id} {p.class_id % 12 + 1} {p.path}")
+            lists[f"Ebay_{split}.txt"] = ["image_id class_id super_class_id path"]
+        for p in pictures:
+            line = f"{p.number} {p.class_id} {p.class_id % 12 + 1} {p.path}"
+            lists[f"Ebay_{p.split}.txt"].append(line)
     else:
         lines = [f"{p.path[4:]} id_{p.class_id:08d} {p.split}" for p in pictures]
         head = [str(len(lines)), "image_name item_id evaluation_status"]
@@ -117,24 +109,18 @@ def _write_lists(name: str, home: Path, pictures: list[Picture]) -> None:
         files.write_text(home / file, "\n".join(lines) + "\n")
 
 
-@lru_cache(1)  # pictures come class by class
-def _pattern(class_id: int) -> np.ndarray:
-    """(32, 32, 3): a smooth pattern of few colors, by the class alone."""
-    colors = np.random.default_rng([1, class_id]).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    return np.asarray(Image.fromarray(colors).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
-
-
 def picture(number: int, class_id: int) -> bytes:
-    """A JPEG: the pattern of the class, with noise that the number makes."""
+    """A JPEG: a smooth pattern that the class makes, with noise that the number makes."""
+    colors = np.random.default_rng([1, class_id]).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    pattern = Image.fromarray(colors).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     noise = np.random.default_rng([2, number]).normal(0, 40, (SIDE, SIDE, 3))
-    noisy = np.clip(_pattern(class_id) + noise, 0, 255).astype(np.uint8)
+    noisy = np.clip(np.asarray(pattern) + noise, 0, 255).astype(np.uint8)
     data = io.BytesIO()
     Image.fromarray(noisy).save(data, "JPEG", quality=75)
     return data.getvalue()
 
 
 def note(name: str, fraction: float) -> str:
-    """What every report on a stand-in says."""
     total = sum(count["images"] for count in counts(name, fraction).values())
     return f"stand-in: {total:,} drawn patterns in the layout of {name}, not its pictures"
 
@@ -142,7 +128,7 @@ def note(name: str, fraction: float) -> str:
 def draw(name: str, root: Path, fraction: float = 1.0) -> Path:
     """Write the stand-in of a benchmark into ``root``; a killed drawing resumes."""
     home = root / benchmarks.cards()[name]["folder"]
-    if home.exists() and (home / "NOTES.txt").read_text() != note(name, fraction) + "\n":
+    if home.exists() and own_notes(home) != [note(name, fraction)]:
         raise SystemExit(f"{home} is something else: name another --root.")
     files.write_text(home / "NOTES.txt", note(name, fraction) + "\n")
     pictures = list(list_pictures(name, counts(name, fraction)))
@@ -161,8 +147,8 @@ def rehearse(name: str, root: Path, fraction: float = 1.0) -> dict[str, Any]:
     """Draw the stand-in and run every command on it; returns the record of all stages."""
     root.mkdir(parents=True, exist_ok=True)
     file = root / "rehearsal.json"
-    record = {"benchmark": name, "fraction": fraction, "note": note(name, fraction), "stages": {}}
-    record["cores"] = files.available_cores()
+    record = {"benchmark": name, "fraction": fraction, "note": note(name, fraction)}
+    record |= {"stages": {}, "cores": files.available_cores()}
     if file.exists():
         record = json.loads(file.read_text(encoding="utf-8"))
     for stage, (command, images) in stages(name, root, fraction).items():
@@ -182,7 +168,7 @@ def rehearse(name: str, root: Path, fraction: float = 1.0) -> dict[str, Any]:
         done["peak_bytes"] = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         done["seconds"] = round(time.perf_counter() - began, 2)
         done["disk_bytes"] = _disk(root) - done.pop("disk_before")
-        done |= _steps(root / "runs" / stage.removeprefix("train "))
+        done |= _steps(root / "runs" / stage.removeprefix("train ") / "metrics.jsonl")
         files.write_json(file, record)
     return record
 
@@ -190,16 +176,16 @@ def rehearse(name: str, root: Path, fraction: float = 1.0) -> dict[str, Any]:
 def stages(name: str, root: Path, fraction: float) -> dict[str, tuple[list[str], int]]:
     """Commands in order, with the images each handles; the first stage, drawing, has none."""
     splits = counts(name, fraction)
-    size = {split: count["images"] for split, count in splits.items()}
-    train, test = size["train"], sum(size.values()) - size["train"]
-    classes = splits["train"]["classes"]
+    train, classes = splits["train"]["images"], splits["train"]["classes"]
+    test = sum(count["images"] for count in splits.values()) - train
     kept = classes - max(round(0.2 * classes), 2)  # without the validation classes
     sobook = [sys.executable, "-m", "sobook"]
     data = ["--dataset", name, "--root", str(root)]
-    data += ["--allow-partial"] if fraction < 1 else []
+    if fraction < 1:
+        data.append("--allow-partial")
     batch = ["--batch-size", str(min(180, 2 * kept)), "--images-per-class", "2"]
-    training = [*sobook, "train", *data, *ENCODER, *batch, "--epochs", "1", "--workers", "1"]
-    training += ["--warmup-epochs", "0"]
+    epochs = ["--epochs", "1", "--warmup-epochs", "0", "--workers", "1"]
+    training = [*sobook, "train", *data, *ENCODER, *batch, *epochs]
     pa, so = str(root / "runs" / "PA"), str(root / "runs" / "PA+SO")
     prepare = [*sobook, "prepare", name, "--root", str(root)]
     return {
@@ -220,10 +206,9 @@ def stages(name: str, root: Path, fraction: float) -> dict[str, tuple[list[str],
 def _run(command: list[str], root: Path) -> resource.struct_rusage:
     """Run a command to its end, its output into the log; the resources it took."""
     shutil.rmtree(root / "hub", ignore_errors=True)  # of an export that was cut off
-    log = root / "rehearsal.log"
+    log, environment = root / "rehearsal.log", {**os.environ, "SOBOOK_DATA": str(root)}
     with open(log, "a", encoding="utf-8") as out:
         print(f"\n$ {shlex.join(command)}", file=out, flush=True)
-        environment = {**os.environ, "SOBOOK_DATA": str(root)}
         process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
         _, status, usage = os.wait4(process.pid, 0)  # wait() would not tell the peak of this one
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -233,15 +218,12 @@ def _run(command: list[str], root: Path) -> resource.struct_rusage:
     return usage
 
 
-def _steps(run: Path) -> dict[str, Any]:
+def _steps(metrics: Path) -> dict[str, Any]:
     """Seconds and speed of the training steps alone, where this was a run."""
-    metrics = run / "metrics.jsonl"
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
     epochs = [line for line in map(json.loads, lines) if line.get("images_per_second")]
-    if not epochs:
-        return {}
-    last = epochs[-1]
-    return {"step_seconds": last["seconds"], "images_per_second": last["images_per_second"]}
+    names = {"seconds": "step_seconds", "images_per_second": "images_per_second"}
+    return {names[key]: epochs[-1][key] for key in names} if epochs else {}
 
 
 def _disk(root: Path) -> int:
