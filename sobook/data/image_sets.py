@@ -95,10 +95,8 @@ class ImageSet:
             f"first and last class: {self.class_names[0]} … {self.class_names[-1]}",
         ]
         if sizes := pictures.header_sizes(self.paths):
-            width, height = (
-                f"{min(sides)}–{max(sides)}" if min(sides) < max(sides) else str(sides[0])
-                for sides in zip(*sizes, strict=True)
-            )
+            spans = [sorted({min(sides), max(sides)}) for sides in zip(*sizes, strict=True)]
+            width, height = ("–".join(map(str, span)) for span in spans)
             lines.append(f"width × height in pixels: {width} × {height}")
         if single := int((counts == 1).sum()):
             lines.append(f"classes with a single image: {single:,} (nothing to retrieve for them)")

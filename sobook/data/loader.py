@@ -4,7 +4,6 @@ The random numbers of a batch come from (seed, epoch, number of the batch) alone
 neither on the number of workers nor on where training was resumed. Start with `TrainingBatches`.
 """
 
-import warnings
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -99,7 +98,7 @@ def batch_plan(
         labels: (N,) whole numbers.
         batch_size: B; every batch is whole, the rest of the epoch is left out.
         images_per_class: 0 draws uniformly without replacement; m ≥ 2 puts m images each of B / m
-            classes into a batch.
+            classes into a batch; a class with fewer repeats them.
 
     Returns:
         (batches, B) indices into the N images.
@@ -122,12 +121,6 @@ def batch_plan(
         raise SobookError(
             f"batch_size is {batch_size}: with {images_per_class} images per class it must be a "
             f"multiple of {images_per_class} and at most {images_per_class * len(members)}."
-        )
-    if small := sum(len(images) < images_per_class for images in members):
-        warnings.warn(
-            f"{small} of {len(members)} classes have fewer than {images_per_class} images: "
-            "theirs are repeated within a batch.",
-            stacklevel=3,
         )
     plan = []
     for _ in range(max(1, batches)):

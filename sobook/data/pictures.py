@@ -11,8 +11,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageOps
-from tqdm.auto import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from sobook import files
 from sobook.errors import DatasetError, ImageError, SobookError, first_line
@@ -28,6 +27,11 @@ from sobook.errors import DatasetError, ImageError, SobookError, first_line
 _NOTES = "NOTES.txt"
 _PASSED_OVER = (".", "__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN")  # hidden, or waste bins
 _SAMPLE = 256_000  # bytes
+_BAR: dict[str, Any] = {
+    "desc": "looking through pictures",
+    "delay": 2,
+    "disable": None,
+}  # delay: seconds
 
 # About odd EXIF and many pixels, which nobody has to act on. Last, so that other filters win.
 warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
@@ -62,16 +66,13 @@ def read_image(path: str | os.PathLike | IO[bytes]) -> Image.Image:
     """
     try:
         return _decode(path)
-    except FileNotFoundError:
-        raise _missing(path) from None
     except Exception as error:  # decoders raise anything on damaged bytes
-        raise ImageError(
-            f"image {printable(path)} cannot be read ({_reason(error)}): replace or remove it."
-        ) from None
+        raise _unreadable(path, error) from None
 
 
-def _missing(path: object) -> ImageError:
-    return ImageError(f"image {printable(path)} is missing: run `sobook prepare`, or restore it.")
+def _unreadable(path: object, error: Exception) -> ImageError:
+    what = f"image {printable(path)} cannot be read ({_reason(error)})"
+    return ImageError(f"{what}: restore it, or remove it and run the command again.")
 
 
 def _decode(path: str | os.PathLike | IO[bytes]) -> Image.Image:
@@ -130,14 +131,15 @@ def digests(paths: Sequence[str | os.PathLike]) -> list[str]:
     under ``<data root>/cache``, by absolute path, size and date, saves reading a file again.
 
     Raises:
-        ImageError: a file is missing.
+        ImageError: a file is missing or may not be read.
     """
-    record, new = _record(_record_file()), [p for p in dict.fromkeys(paths) if not _is_recorded(p)]
+    file = files.data_root() / "cache" / "digests.json"
+    record, new = _record(file), [path for path in dict.fromkeys(paths) if not _is_recorded(path)]
     if new:
-        for path, entry in zip(new, _in_threads(_hash, new, "hashing"), strict=True):
-            record[os.path.abspath(path)] = entry
+        entries = thread_map(_hash, new, **_BAR)
+        record |= {os.path.abspath(path): entry for path, entry in zip(new, entries, strict=True)}
         with contextlib.suppress(SobookError):  # a read-only cache: they are hashed again next time
-            files.write_text(_record_file(), json.dumps(record))
+            files.write_text(file, json.dumps(record))
     return [record[os.path.abspath(path)][2] for path in paths]
 
 
@@ -153,13 +155,9 @@ def _hash(path: str | os.PathLike) -> list:
                 for start in (0, (stat.st_size - _SAMPLE) // 2, stat.st_size - _SAMPLE):
                     file.seek(start)
                     content.update(file.read(_SAMPLE))
-    except FileNotFoundError:
-        raise _missing(path) from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
     return [stat.st_size, stat.st_mtime_ns, content.hexdigest()]
-
-
-def _record_file() -> Path:
-    return files.data_root() / "cache" / "digests.json"
 
 
 @lru_cache(1)
@@ -171,18 +169,11 @@ def _record(file: Path) -> dict[str, list]:
 
 
 def _is_recorded(path: str | os.PathLike) -> bool:
-    entry = _record(_record_file()).get(os.path.abspath(path))
+    entry = _record(files.data_root() / "cache" / "digests.json").get(os.path.abspath(path))
     if entry is None or not os.path.exists(path):
         return False
     stat = os.stat(path)
     return entry[:2] == [stat.st_size, stat.st_mtime_ns]
-
-
-def _in_threads(function: Callable, paths: Sequence, doing: str) -> Iterator:
-    """Results for all paths; a bar where it takes longer than two seconds."""
-    with ThreadPoolExecutor(files.available_cores()) as pool:
-        options: dict[str, Any] = {"desc": doing, "unit": "picture", "delay": 2, "disable": None}
-        yield from tqdm(pool.map(function, paths), total=len(paths), **options)
 
 
 # --- a folder -------------------------------------------------------------------------------------
@@ -251,7 +242,7 @@ def find(folder: Path) -> Found:
             return f"cannot be decoded: {_reason(error)}"
 
     pictures, left_out = walk(folder)
-    problems = list(_in_threads(problem, pictures, "looking through"))
+    problems = thread_map(problem, pictures, **_BAR)
     left_out |= {path: why for path, why in zip(pictures, problems, strict=True) if why}
     pictures = [path for path in pictures if path not in left_out]
     digests(pictures)

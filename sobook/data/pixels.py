@@ -68,7 +68,7 @@ class Pixels:
         with np.load(file) as index:
             self.shapes: np.ndarray = index["shapes"][rows]
             self._starts: np.ndarray = index["starts"][rows]
-            self._ends: np.ndarray = index["starts"][rows + 1]
+            self._sizes: np.ndarray = index["starts"][rows + 1] - self._starts
             self.as_jpeg = bool(index["as_jpeg"])
         self._descriptor = os.open(file.with_suffix(".bin"), os.O_RDONLY)
         weakref.finalize(self, os.close, self._descriptor)
@@ -81,13 +81,13 @@ class Pixels:
 
     def band(self, index: int, top: int, height: int) -> np.ndarray:
         """Some rows of one image, (height, W, 3): of raw pixels no others are read."""
-        start, width = int(self._starts[index]), int(self.shapes[index, 1])
+        start, size, width = self._starts[index], self._sizes[index], self.shapes[index, 1]
+        if not self.as_jpeg:
+            start, size = start + top * width * 3, height * width * 3
+        data = os.pread(self._descriptor, int(size), int(start))
         if self.as_jpeg:
-            data = os.pread(self._descriptor, int(self._ends[index]) - start, start)
             return np.asarray(Image.open(io.BytesIO(data)))[top : top + height]
-        size = int(height) * width * 3
-        data = os.pread(self._descriptor, size, start + int(top) * width * 3)
-        return np.frombuffer(data, np.uint8).reshape(-1, width, 3)
+        return np.frombuffer(data, np.uint8).reshape(height, width, 3)
 
 
 def decode(

@@ -239,9 +239,6 @@ def test_cub_with_half_an_index(cub):
     with pytest.raises(DatasetError, match=r"3,000 of 5,864 images, 52 of 100 classes"):
         load("cub200", "train", cub.parent)
     (cub / "images.txt").write_text("1 a.jpg\nbroken\n")
-    with pytest.raises(DatasetError, match="images.txt: 2 columns"):
-        load("cub200", "train", cub.parent)
-    (cub / "image_class_labels.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(DatasetError, match="cannot be understood"):
         load("cub200", "train", cub.parent)
 

@@ -98,7 +98,7 @@ class TestReadImage:
             pictures.read_image(file)
 
     def test_what_is_missing_or_no_picture_is_named(self, tmp_path, monkeypatch):
-        with pytest.raises(ImageError, match="a.jpg is missing"):
+        with pytest.raises(ImageError, match="a.jpg.*No such file"):
             pictures.read_image(tmp_path / "a.jpg")
         (tmp_path / "a.jpg").write_bytes(b"<!DOCTYPE html><html>404")
         for source in (tmp_path / "a.jpg", io.BytesIO(b"nothing")):
@@ -166,7 +166,7 @@ class TestDigests:
             (own_cache / "digests.json").write_bytes(content)
             pictures._record.cache_clear()
             assert len(pictures.digest(good / "a/0.png")) == 64
-        with pytest.raises(ImageError, match="missing"):
+        with pytest.raises(ImageError, match="No such file"):
             pictures.digest(good / "gone.png")
 
 
