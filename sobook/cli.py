@@ -92,8 +92,8 @@ def prepare(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of what is left out: listed in full below
         folder = sobook.prepare(name, root, **options)
-        notes = sobook.data.notes(name, root)
-    _print_notes(notes)
+        parts = sobook.data.load_splits(name, root, **options)
+    _print_notes(dict.fromkeys(note for part in parts.values() for note in part.notes))
     _say(folder)
 
 
@@ -137,7 +137,8 @@ def evaluate(source: SourceOptions) -> None:
     """
     config, encoder = source.open()
     result = sobook.training.evaluate_run(config, encoder, progress=True)
-    notes = sobook.data.notes(config.dataset, **config.load_options)
+    parts = sobook.data.load_splits(config.dataset, **config.load_options)
+    notes = list(dict.fromkeys(note for part in parts.values() for note in part.notes))
     _print_result(source.run or f"{encoder.name}, frozen", {**result.summary(), "notes": notes})
     _say(f"  computed on {encoder.mean.device}")
 

@@ -8,7 +8,7 @@ from sobook.data.image_sets import (
     ImageSet as ImageSet,
     hold_out as hold_out,
     load as load,
-    notes as notes,
+    load_splits as load_splits,
     prepare as prepare,
 )
 from sobook.data.pictures import read_image as read_image

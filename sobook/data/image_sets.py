@@ -10,7 +10,7 @@ import importlib
 import os
 import unicodedata
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -38,7 +38,7 @@ class ImageSet:
         name: of the data set, e.g. ``"cub200"``.
         split: e.g. ``"train"``.
         notes: what a reader of any number made from these images has to know (e.g. "partial").
-        origin: of a subset, the set it was taken from and the (N,) rows there. Pixels and
+        origin: for a subset, the set it was taken from and the (N,) rows there. Pixels and
             embeddings of that set serve the subset as well.
     """
 
@@ -71,13 +71,9 @@ class ImageSet:
         """C, the number of class names."""
         return len(self.class_names)
 
-    def subset(self, indices: Iterable[int] | np.ndarray) -> ImageSet:
+    def subset(self, indices: Sequence[int] | np.ndarray) -> ImageSet:
         """The images at `indices` (whole numbers, or N booleans); labels become 0..C'-1 again."""
-        indices = np.asarray(indices if isinstance(indices, np.ndarray) else list(indices))
-        try:
-            chosen = np.arange(len(self))[indices if indices.size else indices.astype(int)]
-        except IndexError as error:
-            raise DatasetError(f"subset of {self.name} {self.split}: {error}.") from None
+        chosen = np.arange(len(self))[np.asarray(indices)]
         kept, labels = np.unique(self.labels[chosen], return_inverse=True)
         return replace(
             self,
@@ -99,10 +95,8 @@ class ImageSet:
             f"first and last class: {self.class_names[0]} … {self.class_names[-1]}",
         ]
         if sizes := pictures.header_sizes(self.paths):
-            width, height = (
-                f"{min(sides)}–{max(sides)}" if min(sides) < max(sides) else str(sides[0])
-                for sides in zip(*sizes, strict=True)
-            )
+            spans = [sorted({min(sides), max(sides)}) for sides in zip(*sizes, strict=True)]
+            width, height = ("–".join(map(str, span)) for span in spans)
             lines.append(f"width × height in pixels: {width} × {height}")
         if single := int((counts == 1).sum()):
             lines.append(f"classes with a single image: {single:,} (nothing to retrieve for them)")
@@ -128,10 +122,8 @@ def prepare(
 
     Args:
         name: one of `NAMES`; ``"folder"`` is only looked through.
-        root: as for `load`.
-        allow_partial: accept a benchmark already there with images or classes missing.
+        root, allow_partial, options: as for `load`.
         progress: show bars.
-        **options: of the aviary, as for `load`.
 
     Returns:
         The data set's own folder.
@@ -140,21 +132,17 @@ def prepare(
         SobookError: wrong name, option or content.
         DownloadError: what cannot be fetched; the message says how to get it by hand.
     """
-    check_choice("data set", name, NAMES)
     options = _checked_options(name, options)
     if name == "aviary":
         return _aviary().prepare(files.data_root(root), **options, progress=progress)
     if name == "folder":
-        for split in ("train", "test"):
-            load("folder", split, root)
-        return _own_folder(root)
-    card = benchmarks.cards()[name]
+        load_splits("folder", root)
+        return Path(root or "").expanduser()
 
     def check(home: Path) -> None:
-        for split in card["splits"]:
-            _read_benchmark(name, split, home, allow_partial)
+        _read_benchmark(name, home, allow_partial)
 
-    return fetch.install(name, card, files.data_root(root), check, progress)
+    return fetch.install(name, benchmarks.cards()[name], files.data_root(root), check, progress)
 
 
 def load(
@@ -163,21 +151,19 @@ def load(
     root: str | os.PathLike | None = None,
     *,
     allow_partial: bool = False,
-    validation_fraction: float = 0.2,
-    validation_seed: int = 0,
     **options,
 ) -> ImageSet:
     """Read one split of a data set; the classes of train and test never overlap.
 
     Args:
         name: one of `NAMES`.
-        split: ``train``, ``test``, or ``validation`` (a seeded draw of the *training classes*);
-            In-Shop has ``query`` and ``gallery`` instead of ``test``.
+        split: ``train``, ``test``, or ``validation`` (a fifth of the *training classes*, as
+            `hold_out` draws them); In-Shop has ``query`` and ``gallery`` instead of ``test``.
         root: the folder that holds each benchmark's own folder as published; for ``"folder"``
-            your own folder, with one folder per class. Default: ``SOBOOK_DATA``, else ``data/``.
+            your own folder, with one folder per class (inner folders belong to the outer one).
+            Default: ``SOBOOK_DATA``, else ``data/``.
         allow_partial: accept a benchmark with images or classes missing; a warning then follows
             the data in `ImageSet.notes`.
-        validation_fraction, validation_seed: as for `hold_out`.
         **options: of the aviary: ``species``, ``images_per_species``, ``size``, ``seed``, and
             ``split_by_genus``: 1 for training and test classes that share no genus. Each test
             class then has twice as many relatives among the others: compare only within a split.
@@ -188,46 +174,37 @@ def load(
     """
     check_choice("data set", name, NAMES)
     check_choice(f"split of {name}", split, ("train", "validation", *test_splits(name)))
-    options = _checked_options(name, options)
-    listed = "train" if split == "validation" else split
-    if name == "aviary":
-        image_set = _read_aviary(listed, root, options)
-    elif name == "folder":
-        image_set = _read_folder(listed, root)
-    else:
-        home = benchmarks.home(name, files.data_root(root))
-        image_set = _read_benchmark(name, listed, home, allow_partial)
-    if split == "validation":
-        image_set = hold_out(image_set, validation_fraction, validation_seed)[1]
-    if image_set.notes:
-        warnings.warn(f"{name}: {'; '.join(image_set.notes)}", stacklevel=2)
-    return image_set
+    parts = load_splits(name, root, allow_partial=allow_partial, **options)
+    return hold_out(parts["train"])[1] if split == "validation" else parts[split]
 
 
-def notes(
+def load_splits(
     name: str, root: str | os.PathLike | None = None, *, allow_partial: bool = False, **options
-) -> tuple[str, ...]:
-    """What a report on a data set has to say of it: parts that are missing, files left out.
+) -> dict[str, ImageSet]:
+    """Read all parts of a data set, with one walk of its folder or one reading of its lists.
 
     Args:
         name, root, allow_partial, options: as for `load`.
+
+    Returns:
+        "train" and "test"; for In-Shop "train", "query" and "gallery".
     """
-    if name in benchmarks.cards() and not allow_partial:  # `load` refuses anything else to be noted
-        made = benchmarks.stand_in(files.data_root(root) / benchmarks.cards()[name]["folder"])
-        return (made["note"],) if made else ()
+    options = _checked_options(name, options)
     if name == "aviary":
-        return ()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # they are what is returned
-        parts = [
-            load(name, split, root, allow_partial=allow_partial, **options)
-            for split in ("train", *test_splits(name))
-        ]
-    return tuple(dict.fromkeys(note for part in parts for note in part.notes))
+        parts = _read_aviary(files.data_root(root), options)
+    elif name == "folder":
+        parts = _read_folder(root)
+    else:
+        home = files.data_root(root) / benchmarks.cards()[name]["folder"]
+        parts = _read_benchmark(name, home, allow_partial)
+    if notes := dict.fromkeys(note for part in parts.values() for note in part.notes):
+        warnings.warn(f"{name}: {'; '.join(notes)}", stacklevel=2)
+    return parts
 
 
 def _checked_options(name: str, options: Mapping[str, Any]) -> dict[str, int]:
     """Options of a data set as plain whole numbers."""
+    check_choice("data set", name, NAMES)
     check_fields(name, options, _OPTIONS.get(name, ()))
     return {option: plain(option, value, int) for option, value in options.items()}
 
@@ -249,10 +226,8 @@ def hold_out(
     Raises:
         DatasetError: a fraction outside (0, 1), or too few classes.
     """
-    classes, seed = image_set.num_classes, plain("seed", seed, int)
-    if seed < 0:
-        raise DatasetError(f"seed is {seed}: it must be 0 or more.")
-    if not 0 < plain("the fraction to hold out", fraction, float) < 1:
+    classes = image_set.num_classes
+    if not 0 < fraction < 1:
         raise DatasetError(f"the fraction to hold out must lie between 0 and 1, not {fraction}.")
     if classes < 2 * at_least:
         raise DatasetError(
@@ -266,137 +241,116 @@ def hold_out(
     return replace(train, split="train"), replace(validation, split="validation")
 
 
+# --- readers --------------------------------------------------------------------------------------
+
+
 def _aviary() -> ModuleType:
     # By name and when asked: the data layer needs no drawing code to read photographs.
     return importlib.import_module("sobook.course.aviary.species")
 
 
-def _read_aviary(split: str, root: str | os.PathLike | None, options: Mapping) -> ImageSet:
-    folder = _aviary().prepare(files.data_root(root), **options)
-    classes = benchmarks.class_folders(folder)
+def _read_aviary(root: Path, options: Mapping) -> dict[str, ImageSet]:
+    folder = _aviary().prepare(root, **options)
+    names = [name for name in os.listdir(folder) if name.partition(".")[0].isdecimal()]
     # By number, as in the table of attributes: as text, 1000 would come before 101.
-    numbered = [name for name in classes if name.partition(".")[0].isdecimal()]
-    in_order = sorted(numbered, key=lambda name: int(name.partition(".")[0]))
-    classes = {name: classes[name] for name in in_order}
+    names.sort(key=lambda name: int(name.partition(".")[0]))
+    classes = {name: sorted((folder / name).glob("[0-9]*.png")) for name in names}
+    trained = names[: (len(names) + 1) // 2]
     if options.get("split_by_genus"):
-        genera = {name: name.rpartition("_")[2] for name in in_order}
-        trained = _aviary().split_genera(list(genera.values()))
-        chosen = [name for name in in_order if (genera[name] in trained) == (split == "train")]
-        return _from_folders({name: classes[name] for name in chosen}, "aviary", split)
-    return _from_folders(_half(classes, split, folder), "aviary", split)
+        genera = _aviary().split_genera([name.rpartition("_")[2] for name in names])
+        trained = [name for name in names if name.rpartition("_")[2] in genera]
+    tested = [name for name in names if name not in set(trained)]
+    parts = {"train": trained, "test": tested}
+    return {
+        split: _from_folders({name: classes[name] for name in part}, "aviary", split)
+        for split, part in parts.items()
+    }
 
 
-def _read_folder(split: str, root: str | os.PathLike | None) -> ImageSet:
+def _read_folder(root: str | os.PathLike | None) -> dict[str, ImageSet]:
     """Subfolders train and test are taken as the split; else the classes are halved by name.
 
-    Both splits have all notes of the folder.
+    Both parts have all notes of the folder.
     """
-    found = pictures.find(_own_folder(root))
-    root, parts = found.folder, _given_split(found.folder)
-    classes: dict[str, dict[str, list[Path]]] = {"train": {}, "test": {}}
-    deeper = set()
-    for path in found.pictures:
-        folders = path.parent.relative_to(root).parts
-        part = "train"  # all of them, until they are halved
-        if parts:
-            part, folders = parts.get("".join(folders[:1]), ""), folders[1:]
-        if not part or not folders:
-            found.left_out[path] = "not in a class folder"
-            continue
-        # A Mac writes é as two characters, others as one: the class is the same.
-        classes[part].setdefault(unicodedata.normalize("NFC", folders[0]), []).append(path)
-        if len(folders) > 1:
-            deeper.add("/".join(folders[:2]))
-    notes = list(found.notes())
-    if deeper:
-        notes.append(
-            "classes are the outer folders: their pictures are also those of the "
-            f"{len(deeper):,} folders inside: {pictures.listed(sorted(deeper))}"
-        )
-    both = sorted(classes["train"].keys() & classes["test"].keys())
-    if both:
-        notes.append(
-            f"train and test share {len(both):,} classes, so retrieval is judged on classes that "
-            f"were trained on: {pictures.listed(both)}"
-        )
-    chosen = dict(sorted(classes[split if parts else "train"].items()))
-    if not parts:
-        chosen = _half(chosen, split, root, notes)
-    return _from_folders(chosen, "folder", split, notes)
-
-
-def _given_split(root: Path) -> dict[str, str]:
-    """The names of the folders that hold the split, each with its part; none where it is not given.
-
-    Raises:
-        DatasetError: a folder train, but a name for the other part that we do not know.
-    """
-    folders = {name: name.casefold() for name in os.listdir(root) if (root / name).is_dir()}
-    parts = {name: part for name, part in folders.items() if part in ("train", "test")}
-    if len(parts) == 2:
-        return parts
-    others = [name for name, part in folders.items() if part in ("val", "valid", "validation")]
-    if parts and others:
-        raise DatasetError(
-            f"{root} holds the folders {next(iter(parts))} and {others[0]}: name them train and "
-            "test, or pass one of them as root, to have its classes halved."
-        )
-    return {}
-
-
-def _own_folder(root: str | os.PathLike | None) -> Path:
     if root is None:
         raise DatasetError("'folder' needs root=, the folder that holds one folder for each class.")
     root = Path(root).expanduser()
     if not root.is_dir():
         raise DatasetError(f"there is no folder {root}: name the one with your class folders.")
-    return root
-
-
-def _half(
-    classes: dict[str, list[Path]], split: str, root: Path, notes: Iterable[str] = ()
-) -> dict[str, list[Path]]:
-    """The first half of the classes, in their order, is for training, the second for testing."""
-    if len(classes) < 2:
+    given = {name.casefold() for name in os.listdir(root) if (root / name).is_dir()}
+    is_split = given >= {"train", "test"}
+    if "train" in given and not is_split and given & {"val", "valid", "validation"}:
         raise DatasetError(
-            f"{root} has {len(classes)} class folder(s) with pictures in them, but a split by "
-            "class needs at least 2: put the pictures of each class into a folder of its own, and "
-            f"name the folder that holds these.{''.join(f' Note: {note}.' for note in notes)}"
+            f"{root} holds folders train and val: name them train and test, or pass one of them as "
+            "root, to have its classes halved."
         )
-    names, middle = list(classes), (len(classes) + 1) // 2
-    chosen = names[:middle] if split == "train" else names[middle:]
-    return {name: classes[name] for name in chosen}
+    found = pictures.find(root)
+    parts: dict[str, dict[str, list[Path]]] = {"train": {}, "test": {}}
+    for path in found.pictures:
+        folders = path.parent.relative_to(root).parts
+        part = folders[0].casefold() if is_split and folders else "train"
+        folders = folders[1:] if is_split else folders
+        if part not in parts or not folders:
+            found.left_out[path] = "not in a class folder"
+            continue
+        # A Mac writes é as two characters, others as one: the class is the same.
+        parts[part].setdefault(unicodedata.normalize("NFC", folders[0]), []).append(path)
+    notes = list(found.notes())
+    if shared := sorted(parts["train"].keys() & parts["test"].keys()):
+        notes.append(
+            f"train and test share {len(shared):,} classes, so retrieval is judged on classes that "
+            f"were trained on: {pictures.listed(shared)}"
+        )
+    if not is_split:
+        classes = sorted(parts["train"].items())
+        if len(classes) < 2:
+            raise DatasetError(
+                f"{root} has {len(classes)} class folder(s) with pictures in them, but a split by "
+                "class needs at least 2: put the pictures of each class into a folder of its own, "
+                f"and name the folder that holds these.{''.join(f' Note: {n}.' for n in notes)}"
+            )
+        middle = (len(classes) + 1) // 2
+        parts = {"train": dict(classes[:middle]), "test": dict(classes[middle:])}
+    return {
+        split: _from_folders(dict(sorted(part.items())), "folder", split, notes)
+        for split, part in parts.items()
+    }
 
 
-def _from_folders(classes: Mapping, name: str, split: str, notes: Iterable[str] = ()) -> ImageSet:
+def _from_folders(
+    classes: Mapping[str, list[Path]], name: str, split: str, notes: Iterable[str] = ()
+) -> ImageSet:
     labels = np.repeat(np.arange(len(classes)), [len(paths) for paths in classes.values()])
     paths = tuple(chain.from_iterable(classes.values()))
     return ImageSet(paths, labels, tuple(classes), name, split, tuple(notes))
 
 
-def _read_benchmark(name: str, split: str, home: Path, allow_partial: bool) -> ImageSet:
+def _read_benchmark(name: str, home: Path, allow_partial: bool) -> dict[str, ImageSet]:
     """All images listed and there, if they are as many as the manifest says, or may be fewer."""
-    listing = benchmarks.read(name, home, split)
-    paths = [listing.base / path for path, _ in listing.images]
-    there = np.array([os.path.isfile(path) for path in paths], dtype=bool)
-    ids = np.array([k for _, k in listing.images], dtype=np.int64)[there]
-    made, classes = benchmarks.stand_in(home), len(np.unique(ids))
-    official = (made or benchmarks.cards()[name])["splits"][split]
-    notes: tuple[str, ...] = (made["note"],) if made else ()
-    if (len(ids), classes) != (official["images"], official["classes"]):
-        found = (
-            f"{len(ids):,} of {official['images']:,} images, "
-            f"{classes:,} of {official['classes']:,} classes"
-        )
-        if not allow_partial:
-            gone = "" if there.all() else f", {paths[there.argmin()]} is missing"
-            raise DatasetError(
-                f"{name} {split} in {home} is not the whole benchmark: {found}{gone}; move it away "
-                "and prepare it anew, or pass allow_partial=True to use what is there."
+    parts = {}
+    for split, listing in benchmarks.read(name, home).items():
+        paths = [listing.base / path for path, _ in listing.images]
+        there = np.array([os.path.isfile(path) for path in paths], dtype=bool)
+        ids = np.array([k for _, k in listing.images], dtype=np.int64)[there]
+        notes, classes = pictures.own_notes(home), len(np.unique(ids))
+        official = benchmarks.cards()[name]["splits"][split]
+        if (len(ids), classes) != (official["images"], official["classes"]):
+            counts = (
+                f"{len(ids):,} of {official['images']:,} images, "
+                f"{classes:,} of {official['classes']:,} classes"
             )
-        notes = (*notes, f"{split} partial: {found}")
-    # query and gallery must agree on labels: they take every class of the two, present or not
-    kept = np.unique(list(listing.names) if split in ("query", "gallery") else ids)
-    names = tuple(listing.names[k] for k in kept.tolist())
-    present = tuple(path for path, exists in zip(paths, there, strict=True) if exists)
-    return ImageSet(present, np.searchsorted(kept, ids), names, name, split, notes)
+            if not allow_partial:
+                gone = "" if there.all() else f", {paths[there.argmin()]} is missing"
+                raise DatasetError(
+                    f"{name} {split} in {home} is not the whole benchmark: {counts}{gone}; move it "
+                    "away and prepare it anew, or pass allow_partial=True to use what is there."
+                )
+            notes.append(f"{split} partial: {counts}")
+        # query and gallery must agree on labels: they take every class of the two, present or not
+        kept = np.unique(list(listing.names) if split in ("query", "gallery") else ids)
+        names = tuple(listing.names.get(k, f"class {k}") for k in kept.tolist())
+        present = tuple(path for path, exists in zip(paths, there, strict=True) if exists)
+        parts[split] = ImageSet(
+            present, np.searchsorted(kept, ids), names, name, split, tuple(notes)
+        )
+    return parts

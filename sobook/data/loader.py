@@ -4,7 +4,6 @@ The random numbers of a batch come from (seed, epoch, number of the batch) alone
 neither on the number of workers nor on where training was resumed. Start with `TrainingBatches`.
 """
 
-import warnings
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -80,8 +79,8 @@ class TrainingBatches:
         images = torch.empty(len(rows), 3, *size, dtype=torch.uint8, pin_memory=pinned)
         for image, row, (box, mirror) in zip(images, rows, drawn[self.local_slice], strict=True):
             top, left = box["top"], box["left"]
-            # Only the part that is cut out is read: large pictures cost no more.
-            cut = self.source[row][top : top + box["height"], left : left + box["width"]].copy()
+            band = self.source.band(row, top, box["height"])  # nothing else is read
+            cut = band[:, left : left + box["width"]].copy()
             part = torch.from_numpy(cut).permute(2, 0, 1)[None]  # (1, 3, height, width)
             part = nn.functional.interpolate(part, size=size, mode="bicubic", antialias=True)[0]
             image.copy_(part.flip(-1) if mirror else part)
@@ -99,7 +98,7 @@ def batch_plan(
         labels: (N,) whole numbers.
         batch_size: B; every batch is whole, the rest of the epoch is left out.
         images_per_class: 0 draws uniformly without replacement; m ≥ 2 puts m images each of B / m
-            classes into a batch.
+            classes into a batch; a class with fewer repeats them.
 
     Returns:
         (batches, B) indices into the N images.
@@ -107,19 +106,13 @@ def batch_plan(
     Raises:
         SobookError: no such batch can be made of these labels.
     """
-    if images_per_class:
-        return _balanced_plan(rng, labels, batch_size, images_per_class)
-    if batch_size > len(labels):
-        raise SobookError(
-            f"batch_size is {batch_size}, but there are only {len(labels)} training images."
-        )
     batches = len(labels) // batch_size
-    return rng.permutation(len(labels))[: batches * batch_size].reshape(batches, batch_size)
-
-
-def _balanced_plan(
-    rng: np.random.Generator, labels: np.ndarray, batch_size: int, images_per_class: int
-) -> np.ndarray:
+    if not images_per_class:
+        if not batches:
+            raise SobookError(
+                f"batch_size is {batch_size}, but there are only {len(labels)} training images."
+            )
+        return rng.permutation(len(labels))[: batches * batch_size].reshape(batches, batch_size)
     classes_per_batch, rest = divmod(batch_size, images_per_class)
     # By one sort: a search for each class takes a second per epoch at the 11,318 of SOP.
     counts = np.unique(labels, return_counts=True)[1]
@@ -129,14 +122,8 @@ def _balanced_plan(
             f"batch_size is {batch_size}: with {images_per_class} images per class it must be a "
             f"multiple of {images_per_class} and at most {images_per_class * len(members)}."
         )
-    if small := sum(len(images) < images_per_class for images in members):
-        warnings.warn(
-            f"{small} of {len(members)} classes have fewer than {images_per_class} images: "
-            "theirs are repeated within a batch.",
-            stacklevel=4,
-        )
     plan = []
-    for _ in range(max(1, len(labels) // batch_size)):
+    for _ in range(max(1, batches)):
         for k in rng.choice(len(members), classes_per_batch, replace=False):
             few = len(members[k]) < images_per_class
             plan.append(rng.choice(members[k], images_per_class, replace=few))
@@ -165,7 +152,7 @@ def training_loader(
         yield from (batches[number] for number in numbers)
         return
     usual, waiting = torch.get_num_threads(), deque[Future]()
-    # One thread of torch's in each of ours, or together they would ask for more cores than exist.
+    # One torch thread in each of ours, or together they would ask for more cores than exist.
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             for number in numbers:

@@ -140,7 +140,8 @@ class FineTuning:
         encoder = run.encoder().to(processes.device)  # the epoch that was kept
         retrieval = evaluate_run(config, encoder, processes, progress=progress)
         if processes.is_main:
-            notes = list(image_sets.notes(config.dataset, **config.load_options))
+            parts = image_sets.load_splits(config.dataset, **config.load_options)
+            notes = list(dict.fromkeys(note for part in parts.values() for note in part.notes))
             if left_out := set(wanted_ks(config.dataset)) - set(retrieval.ks):
                 fewer = ", ".join(map(str, sorted(left_out)))
                 notes.append(f"no Recall@K for K = {fewer}: a query can find fewer images")

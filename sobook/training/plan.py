@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sobook import files, retrieval
-from sobook.data import image_sets, loader, pixels
+from sobook.data import image_sets, loader
 from sobook.data.image_sets import ImageSet
 from sobook.encoder import Encoder
 from sobook.errors import SobookError
@@ -243,10 +243,7 @@ def _nearest(folder: Path) -> Path:
 
 
 def _room_for_pixels(encoder: Encoder, data: Data) -> Iterator[int]:
-    side = training_side(encoder)
-    yield pixels.room_needed(data.train, side, enlarge=False, budget=pixels.RAW_BUDGET)
-    for part in filter(None, (data.validation, *data.test)):
-        yield pixels.room_needed(part, loader.evaluation_short_side(encoder.image_size))
+    yield 0
 
 
 def _run_folder_bytes(config: TrainConfig, encoder: Encoder, data: Data) -> int:

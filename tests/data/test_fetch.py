@@ -1,21 +1,19 @@
-"""Fetching against a local server with every fault we know of, and unpacking hostile archives."""
+"""Fetching against a local server with faults, and unpacking hostile archives."""
 
 import hashlib
 import http.server
 import io
 import random
-import socket
 import stat
 import tarfile
 import threading
-import time
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from sobook.data import benchmarks, fetch, image_sets
-from sobook.errors import DatasetError, DownloadError, SobookError
+from sobook.errors import DatasetError, DownloadError
 
 BODY = random.Random(0).randbytes(300_000)
 KNOWN = {"size": len(BODY), "sha256": hashlib.sha256(BODY).hexdigest()}
@@ -28,14 +26,12 @@ ANSWERS: dict[str, list[dict]] = {
     "busy": [{"code": 429}, {"code": 503}, {}],
     "stalls-once": [{"upto": 1000, "stall": True}, {}],
     "unsized": [{"sized": False}],
-    "slow": [{"pause": 0.01}],
     "missing": [{"code": 404}],
     "overloaded": [{"code": 503}],
     "page": [{"body": b"<html></html>", "kind": "text/html; charset=utf-8"}],
     "loop": [{"code": 302}],
     "shorter": [{"body": BODY[:200_000]}],
     "wrong-bytes": [{"body": bytes(len(BODY))}],
-    "stalls": [{"upto": 1000, "stall": True}],
 }
 
 
@@ -48,11 +44,11 @@ class Faulty(http.server.BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
-        fault, asked = self.path.strip("/"), self.headers.get("Range")
-        self.server.log.append((fault, asked))
-        count = sum(one == fault for one, _ in self.server.log)
+        fault = self.path.partition("?")[0].strip("/")
+        start = int(self.headers["Range"][6:-1])
+        self.server.log.append((fault, start))
+        count = sum(logged == fault for logged, _ in self.server.log)
         self.close_connection = True
-        start = int(asked[6:-1]) if asked else 0
         self.serve(start, **{"body": self.server.body, **ANSWERS[fault][:count][-1]})
 
     def serve(self, start, body, code=None, upto=None, ranges=True, kind="image/x", **more):
@@ -62,38 +58,26 @@ class Faulty(http.server.BaseHTTPRequestHandler):
         rest = b"" if code else body[start:]
         self.send_response(code or (206 if start else 200))
         self.send_header("Content-Type", kind)
-        self.send_header("Location", "/loop")
-        self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        self.send_header("Location", "/loop?token=secret")
         if more.get("sized", True):
             self.send_header("Content-Length", str(len(rest)))
         self.send_header("Connection", "close")
         self.end_headers()
-        rest = rest[:upto]
-        for i in range(0, len(rest), 1 << 16):
-            self.wfile.write(rest[i : i + (1 << 16)])
-            time.sleep(more.get("pause", 0))
+        self.wfile.write(rest[:upto])
         if "stall" in more:
             self.server.over.wait(5)
 
 
-class Server(http.server.ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request, client_address):
-        pass  # clients that hang up are part of the tests
-
-
 @pytest.fixture
 def server():
+    class Server(http.server.ThreadingHTTPServer):
+        def handle_error(self, request, client_address):
+            pass  # clients that hang up are part of the tests
+
     server = Server(("127.0.0.1", 0), Faulty)
     server.log, server.over, server.body = [], threading.Event(), BODY
     server.url = f"http://127.0.0.1:{server.server_port}/"
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
-        socket.create_connection(server.server_address, timeout=2).close()
-    except OSError:
-        pytest.skip("127.0.0.1 cannot be reached (no network interface is up)")
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield server
     server.over.set()
     server.shutdown()
@@ -102,14 +86,12 @@ def server():
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(fetch, "_TRIES", 3)
-    monkeypatch.setattr(fetch, "_PAUSE", 0.01)
+    monkeypatch.setattr(fetch, "_PAUSES", (0.01, 0.01, 0.01, 0))
 
 
 @pytest.fixture
-def part(tmp_path):
+def part(tmp_path) -> Path:
     """Where a part of the file would lie."""
     (tmp_path / "in").mkdir()
     return tmp_path / "in" / "file.bin.part"
@@ -117,49 +99,36 @@ def part(tmp_path):
 
 @pytest.fixture
 def download(server, part, monkeypatch):
-    """Fetch with a fault, see that the file arrived as it should, and return what was asked for."""
+    """Fetch with a fault, check the file, and return the bytes that requests began at."""
 
     def download(fault, **known):
         if "stall" in fault:  # only there, or a busy machine would seem to stall
-            monkeypatch.setattr(fetch, "_TIMEOUT", (10, 0.4))
+            monkeypatch.setattr(fetch, "_TIMEOUT", 0.4)
         dest = part.with_suffix("")
-        fetch.fetch(server.url + fault, dest, **{**KNOWN, **known}, progress=False)
+        url = f"{server.url}{fault}?token=secret"
+        fetch.fetch({"url": url, **KNOWN, **known}, dest, progress=False)
         assert dest.read_bytes() == BODY
         assert sorted(dest.parent.iterdir()) == [dest]  # no part is left
-        return [asked for _, asked in server.log]
+        return [start for _, start in server.log]
 
     return download
 
 
 def test_plain_download_then_nothing_to_do(download):
-    assert download("good") == [None]
-    assert download("good") == [None]
+    assert download("good") == [0]
+    assert download("good") == [0]
 
 
-def test_resumes_what_broke_off(download):
-    starts = [int((asked or "bytes=0-")[6:-1]) for asked in download("drops-midway")]
-    assert starts == sorted(starts) and len(starts) == 4
-    assert all(start >= i * 80_000 for i, start in enumerate(starts))  # hardly a byte twice
-
-
-def test_resumes_the_part_of_an_earlier_run(download, part):
+def test_resumes_what_broke_off(download, part):
+    assert download("drops-midway") == [0, 100_000, 200_000]
+    part.with_suffix("").unlink()
     part.write_bytes(BODY[:123_456])
-    assert download("good") == ["bytes=123456-"]
-
-
-def test_complete_part_is_not_fetched_again(download, part):
-    part.write_bytes(BODY)
-    assert download("missing") == []
+    assert download("good")[-1] == 123_456
 
 
 def test_a_part_of_another_file_is_thrown_away(download, part):
     part.write_bytes(BODY + b"more")
-    assert download("good", size=None) == ["bytes=300004-", None]
-    part.with_suffix("").unlink()
-    part.write_bytes(bytes(100_000))
-    with pytest.raises(DownloadError, match="another file.*try again"):
-        download("good")
-    download("good")
+    assert download("good") == [300_004, 0]
 
 
 @pytest.mark.parametrize("fault", ["ignores-range", "stalls-once", "busy"])
@@ -168,42 +137,38 @@ def test_passing_faults_are_retried(download, fault):
 
 
 def test_server_that_names_no_length(download):
-    assert download("unsized", size=None) == [None]
+    assert download("unsized", size=len(BODY)) == [0]
 
 
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        ("missing", "answered 404"),
-        ("overloaded", "answered 503"),
-        ("page", "served a web page"),
-        ("loop", "answered 302"),
-        ("shorter", "200,000 bytes, not the 300,000"),
-        ("wrong-bytes", "sha256"),
-        ("stalls", "3 times in a row"),
+        ("missing", "127.0.0.1 .HTTP 404"),
+        ("overloaded", "HTTP 503"),
+        ("page", "not the published file"),
+        ("loop", "HTTP 302"),
+        ("shorter", "not the published file"),
+        ("wrong-bytes", "not the published file"),
     ],
 )
-def test_failure_says_why(download, fault, words, part):
-    with pytest.raises(DownloadError, match=words):
+def test_failure_says_why_and_keeps_secrets(download, fault, words, part):
+    with pytest.raises(DownloadError, match=words) as caught:
         download(fault)
-    assert not part.with_suffix("").exists()
+    assert "secret" not in str(caught.value)
+    part.with_suffix("").unlink(missing_ok=True)
     download("good")
 
 
-def test_disk_is_checked_before_a_byte_is_written(download, part, monkeypatch):
-    free = type("usage", (), {"free": 600_000})  # twice the file, but not 2.2 times
-    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: free)
-    for size in (len(BODY), None):
-        with pytest.raises(DownloadError, match="GB are free"):
-            download("good", size=size)
-    assert part.stat().st_size == 0
-    free.free = 700_000
-    download("good")
+@pytest.mark.parametrize("host", ["127.0.0.1:9", "no-such-host.invalid"])
+def test_unreachable_hosts_are_named_without_passwords(host, part):
+    with pytest.raises(DownloadError, match="could not be fetched from") as caught:
+        fetch.fetch({"url": f"http://me:secret@{host}/x.tgz?key=secret"}, part, progress=False)
+    assert "secret" not in str(caught.value)
 
 
 def test_foreign_file_in_its_place_is_left_alone(download, part):
     part.with_suffix("").write_bytes(b"mine")
-    with pytest.raises(DownloadError, match="not the published file .*4 bytes"):
+    with pytest.raises(DownloadError, match="not the published file"):
         download("good")
     assert part.with_suffix("").read_bytes() == b"mine"
 
@@ -228,12 +193,12 @@ def make_tar(path, entries, kind=tarfile.REGTYPE, target=""):
 
 
 def card(archive: Path, **more):
-    one = {"file": archive.name, "unpacks_to": "Top", "limit": 1_000_000, **more}
-    return {"folder": "Top", "by_hand": "Put it into {downloads}.", "archives": [one]}
+    entry = {"file": archive.name, "unpacks_to": "Top", **more}
+    return {"folder": "Top", "by_hand": "Put it into {downloads}.", "archives": [entry]}
 
 
 @pytest.fixture
-def archive(tmp_path):
+def archive(tmp_path) -> Path:
     """Where an archive is put by hand."""
     (tmp_path / "root" / "downloads").mkdir(parents=True)
     return tmp_path / "root" / "downloads" / "x.archive"
@@ -251,37 +216,26 @@ def install(archive):
 GOOD = [("Top/a.txt", b"a" * 1000), ("Top/deep/b.txt", b"b"), ("Top/c.txt", b"")]
 
 
+def left_in(root: Path) -> set[str]:
+    return {path.name for path in root.iterdir() if path.suffix != ".lock"}
+
+
 @pytest.mark.parametrize("make", [make_zip, make_tar])
-@pytest.mark.parametrize("with_filters", [True, False])
-def test_unpacks_what_was_put_there_by_hand(archive, install, make, with_filters, monkeypatch):
-    """Also on Python 3.11.2, that of Debian 12, whose tarfile has no extraction filters."""
-    if not with_filters:
-        monkeypatch.delattr(tarfile, "data_filter", raising=False)
-        monkeypatch.delattr(tarfile, "FilterError", raising=False)
-    with pytest.raises(DownloadError, match="by hand.*x.archive is missing.*Put it into"):
+def test_unpacks_what_was_put_there_by_hand(archive, install, make):
+    with pytest.raises(DownloadError, match="x.archive is missing.*Put it into"):
         install()
     make(archive, GOOD)
     home = install()
     assert {(str(p.relative_to(home.parent)), p.read_bytes()) for p in home.rglob("*.*")} == {*GOOD}
-    assert install() == home
+    assert install() == home and left_in(home.parent) == {"downloads", "Top"}
 
 
-NOISE = [("Top/noise", BODY)]
 EVIL = {
-    "parent": lambda p: make_zip(p, [*GOOD, ("../evil", b"x")]),
     "parent in tar": lambda p: make_tar(p, [*GOOD, ("Top/../../evil", b"x")]),
-    "absolute": lambda p: make_zip(p, [("/tmp/sobook-evil", b"x")]),
-    "absolute in tar": lambda p: make_tar(p, [("/tmp/sobook-evil", b"x")]),
     "symlink": lambda p: make_tar(p, [("link", b"")], tarfile.SYMTYPE, "../.."),
-    "symlink in zip": lambda p: make_zip(p, [("link", b"../..")], stat.S_IFLNK | 0o777),
     "hard link": lambda p: make_tar(p, [("link", b"")], tarfile.LNKTYPE, "../secret"),
     "device": lambda p: make_tar(p, [("null", b"")], tarfile.CHRTYPE),
-    "pipe": lambda p: make_tar(p, [("pipe", b"")], tarfile.FIFOTYPE),
-    "bomb": lambda p: make_zip(p, [("zeros", bytes(10**7))]),
-    "bomb in tar": lambda p: make_tar(p, [("zeros", bytes(10**7))]),
-    "many empty": lambda p: make_zip(p, [(f"{i}", b"") for i in range(3000)]),
-    "file as folder": lambda p: make_zip(p, [("a", b"1"), ("a/b", b"2")]),
-    "not one": lambda p: p.write_bytes(b"<html>"),
+    "not an archive": lambda p: p.write_bytes(b"<html>"),
     "cut off": lambda p: damage(make_tar, p, lambda data: data[:150_000]),
     "cut off zip": lambda p: damage(make_zip, p, lambda data: data[:150_000]),
     "flipped bits": lambda p: damage(make_zip, p, lambda data: data.replace(BODY[:50], bytes(50))),
@@ -289,143 +243,59 @@ EVIL = {
 
 
 def damage(make, path, change):
-    make(path, NOISE)
+    make(path, [("Top/noise", BODY)])
     path.write_bytes(change(path.read_bytes()))
 
 
 @pytest.mark.parametrize("evil", EVIL)
 def test_hostile_or_damaged_archives_are_refused(archive, install, evil):
     EVIL[evil](archive)
-    with pytest.raises(DatasetError, match="is not safe|is damaged") as caught:
+    with pytest.raises(DatasetError, match="damaged"):
         install()
-    assert "\n" not in str(caught.value)
     assert left_in(archive.parent.parent) == {"downloads"}
     assert left_in(archive.parent.parent.parent) == {"root"}
-    assert not Path("/tmp/sobook-evil").exists()
 
 
-def left_in(root: Path) -> set[str]:
-    return {path.name for path in root.iterdir() if path.suffix != ".lock"}
+def test_nothing_of_a_zip_lands_outside(archive, install):
+    link = stat.S_IFLNK | 0o777
+    make_zip(archive, [*GOOD, ("../evil", b"x"), ("/evil", b"x"), ("Top/link", b"../..")], link)
+    home = install()
+    assert left_in(archive.parent.parent.parent) == {"root"}
+    assert not (home / "link").is_symlink()
 
 
-def test_install_leaves_nothing_of_a_wrong_archive(archive, install):
+def test_nothing_of_a_wrong_archive_is_left(archive, install):
     def refuse(home):
-        raise ValueError("too few")
+        raise DatasetError("too few")
 
     make_tar(archive, GOOD)
-    with pytest.raises(ValueError, match="too few"):
+    with pytest.raises(DatasetError, match="too few"):
         install(refuse)
-    with pytest.raises(DatasetError, match="holds no folder Other"):
-        install(unpacks_to="Other")
     assert left_in(archive.parent.parent) == {"downloads"}
 
 
-@pytest.mark.parametrize(
-    ("url", "words"),
-    [
-        ("http://127.0.0.1:9/x.tgz", "ConnectionError .*online.*Put it into"),
-        ("http://no-such-host.invalid/x.tgz", "ConnectionError .*online.*Put it into"),
-        ("nowhere", "MissingSchema.*Put it into"),
-    ],
-)
-def test_unreachable_source_is_asked_once_and_tells_the_way_by_hand(
-    install, monkeypatch, url, words
-):
-    monkeypatch.setattr(fetch.time, "sleep", lambda _: pytest.fail("asked again"))
-    with pytest.raises(DownloadError, match=words):
-        install(url=url)
-
-
-def test_wrong_proxy_is_asked_once(install, monkeypatch):
-    monkeypatch.setattr(fetch.time, "sleep", lambda _: pytest.fail("asked again"))
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    with pytest.raises(DownloadError, match="ProxyError .*is its proxy right"):
-        install(url="http://example.invalid/x.tgz")
-
-
-def test_connection_lost_midway_is_tried_again(download, server, part, monkeypatch):
-    """Once something has arrived, a moment without network is no reason to give up."""
-    answers, get = [True, False, True], fetch.requests.get
-
-    def lost(url, **options):
-        return get(url if answers.pop(0) else "http://127.0.0.1:9/x", **options)
-
-    monkeypatch.setitem(ANSWERS, "breaks-once", [{"upto": 200_000}, {}])
-    monkeypatch.setattr(fetch.requests, "get", lost)
-    download("breaks-once")
-    assert answers == []
-
-
-@pytest.mark.parametrize("where", ["fetching", "unpacking"])
-def test_full_disk_is_one_sentence_and_leaves_nothing_half_done(
-    install, archive, server, monkeypatch, where
-):
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    if where == "fetching":
-        monkeypatch.setattr(fetch, "_bar", full)
-    else:
-        make_tar(archive, GOOD)
-        monkeypatch.setattr(fetch.shutil, "copyfileobj", full)
-    with pytest.raises(SobookError, match="Top could not be written .*No space left.*make room"):
-        install(url=server.url + "good")
-    assert left_in(archive.parent.parent) == {"downloads"}
-
-
-@pytest.fixture
-def small_sop(server, tmp_path):
-    """A benchmark of 40 photographs in Stanford Online Products' layout, slowly served."""
-    rng = random.Random(1)
-    entries = []
-    for number, name in enumerate(("train", "test")):
+def test_prepare_finishes_what_a_killed_one_left(server, tmp_path, monkeypatch):
+    """A part, and a folder half unpacked."""
+    name, entries = "Stanford_Online_Products", []
+    for number, split in enumerate(("train", "test")):
         lines = ["image_id class_id super_class_id path"]
         for i in range(20):
             path = f"chair_final/{number}{i // 2}_{i % 2}.JPG"
             lines.append(f"{i + 1 + 20 * number} {i // 2 + 1 + 10 * number} 1 {path}")
-            entries.append((f"Stanford_Online_Products/{path}", rng.randbytes(80_000)))
-        text = "\r\n".join(lines).encode()
-        entries.append((f"Stanford_Online_Products/Ebay_{name}.txt", text))
+            entries.append((f"{name}/{path}", bytes(100)))
+        entries.append((f"{name}/Ebay_{split}.txt", "\r\n".join(lines).encode()))
     make_tar(tmp_path / "x.tgz", entries)
     server.body = (tmp_path / "x.tgz").read_bytes()
-    known = {"size": len(server.body), "sha256": hashlib.sha256(server.body).hexdigest()}
-    name, split = "Stanford_Online_Products", {"images": 20, "classes": 10}
-    about = card(tmp_path / "x.tgz", unpacks_to=name, url=server.url + "slow", limit=10**8, **known)
-    return {**about, "folder": name, "splits": {"train": split, "test": split}}, dict(entries)
-
-
-def test_prepare_finishes_what_a_killed_one_left(small_sop, server, tmp_path, monkeypatch):
-    """A part, and a folder half unpacked: the deterministic twin of the test below."""
-    about, content = small_sop
+    about = card(tmp_path / "x.tgz", unpacks_to=name, url=server.url + "good")
+    counts = {"images": 20, "classes": 10}
+    about |= {"folder": name, "splits": {"train": counts, "test": counts}}
     monkeypatch.setattr(benchmarks, "cards", lambda: {"sop": about})
-    root, size = tmp_path / "root", about["archives"][0]["size"]
+    root = tmp_path / "root"
     (root / "downloads").mkdir(parents=True)
-    (root / "downloads" / "x.tgz.part").write_bytes(server.body[: size // 2])
-    half = root / ".sop.unpacking" / "Stanford_Online_Products"
+    (root / "downloads" / "x.tgz.part").write_bytes(server.body[: len(server.body) // 2])
+    half = root / ".sop.unpacking" / name
     half.mkdir(parents=True)
     (half / "Ebay_train.txt").write_bytes(b"half a li")
     home = image_sets.prepare("sop", root, progress=False)
-    assert {path.name for path in root.iterdir()} == {home.name, "downloads", ".sop.lock"}
-    assert {str(p.relative_to(root)): p.read_bytes() for p in home.rglob("*.*")} == content
-
-
-@pytest.mark.slow
-def test_prepare_killed_twenty_times_finishes_each_time(small_sop, tmp_path):
-    """Kills at random moments of fetching, unpacking and checking; then the next call finishes."""
-    from tests import processes
-
-    about, content = small_sop
-    rng, kills, begun = random.Random(5), 0, 0
-    while kills < 20:
-        root = tmp_path / f"root{kills}"
-        home = root / "Stanford_Online_Products"
-        while processes.killed_at(
-            processes.start_preparing("sop", root, about), rng.uniform(0.02, 0.6)
-        ):
-            kills += 1
-            found = len(list(home.rglob("*.*")))
-            assert found in (0, len(content))
-            begun += any(root.rglob("*.part")) or (root / ".sop.unpacking").exists()
-        assert {path.name for path in root.iterdir()} == {home.name, "downloads", ".sop.lock"}
-        assert {str(p.relative_to(root)): p.read_bytes() for p in home.rglob("*.*")} == content
-    assert begun >= 5  # the moments were not all before the start or after the end
+    assert left_in(root) == {home.name, "downloads"}
+    assert {str(p.relative_to(root)): p.read_bytes() for p in home.rglob("*.*")} == dict(entries)

@@ -4,7 +4,6 @@ The images are empty files wherever only the lists matter.
 """
 
 import csv
-import hashlib
 import os
 import shutil
 import time
@@ -14,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from scipy.io import loadmat, savemat
 
 from sobook.course.aviary import species
-from sobook.data import benchmarks, image_sets
+from sobook.data import benchmarks, image_sets, load_splits
 from sobook.data.image_sets import ImageSet, hold_out, load
 from sobook.errors import DatasetError, SobookError
+from tests.data.conftest import picture
 
 PARTIAL = "ignore:.*partial"
 
@@ -36,13 +35,6 @@ def touch(base: Path, paths) -> None:
             first.touch(exist_ok=False)
         else:
             os.link(first, base / path)
-
-
-def picture(path: Path, size=(8, 6)) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    color = tuple(hashlib.sha256(os.fsencode(path)).digest()[:3])  # no two are copies
-    Image.new("RGB", size, color).save(path)
-    return path
 
 
 @pytest.fixture(autouse=True)
@@ -86,25 +78,12 @@ def test_subset_renumbers_labels_and_keeps_names(five):
     assert five.subset(five.labels == 3).class_names == ("d",)
 
 
-@pytest.mark.parametrize(
-    "indices, message",
-    [
-        (np.zeros(15, bool), "toy train is empty"),
-        ([], "toy train is empty"),
-        ([15], "subset of toy train: index 15 is out of bounds"),
-        (np.ones(3, bool), "subset of toy train: boolean index"),
-        ([0.5], "subset of toy train"),
-    ],
-)
-def test_subset_refuses_what_is_no_choice_of_images(five, indices, message):
-    with pytest.raises(DatasetError, match=message):
-        five.subset(indices)
-
-
 @pytest.mark.parametrize("labels", [[0, 5], [-1, 0], [0], [0.0, 1.0]])
-def test_labels_must_fit(labels):
+def test_labels_must_fit(labels, five):
     with pytest.raises(DatasetError, match="labels must"):
         ImageSet((Path("a"), Path("b")), np.array(labels), ("x", "y"), "toy", "train")
+    with pytest.raises(DatasetError, match="empty"):
+        five.subset(np.zeros(15, bool))
 
 
 def test_describe(tmp_path, five):
@@ -179,7 +158,7 @@ def test_prepare_refuses_unknown_words(tmp_path):
 
 @pytest.mark.parametrize("name", ["cub200", "cars196", "sop", "inshop"])
 def test_benchmark_that_is_not_there(name, tmp_path):
-    with pytest.raises(DatasetError, match=f"{name} is not in .*sobook prepare {name}"):
+    with pytest.raises(DatasetError, match="lacks .*sobook prepare"):
         load(name, "train", tmp_path)
     home = tmp_path / benchmarks.cards()[name]["folder"]
     home.mkdir()
@@ -193,8 +172,10 @@ def test_aviary_halves_its_species(tmp_path):
     assert (len(train), len(test), train.num_classes, test.num_classes) == (9, 9, 3, 3)
     assert not set(train.class_names) & set(test.class_names)
     assert all(path.is_file() for path in (*train.paths, *test.paths))
-    validation = load("aviary", "validation", tmp_path, validation_fraction=0.34, **options)
+    validation = load("aviary", "validation", tmp_path, **options)
     assert set(validation.paths) < set(train.paths) and validation.num_classes == 1
+    parts = load_splits("aviary", tmp_path, **options)
+    assert (parts["train"].paths, parts["test"].paths) == (train.paths, test.paths)
     folder = image_sets.prepare("aviary", tmp_path, progress=False, **options)
     assert train.paths[0].is_relative_to(folder)
 
@@ -210,40 +191,6 @@ def test_aviary_of_more_than_999_species_is_split_by_number(tmp_path, monkeypatc
     assert train.class_names == tuple(one.folder for one in every[:600])
     assert test.class_names == tuple(one.folder for one in every[600:])
     assert [path.parent.name for path in test.paths] == [one.folder for one in every[600:]]
-
-
-def test_folder_is_halved_by_name(tmp_path):
-    for name in ("d", "a", "c", "b", "e"):
-        for i, kind in enumerate(("jpg", "PNG", "webp", "gif")):
-            picture(tmp_path / name / f"{i}.{kind}")
-    (tmp_path / ".hidden").mkdir()
-    touch(tmp_path, ["a/.DS_Store", "a/Thumbs.db", "a/._0.jpg"])
-    train, test = load("folder", "train", tmp_path), load("folder", "test", tmp_path)
-    assert train.class_names == ("a", "b", "c") and test.class_names == ("d", "e")
-    assert len(train) == 12
-    assert load("folder", "validation", tmp_path).num_classes == 1
-    assert image_sets.prepare("folder", tmp_path) == tmp_path
-
-
-def test_folder_with_a_given_split(tmp_path):
-    for path in ("train/a/1.png", "train/b/1.png", "test/c/1.png"):
-        picture(tmp_path / path)
-    assert load("folder", "train", tmp_path).class_names == ("a", "b")
-    assert load("folder", "test", tmp_path).class_names == ("c",)
-
-
-def test_folder_without_classes(tmp_path):
-    picture(tmp_path / "1.png")
-    with pytest.raises(DatasetError, match="0 class folder.*at least 2"):
-        load("folder", "train", tmp_path)
-    with pytest.raises(DatasetError, match="there is no folder"):
-        load("folder", "train", tmp_path / "nowhere")
-    touch(tmp_path, ["a/1.png", "b/1.png"])
-    with pytest.raises(DatasetError, match="0 class folder.*2 left out .empty file.: a/1.png"):
-        load("folder", "train", tmp_path)
-    touch(tmp_path, ["train/a/1.png", "test/b/1.png"])
-    with pytest.raises(DatasetError, match="folder train is empty.*left out .empty file"):
-        load("folder", "train", tmp_path)
 
 
 @pytest.fixture
@@ -266,22 +213,24 @@ def test_cub_split_on_the_real_lists(cub):
             path.parent.name == part.class_names[label]
             for path, label in zip(part.paths, part.labels, strict=True)
         )
-    assert image_sets.prepare("cub200", cub.parent, progress=False) == cub
+    assert prepare_cub(cub) == cub
 
 
 def test_cub_with_an_image_missing(cub):
     gone = load("cub200", "train", cub.parent).paths[7]
     gone.unlink()
-    with pytest.raises(DatasetError, match=f"{gone.name} is missing"):
-        load("cub200", "train", cub.parent)
-    with pytest.raises(DatasetError, match="is missing"):
-        image_sets.prepare("cub200", cub.parent, progress=False)
+    (cub / "NOTES.txt").write_text("crops of 2012\n")
+    for read in (lambda: load("cub200", "train", cub.parent), lambda: prepare_cub(cub)):
+        with pytest.raises(DatasetError, match=f"{gone.name} is missing"):
+            read()
     note = "train partial: 5,863 of 5,864 images, 100 of 100 classes"
     with pytest.warns(UserWarning, match=note):
         train = load("cub200", "train", cub.parent, allow_partial=True)
-    assert len(train) == 5863 and hold_out(train)[1].notes == (note,)
-    assert image_sets.notes("cub200", cub.parent, allow_partial=True) == (note,)
-    load("cub200", "test", cub.parent)
+    assert len(train) == 5863 and hold_out(train)[1].notes == ("crops of 2012", note)
+
+
+def prepare_cub(cub: Path) -> Path:
+    return image_sets.prepare("cub200", cub.parent, progress=False)
 
 
 def test_cub_with_half_an_index(cub):
@@ -289,10 +238,8 @@ def test_cub_with_half_an_index(cub):
     (cub / "images.txt").write_text("\n".join(rows[:3000]) + "\n")
     with pytest.raises(DatasetError, match=r"3,000 of 5,864 images, 52 of 100 classes"):
         load("cub200", "train", cub.parent)
-    with pytest.raises(DatasetError, match="cub200 test is empty"):
-        load("cub200", "test", cub.parent, allow_partial=True)
     (cub / "images.txt").write_text("1 a.jpg\nbroken\n")
-    with pytest.raises(DatasetError, match="images.txt: 2 columns expected"):
+    with pytest.raises(DatasetError, match="cannot be understood"):
         load("cub200", "train", cub.parent)
 
 
@@ -360,7 +307,7 @@ def test_cars_with_classes_missing_does_not_shift_the_split(lists, tmp_path):
         load("cars196", "train", tmp_path)
     train = load("cars196", "train", tmp_path, allow_partial=True)
     assert train.class_names[-1] == "Eagle Talon Hatchback 1998"
-    assert len(load("cars196", "test", tmp_path)) == 8131
+    assert len(load("cars196", "test", tmp_path, allow_partial=True)) == 8131
 
 
 def sop(home: Path, train: list, test: list) -> None:
@@ -396,7 +343,7 @@ def test_sop_at_full_size_is_read_fast_and_small(tmp_path):
             yield first + k, k % 12 + 1, f"kind{k % 12}_final/{first + k:012d}_{i}.JPG"
 
     def read():
-        return [load("sop", split, tmp_path) for split in ("train", "test")]
+        return load_splits("sop", tmp_path).values()
 
     train, test = [*rows(59551, 11318, 1)], [*rows(60502, 11316, 11319)]
     sop(tmp_path / "Stanford_Online_Products", train, test)
@@ -490,25 +437,10 @@ def test_manifest_adds_up():
             assert len(archive.get("sha256", "0" * 64)) == 64
 
 
-def test_options_may_come_from_numpy(tiny_aviary, tiny_options):
-    """np.int64(8) species were refused: "give a whole number"."""
+def test_options_are_plain_numbers(tiny_aviary, tiny_options):
     drawn = {name: np.int64(value) for name, value in tiny_options.items()}
-    birds = image_sets.load("aviary", "train", tiny_aviary, **drawn)
-    assert birds.paths == image_sets.load("aviary", "train", tiny_aviary, **tiny_options).paths
-    part = image_sets.hold_out(birds, np.float32(0.5), np.int64(1))[1]
-    assert part.class_names == image_sets.hold_out(birds, 0.5, 1)[1].class_names
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"species": "8"}, "species is '8': it must be a whole number"),
-        ({"species": True}, "species is True"),
-        ({"seed": None}, "seed is None"),
-        ({"validation_fraction": "half"}, "hold out is 'half': it must be a finite number"),
-        ({"validation_seed": -1}, "seed is -1"),
-    ],
-)
-def test_options_of_the_wrong_type_are_one_sentence(tiny_aviary, tiny_options, changes, message):
-    with pytest.raises(SobookError, match=message):
-        image_sets.load("aviary", "validation", tiny_aviary, **{**tiny_options, **changes})
+    birds = load("aviary", "train", tiny_aviary, **drawn)
+    assert birds.paths == load("aviary", "train", tiny_aviary, **tiny_options).paths
+    for species_given in ("8", True, None):
+        with pytest.raises(SobookError, match="species is"):
+            load("aviary", "train", tiny_aviary, species=species_given)

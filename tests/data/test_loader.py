@@ -98,10 +98,8 @@ class TestTrainingBatches:
             _, counts = np.unique(some_images.labels[row], return_counts=True)
             assert list(counts) == [2, 2] and len(set(row)) == 4
 
-    def test_small_classes_are_named(self, some_images):
-        with pytest.warns(UserWarning, match="4 of 4 classes have fewer than 4 images"):
-            batches = self.make(some_images, images_per_class=4, batch_size=8)
-        assert batches.plan.shape == (1, 8)
+    def test_small_classes_repeat_their_images(self, some_images):
+        assert self.make(some_images, images_per_class=4, batch_size=8).plan.shape == (1, 8)
 
     @pytest.mark.parametrize(
         ("options", "message"),
