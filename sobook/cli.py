@@ -105,7 +105,7 @@ def train(
     """Train an encoder, evaluate it on the test classes, and leave a run folder.
 
     A finished run with the same settings is opened, not repeated; an unfinished one resumes from
-    its last checkpoint. On several devices: accelerate launch -m sobook train ...
+    its last checkpoint. On several devices: torchrun --nproc_per_node 2 -m sobook train ...
 
     For instance:
       sobook train --so-weight 100 --seed 1 --dry-run
@@ -116,13 +116,13 @@ def train(
         config: the settings; what is not named here is that of the recipe, or the default.
         recipe: settings of data/recipes.toml to start from: cub200, cars196, sop, inshop
             (DeiT-Small), one of these with -tiny, or photos, for a folder of your own.
-        dry_run: check all that can be known, say what the run will do and need, and stop.
+        dry_run: say what the run is, time three steps of it, and stop.
     """
     if dry_run:
-        print(sobook.training.estimate.dry_run(config))
+        print(sobook.training.dry_run(config))
         return
     run = sobook.fit(config)
-    if files.launched()[0] == 0:  # of several processes started together, one reports
+    if sobook.training.processes.is_main():  # of several processes started together, one reports
         _print_result(run.path.name, run.retrieval)
         _say(f"  trained and evaluated on {run.state['device']}")
         _say(run.path)
@@ -325,12 +325,10 @@ def run_studies(
     if not studies:
         raise SobookError("study needs a study file, or the name of one that comes with sobook.")
     from sobook.course.studies import report, study
-    from sobook.training import plan
 
     if jobs is not None and jobs < 1:
         raise SobookError(f"--jobs {jobs}: at least one run at a time.")
     out = files.data_root() / "study_results" if out is None else out.expanduser()
-    plan.check_writable(out)
     loaded = [study.load(name) for name in studies]  # a mistake in the last is said at once
     for one in loaded:
         if dry_run:
@@ -522,14 +520,11 @@ def _say(line: object) -> None:
 
 def _checked_output(option: str, file: Path, *suffixes: str) -> Path:
     """The file to write, refused before the work that it is for."""
-    from sobook.training import plan
-
     file = file.expanduser()
     if file.suffix not in suffixes:
         raise SobookError(f"{option} {file}: the file must end in {suffixes[0]}.")
     if file.is_dir():
         raise SobookError(f"{option} {file}: that is a folder; name a file.")
-    plan.check_writable(file.parent)
     return file
 
 

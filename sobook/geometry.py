@@ -44,7 +44,7 @@ class ProxyGeometry:
             for, mean²/RMS² of the cosines; 0 where the mean is not positive.
         common_direction_share: fraction of ‖P̂‖²_F along the direction of the mean proxy; by chance
             about 1/C + 1/D.
-        rms_cosine_centred: RMS cosine after subtracting the mean proxy from every proxy
+        rms_cosine_centered: RMS cosine after subtracting the mean proxy from every proxy
             (`without_common_mode`); 0 if nothing is left of a proxy.
     """
 
@@ -65,7 +65,7 @@ class ProxyGeometry:
     nearest_angle: np.ndarray = field(repr=False)
     common_mode_share: float
     common_direction_share: float
-    rms_cosine_centred: float
+    rms_cosine_centered: float
 
     def summary(self) -> dict[str, float]:
         """The scalar fields, rounded for a table or a JSON file."""
@@ -120,7 +120,7 @@ def describe(proxies: Any) -> ProxyGeometry:
         nearest_angle=np.degrees(np.arccos(nearest)),
         common_mode_share=mean**2 / mean_square if mean > _ROUNDING else 0.0,
         common_direction_share=float(np.square(along_mean).mean()),
-        rms_cosine_centred=_rms_centered(unit),
+        rms_cosine_centered=_rms_centered(unit),
     )
 
 
@@ -173,7 +173,7 @@ def common_mode(geometry: ProxyGeometry) -> dict[str, float]:
     return {
         # ‖Σp̂/C‖² is the mean of all C² cosines, of which C are ones.
         "mean_proxy_length": math.sqrt(max(0.0, (1 + (classes - 1) * mean) / classes)),
-        "common_share": math.nan if orthogonal else 1 - (geometry.rms_cosine_centred / rms) ** 2,
+        "common_share": math.nan if orthogonal else 1 - (geometry.rms_cosine_centered / rms) ** 2,
         "mean_share": math.nan if orthogonal else (mean / rms) ** 2,
     }
 

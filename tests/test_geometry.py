@@ -303,11 +303,11 @@ def test_common_mode_of_sets_that_are_known():
     classes = 6
     plain = describe(orthonormal(classes))
     assert plain.common_mode_share == pytest.approx(0, abs=1e-12)
-    assert plain.rms_cosine_centred == pytest.approx(1 / (classes - 1))  # centered: a simplex
+    assert plain.rms_cosine_centered == pytest.approx(1 / (classes - 1))  # centered: a simplex
     assert plain.common_direction_share == pytest.approx(1 / classes)
     shared = describe(np.eye(classes) + 2.0)  # every pair has the same positive cosine
     assert shared.common_mode_share == pytest.approx(1)
-    assert shared.rms_cosine_centred == pytest.approx(-shared.simplex_cosine)
+    assert shared.rms_cosine_centered == pytest.approx(-shared.simplex_cosine)
     assert describe(simplex(classes)).common_mode_share == 0  # the mean is zero
     assert describe(simplex(classes)).simplex_cosine == pytest.approx(-1 / (classes - 1))
 
@@ -315,7 +315,7 @@ def test_common_mode_of_sets_that_are_known():
 def test_common_mode_of_random_directions_is_small_until_they_share_one():
     random = draw(3, 200, 64)
     assert describe(random).common_mode_share < 0.02
-    assert describe(random).rms_cosine_centred == pytest.approx(1 / 8, rel=0.03)
+    assert describe(random).rms_cosine_centered == pytest.approx(1 / 8, rel=0.03)
     share = [describe(random + push * np.eye(64)[0]).common_mode_share for push in (0, 4, 16)]
     assert share == sorted(share) and share[-1] > 0.9
 
@@ -328,7 +328,7 @@ def test_common_mode_equals_slow_loops(classes, dim):
     rest = np.array([(u - mean) / np.linalg.norm(u - mean) for u in unit])
     cosines = [float(a @ b) for i, a in enumerate(rest) for b in rest[i + 1 :]]
     geometry = describe(proxies)
-    assert geometry.rms_cosine_centred == pytest.approx(np.sqrt(np.mean(np.square(cosines))))
+    assert geometry.rms_cosine_centered == pytest.approx(np.sqrt(np.mean(np.square(cosines))))
     np.testing.assert_allclose(without_common_mode(proxies), rest)
     along = [float(u @ mean) ** 2 / float(mean @ mean) for u in unit]
     assert geometry.common_direction_share == pytest.approx(np.mean(along))

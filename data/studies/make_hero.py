@@ -14,7 +14,7 @@ from PIL import Image
 
 from sobook import figures
 from sobook.data import image_sets
-from sobook.data.pixels import read_image
+from sobook.data.pictures import read_image
 from sobook.losses import SO_WEIGHT
 from sobook.training.config import TrainConfig
 from sobook.training.loop import fit

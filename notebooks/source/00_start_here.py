@@ -68,7 +68,7 @@ figures.finish(
 # %%
 import pandas as pd
 
-from sobook import geometry
+from sobook import geometry, training
 from sobook.course.aviary import microscope
 from sobook.course import exercises
 from sobook.course.predictions import predict, reveal
@@ -243,13 +243,8 @@ exercises.check("00.1", recall_at_k)
 
 # %%
 if not session.quick:  # before hours of computing: a few steps, timed now
-    estimate = session.estimate(config, len(train))
-    print(f"each of the two runs, with {estimate}")
-    if estimate.batch_size < config.batch_size:
-        print(f"Batches of {config.batch_size} do not fit: pass batch_size=")
-        print(
-            f"{estimate.batch_size} to every session.config(...), and say so."
-        )
+    print("each of the two runs:")
+    print(training.dry_run(config))
 
 # %%
 pa = session.fit(session.config(so_weight=0.0))

@@ -524,7 +524,7 @@ for name in collapsed:
     rows[name] = {
         "RMS cosine of the proxies": shapes[name].rms_cosine,
         "of the class means": means.rms_cosine,
-        "of the class means, centered": means.rms_cosine_centred,
+        "of the class means, centered": means.rms_cosine_centered,
     }
 print(f"a simplex of {C}: {-shapes['PA'].simplex_cosine:.3f}")
 pd.DataFrame(rows).T.round(2)

@@ -25,7 +25,6 @@ from sobook.training.config import TrainConfig, run_key
 # What trains is imported by the method that trains (`training` is lazy): timm and torchvision take
 # seconds, and the first pictures of a notebook need neither.
 if TYPE_CHECKING:
-    from sobook.training.estimate import Estimate
     from sobook.training.run import Run
 
 _MAX_THREADS = 8  # small images and small models gain nothing from more
@@ -84,7 +83,7 @@ class Session:
             RunError: a shipped file is not what it was when sobook was released.
         """
         retrain = retrain or bool(os.environ.get("SOBOOK_RETRAIN"))
-        if not retrain and training.run.find(config) is None:
+        if not retrain and training.Run.find(config) is None:
             key, manifest = run_key(config), files.shipped("quick_runs/manifest.json")
             for name, entry in json.loads(manifest.read_text(encoding="utf-8")).items():
                 if entry["run_key"] == key:
@@ -95,10 +94,6 @@ class Session:
                     folder = _verified(manifest.with_name(name), entry["sha256"])
                     return training.Run(folder, config)
         return training.fit(config)
-
-    def estimate(self, config: TrainConfig, images: int, *, steps: int = 3) -> "Estimate":
-        """What a run will need, from a few steps: see `sobook.training.estimate`."""
-        return training.estimate.estimate(config, images, steps=steps)
 
     def __str__(self) -> str:
         where = f"CPU, {torch.get_num_threads()} threads"

@@ -204,6 +204,18 @@ def load(
     return image_set
 
 
+def load_splits(
+    name: str, root: str | os.PathLike | None = None, *, allow_partial: bool = False, **options
+) -> dict[str, ImageSet]:
+    """All parts of a data set: "train", and "test" or "query" and "gallery".
+
+    Args:
+        name, root, allow_partial, options: as for `load`.
+    """
+    parts = ("train", *test_splits(name))
+    return {part: load(name, part, root, allow_partial=allow_partial, **options) for part in parts}
+
+
 def notes(
     name: str, root: str | os.PathLike | None = None, *, allow_partial: bool = False, **options
 ) -> tuple[str, ...]:

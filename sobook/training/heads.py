@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 
 from sobook import baselines, geometry
 from sobook.data import image_sets
+from sobook.data.image_sets import ImageSet
 from sobook.data.loader import batch_plan
 from sobook.embedding import embed
 from sobook.encoder import Encoder, make_head
@@ -26,8 +27,7 @@ from sobook.errors import SobookError, check_choice
 from sobook.losses import ProxyAnchor, SoftOrthogonalProxyAnchor
 from sobook.retrieval import evaluate, nearest_neighbors
 from sobook.training.config import BaseConfig
-from sobook.training.loop import Trainer, loss_rates
-from sobook.training.plan import Data
+from sobook.training.loop import Data, Trainer, loss_rates
 from sobook.training.processes import Processes, choose_device
 
 
@@ -51,8 +51,6 @@ class HeadConfig(BaseConfig):
     so_pairs_fraction: float = 1.0
     """Fraction of the class pairs, drawn by the seed, that soft orthogonality acts on."""
 
-    label_noise: float = 0.0
-    """Fraction of the training images whose label is replaced by another training class."""
     max_images_per_class: int | None = None
     """Images of each training class that are used; None: all."""
 
@@ -60,10 +58,8 @@ class HeadConfig(BaseConfig):
         super().__post_init__()
         check_choice("loss", self.loss, ("proxy_anchor", *baselines.LOSSES))
         check_choice("regularizer", self.regularizer, ("none", *baselines.REGULARIZERS))
-        self._check(["label_noise"], lambda value: 0 <= value < 1, "in [0, 1)")
-        self._check(["so_pairs_fraction"], lambda value: 0 < value <= 1, "in (0, 1]")
-        self._check_range("max_images_per_class", 1, 10**9)
-        self._check(["batch_size"], lambda value: value >= 2, "at least 2")
+        if self.batch_size < 2:
+            raise SobookError(f"batch_size is {self.batch_size}: it must be at least 2.")
         if self.loss_options and self.loss == "proxy_anchor":
             raise SobookError(f"loss_options are {self.loss_options}, but no other loss is chosen.")
 
@@ -78,8 +74,13 @@ def check(config: HeadConfig) -> None:
     if config.loss != "proxy_anchor":
         baselines.make(config.loss, 2, 2, **config.loss_options)
     Encoder.create(config.encoder, **config.encoder_options)
-    held_out, most = config.validation_fraction > 0, config.max_images_per_class
-    Data.load(config, hold_out=held_out, most_per_class=most)
+    Data.check(config, _sets(_source(config)), hold_out=config.validation_fraction > 0)
+
+
+def notes(config: BaseConfig) -> list[str]:
+    """What a reader of any number made from a config's data has to know."""
+    sets = _sets(_source(config)).values()
+    return list(dict.fromkeys(note for images in sets for note in images.notes))
 
 
 def fit_head(config: HeadConfig) -> dict[str, float]:
@@ -101,8 +102,10 @@ def fit_head(config: HeadConfig) -> dict[str, float]:
         )
         for name, part in (("train", train_set), ("validation", validation_set)):
             inputs[name] = features[part.origin[1]]
-    everything, train_labels = inputs["train"], torch.from_numpy(train_set.labels)
-    inputs["train"], labels, unused = corrupt(everything, train_labels, config)
+    all_labels = torch.from_numpy(train_set.labels)
+    used, unused = _draw_images(train_set.labels, config)
+    inputs["unused"], inputs["train"] = inputs["train"][unused], inputs["train"][used]
+    labels = all_labels[used]
     inputs = {name: part.to(device) for name, part in inputs.items()}
 
     torch.manual_seed(config.seed)  # only now: embedding for the first time draws too
@@ -139,10 +142,8 @@ def fit_head(config: HeadConfig) -> dict[str, float]:
     if isinstance(loss, ProxyAnchor):
         measured["threshold_at_end"] = torch.as_tensor(loss.threshold).item()
     if config.so_pairs_fraction < 1:
-        with torch.inference_mode():
-            unseen = model(everything[unused].to(device)).cpu()
         pairs = loss.so_pairs.cpu()
-        measured |= treated_pairs(proxies, pairs, unseen, train_labels[unused])
+        measured |= treated_pairs(proxies, pairs, embeddings["unused"], all_labels[unused])
     return {name: round(float(value), 6) for name, value in measured.items()}
 
 
@@ -209,7 +210,8 @@ def treated_pairs(
 def geometry_columns(proxies) -> dict[str, float]:
     """What a results table says of a set of proxies (C, D)."""
     shape = geometry.describe(proxies)
-    pairs = shape.num_classes * (shape.num_classes - 1)
+    classes = shape.num_classes
+    pairs = classes * (classes - 1)
     return {
         "rms_cosine": shape.rms_cosine,
         "mean_cosine": shape.mean_cosine,
@@ -217,8 +219,10 @@ def geometry_columns(proxies) -> dict[str, float]:
         "effective_rank": shape.effective_rank,
         "rms_floor": (shape.orthogonality_floor / pairs) ** 0.5,
         "welch_bound": shape.welch_bound,
-        "rms_cosine_centred": shape.rms_cosine_centred,
-        **geometry.common_mode(shape),
+        "rms_cosine_centered": shape.rms_cosine_centered,
+        # ‖Σp̂/C‖² is the mean of all C² cosines, C of which are ones.
+        "mean_proxy_length": max(0.0, (1 + (classes - 1) * shape.mean_cosine) / classes) ** 0.5,
+        "common_mode_share": shape.common_mode_share,
     }
 
 
@@ -260,25 +264,13 @@ def _make_loss(config: HeadConfig, num_classes: int, dim: int) -> nn.Module:
     return loss
 
 
-def corrupt(
-    features: Tensor, labels: Tensor, config: HeadConfig
-) -> tuple[Tensor, Tensor, np.ndarray]:
-    """Fewer images per class, and wrong labels, where the settings ask for them.
-
-    Features (N, F) and labels (N,) come back in another order, with the rows that are left out.
-    """
-    rng = np.random.default_rng([config.seed, 7])
-    order = rng.permutation(len(labels))
+def _draw_images(labels: np.ndarray, config: HeadConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the images that are trained on, in another order, and of those left out."""
+    order = np.random.default_rng([config.seed, 7]).permutation(len(labels))
     if config.max_images_per_class is not None:
-        by_class = pd.Series(order).groupby(labels.numpy()[order])
+        by_class = pd.Series(order).groupby(labels[order])
         order = np.array(by_class.head(config.max_images_per_class))
-    unused = np.setdiff1d(np.arange(len(labels)), order)
-    features, labels = features[order], labels[order].clone()
-    wrong = rng.permutation(len(labels))[: round(config.label_noise * len(labels))]
-    classes = int(labels.max()) + 1
-    shift = torch.from_numpy(rng.integers(1, classes, len(wrong)))
-    labels[wrong] = (labels[wrong] + shift) % classes  # never its own class
-    return features, labels, unused
+    return order, np.setdiff1d(np.arange(len(labels)), order)
 
 
 def _source(config: BaseConfig) -> str:
@@ -289,10 +281,16 @@ def _source(config: BaseConfig) -> str:
 
 
 @lru_cache(maxsize=8)
-def _features(source: str, split: str) -> tuple[image_sets.ImageSet, Tensor]:
+def _sets(source: str) -> dict[str, ImageSet]:
+    config = HeadConfig(**json.loads(source))
+    return image_sets.load_splits(config.dataset, **config.load_options)
+
+
+@lru_cache(maxsize=8)
+def _features(source: str, split: str) -> tuple[ImageSet, Tensor]:
     """A split and the (N, F) frozen features of its images."""
     config = HeadConfig(**json.loads(source))
-    image_set = image_sets.load(config.dataset, split, **config.load_options)
+    image_set = _sets(source)[split]
     encoder = Encoder.create(config.encoder, **config.encoder_options)
     encoder = encoder.to(choose_device(config.device))
     return image_set, torch.from_numpy(embed(encoder, image_set, progress=False))

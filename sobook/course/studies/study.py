@@ -31,7 +31,7 @@ from sobook import files
 from sobook.data import image_sets
 from sobook.embedding import embed
 from sobook.errors import SobookError, check_choice, check_fields, plain
-from sobook.training import heads
+from sobook.training import heads, loop
 from sobook.training.config import TrainConfig, run_key
 from sobook.training.heads import (
     HeadConfig,
@@ -41,7 +41,6 @@ from sobook.training.heads import (
     geometry_columns,
 )
 from sobook.training.loop import fit
-from sobook.training.plan import make_plan
 from sobook.training.processes import choose_device
 
 TRAINERS = {"head": HeadConfig, "finetune": TrainConfig}
@@ -51,8 +50,8 @@ METRICS = (
     *("recall_at_1", "map_at_r", "r_precision", "validation_recall_at_1", "frozen_recall_at_1"),
     *("frozen_validation_recall_at_1", "recall_without_common", "threshold_at_end"),
     *("selected_epoch", "train_classes", "rms_cosine", "mean_cosine", "coherence"),
-    *("effective_rank", "rms_floor", "welch_bound", "rms_cosine_centred", "mean_proxy_length"),
-    *("common_share", "mean_share", "embedding_mean_length"),
+    *("effective_rank", "rms_floor", "welch_bound", "rms_cosine_centered", "mean_proxy_length"),
+    *("common_mode_share", "embedding_mean_length"),
     "cosine_of_mean_proxy_and_mean_embedding",
     *("treated_rms_cosine", "treated_mean_cosine", "treated_class_cosine", "treated_confusion"),
     *("untreated_rms_cosine", "untreated_mean_cosine", "untreated_class_cosine"),
@@ -259,10 +258,7 @@ def check(study: Study) -> list[tuple[str, dict[str, Any]]]:
         kept = {k: v for k, v in config.to_dict().items() if type(v) is not float and k != "seed"}
         if (settings := json.dumps(kept, sort_keys=True)) not in checked:
             checked.add(settings)
-            if study.trainer == "head":
-                heads.check(config)
-            else:
-                make_plan(config, choose_device(config.device))
+            (heads.check if study.trainer == "head" else loop.check)(config)
     return unfinished
 
 
@@ -300,7 +296,7 @@ def run_one(study: Study, key: str, varied: dict[str, Any]) -> None:
     result = {
         "settings": config.to_dict(),
         "measured": fit_head(here) if study.trainer == "head" else _fine_tune(here),
-        "notes": image_sets.notes(here.dataset, **here.load_options),
+        "notes": heads.notes(here),
         "seconds": round(time.perf_counter() - started, 2),
         "date": date.today().isoformat(),
         "machine": _machine(),

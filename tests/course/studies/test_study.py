@@ -266,7 +266,7 @@ def test_fine_tuning_in_a_study(tiny_study, tmp_path):
     tiny_study.write_text(text.replace('"head"', '"finetune"'))
     table = study.run(study.load(tiny_study), progress=False)
     assert len(table) == 1 and 0 <= table["recall_at_1"][0] <= 1
-    assert {"rms_cosine", "common_share", "validation_recall_at_1"} <= set(table)
+    assert {"rms_cosine", "common_mode_share", "validation_recall_at_1"} <= set(table)
     heads = study.run(study.load(head_file), progress=False)
     assert heads["frozen_recall_at_1"].tolist() == table["frozen_recall_at_1"].tolist()
 
