@@ -122,7 +122,7 @@ def train(
         print(sobook.training.dry_run(config))
         return
     run = sobook.fit(config)
-    if sobook.training.processes.is_main():  # of several processes started together, one reports
+    if sobook.training.processes.launched()[0] == 0:  # of several processes, one reports
         _print_result(run.path.name, run.retrieval)
         _say(f"  trained and evaluated on {run.state['device']}")
         _say(run.path)

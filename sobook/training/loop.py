@@ -1,8 +1,8 @@
 """The training loop: a config in, a run folder out, on one device or on many.
 
-Read `fit`, `_train`, `_train_epoch`, `Trainer.step`. A run that was stopped, at any moment, resumes
-and ends with the weights of one that never was: batches depend on (seed, epoch, batch) alone, random
-numbers and rates on the step alone; `resume.safetensors` holds the rest.
+Read `fit`, `_train`, `_train_epoch`, `Trainer.step`. A run that was stopped at any moment resumes
+and ends with the weights of one that was never stopped: batches depend on (seed, epoch, batch)
+alone, random numbers and rates on the step alone; `resume.safetensors` holds the rest.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ def fit(
     Raises:
         SobookError: settings or data that make no sense together.
         RunError: the folder belongs to a run with other settings.
-        TrainingError: the loss became NaN or infinite, or the GPU's memory ran out.
+        TrainingError: the loss became NaN or infinite.
     """
     if not isinstance(config, TrainConfig):
         raise SobookError(f"fit takes a TrainConfig, not {type(config).__name__}.")
@@ -83,9 +83,8 @@ class Data:
     """The image sets of a run, checked against its settings; made by `Data.check`.
 
     Attributes:
-        train: what is trained on, without the validation classes.
-        validation: what selects the epoch or setting, if anything does.
-        test: the test images; of In-Shop query and gallery.
+        train, validation: the training images, without and of the classes held out.
+        test: the test images; for In-Shop query and gallery.
         ks: the Ks of Recall@K that will be reported on the test images.
         batches: per epoch.
         notes: on all of them.
@@ -99,21 +98,13 @@ class Data:
     notes: tuple[str, ...]
 
     @classmethod
-    def check(
-        cls,
-        config: BaseConfig,
-        sets: dict[str, ImageSet],
-        *,
-        hold_out: bool,
-        most_per_class: int | None = None,
-    ) -> "Data":
+    def check(cls, config: BaseConfig, sets: dict[str, ImageSet], *, hold_out: bool) -> "Data":
         """Check image sets against batches, hold-out and Ks.
 
         Args:
             config: the settings.
             sets: all parts of the data set.
             hold_out: whether some of the training classes are held out for validation.
-            most_per_class: images of each class that are trained on; None: all.
 
         Raises:
             SobookError: too few classes or images for these settings.
@@ -125,25 +116,16 @@ class Data:
             train, validation = image_sets.hold_out(
                 train, config.validation_fraction, config.seed, at_least=2
             )
-            check_retrievable([validation], ks=(1,))
+            check_retrievable([validation], (1,))
         if train.num_classes < 2:
             raise SobookError(
                 f"{train.name} train has {train.num_classes} class: training needs at least 2."
             )
-        ks = check_retrievable(test, ks=wanted_ks(config.dataset))
-        labels = train.labels
-        if most_per_class is not None:
-            labels = np.concatenate([labels[labels == c][:most_per_class] for c in set(labels)])
+        ks = check_retrievable(test, wanted_ks(config.dataset))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # repeated when the batches are made
-            rng = np.random.default_rng(0)
-            try:
-                plan = loader.batch_plan(rng, labels, config.batch_size, config.images_per_class)
-            except SobookError as error:
-                raise SobookError(
-                    f"{error} Beside test and validation, {train.num_classes} classes are left to "
-                    "train on: add pictures, or set a smaller batch_size (--batch-size)."
-                ) from None
+            rng, m = np.random.default_rng(0), config.images_per_class
+            plan = loader.batch_plan(rng, train.labels, config.batch_size, m)
         return cls(train, validation, tuple(test), ks, len(plan), notes)
 
     def __str__(self) -> str:
@@ -163,26 +145,17 @@ def wanted_ks(dataset: str) -> tuple[int, ...]:
 
 
 def check_retrievable(sets: Sequence[ImageSet], ks: tuple[int, ...]) -> tuple[int, ...]:
-    """Those of the Ks that fit, where retrieval can be measured at all.
-
-    Args:
-        sets: one, whose images search each other, or query and gallery.
-        ks: what would be reported.
+    """Those of the Ks that fit; `sets` are images that search each other, or query and gallery.
 
     Raises:
         SobookError: fewer than two classes, or no two images of one.
     """
-    queries = sets[0]
     available = len(sets[-1]) - (len(sets) == 1)
     try:
         labels = [part.labels for part in sets]
         return retrieval.check_labels(*labels, ks=retrieval.fitting(ks, available))[0]
     except SobookError as error:
-        raise SobookError(
-            f"retrieval cannot be measured on {queries.name} {queries.split}, {len(queries)} "
-            f"image(s) of {queries.num_classes} class(es): {error} It takes two classes, and two "
-            'images of one; to select nothing on validation classes, set selection="last".'
-        ) from None
+        raise SobookError(f"{sets[0].name} {sets[0].split}: {error}") from None
 
 
 def prepare(
@@ -257,7 +230,7 @@ def _train(
                     local_slice=processes.local_slice(config.batch_size),
                 )
                 losses = _train_epoch(run, trainer, batches, epoch, bar)
-            recall = _select(config, data, trainer)
+            recall = _select(run, data, trainer)
             run.save(epoch, trainer, recall=recall, losses=losses, facts=facts)
             if after_epoch is not None:
                 after_epoch(epoch, encoder)
@@ -296,13 +269,8 @@ def _train_epoch(
         losses = trainer.step(step, images, labels)
         run.log({"kind": "step", "epoch": epoch, "step": step, **losses})
         at.batch = batch + 1
-        norm = losses["gradient_norm"]
         for name, value in losses.items():
             at.sums[name] = at.sums.get(name, 0.0) + value
-        at.sums["gradients_clipped"] = at.sums.get("gradients_clipped", 0) + (
-            norm > config.clip_norm
-        )
-        at.largest_norm = max(at.largest_norm, norm)
         text = f"PA {losses['proxy_anchor']:.2f} SO {losses['soft_orthogonality']:.4f}"
         if at.best_recall is not None:
             text += f" R@1 {at.best_recall:.3f}"
@@ -314,18 +282,18 @@ def _train_epoch(
     seconds = time.perf_counter() - began
     speed = (count - start) * config.batch_size / max(seconds, 1e-3)
     means = {name: total / count for name, total in at.sums.items()}
-    means["gradient_norm_largest"] = at.largest_norm
     return {"seconds": round(seconds, 3), "images_per_second": round(speed, 1), **means}
 
 
-def _select(config: TrainConfig, data: Data, trainer: "Trainer") -> float | None:
+def _select(run: Run, data: Data, trainer: "Trainer") -> float | None:
     """Recall@1 that selects the epoch, in float32 as at the end; None: keep the last epoch."""
     encoder, processes = trainer.model, trainer.processes
-    if config.selection == "test":
-        return _evaluate(data.test, (1,), encoder, processes, cache=False).recall[1]
+    if run.config.selection == "test":
+        return evaluate_run(run.config, encoder, processes, sets=run.sets, cache=False).recall[1]
     if data.validation is None:
         return None
-    return _evaluate((data.validation,), (1,), encoder, processes, cache=False).recall[1]
+    rows = processes.embed(encoder, data.validation, cache=False)
+    return evaluate(rows, data.validation.labels, ks=(1,)).recall[1]
 
 
 @contextlib.contextmanager
@@ -403,18 +371,11 @@ class Trainer:
             The parts of the loss, and the norm of the gradient before clipping.
 
         Raises:
-            TrainingError: the loss or the gradient is NaN or infinite, or a GPU's memory ran out.
+            TrainingError: the loss or the gradient is NaN or infinite.
         """
         for group in self.optimizer.param_groups:
             factor = learning_rate_factor(step, self.steps, self.config.schedule)
             group["lr"] = group["initial_lr"] * factor
-        try:
-            return self._update(step, inputs, labels)
-        except torch.OutOfMemoryError:
-            remedy = "set chunk_size (the batch stays) or gradient_checkpointing."
-            raise TrainingError(f"a batch does not fit into memory: {remedy}") from None
-
-    def _update(self, step: int, inputs: Tensor, labels: Tensor) -> dict[str, float]:
         inputs = inputs.to(self.device, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
         with self._autocast:
@@ -536,29 +497,14 @@ def evaluate_run(
         cache, progress: as for `sobook.embed`.
     """
     sets = sets or image_sets.load_splits(config.dataset, **config.load_options)
-    test = tuple(sets[name] for name in image_sets.test_splits(config.dataset))
-    ks = check_retrievable(test, ks=wanted_ks(config.dataset))  # before they are embedded
     processes = processes or Processes(encoder.mean.device)
-    return _evaluate(test, ks, encoder, processes, cache=cache, progress=progress)
-
-
-def _evaluate(
-    sets: tuple[ImageSet, ...],
-    ks: tuple[int, ...],
-    encoder: Encoder,
-    processes: Processes,
-    *,
-    cache: bool,
-    progress: bool = False,
-) -> Retrieval:
-    """Images that search each other, or query and gallery, whose labels are numbered alike."""
-    queries, *gallery = (
-        processes.embed(encoder, images, cache=cache, progress=progress) for images in sets
-    )
-    if not gallery:
-        return evaluate(queries, sets[0].labels, ks=ks)
-    labels, gallery_labels = (images.labels for images in sets)
-    return evaluate(queries, labels, gallery=gallery[0], gallery_labels=gallery_labels, ks=ks)
+    test = [sets[name] for name in image_sets.test_splits(config.dataset)]
+    ks = check_retrievable(test, wanted_ks(config.dataset))  # before they are embedded
+    rows = [processes.embed(encoder, part, cache=cache, progress=progress) for part in test]
+    if len(test) == 1:
+        return evaluate(rows[0], test[0].labels, ks=ks)
+    labels, gallery_labels = (part.labels for part in test)  # numbered alike
+    return evaluate(rows[0], labels, gallery=rows[1], gallery_labels=gallery_labels, ks=ks)
 
 
 def check(config: TrainConfig) -> None:
@@ -583,26 +529,19 @@ def dry_run(config: TrainConfig) -> str:
     for group in trainer.optimizer.param_groups:
         group["initial_lr"] = 0.0  # random pixels teach nothing
     encoder, size = trainer.model, config.batch_size
-    if processes.device.type != "cuda":  # time grows with the batch: a part of a large one will do
+    if processes.device.type != "cuda":  # time grows with the batch: time a part of a large one
         size = min(size, max(2, 8 * 224**2 // encoder.image_size**2))
     shape = (size, 3, encoder.image_size, encoder.image_size)
     images, labels = torch.randint(256, shape, dtype=torch.uint8), torch.arange(size)
-    seconds = []
+    times = []
     for _ in range(4):  # the first warms up
-        began = time.perf_counter()
+        times.append(time.perf_counter())
         trainer.step(0, images, labels % data.train.num_classes)
-        seconds.append(time.perf_counter() - began)
+    seconds = (time.perf_counter() - times[1]) / 3 * config.batch_size / size
     steps = config.epochs * data.batches
-    minutes = steps * sum(seconds[1:]) / 3 * config.batch_size / size / 60
-    weights = sum(weight.numel() for weight in encoder.parameters())
-    lines = [
-        str(data),
-        f"encoder: {encoder.name}, {weights / 1e6:.1f} million weights, "
-        f"{encoder.image_size} pixels, {encoder.dim} dimensions",
-        f"run folder: {run.path}",
-        f"{steps:,} steps of {config.batch_size} images on {processes.device}: "
-        f"about {minutes:.0f} minutes of training",
-    ]
-    if processes.device.type == "cuda":
-        lines.append(f"GPU memory at the peak: {torch.cuda.max_memory_allocated() / 1e9:.1f} GB")
-    return "\n".join(lines)
+    weights = sum(weight.numel() for weight in encoder.parameters()) / 1e6
+    return (
+        f"{data}\nencoder: {encoder.name}, {weights:.1f} million weights, {encoder.image_size} "
+        f"pixels, {encoder.dim} dimensions\nrun folder: {run.path}\n{steps:,} steps with batches "
+        f"of {config.batch_size} on {processes.device}: about {steps * seconds / 60:.0f} minutes"
+    )

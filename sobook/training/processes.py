@@ -68,17 +68,14 @@ class Processes:
         """
         if self.count == 1:
             return embeddings, labels
-        joint = self._gather_rows(embeddings.detach(), size)
-        own = embeddings + (self.count - 1) * (embeddings - embeddings.detach())  # same value
-        joint[self.local_slice(size)] = own
-        return joint, self._gather_rows(labels, size)
-
-    def _gather_rows(self, rows: Tensor, size: int) -> Tensor:
-        """(b, …) → (B, …): every process adds its rows to zeros."""
-        joint = rows.new_zeros(size, *rows.shape[1:])
-        joint[self.local_slice(size)] = rows
-        dist.all_reduce(joint)
-        return joint
+        own, joint = self.local_slice(size), []
+        for rows in (embeddings.detach(), labels):  # every process adds its rows to zeros
+            joint.append(rows.new_zeros(size, *rows.shape[1:]))
+            joint[-1][own] = rows
+            dist.all_reduce(joint[-1])
+        # The same value, and k times the gradient.
+        joint[0][own] = embeddings + (self.count - 1) * (embeddings - embeddings.detach())
+        return joint[0], joint[1]
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Average gradients that every process has computed from the joint batch.
@@ -103,14 +100,14 @@ class Processes:
         return np.concatenate(parts)
 
 
-def launched() -> bool:
-    """Whether torchrun started this process: a rank or size alone may be left from a scheduler."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
+def launched() -> tuple[int, int]:
+    """Rank and number of the processes that torchrun started together; (0, 1) without it.
 
-
-def is_main() -> bool:
-    """Whether this process is the one that reports."""
-    return not launched() or os.environ["RANK"] == "0"
+    A rank or size alone says nothing: schedulers leave them behind for every command.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
 def join(device: str | None = None) -> Processes:
@@ -122,8 +119,8 @@ def join(device: str | None = None) -> Processes:
     Raises:
         SobookError: a device that is not there, e.g. for more processes than GPUs.
     """
-    chosen = choose_device(device)
-    if not launched() or os.environ["WORLD_SIZE"] == "1":
+    chosen, (rank, count) = choose_device(device), launched()
+    if count == 1:
         return Processes(chosen)
     if chosen.type == "cuda":
         chosen = choose_device(f"cuda:{os.environ['LOCAL_RANK']}")
@@ -133,7 +130,7 @@ def join(device: str | None = None) -> Processes:
     if not dist.is_initialized():
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
         atexit.register(dist.destroy_process_group)  # with Python: another run may follow
-    return Processes(chosen, dist.get_world_size(), dist.get_rank())
+    return Processes(chosen, count, rank)
 
 
 def choose_device(name: str | None = None) -> torch.device:

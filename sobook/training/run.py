@@ -8,8 +8,8 @@
     retrieval.json                    the measures on the test classes
     resume.safetensors                while unfinished: everything needed to resume
 
-Every file but metrics.jsonl is written under another name first and then renamed. ``$SOBOOK_MIRROR``
-names a folder, e.g. on a mounted drive, that gets a copy of the run with every checkpoint.
+All files except metrics.jsonl are written atomically. ``$SOBOOK_MIRROR`` names a folder, e.g. on a
+mounted drive, that gets a copy of the run with every checkpoint.
 """
 
 import contextlib
@@ -23,16 +23,16 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torchvision
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sobook import __version__, files, geometry
+from sobook import files, geometry
 from sobook.data import image_sets
 from sobook.data.image_sets import ImageSet
 from sobook.encoder import Encoder
@@ -52,7 +52,6 @@ class Progress:
         epoch, batch: what comes next. Epoch 0 trains nothing: it measures the start.
         best_epoch, best_recall: the epoch that is kept, and the Recall@1 that selected it.
         sums: of the losses in this epoch's batches so far.
-        largest_norm: of their gradients.
     """
 
     epoch: int = 0
@@ -60,7 +59,6 @@ class Progress:
     best_epoch: int | None = None
     best_recall: float | None = None
     sums: dict[str, float] = field(default_factory=dict)
-    largest_norm: float = 0.0
 
 
 @dataclass(eq=False)
@@ -82,6 +80,7 @@ class Run:
     progress: Progress = field(default_factory=Progress, repr=False)
     writes: bool = field(default=True, repr=False)
     track: Callable[[dict[str, float], int], object] | None = field(default=None, repr=False)
+    _step: int = field(default=0, repr=False)
     _mirror_failed: bool = field(default=False, repr=False)
 
     @classmethod
@@ -96,7 +95,7 @@ class Run:
             raise RunError(
                 f"{path} is not a run folder: it has no config.json that `sobook train` wrote."
             )
-        return cls(path, _parse_config(path, _read_json(path / "config.json")))
+        return cls(path, _read_config(path / "config.json")[0])
 
     @classmethod
     def open(cls, config: TrainConfig) -> "Run":
@@ -108,22 +107,22 @@ class Run:
         sets = None
         if config.dataset == "folder":  # its content is part of the key
             sets = image_sets.load_splits("folder", **config.load_options)
-        key = run_key(config, sets)
-        run = cls(config.folder(key), config, key)
+        run = cls(Path(), config, run_key(config, sets))
+        run.path = path = config.folder(run.key)
         if sets is not None:
             run.sets = sets
-        if (run.path / "config.json").is_file():
-            written = _read_json(run.path / "config.json")
-            if written.get("run_key") != key:
-                changed = config.differences(_parse_config(run.path, written))
+        if (path / "config.json").is_file():
+            written, key = _read_config(path / "config.json")
+            if key != run.key:
+                changed = config.differences(written)
                 listed = ", ".join(f"{k}: {old!r} → {new!r}" for k, (new, old) in changed.items())
                 what = listed or "another version of sobook, or pictures that have changed since"
                 raise RunError(
-                    f"{run.path} holds a run with other settings ({what}): choose another run_dir, "
-                    "or remove the folder."
+                    f"{path} holds a run with other settings ({what}): choose another run_dir, or "
+                    "remove the folder."
                 )
-        elif run.path.is_dir() and any(file.name[0] != "." for file in run.path.iterdir()):
-            raise RunError(f"{run.path} is not empty and not a run folder: choose another run_dir.")
+        elif path.is_dir() and any(file.name[0] != "." for file in path.iterdir()):
+            raise RunError(f"{path} is not empty and not a run folder: choose another run_dir.")
         return run
 
     @classmethod
@@ -144,13 +143,10 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """Lines of metrics.jsonl, {"kind": "step" | "epoch", …}, without one that a kill cut off."""
+        """Lines of metrics.jsonl, {"kind": "step" | "epoch", …}; a last half line is left out."""
         file = self.path / "metrics.jsonl"
         text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
-        try:
-            return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-        except ValueError as error:
-            raise _damaged(file, error) from None
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
@@ -160,12 +156,12 @@ class Run:
     @property
     def state(self) -> dict[str, Any]:
         """The content of state.json: selected_epoch, class_names, notes, versions …"""
-        return _read_json(self._file("state.json"))
+        return json.loads(self._file("state.json").read_text(encoding="utf-8"))
 
     @property
     def retrieval(self) -> dict[str, Any]:
         """The measures on the test classes, see `sobook.retrieval.Retrieval.summary`."""
-        return _read_json(self._file("retrieval.json"))
+        return json.loads(self._file("retrieval.json").read_text(encoding="utf-8"))
 
     def proxies(self, epoch: int | None = None) -> Tensor:
         """(C, D) float32 proxies after an epoch.
@@ -182,15 +178,9 @@ class Run:
     def encoder(self) -> Encoder:
         """The trained encoder of the epoch that was kept, on the CPU, in evaluation mode."""
         weights, _ = _read_tensors(self._file("checkpoint.safetensors"))
-        weights.pop("proxies", None)
-        try:
-            encoder = Encoder.create(weights=None, **self.state["encoder"])
-            encoder.load_state_dict({key.removeprefix("encoder."): w for key, w in weights.items()})
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise RunError(
-                f"the encoder of {self.path} does not fit this version of sobook or timm "
-                f"({first_line(error)}): use the versions that its state.json names."
-            ) from None
+        own = {key.removeprefix("encoder."): w for key, w in weights.items() if key != "proxies"}
+        encoder = Encoder.create(weights=None, **self.state["encoder"])
+        encoder.load_state_dict(own)
         return encoder.eval()
 
     @contextlib.contextmanager
@@ -229,8 +219,9 @@ class Run:
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(f"{json.dumps(line)}\n")
         if self.track is not None:
+            self._step = line.get("step", self._step)
             values = {f"{line['kind']}/{name}": line[name] for name in line if name != "kind"}
-            self.track(values, line["step"])
+            self.track(values, self._step)
 
     def save(
         self,
@@ -270,18 +261,15 @@ class Run:
     def _save_checkpoint(self, encoder: Encoder, proxies: Tensor, facts: dict[str, Any]) -> None:
         weights = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
         write_tensors(self.path / "checkpoint.safetensors", {**weights, "proxies": proxies})
-        versions = {
-            "sobook": __version__,
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "python": platform.python_version(),
-        }
+        versions = {name: metadata.version(name) for name in ("sobook", "torch", "torchvision")}
         state = {
             "selected_epoch": self.progress.best_epoch,
             "selection_recall_at_1": self.progress.best_recall,
             "encoder": encoder.settings(),
+            **facts,
+            "versions": {**versions, "python": platform.python_version()},
         }
-        files.write_json(self.path / "state.json", {**state, **facts, "versions": versions})
+        files.write_json(self.path / "state.json", state)
 
     def finish(self, retrieval: Retrieval, notes: list[str]) -> None:
         """Write the measures on the test classes: the run is finished."""
@@ -355,21 +343,24 @@ class Run:
         return file
 
 
-def write_tensors(file: Path, tensors: dict[str, Tensor], **metadata: Any) -> None:
+def write_tensors(file: Path, tensors: dict[str, Tensor], **facts: Any) -> None:
     """safetensors, atomically, with JSON metadata in its header."""
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     with files.replacing(file) as partial:
-        save_file(tensors, partial, {"sobook": json.dumps(metadata)})
+        save_file(tensors, partial, {"sobook": json.dumps(facts)})
+
+
+def _read_config(file: Path) -> tuple[TrainConfig, str | None]:
+    values = json.loads(file.read_text(encoding="utf-8"))
+    key = values.pop("run_key", None)
+    return TrainConfig.from_dict(values), key
 
 
 def _read_tensors(file: Path, *, only_metadata: bool = False) -> tuple[dict[str, Tensor], dict]:
-    try:
-        with safe_open(file, "pt") as opened:
-            metadata = json.loads((opened.metadata() or {}).get("sobook", "{}"))
-            names = () if only_metadata else opened.keys()
-            return {name: opened.get_tensor(name) for name in names}, metadata
-    except SafetensorError as error:
-        raise _damaged(file, error) from None
+    with safe_open(file, "pt") as opened:
+        facts = json.loads((opened.metadata() or {}).get("sobook", "{}"))
+        names = () if only_metadata else opened.keys()
+        return {name: opened.get_tensor(name) for name in names}, facts
 
 
 def _position(path: Path) -> tuple[float, int]:
@@ -381,30 +372,3 @@ def _position(path: Path) -> tuple[float, int]:
         return -1, 0
     _, progress = _read_tensors(file, only_metadata=True)
     return progress["epoch"], progress["batch"]
-
-
-def _parse_config(path: Path, values: dict[str, Any]) -> TrainConfig:
-    try:
-        return TrainConfig.from_dict({k: v for k, v in values.items() if k != "run_key"})
-    except SobookError as error:  # an unknown field, or of another type
-        raise RunError(
-            f"{path} holds a run of another version of sobook ({error}): use that version "
-            "(state.json names it), or train it anew in another folder."
-        ) from None
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON and of UTF-8 alike
-        raise _damaged(file, error) from None
-    if not isinstance(values, dict):
-        raise _damaged(file, ValueError("no object"))
-    return values
-
-
-def _damaged(file: Path, error: Exception) -> RunError:
-    return RunError(
-        f"{file} cannot be read ({first_line(error)}): the run folder is damaged; restore that "
-        "file, or remove the folder and train anew."
-    )
