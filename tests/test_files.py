@@ -46,7 +46,6 @@ def test_a_wheel_carries_what_is_asked_for():
     asked = {
         "benchmarks.toml",
         "recipes.toml",
-        "paper.toml",
         f"{MICRO}.safetensors",
         "quick_runs",
         "studies",

@@ -11,7 +11,6 @@ from huggingface_hub import constants
 from sobook import cli, export, hub
 from sobook.data import fetch
 from sobook.errors import DownloadError, SobookError, first_line, without_secrets
-from sobook.training import tracker
 from sobook.training.config import TrainConfig
 from sobook.training.loop import fit
 
@@ -130,7 +129,6 @@ def test_a_run_with_all_that_it_leaves(tiny_aviary, tiny_options, monkeypatch, c
         )
     )
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    monkeypatch.setattr(tracker, "check_installed", lambda _: None)
     (tmp_path / "drive").mkdir()
     monkeypatch.setenv("SOBOOK_MIRROR", str(tmp_path / "drive"))
     data = {"root": tiny_aviary, "options": tiny_options, "run_dir": tmp_path / "run"}
@@ -142,13 +140,3 @@ def test_a_run_with_all_that_it_leaves(tiny_aviary, tiny_options, monkeypatch, c
     for file in written:
         assert hides(file.read_bytes().decode("latin-1")), file
     assert sent and hides(repr(sent)) and hides("".join(capfd.readouterr()))
-
-
-def test_a_tracker_that_does_not_start(monkeypatch, tmp_path):
-    def refuse(**_):
-        raise RuntimeError(f"401: bad key {SECRETS['WANDB_API_KEY']} at {SIGNED}")
-
-    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=refuse))
-    with pytest.raises(SobookError, match="does not start.*401") as failed:
-        tracker.Tracker(TrainConfig(tracker="wandb"), tmp_path)
-    assert hides(str(failed.value)) and failed.value.__suppress_context__

@@ -22,7 +22,7 @@ from sobook.errors import SobookError, check_choice, check_fields, check_types
 # Part of every run key: raise it when the same settings come to train differently.
 SCHEMA = 2  # 2: no weight decay on norms and biases
 # Where the data lie, and where and how a run computes, do not shape its result.
-NOT_IN_KEY = "root run_dir device workers checkpoint_minutes tracker chunk_size".split()
+NOT_IN_KEY = ["root", "run_dir", "device", "workers", "checkpoint_minutes", "tracker", "chunk_size"]
 _CHOICES = {
     "dataset": image_sets.NAMES,
     "token": ("cls", "dist", "mean"),

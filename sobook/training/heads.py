@@ -101,6 +101,7 @@ def fit_head(config: HeadConfig) -> dict[str, float]:
             train_set, config.validation_fraction, config.seed, at_least=2
         )
         for name, part in (("train", train_set), ("validation", validation_set)):
+            assert part.origin is not None
             inputs[name] = features[part.origin[1]]
     all_labels = torch.from_numpy(train_set.labels)
     used, unused = _draw_images(train_set.labels, config)

@@ -5,13 +5,13 @@ and ends with the weights of one that was never stopped: batches depend on (seed
 alone, random numbers and rates on the step alone; `resume.safetensors` holds the rest.
 """
 
-import contextlib
+import atexit
 import math
 import time
-import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,8 +56,6 @@ def fit(
         RunError: the folder belongs to a run with other settings.
         TrainingError: the loss became NaN or infinite.
     """
-    if not isinstance(config, TrainConfig):
-        raise SobookError(f"fit takes a TrainConfig, not {type(config).__name__}.")
     run = Run.open(config)
     if run.finished:
         run.mirror()  # in case the last copy failed
@@ -122,10 +120,8 @@ class Data:
                 f"{train.name} train has {train.num_classes} class: training needs at least 2."
             )
         ks = check_retrievable(test, wanted_ks(config.dataset))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # repeated when the batches are made
-            rng, m = np.random.default_rng(0), config.images_per_class
-            plan = loader.batch_plan(rng, train.labels, config.batch_size, m)
+        rng = np.random.default_rng(0)
+        plan = loader.batch_plan(rng, train.labels, config.batch_size, config.images_per_class)
         return cls(train, validation, tuple(test), ks, len(plan), notes)
 
     def __str__(self) -> str:
@@ -214,7 +210,9 @@ def _train(
         unit="img",
         disable=None if progress else True,
     )
-    with _tracker(config, run) as run.track, bar:
+    if run.writes:
+        run.track = _tracker(config, run.path)
+    with bar:
         for epoch in range(run.progress.epoch, config.epochs + 1):
             losses = {}
             if epoch > 0:  # epoch 0 is the state before training
@@ -296,21 +294,19 @@ def _select(run: Run, data: Data, trainer: "Trainer") -> float | None:
     return evaluate(rows, data.validation.labels, ks=(1,)).recall[1]
 
 
-@contextlib.contextmanager
-def _tracker(config: TrainConfig, run: Run) -> Iterator[Callable | None]:
+def _tracker(config: TrainConfig, path: Path) -> Callable[[dict, int], object] | None:
     """A function of numbers by name, and their step, that sends them to the chosen tracker."""
-    if not run.writes or config.tracker is None:
-        yield None
-    elif config.tracker == "wandb":
+    if config.tracker == "wandb":
         import wandb
 
-        with wandb.init(project="sobook", name=run.path.name, config=config.to_dict()) as opened:
-            yield opened.log
-    else:
+        return wandb.init(project="sobook", name=path.name, config=config.to_dict()).log
+    if config.tracker == "tensorboard":
         from torch.utils.tensorboard import SummaryWriter
 
-        with SummaryWriter(str(run.path / "tensorboard")) as writer:
-            yield lambda values, step: [writer.add_scalar(k, v, step) for k, v in values.items()]
+        writer = SummaryWriter(str(path / "tensorboard"))
+        atexit.register(writer.close)
+        return lambda values, step: [writer.add_scalar(*item, step) for item in values.items()]
+    return None
 
 
 class Trainer:
@@ -335,17 +331,13 @@ class Trainer:
         steps: int,
         processes: Processes,
     ):
-        if processes.count > config.batch_size:
-            raise SobookError(
-                f"batch_size is {config.batch_size}, but there are {processes.count} processes: "
-                "each needs at least one image of a batch."
-            )
         self.config, self.steps, self.processes = config, steps, processes
         precision, self.chunk_size = "float32", None
         if isinstance(config, TrainConfig):
             precision, self.chunk_size = config.precision, config.chunk_size
         self.device = processes.device
-        self.model, self.loss = model.to(self.device), loss.to(self.device)
+        self.model: Any = model.to(self.device)
+        self.loss: Any = loss.to(self.device)
         self.parameters = [*model.parameters(), *loss.parameters()]
         self.optimizer = torch.optim.AdamW(
             parameter_groups(rates, config.weight_decay),

@@ -15,6 +15,7 @@ from sobook.course import setup
 from sobook.course.session import Session
 from sobook.errors import RunError, SobookError
 from sobook.losses import SO_WEIGHT
+from sobook.training import Run, fit
 
 
 @pytest.fixture(autouse=True)
@@ -23,15 +24,6 @@ def _undone(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # so threads stay as they are
     with matplotlib.rc_context():
         yield
-
-
-def test_an_estimate_is_measured(tmp_path):
-    session = Session(mode="full", device="cpu", data_root=tmp_path, seed=0)
-    small = {"dim": 8, "batch_size": 4, "epochs": 3, "precision": "float32"}
-    config = session.config(encoder="deit_micro_patch8_64", **small)
-    found = session.estimate(config, images=400, steps=1)
-    assert found.batch_size == 4 and found.minutes > 0 and found.peak_bytes is None
-    assert "batches of 4: about" in str(found)
 
 
 def test_colab_is_offered_drive_for_runs_unless_a_place_is_chosen(monkeypatch, capsys):
@@ -113,6 +105,25 @@ def test_a_changed_file_of_a_shipped_run_is_refused(tmp_path, monkeypatch):
         session.fit(session.config(so_weight=0.0))
 
 
+def test_the_first_epoch_of_a_shipped_run_comes_out_again(tmp_path, monkeypatch):
+    session = quick(tmp_path, monkeypatch)
+    config = session.config(so_weight=0.0)
+
+    def stop(epoch, _):
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(config, progress=False, after_epoch=stop)
+    mine, shipped = Run.load(config.folder()), Run.load(files.shipped("quick_runs/pa"))
+    for epoch in (0, 1):
+        assert abs(mine.proxies(epoch) - shipped.proxies(epoch)).max() < 0.01
+        assert abs(mine.epochs[epoch]["recall_at_1"] - shipped.epochs[epoch]["recall_at_1"]) < 0.02
+    losses = [run.epochs[1]["proxy_anchor"] for run in (mine, shipped)]
+    assert losses[0] == pytest.approx(losses[1], abs=0.01)
+
+
+@pytest.mark.slow
 def test_a_shipped_run_comes_out_again(tmp_path, monkeypatch):
     """The real training of notebook 00, as a reader repeats it: a minute and a half."""
     session = quick(tmp_path, monkeypatch)

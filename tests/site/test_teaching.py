@@ -82,8 +82,9 @@ def test_exercises_lie_in_the_sections_they_are_listed_with(row):
 def test_the_report_can_be_made_with_the_pictures_it_asks_for(tmp_path):
     """Ten classes of ten, as the rubric once said, left three classes to train on."""
     from sobook.course.studies import study
+    from sobook.data import image_sets
     from sobook.training.config import TrainConfig
-    from sobook.training.plan import Data
+    from sobook.training.loop import Data
 
     for number in range(30):
         (tmp_path / f"c{number:02}").mkdir()
@@ -95,7 +96,9 @@ def test_the_report_can_be_made_with_the_pictures_it_asks_for(tmp_path):
     assert len({one["seed"] for one in varied}) >= 3
     assert {one["so_weight"] for one in varied} == {0, 100}
     for config in (own.config(varied[0]), TrainConfig.recipe("photos")):
-        data = Data.load(config.replace(root=str(tmp_path)), hold_out=True)
+        config = config.replace(root=str(tmp_path))
+        sets = image_sets.load_splits("folder", **config.load_options)
+        data = Data.check(config, sets, hold_out=True)
         assert (data.train.num_classes, data.test[0].num_classes) == (12, 15)
 
 

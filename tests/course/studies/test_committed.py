@@ -29,6 +29,14 @@ def again(name, tmp_path, monkeypatch, **changes) -> pd.DataFrame:
     return both
 
 
+def test_two_runs_come_out_again(tmp_path, monkeypatch):
+    grid = {"dim": [64], "so_weight": [0, 30], "epochs": [20], "seed": [300]}
+    both = again("convergence_heads", tmp_path, monkeypatch, grid=grid)
+    for metric in METRICS:
+        assert (both[metric] - both[f"{metric}_committed"]).abs().max() < LUCK[metric], metric
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, grid",
     [
