@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from sobook.training.config import TrainConfig
-from tests.benchmarks.test_speed_training import start
+from sobook.training.loop import fit, prepare
+from sobook.training.processes import Processes
+from sobook.training.run import Run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 T4_MEMORY = 13e9  # bytes: what a 16 GB card has left for a run
@@ -40,23 +42,12 @@ def test_deit_small(precision, compiled, tmp_path, monkeypatch, capsys):
     config = TrainConfig.recipe(
         "cub200", dataset="aviary", weights=None, precision=precision, compile=compiled,
         options={"species": 40, "images_per_species": 90, "size": 256}, images_per_class=0,
-        warmup_epochs=0, selection="last", workers=8, checkpoint_minutes=1e6,
+        warmup_epochs=0, selection="last", workers=8, checkpoint_minutes=1e6, epochs=4,
         run_dir=tmp_path / "run",
     )  # fmt: skip
-    tuning = start(config, monkeypatch)
-    tuning.epoch(1)
-    torch.cuda.reset_peak_memory_stats()
-    images = tuning.steps_per_epoch * config.batch_size * 3
-
-    def epochs():
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        for epoch in (2, 3, 4):
-            tuning.epoch(epoch)
-        torch.cuda.synchronize()
-        return images / (time.perf_counter() - start)
-
-    speed, without_loader = epochs(), ready_tensors(tuning)
+    run = fit(config, progress=False)
+    speeds = [line["images_per_second"] for line in run.epochs if line["epoch"] > 1]
+    speed, without_loader = max(speeds), ready_tensors(config)
     share = speed * OPERATIONS / matrix_peak(getattr(torch, precision))
     memory = torch.cuda.max_memory_allocated()
     with capsys.disabled():
@@ -69,12 +60,16 @@ def test_deit_small(precision, compiled, tmp_path, monkeypatch, capsys):
     assert memory < T4_MEMORY
 
 
-def ready_tensors(tuning) -> float:
+def ready_tensors(config) -> float:
     """Images a second when the batch is on the GPU already."""
-    pictures, labels = (part.cuda() for part in tuning._batches(1)[0])
+    _, trainer = prepare(config, Run.open(config).sets, Processes(torch.device("cuda")))
+    shape, steps = (config.batch_size, 3, 224, 224), 40
+    pictures = torch.randint(256, shape, dtype=torch.uint8, device="cuda")
+    labels = torch.arange(config.batch_size, device="cuda") % 20
+    trainer.step(0, pictures, labels)
     torch.cuda.synchronize()
-    began, steps = time.perf_counter(), 40
-    for step in range(steps):
-        tuning.trainer.step(step % tuning.steps_per_epoch, pictures, labels)
+    began = time.perf_counter()
+    for _ in range(steps):
+        trainer.step(0, pictures, labels)
     torch.cuda.synchronize()
-    return steps * len(labels) / (time.perf_counter() - began)
+    return steps * config.batch_size / (time.perf_counter() - began)
