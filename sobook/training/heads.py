@@ -6,9 +6,9 @@ Notation: N images, F features of the backbone, D embedding dimension, C classes
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -65,11 +65,7 @@ class HeadConfig(BaseConfig):
 
 
 def check(config: HeadConfig) -> None:
-    """Refuse what would stop `fit_head`: device, loss, encoder and data.
-
-    Raises:
-        SobookError: the first that is not right.
-    """
+    """Refuse what would stop `fit_head`: device, loss, encoder or data (`SobookError`)."""
     choose_device(config.device)
     if config.loss != "proxy_anchor":
         baselines.make(config.loss, 2, 2, **config.loss_options)
@@ -111,13 +107,17 @@ def fit_head(config: HeadConfig) -> dict[str, float]:
 
     torch.manual_seed(config.seed)  # only now: embedding for the first time draws too
     model = _UnitHead(features.shape[1], config.dim)
-    loss = _make_loss(config, train_set.num_classes, config.dim or features.shape[1])
+    loss: Any = _make_loss(config, train_set.num_classes, config.dim or features.shape[1])
     if config.so_pairs_fraction < 1:
         loss.so_pairs = _draw_pairs(train_set.num_classes, config).to(device)
-    batches = list(_batches(labels.numpy(), config))
+    shape = (config.batch_size, config.images_per_class)
+    plans = [  # as for images
+        batch_plan(np.random.default_rng([config.seed, epoch]), labels.numpy(), *shape)
+        for epoch in range(1, config.epochs + 1)
+    ]
+    batches = torch.from_numpy(np.concatenate(plans))  # (steps, B) rows
     rates = [(model.parameters(), config.head_lr), *loss_rates(loss, config)]
-    processes = Processes(device)
-    trainer = Trainer(model, loss, rates, config, steps=len(batches), processes=processes)
+    trainer = Trainer(model, loss, rates, config, steps=len(batches), processes=Processes(device))
     labels = labels.to(device)
     for step, rows in enumerate(batches):
         trainer.step(step, inputs["train"][rows], labels[rows])
@@ -126,13 +126,13 @@ def fit_head(config: HeadConfig) -> dict[str, float]:
         embeddings = {name: model(part).cpu() for name, part in inputs.items()}
         proxies = baselines.class_vectors(loss)
     result = evaluate(embeddings["test"], test_set.labels)
-    measured: dict[str, float] = {f"recall_at_{k}": recall for k, recall in result.recall.items()}
+    measured: dict[str, Any] = {f"recall_at_{k}": recall for k, recall in result.recall.items()}
     measured |= {"map_at_r": result.map_at_r, "r_precision": result.r_precision}
     if validation_set is not None:
-        selected = evaluate(embeddings["validation"], validation_set.labels, ks=(1,))
-        measured["validation_recall_at_1"] = selected.recall[1]
-        frozen = evaluate(inputs["validation"].cpu().numpy(), validation_set.labels, ks=(1,))
-        measured["frozen_validation_recall_at_1"] = frozen.recall[1]
+        parts = {"": embeddings["validation"], "frozen_": inputs["validation"].cpu()}
+        for name, rows in parts.items():
+            recall = evaluate(rows, validation_set.labels, ks=(1,)).recall[1]
+            measured[f"{name}validation_recall_at_1"] = recall
     measured["frozen_recall_at_1"] = _frozen_recall(source)
     measured["train_classes"] = train_set.num_classes
     if proxies is not None:
@@ -142,7 +142,7 @@ def fit_head(config: HeadConfig) -> dict[str, float]:
         measured["recall_without_common"] = without.recall[1]
     if isinstance(loss, ProxyAnchor):
         measured["threshold_at_end"] = torch.as_tensor(loss.threshold).item()
-    if config.so_pairs_fraction < 1:
+    if config.so_pairs_fraction < 1 and proxies is not None:
         pairs = loss.so_pairs.cpu()
         measured |= treated_pairs(proxies, pairs, embeddings["unused"], all_labels[unused])
     return {name: round(float(value), 6) for name, value in measured.items()}
@@ -167,10 +167,10 @@ def _without_common_mode(proxies: Tensor, embeddings: Tensor) -> Tensor:
 def _draw_pairs(num_classes: int, config: HeadConfig) -> Tensor:
     """(C, C) bool: a random part of the pairs of classes, the same for every method of a seed."""
     rows, columns = np.triu_indices(num_classes, k=1)
-    rng = np.random.default_rng([config.seed, 11])
-    some = rng.permutation(len(rows))[: round(config.so_pairs_fraction * len(rows))]
+    order = np.random.default_rng([config.seed, 11]).permutation(len(rows))
+    chosen = order[: round(config.so_pairs_fraction * len(rows))]
     pairs = torch.zeros(num_classes, num_classes, dtype=torch.bool)
-    pairs[rows[some], columns[some]] = True
+    pairs[rows[chosen], columns[chosen]] = True
     return pairs | pairs.T
 
 
@@ -197,7 +197,7 @@ def treated_pairs(
     nearest = torch.from_numpy(nearest_neighbors(embeddings.numpy(), 1)[1][:, 0])  # (N,)
     own, other = labels, labels[nearest]
     off_diagonal = ~torch.eye(len(proxies), dtype=torch.bool)
-    measured = {}
+    measured: dict[str, Any] = {}
     for name, chosen in (("treated", pairs), ("untreated", ~pairs & off_diagonal)):
         cosines = (unit @ unit.T)[chosen]
         measured[f"{name}_rms_cosine"] = cosines.square().mean().sqrt()
@@ -236,14 +236,6 @@ class _UnitHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return F.normalize(self.head(features), dim=1)
-
-
-def _batches(labels: np.ndarray, config: HeadConfig) -> Iterator[Tensor]:
-    """(B,) rows of every batch of all epochs, drawn as for images."""
-    for epoch in range(1, config.epochs + 1):
-        rng = np.random.default_rng([config.seed, epoch])
-        plan = batch_plan(rng, labels, config.batch_size, config.images_per_class)
-        yield from torch.from_numpy(plan)
 
 
 class _Center(nn.Module):

@@ -97,12 +97,7 @@ class Data:
 
     @classmethod
     def check(cls, config: BaseConfig, sets: dict[str, ImageSet], *, hold_out: bool) -> "Data":
-        """Check image sets against batches, hold-out and Ks.
-
-        Args:
-            config: the settings.
-            sets: all parts of the data set.
-            hold_out: whether some of the training classes are held out for validation.
+        """Check all parts of a data set against batches, Ks and, if asked for, a hold-out.
 
         Raises:
             SobookError: too few classes or images for these settings.
@@ -157,11 +152,7 @@ def check_retrievable(sets: Sequence[ImageSet], ks: tuple[int, ...]) -> tuple[in
 def prepare(
     config: TrainConfig, sets: dict[str, ImageSet], processes: Processes
 ) -> tuple[Data, "Trainer"]:
-    """Everything that a run needs before its first step.
-
-    Raises:
-        SobookError: what would stop the run later.
-    """
+    """Everything that a run needs before its first step; `SobookError` for what would stop it."""
     torch.manual_seed(config.seed)  # the same start on every process
     encoder = Encoder.create(config.encoder, dim=config.dim, **config.encoder_options)
     if config.gradient_checkpointing:
@@ -202,6 +193,10 @@ def _train(
         "device": str(processes.device),
         "processes": processes.count,
     }
+    names = ("batch_size", "images_per_class", "crop_scale", "seed")
+    settings: dict[str, Any] = {name: getattr(config, name) for name in names}
+    settings["image_size"] = encoder.image_size
+    settings["local_slice"] = processes.local_slice(config.batch_size)
     done = (max(run.progress.epoch, 1) - 1) * data.batches + run.progress.batch
     bar = tqdm(
         total=config.epochs * data.batches * config.batch_size,
@@ -216,17 +211,7 @@ def _train(
         for epoch in range(run.progress.epoch, config.epochs + 1):
             losses = {}
             if epoch > 0:  # epoch 0 is the state before training
-                batches = loader.TrainingBatches(
-                    source,
-                    data.train.labels,
-                    image_size=encoder.image_size,
-                    batch_size=config.batch_size,
-                    images_per_class=config.images_per_class,
-                    crop_scale=config.crop_scale,
-                    seed=config.seed,
-                    epoch=epoch,
-                    local_slice=processes.local_slice(config.batch_size),
-                )
+                batches = loader.TrainingBatches(source, data.train.labels, epoch=epoch, **settings)
                 losses = _train_epoch(run, trainer, batches, epoch, bar)
             recall = _select(run, data, trainer)
             run.save(epoch, trainer, recall=recall, losses=losses, facts=facts)
@@ -305,7 +290,12 @@ def _tracker(config: TrainConfig, path: Path) -> Callable[[dict, int], object] |
 
         writer = SummaryWriter(str(path / "tensorboard"))
         atexit.register(writer.close)
-        return lambda values, step: [writer.add_scalar(*item, step) for item in values.items()]
+
+        def track(values: dict[str, float], step: int) -> None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+
+        return track
     return None
 
 
@@ -332,9 +322,8 @@ class Trainer:
         processes: Processes,
     ):
         self.config, self.steps, self.processes = config, steps, processes
-        precision, self.chunk_size = "float32", None
-        if isinstance(config, TrainConfig):
-            precision, self.chunk_size = config.precision, config.chunk_size
+        precision = getattr(config, "precision", "float32")
+        self.chunk_size = getattr(config, "chunk_size", None)
         self.device = processes.device
         self.model: Any = model.to(self.device)
         self.loss: Any = loss.to(self.device)
@@ -444,8 +433,8 @@ def learning_rate_factor(step: int, total: int, schedule: str) -> float:
 
 def loss_rates(loss: nn.Module, config: BaseConfig) -> list[tuple[list[nn.Parameter], float]]:
     """What a loss learns, with its rates: the proxies, and a threshold, the only scalar."""
-    proxies = [parameter for parameter in loss.parameters() if parameter.ndim]
-    threshold = [parameter for parameter in loss.parameters() if not parameter.ndim]
+    proxies = [p for p in loss.parameters() if p.ndim]
+    threshold = [p for p in loss.parameters() if not p.ndim]
     return [(proxies, config.proxy_lr), (threshold, config.threshold_lr)]
 
 

@@ -71,7 +71,7 @@ class Run:
         key: its `run_key`; None for a run that is only read.
         progress: how far it is, while it trains.
         writes: whether this process writes; of several, only the main one does.
-        track: takes numbers by name, and their step: an experiment tracker.
+        track: sends numbers by name, and their step, to an experiment tracker.
     """
 
     path: Path
@@ -232,22 +232,34 @@ class Run:
         losses: dict[str, float],
         facts: dict[str, Any],
     ) -> None:
-        """Write down an epoch: its numbers, its proxies, and the encoder where it is the best."""
+        """Write down an epoch: its numbers, its proxies, and the encoder where it is the best.
+
+        Args:
+            recall: that selects the epoch; None: the last one is kept.
+            losses: for metrics.jsonl.
+            facts: for state.json.
+        """
         best = self.progress.best_epoch, self.progress.best_recall
         if better := recall is None or best[1] is None or recall > best[1]:
             best = epoch, recall
         self.progress = Progress(epoch + 1, 0, *best)
         if not self.writes:
             return
-        proxies = trainer.loss.proxies
+        encoder, proxies = trainer.model, trainer.loss.proxies
         if better:
-            self._save_checkpoint(trainer.model, proxies, facts)
+            weights = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
+            write_tensors(self.path / "checkpoint.safetensors", {**weights, "proxies": proxies})
+            packages = ("sobook", "torch", "torchvision")
+            versions = {name: metadata.version(name) for name in packages}
+            state: dict[str, Any] = {"selected_epoch": best[0], "selection_recall_at_1": best[1]}
+            state |= {"encoder": encoder.settings(), **facts}
+            state["versions"] = {**versions, "python": platform.python_version()}
+            files.write_json(self.path / "state.json", state)
         shape = geometry.describe(proxies)
-        line = {"kind": "epoch", "epoch": epoch, **losses}
-        if recall is not None:
-            line["recall_at_1"] = recall
-        line |= {"rms_cosine": shape.rms_cosine, "coherence": shape.coherence}
-        self.log({**line, "threshold": torch.as_tensor(trainer.loss.threshold).item()})
+        measured = {} if recall is None else {"recall_at_1": recall}
+        measured |= {"rms_cosine": shape.rms_cosine, "coherence": shape.coherence}
+        measured["threshold"] = torch.as_tensor(trainer.loss.threshold).item()
+        self.log({"kind": "epoch", "epoch": epoch, **losses, **measured})
         write_tensors(self._proxies_file(epoch), {"proxies": proxies.to(torch.float16)})
         self.save_resume(trainer)
 
@@ -257,19 +269,6 @@ class Run:
             progress = dataclasses.asdict(self.progress)
             write_tensors(self.path / "resume.safetensors", trainer.state(), **progress)
             self.mirror()
-
-    def _save_checkpoint(self, encoder: Encoder, proxies: Tensor, facts: dict[str, Any]) -> None:
-        weights = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
-        write_tensors(self.path / "checkpoint.safetensors", {**weights, "proxies": proxies})
-        versions = {name: metadata.version(name) for name in ("sobook", "torch", "torchvision")}
-        state = {
-            "selected_epoch": self.progress.best_epoch,
-            "selection_recall_at_1": self.progress.best_recall,
-            "encoder": encoder.settings(),
-            **facts,
-            "versions": {**versions, "python": platform.python_version()},
-        }
-        files.write_json(self.path / "state.json", state)
 
     def finish(self, retrieval: Retrieval, notes: list[str]) -> None:
         """Write the measures on the test classes: the run is finished."""
