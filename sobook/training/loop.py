@@ -6,6 +6,7 @@ alone, random numbers and rates on the step alone; `resume.safetensors` holds th
 """
 
 import atexit
+import contextlib
 import math
 import time
 from collections import defaultdict
@@ -61,7 +62,6 @@ def fit(
         run.mirror()  # in case the last copy failed
         return run
     processes = join(config.device)
-    run.writes = processes.is_main
     data, trainer = prepare(config, run.sets, processes)
     progress = progress and processes.is_main
     if progress:
@@ -102,7 +102,7 @@ class Data:
         Raises:
             SobookError: too few classes or images for these settings.
         """
-        train, *test = sets.values()
+        train, test = sets["train"], [sets[n] for n in image_sets.test_splits(config.dataset)]
         notes = tuple(dict.fromkeys(note for part in sets.values() for note in part.notes))
         validation = None
         if hold_out:
@@ -334,9 +334,9 @@ class Trainer:
         )
         # The loss is not wrapped: every process computes it from the joint batch.
         self._wrapped = processes.wrap(self.model)
-        self._autocast = torch.autocast(
-            self.device.type, getattr(torch, precision), enabled=precision != "float32"
-        )
+        self._autocast: contextlib.AbstractContextManager = contextlib.nullcontext()
+        if precision != "float32":
+            self._autocast = torch.autocast(self.device.type, getattr(torch, precision))
         # float16 gradients would vanish without a scale; a disabled scaler passes all through.
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
 

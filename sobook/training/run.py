@@ -39,6 +39,7 @@ from sobook.encoder import Encoder
 from sobook.errors import RunError, SobookError, first_line
 from sobook.retrieval import Retrieval
 from sobook.training.config import TrainConfig, run_key
+from sobook.training.processes import launched
 
 if TYPE_CHECKING:
     from sobook.training.loop import Trainer
@@ -78,7 +79,7 @@ class Run:
     config: TrainConfig
     key: str | None = None
     progress: Progress = field(default_factory=Progress, repr=False)
-    writes: bool = field(default=True, repr=False)
+    writes: bool = field(default_factory=lambda: launched()[0] == 0, repr=False)
     track: Callable[[dict[str, float], int], object] | None = field(default=None, repr=False)
     _step: int = field(default=0, repr=False)
     _mirror_failed: bool = field(default=False, repr=False)
