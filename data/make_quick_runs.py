@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 
 from sobook.files import write_json
 from sobook.losses import SO_WEIGHT
-from sobook.training import run_folder
 from sobook.training.config import TrainConfig
 from sobook.training.loop import evaluate_run, fit
+from sobook.training.run import Run, write_tensors
 
 HERE = Path(__file__).parent / "quick_runs"
-COPIED = ("config.json", "metrics.jsonl", "proxies.safetensors", "state.json")
+COPIED = ("config.json", "metrics.jsonl", "state.json")
 
 
 def main() -> None:
@@ -32,15 +32,19 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for file in COPIED:
             shutil.copy(run.path / file, folder / file)
+        shutil.copytree(run.path / "proxies", folder / "proxies", dirs_exist_ok=True)
         weights = load_file(run.path / "checkpoint.safetensors")
         halves = {key: w.half() if w.dtype == torch.float32 else w for key, w in weights.items()}
-        run_folder.write_tensors(folder / "checkpoint.safetensors", halves)
-        stored = run_folder.Run(folder, run.config)
+        write_tensors(folder / "checkpoint.safetensors", halves)
+        stored = Run(folder, run.config)
         retrieval = evaluate_run(run.config, stored.encoder())
-        run_folder.write_retrieval(folder, retrieval, run.retrieval["notes"])
+        stored.finish(retrieval, run.retrieval["notes"])
         print(f"{name}: Recall@1 {run.retrieval['recall']['1']}, as stored {retrieval.recall[1]}")
-        files = sorted(file for file in folder.iterdir() if file.suffix != ".lock")
-        digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        digests = {
+            file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+            for file in files
+        }
         sums[name] = {"run_key": json.loads((folder / "config.json").read_text())["run_key"]}
         sums[name]["sha256"] = digests
     write_json(HERE / "manifest.json", sums)

@@ -6,26 +6,22 @@ import socket
 import sys
 import time
 
-from sobook.errors import TrainingError
 from sobook.training.loop import fit
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["sobook.training", "tests.processes"])
 
 
-def start(
-    config, *, rank: int = 0, processes: int = 1, port: int = 0, at_step=None, late_report=False
-):
+def start(config, *, rank: int = 0, processes: int = 1, port: int = 0, at_step=None):
     """Start `fit(config)` as process `rank` of `processes`; returns it with a queue for its end.
 
     Args:
         at_step: (rank, step, signal) that this process sends itself there.
-        late_report: the main process takes a second longer to write its report.
     """
     queue = _CONTEXT.SimpleQueue()
     process = _CONTEXT.Process(
         target=_train,
-        args=(config, rank, processes, port, at_step, late_report, queue),
+        args=(config, rank, processes, port, at_step, queue),
         daemon=False,
     )
     process.start()
@@ -87,7 +83,7 @@ def run_together(config, processes: int, timeout: float = 120, **options):
     return ends
 
 
-def _train(config, rank, processes, port, at_step, late_report, queue) -> None:
+def _train(config, rank, processes, port, at_step, queue) -> None:
     import torch
 
     torch.set_num_threads(1)
@@ -99,16 +95,13 @@ def _train(config, rank, processes, port, at_step, late_report, queue) -> None:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
             "TORCHELASTIC_RUN_ID": "none",  # as torchrun sets it
-            "OMP_NUM_THREADS": "1",  # Accelerate would choose more
         }
     if at_step is not None:
         _do_at_step(rank, *at_step)
-    if late_report:
-        _write_late()
     try:
         run = fit(config, progress=False)
         assert run.retrieval  # every process can read what the main one has written
-    except (TrainingError, ValueError) as error:
+    except (RuntimeError, ValueError) as error:
         queue.put(f"{type(error).__name__}: {error}")
         sys.exit(1)
 
@@ -151,15 +144,3 @@ def _do_at_step(rank: int, at_rank: int, at_step: int, signal: int) -> None:
         return original(trainer, number, *batch)
 
     Trainer.step = step
-
-
-def _write_late() -> None:
-    from sobook.training import run as run_folder
-
-    original = run_folder.write_retrieval
-
-    def late(*args):
-        time.sleep(1)
-        original(*args)
-
-    run_folder.write_retrieval = late

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from sobook import cli, files, search
+from sobook import cli, search
 from sobook.cli import COMMANDS, main
 from sobook.errors import RunError, SobookError
 from sobook.training import loop
@@ -265,7 +265,7 @@ def test_a_recipe_gives_defaults_and_none_can_be_given(monkeypatch):
     fitted = []
     run = SimpleNamespace(path=Path("run"), retrieval={})
     monkeypatch.setattr(loop, "fit", lambda config: fitted.append(config) or run)
-    monkeypatch.setattr(files, "launched", lambda: (1, 2))  # which prints no result
+    monkeypatch.setattr("sobook.training.processes.launched", lambda: (1, 2))  # prints no result
     assert main(["train", "--recipe=cub200", "--dim", "None", "--seed", "3"]) == 0
     assert main(["train", "--recipe", "cub200", "--weights", "none"]) == 0
     assert main(["train", "--recipe", "cub200", "--dim=none", "--seed", "3"]) == 0

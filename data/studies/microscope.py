@@ -20,9 +20,8 @@ from sobook.course.aviary import microscope, species
 from sobook.figures.curves import movement_plot
 from sobook.figures.style import COLORS, Figure, finish, line_looks, new_figure, use_style
 from sobook.statistics import t_interval
-from sobook.training import processes as distributed, run as run_folder
 from sobook.training.config import TrainConfig
-from sobook.training.loop import FineTuning
+from sobook.training.loop import fit
 
 RESULTS = Path(__file__).parents[1] / "results"
 METHODS = {"PA": 0, "PA+SO": 100}  # λ
@@ -44,31 +43,18 @@ differ, two to four at once. Frozen is the encoder before training, without a he
 COMMAND = "OMP_NUM_THREADS=1 python data/studies/microscope.py"
 
 
-class Watched(FineTuning):
-    """A run that is looked at after every epoch."""
-
-    pictures: dict[str, np.ndarray]
-
-    def epoch(self, epoch: int, start: int = 0) -> None:
-        super().epoch(epoch, start)
-        moved = microscope.by_bird(self.encoder, self.pictures)
-        files.write_text(_file(self.run.path, epoch), moved.to_csv(index=False))
-
-
 def _file(folder: Path, epoch: int) -> Path:
     return folder / f"microscope_{epoch:02d}.csv"
 
 
 def watched_run(config: TrainConfig, pictures: dict[str, np.ndarray]) -> sobook.Run:
     """Train, or resume, and look at the birds after every epoch."""
-    run = run_folder.find(config) or sobook.Run(config.folder(), config)
-    if not run.finished:
-        training = Watched(run, distributed.join(config))
-        training.pictures = pictures
-        run_folder.create(config)
-        with run_folder.held(run.path):
-            training.train(progress=True)
-    return run
+
+    def after_epoch(epoch: int, encoder: sobook.Encoder) -> None:
+        moved = microscope.by_bird(encoder, pictures)
+        files.write_text(_file(config.folder(), epoch), moved.to_csv(index=False))
+
+    return fit(config, after_epoch=after_epoch)
 
 
 def look() -> tuple[pd.DataFrame, dict]:

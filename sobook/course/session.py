@@ -87,7 +87,7 @@ class Session:
             RunError: a shipped file is not what it was when sobook was released.
         """
         retrain = retrain or bool(os.environ.get("SOBOOK_RETRAIN"))
-        if retrain or training.run.find(config) is not None:
+        if retrain or training.Run.find(config) is not None:
             return training.fit(config)
         manifest = files.shipped("quick_runs/manifest.json")
         for name, entry in json.loads(manifest.read_text(encoding="utf-8")).items():

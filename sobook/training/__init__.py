@@ -1,7 +1,7 @@
 """Training: settings in, a run folder out.
 
-Start with `config` and `loop.fit`; `run_folder` reads and writes the folder, `distributed` makes
-the loss of several processes that of their joint batch.
+Start with `config` and `loop.fit`; `run` reads and writes the folder, `processes` makes the loss of
+several processes that of their joint batch, `heads` trains a head alone on frozen features.
 """
 
 from typing import TYPE_CHECKING
@@ -10,12 +10,16 @@ from sobook import lazy
 
 if TYPE_CHECKING:
     from sobook.training.config import TrainConfig as TrainConfig
-    from sobook.training.loop import evaluate_run as evaluate_run, fit as fit
+    from sobook.training.heads import HeadConfig as HeadConfig, fit_head as fit_head
+    from sobook.training.loop import dry_run as dry_run, evaluate_run as evaluate_run, fit as fit
     from sobook.training.run import Run as Run
 
-__getattr__, __dir__, __all__ = lazy(
+__getattr__, __dir__, __all__ = lazy.attach(
     __name__,
-    config="TrainConfig",
-    loop="evaluate_run fit",
-    run="Run",
+    {
+        "sobook.training.config": "TrainConfig",
+        "sobook.training.heads": "HeadConfig fit_head",
+        "sobook.training.loop": "dry_run evaluate_run fit",
+        "sobook.training.run": "Run",
+    },
 )

@@ -1,15 +1,13 @@
 """The one configuration of a training run: every choice, with its unit and where it comes from.
 
 `TrainConfig` is for fine-tuning; what it shares with training a head on frozen features
-(`sobook.training.heads.HeadConfig`) is in `BaseConfig`. `identity` and `run_key` say when two runs
-are the same.
+(`sobook.training.heads.HeadConfig`) is in `BaseConfig`. `run_key` says when two runs are the same.
 """
 
 import dataclasses
 import hashlib
 import json
 import typing
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,22 +15,34 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sobook import files
-from sobook.data import pictures
-from sobook.data.image_sets import NAMES
+from sobook.data import image_sets, pictures
+from sobook.data.image_sets import ImageSet
 from sobook.errors import SobookError, check_choice, check_fields, check_types
 
-# Part of every identity: raise it when the same settings come to train differently.
+# Part of every run key: raise it when the same settings come to train differently.
 SCHEMA = 2  # 2: no weight decay on norms and biases
 # Where the data lie, and where and how a run computes, do not shape its result.
-_NOT_IDENTITY = (
-    *("root", "run_dir", "device", "workers", "checkpoint_minutes", "tracker", "chunk_size"),
-)
-
-# Beyond these a value is a slip, and would be noticed only hours later, or by the whole machine.
-_MOST_EPOCHS = 9_999  # names of epochs in a run folder have four digits
-_MOST_DIMENSIONS = 65_536
-_MOST_PIXELS = 4_096
-_MOST_WORKERS = 256
+NOT_IN_KEY = ["root", "run_dir", "device", "workers", "checkpoint_minutes", "tracker", "chunk_size"]
+_CHOICES = {
+    "dataset": image_sets.NAMES,
+    "token": ("cls", "dist", "mean"),
+    "schedule": ("cosine", "constant"),
+    "so_reduction": ("mean", "sum"),
+    "selection": ("validation", "last", "test"),
+    "precision": ("float32", "bfloat16", "float16"),
+    "tracker": ("tensorboard", "wandb"),
+}
+# Values outside these limits are slips that would otherwise be noticed hours later, or never.
+_POSITIVE = "epochs batch_size lr head_lr proxy_lr clip_norm scale crop_scale dim image_size"
+_POSITIVE += " chunk_size max_images_per_class so_pairs_fraction"
+_NOT_NEGATIVE = "so_weight weight_decay threshold_lr warmup_epochs checkpoint_minutes workers seed"
+_LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "positive": (_POSITIVE, lambda value: value > 0),
+    "0 or more": (f"{_NOT_NEGATIVE} validation_fraction", lambda value: value >= 0),
+    "less than 1": ("validation_fraction", lambda value: value < 1),
+    "at most 1": ("crop_scale so_pairs_fraction", lambda value: value <= 1),
+    "0, for random batches, or at least 2": ("images_per_class", lambda m: m == 0 or m >= 2),
+}
 
 Config = TypeVar("Config", bound="BaseConfig")
 
@@ -99,38 +109,18 @@ class BaseConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_choice("dataset", self.dataset, NAMES)
-        if self.token is not None:
-            check_choice("token", self.token, ("cls", "dist", "mean"))
-        check_choice("schedule", self.schedule, ("cosine", "constant"))
-        check_choice("so_reduction", self.so_reduction, ("mean", "sum"))
-        positive = ["batch_size", "head_lr", "proxy_lr", "clip_norm", "scale"]
-        self._check(positive, lambda value: value > 0, "positive")
-        not_negative = ["so_weight", "weight_decay", "threshold_lr"]
-        self._check(not_negative, lambda value: value >= 0, "0 or more")
-        self._check_range("epochs", 1, _MOST_EPOCHS)
-        self._check_range("dim", 1, _MOST_DIMENSIONS)
-        self._check_range("image_size", 1, _MOST_PIXELS)
-        self._check_range("seed", 0, 2**32 - 1)
-        self._check(["validation_fraction"], lambda value: 0 <= value < 1, "in [0, 1)")
-        self._check(
-            ["images_per_class"],
-            lambda value: value == 0 or value >= 2,
-            "0, for random batches, or at least 2",
-        )
-
-    def _check_range(self, name: str, lowest: int, highest: int) -> None:
-        what = f"between {lowest} and {highest:,}"
-        self._check([name], lambda value: value is None or lowest <= value <= highest, what)
-
-    def _check(self, names: list[str], valid: Callable[[Any], bool], what: str) -> None:
-        for name in names:
-            if not valid(getattr(self, name)):
-                raise SobookError(f"{name} is {getattr(self, name)}: it must be {what}.")
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        for name, choices in _CHOICES.items():
+            if fields.get(name) is not None:
+                check_choice(name, fields[name], choices)
+        for limit, (names, valid) in _LIMITS.items():
+            for name in names.split():
+                if fields.get(name) is not None and not valid(fields[name]):
+                    raise SobookError(f"{name} is {fields[name]}: it must be {limit}.")
 
     @property
     def load_options(self) -> dict[str, Any]:
-        """Keyword arguments of `sobook.data.load` and `sobook.data.notes` for these data."""
+        """Keyword arguments of `sobook.data.load` and `load_splits` for these data."""
         return {"root": self.root, "allow_partial": self.allow_partial, **self.options}
 
     @property
@@ -215,19 +205,6 @@ class TrainConfig(BaseConfig):
     run_dir: str | None = None
     """Folder of the run. None: a name made from the settings, under <data root>/runs."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("selection", self.selection, ("validation", "last", "test"))
-        check_choice("precision", self.precision, ("float32", "bfloat16", "float16"))
-        if self.tracker is not None:
-            check_choice("tracker", self.tracker, ("tensorboard", "wandb"))
-        self._check(["lr"], lambda value: value > 0, "positive")
-        self._check_range("workers", 0, _MOST_WORKERS)
-        self._check_range("chunk_size", 1, 10**9)
-        not_negative = ["warmup_epochs", "checkpoint_minutes"]
-        self._check(not_negative, lambda value: value >= 0, "0 or more")
-        self._check(["crop_scale"], lambda value: 0 < value <= 1, "in (0, 1]")
-
     @classmethod
     def recipe(cls, name: str, **changes: Any) -> "TrainConfig":
         """The settings of ``data/recipes.toml`` under a name, with some of them changed.
@@ -238,82 +215,52 @@ class TrainConfig(BaseConfig):
         Raises:
             SobookError: no recipe has that name.
         """
-        if name == "paper":
-            return cls.from_dict({**_paper_recipe(), **changes})
-        check_choice("recipe", name, [*recipes(), "paper"])
+        check_choice("recipe", name, recipes())
         return cls.from_toml(recipes()[name]).replace(**changes)
 
     def differences(self, other: "TrainConfig") -> dict[str, tuple[Any, Any]]:
         """Fields that shape the result and differ: {name: (own value, other's value)}."""
         mine, theirs = self.to_dict(), other.to_dict()
-        names = [name for name in mine if name not in _NOT_IDENTITY]
+        names = [name for name in mine if name not in NOT_IN_KEY]
         return {name: (mine[name], theirs[name]) for name in names if mine[name] != theirs[name]}
 
-    def folder(self) -> Path:
-        """The run folder: `run_dir`, or a name made from the settings."""
+    def folder(self, key: str | None = None) -> Path:
+        """The run folder: `run_dir`, or a name made from the settings and their `run_key`."""
         if self.run_dir is not None:
             return Path(self.run_dir).expanduser()
         loss = f"so{self.so_weight:g}" if self.so_weight else "pa"
-        encoder = self.encoder.replace("/", "-").replace(":", "-")  # of "hf-hub:timm/…"
-        name = f"{self.dataset}-{encoder}-{loss}-seed{self.seed}-{run_key(self)[:8]}"
+        encoder = self.encoder.replace("/", "-").replace(":", "-")  # hf-hub:timm/…
+        name = f"{self.dataset}-{encoder}-{loss}-seed{self.seed}-{(key or run_key(self))[:8]}"
         return files.data_root() / "runs" / name
 
 
-def identity(config: BaseConfig) -> dict[str, Any]:
-    """Everything that shapes the result of a run; two runs of equal identity are the same run.
+def run_key(config: BaseConfig, sets: dict[str, ImageSet] | None = None) -> str:
+    """A short hash of everything that shapes the result: the name of a run, or of its result.
 
-    These are all fields but those that say where data lie and how a run computes, defaults
-    included, so that a default that changes does not bring back old results. For pictures of
-    one's own ("folder") the content takes the place of the folder's name.
+    It covers all fields except those that say where the data lie and how a run computes. Defaults
+    are included, so that a changed default does not bring back old results. For a folder of
+    pictures, classes and digests of the pictures take the place of the folder's name.
 
-    Returns:
-        Plain values: the name of the config's class, `SCHEMA`, the fields, and "content".
+    Args:
+        config: the settings.
+        sets: all parts of the data set, where they are loaded already; only read for "folder".
     """
-    fields = {k: v for k, v in config.to_dict().items() if k not in _NOT_IDENTITY}
-    content = _listing_hash(config.root) if config.dataset == "folder" else None
-    return {"config": type(config).__name__, "schema": SCHEMA, **fields, "content": content}
-
-
-def run_key(config: BaseConfig) -> str:
-    """A short hash of the identity: the one name of a run, for its folder or its result."""
-    text = json.dumps(identity(config), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _listing_hash(root: str | None) -> str:
-    """Hash of relative paths and sizes of a folder's pictures: content, without reading it."""
-    if root is None:  # not the folder one happens to be in
-        raise SobookError("'folder' needs root, the folder that holds one folder for each class.")
-    base, lines = Path(root).expanduser(), []
-    for file in pictures.walk(base)[0] if base.is_dir() else ():
-        name = unicodedata.normalize("NFC", file.relative_to(base).as_posix())  # as on any system
-        lines.append(f"{name}|{file.stat().st_size}")
-    listing = "\n".join(sorted(lines)).encode(errors="surrogatepass")  # names are any bytes
-    return hashlib.sha256(listing).hexdigest()[:12]
+    fields = {k: v for k, v in config.to_dict().items() if k not in NOT_IN_KEY}
+    content = None
+    if config.dataset == "folder" and Path(config.root or "").expanduser().is_dir():
+        sets = sets or image_sets.load_splits("folder", **config.load_options)
+        content = {
+            part: [images.class_names, images.labels.tolist(), pictures.digests(images.paths)]
+            for part, images in sets.items()
+        }
+    kind = type(config).__name__
+    values = {"config": kind, "schema": SCHEMA, **fields, "content": content}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @cache
 def recipes() -> dict[str, dict]:
     """``data/recipes.toml``: name → the settings in which it differs from the defaults."""
-    file = files.shipped("recipes.toml")
-    text = files.read_toml(file)
-    try:
-        shared = {"deit_small": text.pop("deit_small"), "deit_tiny": text.pop("deit_tiny")}
-        return {name: {**shared[own.pop("like")], **own} for name, own in text.items()}
-    except (AttributeError, KeyError, TypeError) as error:  # it was edited
-        raise SobookError(
-            f"{file}: every recipe is a table with like = deit_small or deit_tiny ({error})."
-        ) from None
-
-
-def _paper_recipe() -> dict[str, Any]:
-    """The settings of ``data/paper.toml``, once somebody has filled them in."""
-    settings = files.read_toml(files.shipped("paper.toml"))
-    if unknown := [name for name, value in settings.items() if value == ""]:
-        raise SobookError(
-            "the paper's own settings are not known to us; fill in data/paper.toml to train with "
-            f"them. Missing: {', '.join(unknown)}."
-        )
-    if not settings.pop("unit_proxies"):
-        raise SobookError("data/paper.toml: SO is implemented for proxies of unit length only.")
-    return settings
+    tables = files.read_toml(files.shipped("recipes.toml"))
+    shared = {name: tables.pop(name) for name in ("deit_small", "deit_tiny")}
+    return {name: {**shared[own.pop("like")], **own} for name, own in tables.items()}

@@ -6,9 +6,9 @@ Notation: N images, F features of the backbone, D embedding dimension, C classes
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 
 from sobook import baselines, geometry
 from sobook.data import image_sets
+from sobook.data.image_sets import ImageSet
 from sobook.data.loader import batch_plan
 from sobook.embedding import embed
 from sobook.encoder import Encoder, make_head
@@ -26,8 +27,7 @@ from sobook.errors import SobookError, check_choice
 from sobook.losses import ProxyAnchor, SoftOrthogonalityOnPairs, SoftOrthogonalProxyAnchor
 from sobook.retrieval import evaluate, nearest_neighbors
 from sobook.training.config import BaseConfig
-from sobook.training.loop import Trainer, loss_rates
-from sobook.training.plan import Data
+from sobook.training.loop import Data, Trainer, loss_rates
 from sobook.training.processes import Processes, choose_device
 
 
@@ -51,8 +51,6 @@ class HeadConfig(BaseConfig):
     so_pairs_fraction: float = 1.0
     """Fraction of the class pairs, drawn by the seed, that soft orthogonality acts on."""
 
-    label_noise: float = 0.0
-    """Fraction of the training images whose label is replaced by another training class."""
     max_images_per_class: int | None = None
     """Images of each training class that are used; None: all."""
 
@@ -60,26 +58,25 @@ class HeadConfig(BaseConfig):
         super().__post_init__()
         check_choice("loss", self.loss, ("proxy_anchor", *baselines.LOSSES))
         check_choice("regularizer", self.regularizer, ("none", *baselines.REGULARIZERS))
-        self._check(["label_noise"], lambda value: 0 <= value < 1, "in [0, 1)")
-        self._check(["so_pairs_fraction"], lambda value: 0 < value <= 1, "in (0, 1]")
-        self._check_range("max_images_per_class", 1, 10**9)
-        self._check(["batch_size"], lambda value: value >= 2, "at least 2")
+        if self.batch_size < 2:
+            raise SobookError(f"batch_size is {self.batch_size}: it must be at least 2.")
         if self.loss_options and self.loss == "proxy_anchor":
             raise SobookError(f"loss_options are {self.loss_options}, but no other loss is chosen.")
 
 
 def check(config: HeadConfig) -> None:
-    """Refuse what would stop `fit_head`: device, loss, encoder and data.
-
-    Raises:
-        SobookError: the first that is not right.
-    """
+    """Refuse what would stop `fit_head`: device, loss, encoder or data (`SobookError`)."""
     choose_device(config.device)
     if config.loss != "proxy_anchor":
         baselines.make(config.loss, 2, 2, **config.loss_options)
     Encoder.create(config.encoder, **config.encoder_options)
-    held_out, most = config.validation_fraction > 0, config.max_images_per_class
-    Data.load(config, hold_out=held_out, most_per_class=most)
+    Data.check(config, _sets(_source(config)), hold_out=config.validation_fraction > 0)
+
+
+def notes(config: BaseConfig) -> list[str]:
+    """What a reader of any number made from a config's data has to know."""
+    sets = _sets(_source(config)).values()
+    return list(dict.fromkeys(note for images in sets for note in images.notes))
 
 
 def fit_head(config: HeadConfig) -> dict[str, float]:
@@ -100,20 +97,27 @@ def fit_head(config: HeadConfig) -> dict[str, float]:
             train_set, config.validation_fraction, config.seed, at_least=2
         )
         for name, part in (("train", train_set), ("validation", validation_set)):
+            assert part.origin is not None
             inputs[name] = features[part.origin[1]]
-    everything, train_labels = inputs["train"], torch.from_numpy(train_set.labels)
-    inputs["train"], labels, unused = corrupt(everything, train_labels, config)
+    all_labels = torch.from_numpy(train_set.labels)
+    used, unused = _draw_images(train_set.labels, config)
+    inputs["unused"], inputs["train"] = inputs["train"][unused], inputs["train"][used]
+    labels = all_labels[used]
     inputs = {name: part.to(device) for name, part in inputs.items()}
 
     torch.manual_seed(config.seed)  # only now: embedding for the first time draws too
     model = _UnitHead(features.shape[1], config.dim)
-    loss = _make_loss(config, train_set.num_classes, config.dim or features.shape[1])
+    loss: Any = _make_loss(config, train_set.num_classes, config.dim or features.shape[1])
     if config.so_pairs_fraction < 1:
         loss.so_pairs = _draw_pairs(train_set.num_classes, config).to(device)
-    batches = list(_batches(labels.numpy(), config))
+    shape = (config.batch_size, config.images_per_class)
+    plans = [  # as for images
+        batch_plan(np.random.default_rng([config.seed, epoch]), labels.numpy(), *shape)
+        for epoch in range(1, config.epochs + 1)
+    ]
+    batches = torch.from_numpy(np.concatenate(plans))  # (steps, B) rows
     rates = [(model.parameters(), config.head_lr), *loss_rates(loss, config)]
-    processes = Processes(device)
-    trainer = Trainer(model, loss, rates, config, steps=len(batches), processes=processes)
+    trainer = Trainer(model, loss, rates, config, steps=len(batches), processes=Processes(device))
     labels = labels.to(device)
     for step, rows in enumerate(batches):
         trainer.step(step, inputs["train"][rows], labels[rows])
@@ -122,13 +126,13 @@ def fit_head(config: HeadConfig) -> dict[str, float]:
         embeddings = {name: model(part).cpu() for name, part in inputs.items()}
         proxies = baselines.class_vectors(loss)
     result = evaluate(embeddings["test"], test_set.labels)
-    measured: dict[str, float] = {f"recall_at_{k}": recall for k, recall in result.recall.items()}
+    measured: dict[str, Any] = {f"recall_at_{k}": recall for k, recall in result.recall.items()}
     measured |= {"map_at_r": result.map_at_r, "r_precision": result.r_precision}
     if validation_set is not None:
-        selected = evaluate(embeddings["validation"], validation_set.labels, ks=(1,))
-        measured["validation_recall_at_1"] = selected.recall[1]
-        frozen = evaluate(inputs["validation"].cpu().numpy(), validation_set.labels, ks=(1,))
-        measured["frozen_validation_recall_at_1"] = frozen.recall[1]
+        parts = {"": embeddings["validation"], "frozen_": inputs["validation"].cpu()}
+        for name, rows in parts.items():
+            recall = evaluate(rows, validation_set.labels, ks=(1,)).recall[1]
+            measured[f"{name}validation_recall_at_1"] = recall
     measured["frozen_recall_at_1"] = _frozen_recall(source)
     measured["train_classes"] = train_set.num_classes
     if proxies is not None:
@@ -138,11 +142,9 @@ def fit_head(config: HeadConfig) -> dict[str, float]:
         measured["recall_without_common"] = without.recall[1]
     if isinstance(loss, ProxyAnchor):
         measured["threshold_at_end"] = torch.as_tensor(loss.threshold).item()
-    if config.so_pairs_fraction < 1:
-        with torch.inference_mode():
-            unseen = model(everything[unused].to(device)).cpu()
+    if config.so_pairs_fraction < 1 and proxies is not None:
         pairs = loss.so_pairs.cpu()
-        measured |= treated_pairs(proxies, pairs, unseen, train_labels[unused])
+        measured |= treated_pairs(proxies, pairs, embeddings["unused"], all_labels[unused])
     return {name: round(float(value), 6) for name, value in measured.items()}
 
 
@@ -165,10 +167,10 @@ def _without_common_mode(proxies: Tensor, embeddings: Tensor) -> Tensor:
 def _draw_pairs(num_classes: int, config: HeadConfig) -> Tensor:
     """(C, C) bool: a random part of the pairs of classes, the same for every method of a seed."""
     rows, columns = np.triu_indices(num_classes, k=1)
-    rng = np.random.default_rng([config.seed, 11])
-    some = rng.permutation(len(rows))[: round(config.so_pairs_fraction * len(rows))]
+    order = np.random.default_rng([config.seed, 11]).permutation(len(rows))
+    chosen = order[: round(config.so_pairs_fraction * len(rows))]
     pairs = torch.zeros(num_classes, num_classes, dtype=torch.bool)
-    pairs[rows[some], columns[some]] = True
+    pairs[rows[chosen], columns[chosen]] = True
     return pairs | pairs.T
 
 
@@ -195,7 +197,7 @@ def treated_pairs(
     nearest = torch.from_numpy(nearest_neighbors(embeddings.numpy(), 1)[1][:, 0])  # (N,)
     own, other = labels, labels[nearest]
     off_diagonal = ~torch.eye(len(proxies), dtype=torch.bool)
-    measured = {}
+    measured: dict[str, Any] = {}
     for name, chosen in (("treated", pairs), ("untreated", ~pairs & off_diagonal)):
         cosines = (unit @ unit.T)[chosen]
         measured[f"{name}_rms_cosine"] = cosines.square().mean().sqrt()
@@ -209,6 +211,7 @@ def treated_pairs(
 def geometry_columns(proxies) -> dict[str, float]:
     """What a results table says of a set of proxies (C, D)."""
     shape = geometry.describe(proxies)
+    classes = shape.num_classes
     return {
         "rms_cosine": shape.rms_cosine,
         "mean_cosine": shape.mean_cosine,
@@ -217,7 +220,8 @@ def geometry_columns(proxies) -> dict[str, float]:
         "rms_floor": shape.rms_floor,
         "welch_bound": shape.welch_bound,
         "rms_cosine_centered": shape.rms_cosine_centered,
-        "mean_proxy_length": float(np.linalg.norm(geometry.unit_rows(proxies).mean(axis=0))),
+        # ‖Σp̂/C‖² is the mean of all C² cosines, C of which are ones.
+        "mean_proxy_length": max(0.0, (1 + (classes - 1) * shape.mean_cosine) / classes) ** 0.5,
         "common_mode_share": shape.common_mode_share,
     }
 
@@ -231,14 +235,6 @@ class _UnitHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return F.normalize(self.head(features), dim=1)
-
-
-def _batches(labels: np.ndarray, config: HeadConfig) -> Iterator[Tensor]:
-    """(B,) rows of every batch of all epochs, drawn as for images."""
-    for epoch in range(1, config.epochs + 1):
-        rng = np.random.default_rng([config.seed, epoch])
-        plan = batch_plan(rng, labels, config.batch_size, config.images_per_class)
-        yield from torch.from_numpy(plan)
 
 
 class _Center(nn.Module):
@@ -262,25 +258,13 @@ def _make_loss(config: HeadConfig, num_classes: int, dim: int) -> nn.Module:
     return loss
 
 
-def corrupt(
-    features: Tensor, labels: Tensor, config: HeadConfig
-) -> tuple[Tensor, Tensor, np.ndarray]:
-    """Fewer images per class, and wrong labels, where the settings ask for them.
-
-    Features (N, F) and labels (N,) come back in another order, with the rows that are left out.
-    """
-    rng = np.random.default_rng([config.seed, 7])
-    order = rng.permutation(len(labels))
+def _draw_images(labels: np.ndarray, config: HeadConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the images that are trained on, in another order, and of those left out."""
+    order = np.random.default_rng([config.seed, 7]).permutation(len(labels))
     if config.max_images_per_class is not None:
-        by_class = pd.Series(order).groupby(labels.numpy()[order])
+        by_class = pd.Series(order).groupby(labels[order])
         order = np.array(by_class.head(config.max_images_per_class))
-    unused = np.setdiff1d(np.arange(len(labels)), order)
-    features, labels = features[order], labels[order].clone()
-    wrong = rng.permutation(len(labels))[: round(config.label_noise * len(labels))]
-    classes = int(labels.max()) + 1
-    shift = torch.from_numpy(rng.integers(1, classes, len(wrong)))
-    labels[wrong] = (labels[wrong] + shift) % classes  # never its own class
-    return features, labels, unused
+    return order, np.setdiff1d(np.arange(len(labels)), order)
 
 
 def _source(config: BaseConfig) -> str:
@@ -291,10 +275,16 @@ def _source(config: BaseConfig) -> str:
 
 
 @lru_cache(maxsize=8)
-def _features(source: str, split: str) -> tuple[image_sets.ImageSet, Tensor]:
+def _sets(source: str) -> dict[str, ImageSet]:
+    config = HeadConfig(**json.loads(source))
+    return image_sets.load_splits(config.dataset, **config.load_options)
+
+
+@lru_cache(maxsize=8)
+def _features(source: str, split: str) -> tuple[ImageSet, Tensor]:
     """A split and the (N, F) frozen features of its images."""
     config = HeadConfig(**json.loads(source))
-    image_set = image_sets.load(config.dataset, split, **config.load_options)
+    image_set = _sets(source)[split]
     encoder = Encoder.create(config.encoder, **config.encoder_options)
     encoder = encoder.to(choose_device(config.device))
     return image_set, torch.from_numpy(embed(encoder, image_set, progress=False))

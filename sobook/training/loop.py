@@ -1,257 +1,302 @@
 """The training loop: a config in, a run folder out, on one device or on many.
 
-Read `fit`, `FineTuning.train`, `FineTuning.epoch`, `Trainer.step`. A run that was stopped, at any
-moment, resumes and ends with the weights of one that never was: batches depend on (seed, epoch,
-batch) alone, random numbers and rates on the step alone; `resume.safetensors` holds the rest.
+Read `fit`, `_train`, `_train_epoch`, `Trainer.step`. A run that was stopped at any moment resumes
+and ends with the weights of one that was never stopped: batches depend on (seed, epoch, batch)
+alone, random numbers and rates on the step alone; `resume.safetensors` holds the rest.
 """
 
+import atexit
 import contextlib
 import math
 import time
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 
-from sobook import geometry
+from sobook import retrieval
 from sobook.data import image_sets, loader, pixels
+from sobook.data.image_sets import ImageSet
 from sobook.encoder import Encoder
 from sobook.errors import SobookError, TrainingError
 from sobook.losses import SoftOrthogonalProxyAnchor
 from sobook.retrieval import Retrieval, evaluate
-from sobook.training import processes as distributed, run as run_folder
 from sobook.training.config import BaseConfig, TrainConfig
-from sobook.training.mirror import Mirror
-from sobook.training.plan import check_retrievable, make_plan, training_side, wanted_ks
-from sobook.training.processes import Processes
+from sobook.training.processes import Processes, choose_device, join
 from sobook.training.run import Run
-from sobook.training.tracker import Tracker
+
+AfterEpoch = Callable[[int, Encoder], object]
 
 
-def fit(config: TrainConfig, *, progress: bool = True) -> Run:
+def fit(
+    config: TrainConfig, *, progress: bool = True, after_epoch: AfterEpoch | None = None
+) -> Run:
     """Train, or resume training, or, when the run is finished already, just open it.
 
-    On several devices start it by ``accelerate launch -m sobook train …``, or from a notebook by
-    ``accelerate.notebook_launcher(fit, (config,))``; every process needs to see the run folder.
+    On several devices start it by ``torchrun --nproc_per_node 2 -m sobook train …``; every process
+    needs to see the run folder.
 
     Args:
         config: the settings.
-        progress: show a bar.
+        progress: print what the run is, and show a bar.
+        after_epoch: called with the number of every epoch and the encoder.
 
     Returns:
         The finished `Run`: the epoch kept by `config.selection` evaluated on the test classes.
 
     Raises:
         SobookError: settings or data that make no sense together.
-        RunError: the folder belongs to a run with other settings, or cannot be written.
-        TrainingError: the loss became NaN or infinite, memory ran out, a process died.
+        RunError: the folder belongs to a run with other settings.
+        TrainingError: the loss became NaN or infinite.
     """
-    if not isinstance(config, TrainConfig):
-        raise SobookError(f"fit takes a TrainConfig, not {type(config).__name__}.")
-    run = run_folder.find(config) or Run(config.folder(), config)
+    run = Run.open(config)
     if run.finished:
-        Mirror(run).keep()  # where the last copy failed
+        run.mirror()  # in case the last copy failed
         return run
-    with distributed.plain_errors(run.path):
-        processes = distributed.join(config)
-        # What cannot work fails here, before there is a folder.
-        training = FineTuning(run, processes)
-        with run_folder.held(run.path) if processes.is_main else contextlib.nullcontext():
-            if processes.is_main:
-                training.copies.restore()
-                run_folder.create(config)
-            processes.wait()
-            if not run.finished:  # else another program has trained it meanwhile
-                training.train(progress and processes.is_main)
-            processes.wait()  # nobody reads, or leaves, before the main process has written
-        processes.leave()
+    processes = join(config.device)
+    data, trainer = prepare(config, run.sets, processes)
+    progress = progress and processes.is_main
+    if progress:
+        print(data)
+    with run.locked():
+        processes.wait()
+        if not run.finished:  # else another program has trained it meanwhile
+            run.resume(trainer)
+            processes.wait()  # nobody writes before everybody has read
+            _train(run, data, trainer, progress, after_epoch)
+        processes.wait()  # nobody leaves before the main process has written
     return run
 
 
-class FineTuning:
-    """A run while it trains: its data, the trainer, and what it writes down."""
+@dataclass(frozen=True)
+class Data:
+    """The image sets of a run, checked against its settings; made by `Data.check`.
 
-    def __init__(self, run: Run, processes: Processes):
-        config = run.config
-        self.run, self.config, self.processes = run, config, processes
-        self.copies = Mirror(run)
-        torch.manual_seed(config.seed)  # the same start on every process
-        plan = make_plan(config, processes.device)
-        self.encoder, self.steps_per_epoch = plan.encoder, plan.data.batches
-        self.train_set, self.validation_set = plan.data.train, plan.data.validation
-        self.loss = SoftOrthogonalProxyAnchor(
-            self.train_set.num_classes, self.encoder.dim, **config.loss_settings
+    Attributes:
+        train, validation: the training images, without and of the classes held out.
+        test: the test images; for In-Shop query and gallery.
+        ks: the Ks of Recall@K that will be reported on the test images.
+        batches: per epoch.
+        notes: on all of them.
+    """
+
+    train: ImageSet
+    validation: ImageSet | None
+    test: tuple[ImageSet, ...]
+    ks: tuple[int, ...]
+    batches: int
+    notes: tuple[str, ...]
+
+    @classmethod
+    def check(cls, config: BaseConfig, sets: dict[str, ImageSet], *, hold_out: bool) -> "Data":
+        """Check all parts of a data set against batches, Ks and, if asked for, a hold-out.
+
+        Raises:
+            SobookError: too few classes or images for these settings.
+        """
+        train, test = sets["train"], [sets[n] for n in image_sets.test_splits(config.dataset)]
+        notes = tuple(dict.fromkeys(note for part in sets.values() for note in part.notes))
+        validation = None
+        if hold_out:
+            train, validation = image_sets.hold_out(
+                train, config.validation_fraction, config.seed, at_least=2
+            )
+            check_retrievable([validation], (1,))
+        if train.num_classes < 2:
+            raise SobookError(
+                f"{train.name} train has {train.num_classes} class: training needs at least 2."
+            )
+        ks = check_retrievable(test, wanted_ks(config.dataset))
+        rng = np.random.default_rng(0)
+        plan = loader.batch_plan(rng, train.labels, config.batch_size, config.images_per_class)
+        return cls(train, validation, tuple(test), ks, len(plan), notes)
+
+    def __str__(self) -> str:
+        parts = [part for part in (self.train, self.validation, *self.test) if part is not None]
+        lines = [
+            f"{part.split}: {len(part):,} images of {part.num_classes:,} classes, "
+            f"{part.class_names[0]} … {part.class_names[-1]}"
+            for part in parts
+        ]
+        ks = ", ".join(map(str, self.ks))
+        return "\n".join([*lines, f"{self.batches:,} batches per epoch; Recall@K for K = {ks}"])
+
+
+def wanted_ks(dataset: str) -> tuple[int, ...]:
+    """The Ks that the literature reports on a data set; those that fit are reported."""
+    return {"sop": (1, 10, 100, 1000), "inshop": (1, 10, 20, 30)}.get(dataset, retrieval.KS)
+
+
+def check_retrievable(sets: Sequence[ImageSet], ks: tuple[int, ...]) -> tuple[int, ...]:
+    """Those of the Ks that fit; `sets` are images that search each other, or query and gallery.
+
+    Raises:
+        SobookError: fewer than two classes, or no two images of one.
+    """
+    available = len(sets[-1]) - (len(sets) == 1)
+    try:
+        labels = [part.labels for part in sets]
+        return retrieval.check_labels(*labels, ks=retrieval.fitting(ks, available))[0]
+    except SobookError as error:
+        raise SobookError(f"{sets[0].name} {sets[0].split}: {error}") from None
+
+
+def prepare(
+    config: TrainConfig, sets: dict[str, ImageSet], processes: Processes
+) -> tuple[Data, "Trainer"]:
+    """Everything that a run needs before its first step; `SobookError` for what would stop it."""
+    torch.manual_seed(config.seed)  # the same start on every process
+    encoder = Encoder.create(config.encoder, dim=config.dim, **config.encoder_options)
+    if config.gradient_checkpointing:
+        encoder.backbone.set_grad_checkpointing()
+    if config.chunk_size and any(isinstance(part, _BatchNorm) for part in encoder.modules()):
+        raise SobookError(
+            f"chunk_size is {config.chunk_size}, but {config.encoder} has batch normalization, "
+            "which would see chunks and not batches: use gradient_checkpointing."
         )
-        self.trainer = Trainer(
-            self.encoder,
-            self.loss,
-            [
-                (self.encoder.backbone.parameters(), config.lr),
-                (self.encoder.head.parameters(), config.head_lr),
-                *loss_rates(self.loss, config),
-            ],
-            config,
-            steps=config.epochs * self.steps_per_epoch,
-            processes=processes,
-        )
-        self.best: dict[str, Any] = {"epoch": None, "recall": None}
-        self.saved = time.monotonic()
-        self.tracker: Tracker | None = None
-        self.bar = tqdm(disable=True)
+    if config.compile:
+        encoder.backbone.compile()  # in place: names of the weights stay
+    data = Data.check(config, sets, hold_out=config.selection == "validation")
+    loss = SoftOrthogonalProxyAnchor(data.train.num_classes, encoder.dim, **config.loss_settings)
+    rates = [
+        (encoder.backbone.parameters(), config.lr),
+        (encoder.head.parameters(), config.head_lr),
+        *loss_rates(loss, config),
+    ]
+    steps = config.epochs * data.batches
+    return data, Trainer(encoder, loss, rates, config, steps=steps, processes=processes)
 
-    def _batches(self, epoch: int) -> loader.TrainingBatches:
-        config = self.config
-        return loader.TrainingBatches(
-            self.pixels,
-            self.train_set.labels,
-            image_size=self.encoder.image_size,
-            batch_size=config.batch_size,
-            images_per_class=config.images_per_class,
-            crop_scale=config.crop_scale,
-            seed=config.seed,
-            epoch=epoch,
-            local_slice=self.processes.local_slice(config.batch_size),
-        )
 
-    def train(self, progress: bool) -> None:
-        """All epochs that are still to come, then the evaluation on the test classes."""
-        config, run, processes = self.config, self.run, self.processes
-        side = training_side(self.encoder)
-        self.pixels = pixels.decode(
-            self.train_set, side, enlarge=False, budget=pixels.RAW_BUDGET, progress=False
-        )
-        if config.tracker and processes.is_main:
-            self.tracker = Tracker(config, run.path)
-        first, start = self._resume()
-        processes.wait()  # nobody writes before everybody has read
-        with tqdm(
-            total=config.epochs * self.steps_per_epoch * config.batch_size,
-            initial=((first - 1) * self.steps_per_epoch + start) * config.batch_size,
-            desc=run.path.name[:40],
-            unit="img",
-            disable=None if progress else True,
-        ) as self.bar:
-            for epoch in range(first, config.epochs + 1):
-                self.epoch(epoch, start if epoch == first else 0)
-        processes.wait()
-        encoder = run.encoder().to(processes.device)  # the epoch that was kept
-        retrieval = evaluate_run(config, encoder, processes, progress=progress)
-        if processes.is_main:
-            parts = image_sets.load_splits(config.dataset, **config.load_options)
-            notes = list(dict.fromkeys(note for part in parts.values() for note in part.notes))
-            if left_out := set(wanted_ks(config.dataset)) - set(retrieval.ks):
-                fewer = ", ".join(map(str, sorted(left_out)))
-                notes.append(f"no Recall@K for K = {fewer}: a query can find fewer images")
-            if config.selection == "test":
-                notes.append("peeking: the epoch was chosen on the test classes")
-            if self.pixels.as_jpeg:
-                notes.append("trained on pixels kept as JPEG of quality 95, for their size")
-            run_folder.write_retrieval(run.path, retrieval, notes)
-            self.copies.keep()
-        if self.tracker:
-            self.tracker.close()
+def _train(
+    run: Run, data: Data, trainer: "Trainer", progress: bool, after_epoch: AfterEpoch | None
+) -> None:
+    """All epochs that are still to come, then the evaluation on the test classes."""
+    config, encoder, processes = run.config, trainer.model, trainer.processes
+    side = round(1.5 * encoder.image_size)  # a crop of a fifth of the area is not enlarged much
+    source = pixels.decode(
+        data.train, side, enlarge=False, budget=pixels.RAW_BUDGET, progress=False
+    )
+    facts = {
+        "class_names": list(data.train.class_names),
+        "validation_classes": list(data.validation.class_names) if data.validation else [],
+        "test_classes": list(data.test[0].class_names),
+        "train_images": len(data.train),
+        "notes": list(data.notes),
+        "device": str(processes.device),
+        "processes": processes.count,
+    }
+    names = ("batch_size", "images_per_class", "crop_scale", "seed")
+    settings: dict[str, Any] = {name: getattr(config, name) for name in names}
+    settings["image_size"] = encoder.image_size
+    settings["local_slice"] = processes.local_slice(config.batch_size)
+    done = (max(run.progress.epoch, 1) - 1) * data.batches + run.progress.batch
+    bar = tqdm(
+        total=config.epochs * data.batches * config.batch_size,
+        initial=done * config.batch_size,
+        desc=run.path.name[:40],
+        unit="img",
+        disable=None if progress else True,
+    )
+    if run.writes:
+        run.track = _tracker(config, run.path)
+    with bar:
+        for epoch in range(run.progress.epoch, config.epochs + 1):
+            losses = {}
+            if epoch > 0:  # epoch 0 is the state before training
+                batches = loader.TrainingBatches(source, data.train.labels, epoch=epoch, **settings)
+                losses = _train_epoch(run, trainer, batches, epoch, bar)
+            recall = _select(run, data, trainer)
+            run.save(epoch, trainer, recall=recall, losses=losses, facts=facts)
+            if after_epoch is not None:
+                after_epoch(epoch, encoder)
+    processes.wait()
+    best = run.encoder().to(processes.device)
+    result = evaluate_run(config, best, processes, sets=run.sets, progress=progress)
+    notes = list(data.notes)
+    if left_out := set(wanted_ks(config.dataset)) - set(result.ks):
+        fewer = ", ".join(map(str, sorted(left_out)))
+        notes.append(f"no Recall@K for K = {fewer}: a query can find fewer images")
+    if config.selection == "test":
+        notes.append("peeking: the epoch was chosen on the test classes")
+    if source.as_jpeg:
+        notes.append("trained on pixels kept as JPEG of quality 95, for their size")
+    run.finish(result, notes)
 
-    def epoch(self, epoch: int, start: int = 0) -> None:
-        """One pass over the images from batch `start`, then validate and write down."""
-        config = self.config
-        self.encoder.train()
-        # Warming up, only head and proxies learn.
-        self.encoder.backbone.requires_grad_(epoch > config.warmup_epochs)
-        batches = loader.training_loader(self._batches(epoch), workers=config.workers, start=start)
-        began = time.perf_counter()
-        for batch, (images, labels) in enumerate(batches, start=start):
-            step = (epoch - 1) * self.steps_per_epoch + batch
-            # Dropout and the like depend on the step, not on what was drawn before it.
-            torch.manual_seed(loader.mix_seeds(config.seed, step, self.processes.rank))
-            parts = self.trainer.step(step, images, labels)
-            if self.processes.is_main:
-                self._log({"kind": "step", "epoch": epoch, "step": step, **parts}, step)
-                self._advance_bar(parts)
-            if time.monotonic() - self.saved >= 60 * config.checkpoint_minutes:
-                self._save(epoch, batch + 1)
-        self._finish_epoch(epoch, time.perf_counter() - began, self.steps_per_epoch - start)
 
-    def _finish_epoch(self, epoch: int, seconds: float, steps: int) -> None:
-        recall, best = self._selection_recall(), self.best["recall"]
-        if better := recall is None or best is None or recall > best:
-            self.best = {"epoch": epoch, "recall": recall}
-        if self.processes.is_main:
-            if better:
-                self._write_checkpoint()
-            line: dict[str, Any] = {"kind": "epoch", "epoch": epoch, "seconds": round(seconds, 3)}
-            if epoch > 0:
-                line["images_per_second"] = round(
-                    steps * self.config.batch_size / max(seconds, 1e-3), 1
-                )
-                line |= run_folder.epoch_means(self.run, epoch)
-            if recall is not None:
-                line["recall_at_1"] = recall
-            shape = geometry.describe(self.loss.proxies)
-            line |= {"rms_cosine": shape.rms_cosine, "coherence": shape.coherence}
-            line["threshold"] = torch.as_tensor(self.loss.threshold).item()
-            self._log(line, epoch * self.steps_per_epoch)
-            run_folder.write_proxies(self.run.path, epoch, self.loss.proxies)
-        self._save(epoch + 1, 0)
+def _train_epoch(
+    run: Run, trainer: "Trainer", batches: loader.TrainingBatches, epoch: int, bar: tqdm
+) -> dict[str, float]:
+    """One pass over the images, from the batch at which the run resumes.
 
-    def _selection_recall(self) -> float | None:
-        """Recall@1 that selects the epoch, in float32 as at the end; None: keep the last epoch."""
-        if self.config.selection == "test":
-            return evaluate_run(self.config, self.encoder, self.processes, cache=False).recall[1]
-        if self.validation_set is None:
-            return None
-        embeddings = self.processes.embed(self.encoder, self.validation_set, cache=False)
-        return evaluate(embeddings, self.validation_set.labels, ks=(1,)).recall[1]
+    Returns:
+        Speed, and means over all batches of the epoch, those before an interruption included.
+    """
+    config, at, count = run.config, run.progress, len(batches)
+    trainer.model.train()
+    # Warming up, only head and proxies learn.
+    trainer.model.backbone.requires_grad_(epoch > config.warmup_epochs)
+    began, start, saved = time.perf_counter(), at.batch, time.monotonic()
+    ahead = loader.training_loader(batches, workers=config.workers, start=start)
+    for batch, (images, labels) in enumerate(ahead, start=start):
+        step = (epoch - 1) * count + batch
+        # Dropout and the like depend on the step, not on what was drawn before it.
+        torch.manual_seed(loader.mix_seeds(config.seed, step, trainer.processes.rank))
+        losses = trainer.step(step, images, labels)
+        run.log({"kind": "step", "epoch": epoch, "step": step, **losses})
+        at.batch = batch + 1
+        for name, value in losses.items():
+            at.sums[name] = at.sums.get(name, 0.0) + value
+        text = f"PA {losses['proxy_anchor']:.2f} SO {losses['soft_orthogonality']:.4f}"
+        if at.best_recall is not None:
+            text += f" R@1 {at.best_recall:.3f}"
+        bar.set_postfix_str(text, refresh=False)
+        bar.update(config.batch_size)
+        if time.monotonic() - saved >= 60 * config.checkpoint_minutes:
+            run.save_resume(trainer)
+            saved = time.monotonic()
+    seconds = time.perf_counter() - began
+    speed = (count - start) * config.batch_size / max(seconds, 1e-3)
+    means = {name: total / count for name, total in at.sums.items()}
+    return {"seconds": round(seconds, 3), "images_per_second": round(speed, 1), **means}
 
-    def _log(self, line: dict[str, Any], step: int) -> None:
-        run_folder.append_metrics(self.run.path, line)
-        if self.tracker:
-            values = {f"{line['kind']}/{name}": line[name] for name in line if name != "kind"}
-            self.tracker.log(values, step)
 
-    def _advance_bar(self, parts: dict[str, float]) -> None:
-        text = f"PA {parts['proxy_anchor']:.2f} SO {parts['soft_orthogonality']:.4f}"
-        if self.best["recall"] is not None:
-            text += f" R@1 {self.best['recall']:.3f}"
-        self.bar.set_postfix_str(text, refresh=False)
-        self.bar.update(self.config.batch_size)
+def _select(run: Run, data: Data, trainer: "Trainer") -> float | None:
+    """Recall@1 that selects the epoch, in float32 as at the end; None: keep the last epoch."""
+    encoder, processes = trainer.model, trainer.processes
+    if run.config.selection == "test":
+        return evaluate_run(run.config, encoder, processes, sets=run.sets, cache=False).recall[1]
+    if data.validation is None:
+        return None
+    rows = processes.embed(encoder, data.validation, cache=False)
+    return evaluate(rows, data.validation.labels, ks=(1,)).recall[1]
 
-    def _write_checkpoint(self) -> None:
-        state = {
-            "selected_epoch": self.best["epoch"],
-            "selection_recall_at_1": self.best["recall"],
-            "encoder": self.encoder.settings(),
-            "class_names": list(self.train_set.class_names),
-            "train_images": len(self.train_set),
-            "notes": list(self.train_set.notes),
-            "device": str(self.processes.device),
-            "processes": self.processes.count,
-        }
-        run_folder.write_checkpoint(self.run.path, self.encoder, self.loss.proxies, state)
 
-    def _save(self, epoch: int, batch: int) -> None:
-        """All that resuming at this batch of this epoch needs."""
-        self.saved = time.monotonic()
-        if self.processes.is_main:
-            at = {"epoch": epoch, "batch": batch, "best": self.best}
-            run_folder.write_resume(self.run.path, self.trainer.state(), at)
-            self.copies.keep()
+def _tracker(config: TrainConfig, path: Path) -> Callable[[dict, int], object] | None:
+    """A function of numbers by name, and their step, that sends them to the chosen tracker."""
+    if config.tracker == "wandb":
+        import wandb
 
-    def _resume(self) -> tuple[int, int]:
-        """Load what an earlier process left; returns the epoch and batch to resume with."""
-        epoch = batch = step = 0
-        if found := run_folder.read_resume(self.run.path):
-            state, at = found
-            self.trainer.load(state)
-            self.best, epoch, batch = at["best"], at["epoch"], at["batch"]
-            step = (epoch - 1) * self.steps_per_epoch + batch
-        if self.processes.is_main:
-            run_folder.forget_metrics(self.run.path, epoch=epoch, step=step)
-        if not found:
-            self._finish_epoch(0, 0.0, 0)  # the state before training
-        return max(epoch, 1), batch
+        return wandb.init(project="sobook", name=path.name, config=config.to_dict()).log
+    if config.tracker == "tensorboard":
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(str(path / "tensorboard"))
+        atexit.register(writer.close)
+
+        def track(values: dict[str, float], step: int) -> None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+
+        return track
+    return None
 
 
 class Trainer:
@@ -277,23 +322,23 @@ class Trainer:
         processes: Processes,
     ):
         self.config, self.steps, self.processes = config, steps, processes
-        precision, self.chunk_size = "float32", None
-        if isinstance(config, TrainConfig):
-            precision, self.chunk_size = config.precision, config.chunk_size
-        self.device, self.precision = processes.device, getattr(torch, precision)
-        self.bare_model, self.loss = model.to(self.device), loss.to(self.device)
+        precision = getattr(config, "precision", "float32")
+        self.chunk_size = getattr(config, "chunk_size", None)
+        self.device = processes.device
+        self.model: Any = model.to(self.device)
+        self.loss: Any = loss.to(self.device)
         self.parameters = [*model.parameters(), *loss.parameters()]
         self.optimizer = torch.optim.AdamW(
             parameter_groups(rates, config.weight_decay),
             fused=self.device.type == "cpu" or None,  # a third of the time there
         )
         # The loss is not wrapped: every process computes it from the joint batch.
-        self.model = processes.wrap(self.bare_model)
-        self.autocast: contextlib.AbstractContextManager = contextlib.nullcontext()
+        self._wrapped = processes.wrap(self.model)
+        self._autocast: contextlib.AbstractContextManager = contextlib.nullcontext()
         if precision != "float32":
-            self.autocast = torch.autocast(self.device.type, self.precision)
+            self._autocast = torch.autocast(self.device.type, getattr(torch, precision))
         # float16 gradients would vanish without a scale; a disabled scaler passes all through.
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
 
     def step(self, step: int, inputs: Tensor, labels: Tensor) -> dict[str, float]:
         """Forward, joint loss, backward, update.
@@ -307,19 +352,17 @@ class Trainer:
             The parts of the loss, and the norm of the gradient before clipping.
 
         Raises:
-            TrainingError: an embedding, the loss or the gradient is NaN or infinite.
+            TrainingError: the loss or the gradient is NaN or infinite.
         """
         for group in self.optimizer.param_groups:
             factor = learning_rate_factor(step, self.steps, self.config.schedule)
             group["lr"] = group["initial_lr"] * factor
-
         inputs = inputs.to(self.device, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
-        with self.autocast:
+        with self._autocast:
             embeddings = self._embed(inputs)  # (b, D)
         size = self.config.batch_size
         embeddings, labels = self.processes.gather(embeddings, labels, size)  # (B, D), (B,)
-        _check_finite("an embedding", float(embeddings.detach().sum()), step)
         if isinstance(self.loss, SoftOrthogonalProxyAnchor):
             parts = self.loss.parts(embeddings, labels)
         else:
@@ -329,14 +372,14 @@ class Trainer:
             _check_finite(name, value, step)
 
         self.optimizer.zero_grad()
-        self.scaler.scale(parts["loss"]).backward()
+        self._scaler.scale(parts["loss"]).backward()
         self.processes.average_gradients(self.loss.parameters())
-        self.scaler.unscale_(self.optimizer)
+        self._scaler.unscale_(self.optimizer)
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm))
-        if not self.scaler.is_enabled():  # a scaler skips such steps
+        if not self._scaler.is_enabled():  # a scaler skips such steps
             _check_finite("the gradient", norm, step)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
         return {**values, "gradient_norm": norm}
 
     def _embed(self, inputs: Tensor) -> Tensor:
@@ -347,25 +390,28 @@ class Trainer:
         """
         size = self.chunk_size
         if size is None or len(inputs) <= size:
-            return self.model(inputs)
-        parts = [checkpoint(self.model, part, use_reentrant=False) for part in inputs.split(size)]
-        return torch.cat(parts)
+            return self._wrapped(inputs)
+        chunks = inputs.split(size)
+        return torch.cat([checkpoint(self._wrapped, part, use_reentrant=False) for part in chunks])
 
-    def state(self) -> dict[str, Any]:
-        """All that resuming needs."""
-        return {
-            "model": self.bare_model.state_dict(),
-            "loss": self.loss.state_dict(),
-            "optimizer": self.optimizer.state_dict()["state"],
-            "scaler": self.scaler.state_dict(),
-        }
+    def state(self) -> dict[str, Tensor]:
+        """Everything that resuming needs, flat."""
+        parts = {"model": self.model.state_dict(), "loss": self.loss.state_dict()}
+        parts["scaler"] = {k: torch.tensor(v) for k, v in self._scaler.state_dict().items()}
+        parts |= {str(n): values for n, values in self.optimizer.state_dict()["state"].items()}
+        return {f"{part}.{name}": v for part, values in parts.items() for name, v in values.items()}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, tensors: dict[str, Tensor]) -> None:
         """Load what `state` returned."""
-        self.bare_model.load_state_dict(state["model"])
-        self.loss.load_state_dict(state["loss"])
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state["optimizer"]})
-        self.scaler.load_state_dict(state["scaler"])
+        parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
+        for key, tensor in tensors.items():
+            part, _, name = key.partition(".")
+            parts[part][name] = tensor
+        self.model.load_state_dict(parts.pop("model"))
+        self.loss.load_state_dict(parts.pop("loss"))
+        self._scaler.load_state_dict({k: v.item() for k, v in parts.pop("scaler", {}).items()})
+        moments = {int(number): values for number, values in parts.items()}
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
 
 
 def _check_finite(what: str, value: float, step: int) -> None:
@@ -387,8 +433,8 @@ def learning_rate_factor(step: int, total: int, schedule: str) -> float:
 
 def loss_rates(loss: nn.Module, config: BaseConfig) -> list[tuple[list[nn.Parameter], float]]:
     """What a loss learns, with its rates: the proxies, and a threshold, the only scalar."""
-    proxies = [parameter for parameter in loss.parameters() if parameter.ndim]
-    threshold = [parameter for parameter in loss.parameters() if not parameter.ndim]
+    proxies = [p for p in loss.parameters() if p.ndim]
+    threshold = [p for p in loss.parameters() if not p.ndim]
     return [(proxies, config.proxy_lr), (threshold, config.threshold_lr)]
 
 
@@ -416,6 +462,7 @@ def evaluate_run(
     encoder: Encoder,
     processes: Processes | None = None,
     *,
+    sets: dict[str, ImageSet] | None = None,
     cache: bool = True,
     progress: bool = False,
 ) -> Retrieval:
@@ -427,18 +474,55 @@ def evaluate_run(
         config: which data.
         encoder: on its device.
         processes: those that share the embedding; None: this one alone.
+        sets: all parts of the data set; None: they are loaded.
         cache, progress: as for `sobook.embed`.
     """
+    sets = sets or image_sets.load_splits(config.dataset, **config.load_options)
     processes = processes or Processes(encoder.mean.device)
+    test = [sets[name] for name in image_sets.test_splits(config.dataset)]
+    ks = check_retrievable(test, wanted_ks(config.dataset))  # before they are embedded
+    rows = [processes.embed(encoder, part, cache=cache, progress=progress) for part in test]
+    if len(test) == 1:
+        return evaluate(rows[0], test[0].labels, ks=ks)
+    labels, gallery_labels = (part.labels for part in test)  # numbered alike
+    return evaluate(rows[0], labels, gallery=rows[1], gallery_labels=gallery_labels, ks=ks)
 
-    parts = image_sets.test_splits(config.dataset)
-    sets = [image_sets.load(config.dataset, part, **config.load_options) for part in parts]
-    ks = check_retrievable(*sets, ks=wanted_ks(config.dataset))  # before they are embedded
-    queries, *gallery = (
-        processes.embed(encoder, images, cache=cache, progress=progress) for images in sets
+
+def check(config: TrainConfig) -> None:
+    """Refuse what would stop `fit`: device, encoder or data."""
+    sets = image_sets.load_splits(config.dataset, **config.load_options)
+    prepare(config, sets, Processes(choose_device(config.device)))
+
+
+def dry_run(config: TrainConfig) -> str:
+    """What a run is, and how long its training takes, from three timed steps; writes nothing.
+
+    Reading pictures and evaluating are not timed.
+
+    Raises:
+        SobookError: what would stop the run, e.g. a batch that does not fit into memory.
+    """
+    run = Run.open(config)
+    if run.finished:
+        return f"{run.path} is finished: it will be opened, not trained."
+    processes = Processes(choose_device(config.device))
+    data, trainer = prepare(config, run.sets, processes)
+    for group in trainer.optimizer.param_groups:
+        group["initial_lr"] = 0.0  # random pixels teach nothing
+    encoder, size = trainer.model, config.batch_size
+    if processes.device.type != "cuda":  # time grows with the batch: time a part of a large one
+        size = min(size, max(2, 8 * 224**2 // encoder.image_size**2))
+    shape = (size, 3, encoder.image_size, encoder.image_size)
+    images, labels = torch.randint(256, shape, dtype=torch.uint8), torch.arange(size)
+    times = []
+    for _ in range(4):  # the first warms up
+        times.append(time.perf_counter())
+        trainer.step(0, images, labels % data.train.num_classes)
+    seconds = (time.perf_counter() - times[1]) / 3 * config.batch_size / size
+    steps = config.epochs * data.batches
+    weights = sum(weight.numel() for weight in encoder.parameters()) / 1e6
+    return (
+        f"{data}\nencoder: {encoder.name}, {weights:.1f} million weights, {encoder.image_size} "
+        f"pixels, {encoder.dim} dimensions\nrun folder: {run.path}\n{steps:,} steps with batches "
+        f"of {config.batch_size} on {processes.device}: about {steps * seconds / 60:.0f} minutes"
     )
-    if not gallery:
-        return evaluate(queries, sets[0].labels, ks=ks)
-    # Labels of query and gallery are numbered alike.
-    labels, gallery_labels = (images.labels for images in sets)
-    return evaluate(queries, labels, gallery=gallery[0], gallery_labels=gallery_labels, ks=ks)

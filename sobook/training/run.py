@@ -1,62 +1,88 @@
 """The folder of a training run: what is written there, and how it is read back.
 
-    config.json             the settings, and the run's key
-    metrics.jsonl           one line per step and one per epoch, written as they come
-    proxies.safetensors     the proxies at the start and after every epoch, float16
-    checkpoint.safetensors  encoder and proxies of the epoch that was kept
-    state.json              which epoch that was, class names, versions, what to know of the data
-    retrieval.json          the measures on the test classes
-    resume.safetensors      while unfinished: everything needed to resume
-    .lock                   held by the process that trains
+    config.json                       the settings, and the run's key
+    metrics.jsonl                     one line per step and one per epoch, written as they come
+    proxies/epoch_0000.safetensors …  the proxies at the start and after every epoch, float16
+    checkpoint.safetensors            encoder and proxies of the epoch that was kept
+    state.json                        which epoch that was, class names, versions, notes on the data
+    retrieval.json                    the measures on the test classes
+    resume.safetensors                while unfinished: everything needed to resume
 
-Every file but metrics.jsonl is written under another name first and then renamed, so none is ever
-half there. Of metrics.jsonl the last line can be half there, and is then not read.
+All files except metrics.jsonl are written atomically. ``$SOBOOK_MIRROR`` names a folder, e.g. on a
+mounted drive, that gets a copy of the run with every checkpoint.
 """
 
 import contextlib
+import dataclasses
 import json
+import math
 import os
 import platform
-from collections.abc import Iterator
-from dataclasses import dataclass
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torchvision
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from sobook import __version__, files
+from sobook import files, geometry
+from sobook.data import image_sets
+from sobook.data.image_sets import ImageSet
 from sobook.encoder import Encoder
 from sobook.errors import RunError, SobookError, first_line
 from sobook.retrieval import Retrieval
 from sobook.training.config import TrainConfig, run_key
+from sobook.training.processes import launched
 
-FILES = (
-    "config.json",
-    "metrics.jsonl",
-    "proxies.safetensors",
-    "checkpoint.safetensors",
-    "state.json",
-    "retrieval.json",
-    "resume.safetensors",
-)
-NOTHING = "00000-000000"  # `progress` without a checkpoint
+if TYPE_CHECKING:
+    from sobook.training.loop import Trainer
 
 
-@dataclass(frozen=True)
+@dataclass
+class Progress:
+    """How far a run is; kept in resume.safetensors.
+
+    Attributes:
+        epoch, batch: what comes next. Epoch 0 trains nothing: it measures the start.
+        best_epoch, best_recall: the epoch that is kept, and the Recall@1 that selected it.
+        sums: of the losses in this epoch's batches so far.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    best_epoch: int | None = None
+    best_recall: float | None = None
+    sums: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
 class Run:
     """A training run on disk. Made by `sobook.training.fit`, read by `Run.load`.
 
     Attributes:
         path: the run folder.
         config: its `TrainConfig`.
+        key: its `run_key`; None for a run that is only read.
+        progress: how far it is, while it trains.
+        writes: whether this process writes; of several, only the main one does.
+        track: sends numbers by name, and their step, to an experiment tracker.
     """
 
     path: Path
     config: TrainConfig
+    key: str | None = None
+    progress: Progress = field(default_factory=Progress, repr=False)
+    writes: bool = field(default_factory=lambda: launched()[0] == 0, repr=False)
+    track: Callable[[dict[str, float], int], object] | None = field(default=None, repr=False)
+    _step: int = field(default=0, repr=False)
+    _mirror_failed: bool = field(default=False, repr=False)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Run":
@@ -66,19 +92,50 @@ class Run:
             RunError: the folder is not there, or holds no run.
         """
         path = Path(path).expanduser()
-        if not os.path.isfile(path / "config.json"):  # False also where nobody may look
+        if not (path / "config.json").is_file():
             raise RunError(
                 f"{path} is not a run folder: it has no config.json that `sobook train` wrote."
             )
-        values = _read_json(path / "config.json")
-        values.pop("run_key", None)
-        try:
-            return cls(path, TrainConfig.from_dict(values))
-        except (SobookError, TypeError) as error:  # a field unknown here, or of another type
-            raise RunError(
-                f"{path} holds a run of another version of sobook ({error}): use that version "
-                "(state.json names it), or train it anew in another folder."
-            ) from None
+        return cls(path, _read_config(path / "config.json")[0])
+
+    @classmethod
+    def open(cls, config: TrainConfig) -> "Run":
+        """The run of these settings, whether its folder is there or not; writes nothing.
+
+        Raises:
+            RunError: what is in the folder is not this run.
+        """
+        sets = None
+        if config.dataset == "folder":  # its content is part of the key
+            sets = image_sets.load_splits("folder", **config.load_options)
+        run = cls(Path(), config, run_key(config, sets))
+        run.path = path = config.folder(run.key)
+        if sets is not None:
+            run.sets = sets
+        if (path / "config.json").is_file():
+            written, key = _read_config(path / "config.json")
+            if key != run.key:
+                changed = config.differences(written)
+                listed = ", ".join(f"{k}: {old!r} → {new!r}" for k, (new, old) in changed.items())
+                what = listed or "another version of sobook, or pictures that have changed since"
+                raise RunError(
+                    f"{path} holds a run with other settings ({what}): choose another run_dir, or "
+                    "remove the folder."
+                )
+        elif path.is_dir() and any(file.name[0] != "." for file in path.iterdir()):
+            raise RunError(f"{path} is not empty and not a run folder: choose another run_dir.")
+        return run
+
+    @classmethod
+    def find(cls, config: TrainConfig) -> "Run | None":
+        """As `open`, but None where there is no run yet."""
+        run = cls.open(config)
+        return run if (run.path / "config.json").is_file() else None
+
+    @cached_property
+    def sets(self) -> dict[str, ImageSet]:
+        """All parts of the run's data set, loaded once."""
+        return image_sets.load_splits(self.config.dataset, **self.config.load_options)
 
     @property
     def finished(self) -> bool:
@@ -87,8 +144,10 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """Lines of metrics.jsonl, {"kind": "step" | "epoch", …}."""
-        return _metric_lines(self.path)
+        """Lines of metrics.jsonl, {"kind": "step" | "epoch", …}; a last half line is left out."""
+        file = self.path / "metrics.jsonl"
+        text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
@@ -97,13 +156,13 @@ class Run:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What state.json holds: selected_epoch, class_names, notes, versions …"""
-        return _read_json(self._file("state.json"))
+        """The content of state.json: selected_epoch, class_names, notes, versions …"""
+        return json.loads(self._file("state.json").read_text(encoding="utf-8"))
 
     @property
     def retrieval(self) -> dict[str, Any]:
         """The measures on the test classes, see `sobook.retrieval.Retrieval.summary`."""
-        return _read_json(self._file("retrieval.json"))
+        return json.loads(self._file("retrieval.json").read_text(encoding="utf-8"))
 
     def proxies(self, epoch: int | None = None) -> Tensor:
         """(C, D) float32 proxies after an epoch.
@@ -112,26 +171,167 @@ class Run:
             epoch: 0: before training; −1: the last one; None: the one that was kept.
         """
         epoch = self.state["selected_epoch"] if epoch is None else epoch
-        file = self._file("proxies.safetensors")
-        with _opened(file) as every:  # of SOP 0.4 GB, of which one epoch is read
-            count = len(every.keys())
-            if not -count <= epoch < count:
-                raise RunError(f"{self.path} has no proxies of epoch {epoch}: give 0..{count - 1}.")
-            return every.get_tensor(_epoch_key(epoch % count)).float()
+        count = len(list(self.path.glob("proxies/epoch_*.safetensors")))
+        if not -count <= epoch < count:
+            raise RunError(f"{self.path} has no proxies of epoch {epoch}: give 0..{count - 1}.")
+        return _read_tensors(self._proxies_file(epoch % count))[0]["proxies"].float()
 
     def encoder(self) -> Encoder:
         """The trained encoder of the epoch that was kept, on the CPU, in evaluation mode."""
-        weights = _read_tensors(self._file("checkpoint.safetensors"))
-        weights.pop("proxies", None)
-        try:
-            encoder = Encoder.create(weights=None, **self.state["encoder"])
-            encoder.load_state_dict({key.removeprefix("encoder."): w for key, w in weights.items()})
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise RunError(
-                f"the encoder of {self.path} does not fit this version of sobook or timm "
-                f"({first_line(error)}): use the versions that its state.json names."
-            ) from None
+        weights, _ = _read_tensors(self._file("checkpoint.safetensors"))
+        own = {key.removeprefix("encoder."): w for key, w in weights.items() if key != "proxies"}
+        encoder = Encoder.create(weights=None, **self.state["encoder"])
+        encoder.load_state_dict(own)
         return encoder.eval()
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make the folder and hold it: whoever else wants to train this run waits."""
+        if not self.writes:
+            yield
+            return
+        # Absolute, so that `sobook evaluate` finds the data from anywhere.
+        root = self.config.root and os.path.abspath(os.path.expanduser(self.config.root))
+        values = {"run_key": self.key, **self.config.to_dict(), "root": root}
+        files.write_json(self.path / "config.json", values)
+        with files.lock(self.path / ".lock"):
+            self._restore()
+            yield
+
+    def resume(self, trainer: "Trainer") -> None:
+        """Load what an earlier process left, and drop the metrics that come again."""
+        file = self.path / "resume.safetensors"
+        if file.is_file():
+            tensors, progress = _read_tensors(file)
+            trainer.load(tensors)
+            self.progress = Progress(**progress)
+        if self.writes:
+            epoch, batch = self.progress.epoch, self.progress.batch
+            lines = self.metrics
+            kept = [line for line in lines if line["epoch"] < epoch]
+            kept += [x for x in lines if x["epoch"] == epoch and x["kind"] == "step"][:batch]
+            text = "".join(f"{json.dumps(line)}\n" for line in kept)
+            files.write_text(self.path / "metrics.jsonl", text)
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Add a line to metrics.jsonl; it can be read at once."""
+        if not self.writes:
+            return
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(f"{json.dumps(line)}\n")
+        if self.track is not None:
+            self._step = line.get("step", self._step)
+            values = {f"{line['kind']}/{name}": line[name] for name in line if name != "kind"}
+            self.track(values, self._step)
+
+    def save(
+        self,
+        epoch: int,
+        trainer: "Trainer",
+        *,
+        recall: float | None,
+        losses: dict[str, float],
+        facts: dict[str, Any],
+    ) -> None:
+        """Write down an epoch: its numbers, its proxies, and the encoder where it is the best.
+
+        Args:
+            recall: that selects the epoch; None: the last one is kept.
+            losses: for metrics.jsonl.
+            facts: for state.json.
+        """
+        best = self.progress.best_epoch, self.progress.best_recall
+        if better := recall is None or best[1] is None or recall > best[1]:
+            best = epoch, recall
+        self.progress = Progress(epoch + 1, 0, *best)
+        if not self.writes:
+            return
+        encoder, proxies = trainer.model, trainer.loss.proxies
+        if better:
+            weights = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
+            write_tensors(self.path / "checkpoint.safetensors", {**weights, "proxies": proxies})
+            packages = ("sobook", "torch", "torchvision")
+            versions = {name: metadata.version(name) for name in packages}
+            state: dict[str, Any] = {"selected_epoch": best[0], "selection_recall_at_1": best[1]}
+            state |= {"encoder": encoder.settings(), **facts}
+            state["versions"] = {**versions, "python": platform.python_version()}
+            files.write_json(self.path / "state.json", state)
+        shape = geometry.describe(proxies)
+        measured = {} if recall is None else {"recall_at_1": recall}
+        measured |= {"rms_cosine": shape.rms_cosine, "coherence": shape.coherence}
+        measured["threshold"] = torch.as_tensor(trainer.loss.threshold).item()
+        self.log({"kind": "epoch", "epoch": epoch, **losses, **measured})
+        write_tensors(self._proxies_file(epoch), {"proxies": proxies.to(torch.float16)})
+        self.save_resume(trainer)
+
+    def save_resume(self, trainer: "Trainer") -> None:
+        """Keep everything that resuming needs."""
+        if self.writes:
+            progress = dataclasses.asdict(self.progress)
+            write_tensors(self.path / "resume.safetensors", trainer.state(), **progress)
+            self.mirror()
+
+    def finish(self, retrieval: Retrieval, notes: list[str]) -> None:
+        """Write the measures on the test classes: the run is finished."""
+        if not self.writes:
+            return
+        files.write_json(self.path / "retrieval.json", {**retrieval.summary(), "notes": notes})
+        (self.path / "resume.safetensors").unlink(missing_ok=True)
+        self.mirror()
+
+    def mirror(self) -> None:
+        """Copy the folder to ``$SOBOOK_MIRROR``; where that fails, warn once and go on."""
+        target = self._mirror_folder()
+        if target is None:
+            return
+        partial, old = (target.with_name(f".{target.name}.{end}") for end in ("partial", "old"))
+        try:
+            if _position(target) == _position(self.path):
+                return
+            files.remove(partial)
+            files.remove(old)
+            partial.mkdir()  # and not its parent: a drive mounts over no other folder
+            ignored = shutil.ignore_patterns(".*", "tensorboard")
+            shutil.copytree(self.path, partial, ignore=ignored, dirs_exist_ok=True)
+            if target.exists():
+                target.rename(old)
+            partial.rename(target)
+            files.remove(old)
+        except (OSError, SobookError) as error:
+            if not self._mirror_failed:
+                warnings.warn(
+                    f"the run could not be copied to {target} ({first_line(error)}): training "
+                    "continues, and the next checkpoint is copied.",
+                    stacklevel=2,
+                )
+            self._mirror_failed = True
+
+    def _restore(self) -> None:
+        """Take the files of the mirror where it is ahead."""
+        target = self._mirror_folder()
+        if target is None:
+            return
+        if not target.parent.is_dir():
+            raise RunError(f"SOBOOK_MIRROR: {target.parent} is not there: mount its drive.")
+        if not target.exists():  # killed between two renames
+            target = target.with_name(f".{target.name}.old")
+        if _position(target) <= _position(self.path):
+            return
+        last = ("resume.safetensors", "retrieval.json")  # they say how far the run is
+        for file in sorted(target.rglob("*"), key=lambda file: file.name in last):
+            if file.is_file() and file.name != "config.json":
+                with files.replacing(self.path / file.relative_to(target)) as partial:
+                    shutil.copyfile(file, partial)
+        print(f"{self.path}: restored from {target}")
+
+    def _mirror_folder(self) -> Path | None:
+        root = os.environ.get("SOBOOK_MIRROR")
+        if not root or not self.writes:
+            return None
+        return Path(root).expanduser() / self.config.replace(run_dir=None).folder(self.key).name
+
+    def _proxies_file(self, epoch: int) -> Path:
+        return self.path / "proxies" / f"epoch_{epoch:04d}.safetensors"
 
     def _file(self, name: str) -> Path:
         file = self.path / name
@@ -143,203 +343,32 @@ class Run:
         return file
 
 
-def find(config: TrainConfig) -> Run | None:
-    """The run of these settings, if its folder is there.
-
-    Raises:
-        RunError: what is in the folder is not this run.
-    """
-    path = config.folder()
-    if (path / "config.json").is_file():
-        changed = config.differences(Run.load(path).config)
-        listed = ", ".join(f"{k}: {old!r} → {new!r}" for k, (new, old) in changed.items())
-        if listed or _read_json(path / "config.json").get("run_key") != run_key(config):
-            what = listed or "of another version of sobook, or pictures that have changed since"
-            raise RunError(
-                f"{path} holds a run with other settings ({what}): choose another run_dir, or "
-                "remove the folder."
-            )
-        return Run(path, config)
-    if path.is_dir() and any(not file.name.startswith(".") for file in path.iterdir()):
-        raise RunError(f"{path} is not empty and not a run folder: choose another run_dir.")
-    return None
-
-
-def create(config: TrainConfig) -> Run:
-    """Make the folder of a run, or reopen it: config.json then says where the data lie now.
-
-    The caller holds the folder, see `held`.
-    """
-    run = find(config) or Run(config.folder(), config)
-    if run.finished:  # meanwhile, by another process
-        return run
-    # Absolute, so that `sobook evaluate` finds the data from anywhere.
-    here = config.replace(root=config.root and os.path.abspath(os.path.expanduser(config.root)))
-    values = {"run_key": run_key(config), **here.to_dict()}
-    file = run.path / "config.json"
-    if not file.exists() or _read_json(file) != values:
-        files.write_json(file, values)
-    return run
-
-
-@contextlib.contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Hold a run folder: whoever else wants to train that run waits, and then finds it finished."""
-    with files.lock(path / ".lock"):
-        for partial in path.glob(".tmp??????"):  # of safetensors
-            files.remove(partial)
-        yield
-
-
-def write_tensors(file: Path, tensors: dict[str, Tensor], **metadata: Any) -> None:
+def write_tensors(file: Path, tensors: dict[str, Tensor], **facts: Any) -> None:
     """safetensors, atomically, with JSON metadata in its header."""
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     with files.replacing(file) as partial:
-        save_file(tensors, partial, {"sobook": json.dumps(metadata)})
+        save_file(tensors, partial, {"sobook": json.dumps(facts)})
 
 
-def write_resume(path: Path, state: dict[str, Any], at: dict[str, Any]) -> None:
-    """Keep the trainer's state, and where in the run it stands."""
-    parts = {"model": state["model"], "loss": state["loss"]}
-    parts |= {f"optimizer.{number}": values for number, values in state["optimizer"].items()}
-    tensors: dict[str, Tensor] = {}
-    for part, values in parts.items():
-        tensors |= {f"{part}.{name}": value for name, value in values.items()}
-    write_tensors(path / "resume.safetensors", tensors, **at, scaler=state["scaler"])
+def _read_config(file: Path) -> tuple[TrainConfig, str | None]:
+    values = json.loads(file.read_text(encoding="utf-8"))
+    key = values.pop("run_key", None)
+    return TrainConfig.from_dict(values), key
 
 
-def read_resume(path: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """What `write_resume` wrote, or None."""
-    file = path / "resume.safetensors"
-    if not file.exists():
-        return None
-    tensors = _read_tensors(file)
+def _read_tensors(file: Path, *, only_metadata: bool = False) -> tuple[dict[str, Tensor], dict]:
     with safe_open(file, "pt") as opened:
-        at = json.loads(opened.metadata()["sobook"])
-    state: dict[str, Any] = {"model": {}, "loss": {}, "optimizer": {}, "scaler": at["scaler"]}
-    for key, value in tensors.items():
-        part, _, name = key.partition(".")
-        if part == "optimizer":
-            number, _, name = name.partition(".")
-            state[part].setdefault(int(number), {})[name] = value
-        else:
-            state[part][name] = value
-    return state, at
+        facts = json.loads((opened.metadata() or {}).get("sobook", "{}"))
+        names = () if only_metadata else opened.keys()
+        return {name: opened.get_tensor(name) for name in names}, facts
 
 
-def progress(path: Path) -> str:
-    """How far a run is, as text that sorts: epoch and batch to resume with, or "finished"."""
+def _position(path: Path) -> tuple[float, int]:
+    """How far the run in a folder is: the epoch and batch that come next; infinity: finished."""
     if (path / "retrieval.json").is_file():
-        return "finished"
+        return math.inf, 0
     file = path / "resume.safetensors"
-    if not file.exists():
-        return NOTHING
-    with _opened(file) as opened:
-        at = json.loads(opened.metadata()["sobook"])
-    return f"{at['epoch']:05d}-{at['batch']:06d}"
-
-
-def write_checkpoint(path: Path, encoder: Encoder, proxies: Tensor, state: dict) -> None:
-    """Keep encoder and proxies of an epoch, and write down what to know of them."""
-    weights = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
-    write_tensors(path / "checkpoint.safetensors", {**weights, "proxies": proxies})
-    versions = {
-        "sobook": __version__,
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "python": platform.python_version(),
-    }
-    files.write_json(path / "state.json", {**state, "versions": versions})
-
-
-def write_retrieval(path: Path, retrieval: Retrieval, notes: list[str]) -> None:
-    """Write the measures on the test classes: the run is finished."""
-    files.write_json(path / "retrieval.json", {**retrieval.summary(), "notes": notes})
-    (path / "resume.safetensors").unlink(missing_ok=True)
-
-
-def write_proxies(path: Path, epoch: int, proxies: Tensor) -> None:
-    """Add the proxies of an epoch; those of later epochs, left by a killed run, go."""
-    file = path / "proxies.safetensors"
-    kept = _read_tensors(file) if file.exists() else {}
-    kept = {key: value for key, value in kept.items() if key < _epoch_key(epoch)}
-    write_tensors(file, {**kept, _epoch_key(epoch): proxies.to(torch.float16)})
-
-
-def append_metrics(path: Path, line: dict[str, Any]) -> None:
-    """Add a line to metrics.jsonl; it can be read at once."""
-    try:
-        with open(path / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(f"{json.dumps(line)}\n")
-    except OSError as error:
-        raise RunError(f"{path} could not be written ({error.strerror}).") from None
-
-
-def forget_metrics(path: Path, *, epoch: int, step: int) -> None:
-    """Drop what a killed run wrote after the state it resumes from: that comes again."""
-    kept = []
-    for line in _metric_lines(path):
-        if line["step"] < step if line["kind"] == "step" else line["epoch"] < epoch:
-            kept.append(f"{json.dumps(line)}\n")
-    files.write_text(path / "metrics.jsonl", "".join(kept))
-
-
-def epoch_means(run: Run, epoch: int) -> dict[str, float]:
-    """Means over the steps of an epoch, those before an interruption included."""
-    lines = [line for line in run.metrics if line["kind"] == "step" and line["epoch"] == epoch]
-    names = ("proxy_anchor", "soft_orthogonality", "loss", "gradient_norm")
-    means = {name: sum(line[name] for line in lines) / len(lines) for name in names}
-    norms = [line["gradient_norm"] for line in lines]
-    clipped = sum(norm > run.config.clip_norm for norm in norms) / len(norms)
-    return {**means, "gradient_norm_largest": max(norms), "gradients_clipped": clipped}
-
-
-def _metric_lines(path: Path) -> list[dict[str, Any]]:
-    """Whole lines only: the last one may have been cut off by a kill or a full disk."""
-    file = path / "metrics.jsonl"
-    text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
-    try:
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-    except json.JSONDecodeError as error:
-        raise _damaged(file, error) from None
-
-
-def _epoch_key(epoch: int) -> str:
-    return f"epoch_{epoch:04d}"
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RunError(f"{file} cannot be read ({error.strerror}): ask its owner.") from None
-    except ValueError as error:  # of JSON and of UTF-8 alike
-        raise _damaged(file, error) from None
-    if not isinstance(values, dict):
-        raise _damaged(file, ValueError("no object"))
-    return values
-
-
-def _read_tensors(file: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise _damaged(file, error) from None
-
-
-@contextlib.contextmanager
-def _opened(file: Path) -> Iterator[Any]:
-    """A safetensors file, of which each tensor is read when it is asked for."""
-    try:
-        with safe_open(file, "pt") as opened:
-            yield opened
-    except SafetensorError as error:
-        raise _damaged(file, error) from None
-
-
-def _damaged(file: Path, error: Exception) -> RunError:
-    kind = "safetensors file" if file.suffix == ".safetensors" else "JSON"
-    return RunError(
-        f"{file} is not valid {kind} ({first_line(error)}): the run folder is damaged; restore "
-        "that file, or remove the folder and train anew."
-    )
+    if not file.is_file():
+        return -1, 0
+    _, progress = _read_tensors(file, only_metadata=True)
+    return progress["epoch"], progress["batch"]

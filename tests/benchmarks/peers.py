@@ -64,8 +64,7 @@ def data(name: str) -> Data:
 
 
 def with_sobook(d: Data, folder: Path, report) -> None:
-    from sobook import fit
-    from sobook.training import run as run_folder  # report(0)
+    from sobook import Run, fit
     from sobook.training.config import TrainConfig
 
     load, rates = dict(d.load), {"lr": d.lr, "head_lr": d.head_lr, "proxy_lr": d.proxy_lr}
@@ -73,15 +72,13 @@ def with_sobook(d: Data, folder: Path, report) -> None:
     training = {"epochs": d.epochs, "batch_size": d.batch, "warmup_epochs": PROXIES_ONLY}
     scored = {"selection": "test", "validation_fraction": 0, "seed": SEED}
     config = TrainConfig(load.pop("name"), **load, **model, **training, **rates, **scored)
-    append = run_folder.append_metrics  # report(0): only to know when
+    config = config.replace(run_dir=str(folder / f"run{os.getpid()}"))
 
-    def appended(path, line):  # report(0)
-        append(path, line)  # report(0)
-        if line["kind"] == "epoch" and line["epoch"]:  # report(0)
-            report(line["recall_at_1"])
+    def after_epoch(epoch, _):  # report(0): only to know when
+        if epoch:  # report(0)
+            report(Run.load(config.run_dir).epochs[-1]["recall_at_1"])
 
-    run_folder.append_metrics = appended  # report(0)
-    fit(config.replace(run_dir=str(folder / f"run{os.getpid()}")), progress=False)
+    fit(config, progress=False, after_epoch=after_epoch)
 
 
 def trunk_and_head(d: Data):

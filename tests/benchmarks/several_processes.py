@@ -1,4 +1,4 @@
-"""What several processes cost and change: ``accelerate launch`` with 1, 2 and 4 of them.
+"""What several processes cost and change: ``torchrun`` with 1, 2 and 4 of them.
 
     python -m tests.benchmarks.several_processes
 
@@ -23,13 +23,10 @@ import numpy as np
 COUNTS = (1, 2, 4)
 CLASSES, BATCH, DIM = 11_318, 900, 512
 ROUNDS = 10
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1"]
-LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no"]
 
 
 def launch(count: int) -> list[str]:
-    """Without GPUs, --multi_gpu starts processes that meet by gloo; --cpu would want MPI."""
-    return [*LAUNCH, *(["--multi_gpu"] if count > 1 else []), "--num_processes", str(count)]
+    return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count)]
 
 
 def worker(out: Path) -> None:
@@ -37,10 +34,9 @@ def worker(out: Path) -> None:
     import torch
 
     from sobook.losses import ProxyAnchor
-    from sobook.training import processes as distributed
-    from sobook.training.config import TrainConfig
+    from sobook.training.processes import join
 
-    processes = distributed.join(TrainConfig(batch_size=BATCH, device="cpu"))
+    processes = join("cpu")
     torch.manual_seed(0)
     loss, own = ProxyAnchor(CLASSES, DIM), processes.local_slice(BATCH)
     joint, every = torch.randn(BATCH, DIM), torch.randint(CLASSES, (BATCH,))
@@ -62,7 +58,6 @@ def worker(out: Path) -> None:
         found: dict = {name: float(np.median(took[1:])) for name, took in seconds.items()}
         found["processes"] = processes.count
         out.write_text(json.dumps(found), encoding="utf-8")
-    processes.leave()
 
 
 def train(count: int, folder: Path, one_thread: dict[str, str]) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""A training step taken apart: where its time goes, what chunks cost, how far reckoning is off.
+"""A training step taken apart: where its time goes, and what chunks cost.
 
     python -m tests.benchmarks.step
 
@@ -19,18 +19,17 @@ from tempfile import TemporaryDirectory
 import torch
 from pytorch_metric_learning.losses import ProxyAnchorLoss
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
+from sobook.encoder import Encoder
 from sobook.losses import ProxyAnchor, SoftOrthogonalProxyAnchor, soft_orthogonality
 from sobook.training.config import TrainConfig
-from sobook.training.estimate import Cost, _step_seconds, this_cpu
 from sobook.training.loop import Trainer
-from sobook.training.plan import make_encoder, make_plan
 from sobook.training.processes import Processes
 
 CPU = torch.device("cpu")
 MICRO = {"encoder": "deit_micro_patch8_64", "image_size": 64}
 TINY = {"encoder": "deit_tiny_patch16_224", "image_size": 128}
-AVIARY = {"options": {"species": 200, "images_per_species": 4, "size": 64, "seed": 0}}
 # What an operation of torch belongs to, by a part of its name; the first that fits.
 KINDS = {
     "products of matrices": ("addmm", "::mm", "bmm", "convolution", "mkldnn"),
@@ -44,7 +43,9 @@ KINDS = {
 def trainer(steps: int, **settings) -> tuple[Trainer, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
     config = TrainConfig(weights=None, so_weight=100.0, device="cpu", **settings)
-    encoder = make_encoder(config)
+    encoder = Encoder.create(config.encoder, dim=config.dim, **config.encoder_options)
+    if config.compile:
+        encoder.backbone.compile()
     loss = SoftOrthogonalProxyAnchor(100, encoder.dim, **config.loss_settings)
     rates = [(encoder.parameters(), 1e-6), (loss.parameters(), 1e-6)]
     made = Trainer(encoder, loss, rates, config, steps=steps, processes=Processes(CPU))
@@ -92,9 +93,12 @@ def parts_of_a_step(batch: int = 40) -> dict:
         fits = (kind for kind, words in KINDS.items() if any(word in event.key for word in words))
         shares[next(fits, "everything else")] += event.self_cpu_time_total / 1e6 / 10
     total = sum(shares.values())
-    operations = 3 * batch * Cost.count(made.bare_model).operations
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        made.model(pixels)
+    operations = 3 * counter.get_total_flops()  # backward costs two forward passes
     seconds = statistics.median(take_turns({"": lambda: made.step(0, pixels, labels)}, 10)[""])
-    peak = this_cpu().single
+    matrix = torch.ones(1024, 1024)
+    peak = 2 * 1024**3 / min(take_turns({"": lambda: matrix @ matrix}, 10)[""])
     return {
         "batch": batch,
         "shares": {name: round(took / total, 3) for name, took in shares.items()},
@@ -129,7 +133,7 @@ def variants(rounds: int = 7) -> dict:
 
 def in_channels_last(batch: int) -> Callable[[], object]:
     made, pixels, labels = trainer(1000, batch_size=batch, **MICRO)
-    made.bare_model.to(memory_format=torch.channels_last)
+    made.model.to(memory_format=torch.channels_last)
     pixels = pixels.contiguous(memory_format=torch.channels_last)
     return lambda: made.step(0, pixels, labels)
 
@@ -161,37 +165,6 @@ def gradients(**settings) -> torch.Tensor:
     made, pixels, labels = trainer(1, **{**settings, "clip_norm": 1e9})
     made.step(0, pixels, labels)
     return torch.cat([p.grad.flatten() for p in made.parameters if p.grad is not None])
-
-
-def reckoned(rounds: int = 3) -> dict:
-    """The time reckoned at this processor's measured peak, over the time that was measured."""
-    found = {}
-    cases = {
-        "micro DeiT, 64 pixels, B 40": {**MICRO, "batch_size": 40},
-        "micro DeiT, 64 pixels, B 180": {**MICRO, "batch_size": 180},
-        "DeiT-Tiny, 128 pixels, B 30": {**TINY, "batch_size": 30},
-        "DeiT-Tiny, 224 pixels, B 16": {**TINY, "image_size": 224, "batch_size": 16},
-        "DeiT-Small, 224 pixels, B 8": {
-            "encoder": "deit_small_distilled_patch16_224",
-            "image_size": 224,
-            "batch_size": 8,
-        },
-        "DeiT-Tiny, 128 pixels, B 30, bfloat16": {
-            **TINY,
-            "batch_size": 30,
-            "precision": "bfloat16",
-        },
-    }
-    for name, settings in cases.items():
-        there = this_cpu()
-        whole = {"validation_fraction": 0, "selection": "last", **AVIARY}  # 100 classes
-        config = TrainConfig(weights=None, so_weight=100.0, device="cpu", **whole, **settings)
-        plan = make_plan(config, CPU)
-        model = _step_seconds(plan, Cost.count(plan.encoder), there)
-        took = take_turns({"": stepper(**settings)}, rounds)[""]
-        found[name] = spread([model / seconds for seconds in took])
-        print(name, found[name], flush=True)
-    return found
 
 
 def losses(rounds: int = 9) -> dict:
@@ -249,7 +222,7 @@ def main() -> None:
     found: dict = {"machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, 2 threads"}
     with TemporaryDirectory() as temporary:
         os.environ["SOBOOK_DATA"] = temporary
-        for part in (parts_of_a_step, variants, losses, chunks, reckoned):
+        for part in (parts_of_a_step, variants, losses, chunks):
             found[part.__name__] = part()
             print(json.dumps(found[part.__name__], indent=1), flush=True)
     text = json.dumps(found, indent=1, ensure_ascii=False)

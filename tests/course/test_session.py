@@ -109,6 +109,24 @@ def test_a_run_of_ones_own_is_opened_again(tmp_path, monkeypatch):
     assert mine.path.is_relative_to(tmp_path) and session.fit(config).path == mine.path
 
 
+def test_the_first_epoch_of_a_shipped_run_comes_out_again(tmp_path, monkeypatch):
+    session = quick(tmp_path, monkeypatch)
+    config = session.config(so_weight=0.0)
+
+    def stop(epoch, _):
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(config, progress=False, after_epoch=stop)
+    mine, shipped = Run.load(config.folder()), Run.load(files.shipped("quick_runs/pa"))
+    for epoch in (0, 1):
+        assert abs(mine.proxies(epoch) - shipped.proxies(epoch)).max() < 0.01
+        assert abs(mine.epochs[epoch]["recall_at_1"] - shipped.epochs[epoch]["recall_at_1"]) < 0.02
+    losses = [run.epochs[1]["proxy_anchor"] for run in (mine, shipped)]
+    assert losses[0] == pytest.approx(losses[1], abs=0.01)
+
+
 @pytest.mark.slow
 def test_a_shipped_run_comes_out_again(tmp_path, monkeypatch):
     """The real training of notebook 00, as a reader repeats it: a minute and a half."""

@@ -1,4 +1,4 @@
-"""Configs of a second or two for the tests of training, and a run that has finished."""
+"""Settings of a second or two for the tests of training, and a run that has finished."""
 
 import pytest
 
@@ -6,26 +6,6 @@ from sobook.training.config import TrainConfig
 from sobook.training.loop import fit
 
 pytest.register_assert_rewrite("tests.training.reading")  # so that its asserts say what differs
-
-
-@pytest.fixture
-def config(tiny_aviary, tiny_options, tmp_path):
-    """Four training species, batches of 8, two epochs: a second or two."""
-    return TrainConfig(
-        root=tiny_aviary,
-        options=tiny_options,
-        dim=16,
-        epochs=2,
-        batch_size=8,
-        selection="last",
-        so_weight=10.0,
-        run_dir=tmp_path / "run",
-    )
-
-
-@pytest.fixture
-def finished(config):
-    return fit(config, progress=False)
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +24,13 @@ def settings(tiny_aviary, tiny_options):
 
 
 @pytest.fixture
-def long_config(settings, tmp_path):
-    """`settings` with a run folder: one epoch more than `config`, to go wrong in the middle."""
+def config(settings, tmp_path):
+    """`settings` with a run folder of this test's own."""
     return settings.replace(run_dir=tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def finished(settings, tmp_path_factory):
+    """The run of `settings`: tests read it, or copy it."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    return fit(settings.replace(run_dir=folder), progress=False)

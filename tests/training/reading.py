@@ -1,11 +1,12 @@
 """What the tests read in a run folder."""
 
+import json
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
-from sobook.training import run as run_folder
 from sobook.training.run import Run
 
 
@@ -13,22 +14,26 @@ def weights(run_dir) -> dict[str, torch.Tensor]:
     return load_file(Path(run_dir) / "checkpoint.safetensors")
 
 
-def assert_same_bits(one, other) -> None:
-    one, other = weights(one), weights(other)
-    assert one.keys() == other.keys()
-    different = [key for key in one if not torch.equal(one[key], other[key])]
-    assert not different
-
-
-def assert_same_proxies(one, other) -> None:
-    one, other = (load_file(Path(run) / "proxies.safetensors") for run in (one, other))
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[key], other[key]) for key in one)
+def assert_same_run(one, other) -> None:
+    """The same bits: weights, proxies of every epoch, and losses."""
+    parts = [(weights(run), Run.load(run)) for run in (one, other)]
+    (first, mine), (second, theirs) = parts
+    assert first.keys() == second.keys()
+    assert not [key for key in first if not torch.equal(first[key], second[key])]
+    assert losses(one) == losses(other)
+    for epoch in range(mine.config.epochs + 1):
+        assert torch.equal(mine.proxies(epoch), theirs.proxies(epoch))
+    for a, b in zip(mine.epochs, theirs.epochs, strict=True):  # means of interrupted epochs too
+        timed = ("seconds", "images_per_second")
+        assert {k: v for k, v in a.items() if k not in timed} == {
+            k: v for k, v in b.items() if k not in timed
+        }
 
 
 def resumes_at(config) -> tuple[int, int]:
     """Epoch and batch."""
-    _, at = run_folder.read_resume(config.folder())
+    with safe_open(config.folder() / "resume.safetensors", "pt") as file:
+        at = json.loads(file.metadata()["sobook"])
     return at["epoch"], at["batch"]
 
 

@@ -5,11 +5,15 @@ import pytest
 import torch
 
 from sobook import baselines
+from sobook.data import loader
 from sobook.errors import SobookError
 from sobook.training import heads
 from sobook.training.config import TrainConfig
-from sobook.training.heads import HeadConfig, corrupt, fit_head
-from sobook.training.loop import Trainer
+from sobook.training.heads import HeadConfig, fit_head
+from sobook.training.loop import Trainer, prepare
+from sobook.training.processes import Processes
+
+ALONE = Processes(torch.device("cpu"))
 
 
 @pytest.fixture
@@ -58,35 +62,45 @@ def test_soft_orthogonality_spreads_and_centering_removes_the_common_mode(config
     assert "validation_recall_at_1" not in plain
 
 
-def test_corrupted_training_images(config):
-    config = config.replace(label_noise=0.25, max_images_per_class=4)
-    images, features = heads._features(heads._source(config), "train")
-    labels = torch.from_numpy(images.labels)
-    kept, noisy, unused = corrupt(features, labels, config)
-    rows = [int(np.flatnonzero((features == row).all(1))[0]) for row in kept]
-    assert sorted([*rows, *unused]) == list(range(24))
-    assert len(set(rows)) == 16 and np.bincount(labels[rows]).tolist() == [4, 4, 4, 4]
-    assert int((noisy != labels[rows]).sum()) == 4  # a quarter, and never its own class
+def test_few_images_per_class(config, monkeypatch):
+    """So many of each class are trained on; the others are those that treated pairs look at."""
+    seen = []
+    batch_plan = heads.batch_plan
+    monkeypatch.setattr(
+        heads,
+        "batch_plan",
+        lambda rng, labels, *rest: seen.append(labels) or batch_plan(rng, labels, *rest),
+    )
+    fit_head(config.replace(validation_fraction=0, max_images_per_class=4))
+    assert np.bincount(seen[0]).tolist() == [4, 4, 4, 4]
 
 
-def test_batches_are_those_of_images(config):
+def test_batches_are_those_of_images(config, monkeypatch):
     """The rows of every batch, and the hold-out, are what fine-tuning would draw."""
-    from sobook.training import processes as distributed
-    from sobook.training.loop import FineTuning
-    from sobook.training.run import Run
+    drawn = {}
 
+    def plan(rng, labels, *rest):
+        rows = batch_plan(rng, np.sort(labels), *rest)
+        drawn[name].append(rows.tolist())
+        return rows
+
+    batch_plan = heads.batch_plan
+    monkeypatch.setattr(heads, "batch_plan", plan)
+    monkeypatch.setattr(loader, "batch_plan", plan)
+    name, drawn["head"] = "head", []
+    fit_head(config)
+    name, drawn["check"] = "check", []
     shared = {name: getattr(config, name) for name in ("root", "options", "validation_fraction")}
-    fine = TrainConfig(**shared, batch_size=8, dim=8, device="cpu", run_dir="never written")
-    tuning = FineTuning(Run(fine.folder(), fine), distributed.join(fine))
-    tuning.pixels = None  # decoded by `train`; which rows a batch has does not depend on them
-    labels = tuning.train_set.labels
-    drawn = [rows.tolist() for rows in heads._batches(labels, config.replace(epochs=3))]
-    expected = [rows.tolist() for epoch in (1, 2, 3) for rows in tuning._batches(epoch).plan]
-    assert drawn == expected
+    fine = TrainConfig(**shared, batch_size=8, dim=8, device="cpu", epochs=2)
+    _, trainer = prepare(fine, heads.image_sets.load_splits("aviary", **fine.load_options), ALONE)
+    name, drawn["images"] = "images", []
+    labels = np.arange(12) % 2
+    for epoch in (1, 2):
+        loader.TrainingBatches(None, labels, image_size=8, batch_size=8, epoch=epoch)
+    assert drawn["head"] == drawn["images"] and trainer.steps == 2
 
 
-def test_a_head_takes_the_trainers_device(config, monkeypatch):
-    """It used to stay on the CPU where there was a GPU."""
+def test_a_head_takes_the_chosen_device(config, monkeypatch):
     asked, used = [], []
     step = Trainer.step
 
@@ -112,21 +126,28 @@ def test_a_head_on_a_gpu(config):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "word"),
     [
-        ({"loss": "arcfac"}, "unknown loss 'arcfac'.*Did you mean 'arcface'"),
+        ({"loss": "arcfac"}, "Did you mean 'arcface'"),
         ({"regularizer": "coherenc"}, "Did you mean 'coherence'"),
-        ({"schedule": "cosin"}, "Did you mean 'cosine'"),
-        ({"label_noise": 1.0}, "label_noise is 1.0"),
-        ({"validation_fraction": -0.1}, "validation_fraction is -0.1"),
-        ({"batch_size": 1}, "batch_size is 1"),
-        ({"epochs": 0}, "epochs is 0"),
-        ({"noise": 0.1}, "unknown setting 'noise' of HeadConfig"),
+        ({"label_noise": 0.1}, "label_noise"),
+        ({"so_pairs_fraction": 0.0}, "so_pairs_fraction"),
+        ({"max_images_per_class": 0}, "max_images_per_class"),
+        ({"loss_options": {"scale": 1}}, "loss_options"),
+        ({"batch_size": 1}, "batch_size"),
     ],
 )
-def test_bad_settings(changes, message):
-    with pytest.raises(SobookError, match=message):
+def test_bad_settings(changes, word):
+    with pytest.raises(SobookError, match=word):
         HeadConfig().replace(**changes)
+
+
+def test_what_would_stop_a_run_is_said_before(config):
+    heads.check(config)
+    for changes in ({"batch_size": 500}, {"weights": "gone.pth"}, {"device": "cdua"}):
+        with pytest.raises(SobookError):
+            heads.check(config.replace(**changes))
+    assert heads.notes(config) == []
 
 
 def test_a_learned_threshold_moves_and_a_fixed_one_does_not(config):

@@ -29,7 +29,7 @@ from sobook import files
 from sobook.data import image_sets
 from sobook.embedding import embed
 from sobook.errors import SobookError, check_choice, check_fields, plain
-from sobook.training import heads
+from sobook.training import heads, loop
 from sobook.training.config import TrainConfig, run_key
 from sobook.training.heads import HeadConfig, fit_head
 from sobook.training.loop import fit
@@ -229,11 +229,7 @@ def check(study: Study) -> list[tuple[str, dict[str, Any]]]:
         kept = {k: v for k, v in config.to_dict().items() if type(v) is not float and k != "seed"}
         different[json.dumps(kept, sort_keys=True)] = config
     for config in different.values():
-        if isinstance(config, HeadConfig):
-            heads.check(config)
-            continue
-        for split in ("train", *image_sets.test_splits(config.dataset)):
-            image_sets.load(config.dataset, split, **config.load_options)
+        (heads.check if isinstance(config, HeadConfig) else loop.check)(config)
     return unfinished
 
 
@@ -270,7 +266,7 @@ def run_one(study: Study, key: str, varied: dict[str, Any]) -> None:
     config = _on_this_machine(settings)
     if isinstance(config, HeadConfig):
         measured = fit_head(config)
-        notes = image_sets.notes(config.dataset, **config.load_options)
+        notes = heads.notes(config)
     else:
         finished = fit(config, progress=False)  # resumes where it was stopped
         measured, notes = _measure(finished), finished.retrieval["notes"]
