@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Union
 
 import tyro
 
@@ -371,11 +371,9 @@ class Grade:
             print(grade.write_gradebook(grades, self.gradebook, students))
 
 
-COMMANDS: dict[str, Any] = {
-    command.__name__.lower(): command
-    for command in (Prepare, Train, Evaluate, Compare, Study, Explore, Lab, Embed, Search)
-    + (Export, Grade)
-}
+COMMANDS: dict[str, Any] = {"prepare": Prepare, "train": Train, "evaluate": Evaluate}
+COMMANDS |= {"compare": Compare, "study": Study, "explore": Explore, "lab": Lab, "embed": Embed}
+COMMANDS |= {"search": Search, "export": Export, "grade": Grade}
 
 
 def _print_result(title: str, result: dict[str, Any]) -> None:
@@ -399,9 +397,8 @@ def main(arguments: list[str] | None = None) -> int:
     """
     warnings.formatwarning = lambda message, *_, **__: f"sobook: {message}\n"
     words = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args([word for word in words if word != "--debug"])
     try:
-        _command(options.command, options.arguments)()
+        _parse([word for word in words if word != "--debug"])()
         return 0
     except KeyboardInterrupt:
         error = "stopped; the same command resumes from what is saved."
@@ -413,27 +410,20 @@ def main(arguments: list[str] | None = None) -> int:
     return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    """Parser of the command's name; the command itself parses what comes after."""
-    lines = [f"  {name:10}{command.__doc__.splitlines()[0]}" for name, command in COMMANDS.items()]
-    parser = argparse.ArgumentParser(
-        prog="sobook",
-        epilog="\n".join(["commands:", *lines, "", "sobook COMMAND --help shows examples."]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("command", choices=COMMANDS, metavar="command", help="see below")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the command")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.add_argument("--version", action="version", version=f"sobook {sobook.__version__}")
-    return parser
-
-
-def _command(name: str, arguments: list[str]) -> Any:
+def _parse(words: list[str]) -> Any:
     """The command with its options, ready to be called."""
-    defaults = {}
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--recipe")
-    if name == "train" and (recipe := early.parse_known_args(arguments)[0].recipe):
-        defaults["default"] = Train(config=TrainConfig.recipe(recipe))
-    marks = (tyro.conf.FlagCreatePairsOff,)
-    return tyro.cli(COMMANDS[name], prog=f"sobook {name}", args=arguments, config=marks, **defaults)
+    early = argparse.ArgumentParser(prog="sobook", add_help=False, allow_abbrev=False)
+    early.add_argument("--version", action="version", version=f"sobook {sobook.__version__}")
+    early.add_argument("--recipe")  # replaces the defaults, so it has to be known first
+    recipe = early.parse_known_args(words)[0].recipe
+    train = Train(config=TrainConfig.recipe(recipe)) if recipe else Train()
+    marks = {name: tyro.conf.subcommand(name) for name in COMMANDS}
+    marks["train"] = tyro.conf.subcommand("train", default=train)
+    commands = tuple(Annotated[COMMANDS[name], mark] for name, mark in marks.items())
+    return tyro.cli(
+        Union[commands],  # noqa: UP007 (of a tuple)
+        prog="sobook",
+        description="--debug shows the traceback of an error, --version the version.",
+        args=words,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )

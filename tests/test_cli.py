@@ -50,7 +50,7 @@ def test_the_module_runs_and_lists_every_command():
     command = [sys.executable, "-m", "sobook", "--help"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0
-    assert all(f"  {name} " in done.stdout for name in COMMANDS)
+    assert all(f" {name} " in done.stdout for name in COMMANDS)
 
 
 def test_prepare(data, tiny_aviary, capsys):
