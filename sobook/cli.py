@@ -172,8 +172,8 @@ class Study:
     def __call__(self) -> None:
         from sobook.course.studies import report, study
 
-        if not self.studies:
-            raise SobookError("study needs a study file, or the name of a study of sobook.")
+        if not self.studies or (self.jobs is not None and self.jobs < 1):
+            raise SobookError("study needs a study's file or name, and --jobs 1 or more.")
         out = self.out.expanduser() if self.out else files.data_root() / "study_results"
         for grid in [study.load(name) for name in self.studies]:  # all load before one runs
             count = len(grid.plan())
@@ -205,7 +205,7 @@ class Explore:
 
         runs = [sobook.Run.load(path) for path in self.runs]
         page = explorer.from_runs(runs, classes=self.classes, per_class=self.images)
-        print(page.save(self.out))
+        print(f"{page.save(self.out)}: {len(page.source) / 1e6:.1f} MB")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +226,7 @@ class Lab(Source):
         from sobook.training.heads import HeadConfig
 
         if self.run is not None:
-            raise SobookError("the lab trains a head on a frozen encoder, not on a run: --encoder.")
+            raise SobookError("the lab trains a head on a frozen encoder: name no run.")
         if self.features is not None:
             page = lab.from_features(self.features)
         else:
@@ -234,7 +234,7 @@ class Lab(Source):
             settings |= {"dataset": self.dataset or HeadConfig.dataset, "dim": 64}
             del settings["run"]
             page = lab.page(HeadConfig(**settings))
-        print(page.save(self.out))
+        print(f"{page.save(self.out)}: {len(page.source) / 1e6:.1f} MB")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -352,8 +352,8 @@ class Grade:
     def __call__(self) -> None:
         from sobook.course import grade
 
-        if not self.notebooks:
-            raise SobookError("grade needs one notebook or more.")
+        if not self.notebooks or self.jobs < 1:
+            raise SobookError("grade needs a notebook or more, and --jobs 1 or more.")
         students = grade.read_class_list(self.class_list) if self.class_list else None
         grades: list[Any] = []
 

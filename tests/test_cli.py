@@ -53,69 +53,45 @@ def test_the_module_runs_and_lists_every_command():
     assert all(f" {name} " in done.stdout for name in COMMANDS)
 
 
-def test_prepare(data, tiny_aviary, capsys):
-    assert str(tiny_aviary) in output(capsys, "prepare", "aviary", *data)
-
-
-def test_train_reports_and_opens_a_finished_run(runs, data, capsys):
+def test_runs_are_evaluated_compared_embedded_and_explored(runs, data, tmp_path, capsys):
     finished = Run.load(runs[0])
-    words = ["--epochs", "1", "--batch-size", "8", "--dim", "16", "--selection", "last"]
-    shown = output(capsys, "train", *data, *words, "--run-dir", runs[0])
+    words = ["--epochs", 1, "--batch-size", 8, "--dim", 16, "--selection", "last"]
+    shown = output(capsys, "train", *data, *words, "--run-dir", runs[0])  # opened, not trained
     assert f"R@1 {finished.retrieval['recall']['1']:.3f}" in shown and runs[0] in shown
-
-
-def test_evaluate_a_run_and_a_frozen_encoder(runs, data, capsys):
     assert "24 queries" in output(capsys, "evaluate", runs[0])
-    assert "deit_micro_patch8_64, frozen" in output(capsys, "evaluate", *data)
-    shown = output(capsys, "evaluate", runs[0], "--dataset", "aviary", *data[:2])
-    assert "24 queries" in shown  # the run's own options
-
-
-def test_compare(runs, capsys):
+    assert "24 queries" in output(capsys, "evaluate", runs[0], "--dataset", "aviary", *data[:2])
     table = output(capsys, "compare", *runs)
     assert "RMS cos" in table and "so_weight" in table and table.count("\n") == 3
-
-
-def test_embed(runs, tmp_path, capsys):
-    out = tmp_path / "test.npz"
+    out, page = tmp_path / "test.npz", tmp_path / "page.html"
     assert "24 embeddings of dimension 16" in output(capsys, "embed", runs[1], "--out", out)
     with np.load(out, allow_pickle=False) as arrays:
         assert arrays["embeddings"].shape == (24, 16) and len(arrays["paths"]) == 24
         assert len(arrays["class_names"]) == 4 and set(arrays["labels"]) == {0, 1, 2, 3}
+    assert str(page) in output(capsys, "explore", *runs, "--out", page, "--images", 4)
+    assert '"name":"PA+SO"' in page.read_text(encoding="utf-8")
 
 
-def test_explore(runs, tmp_path, capsys):
-    out = tmp_path / "page.html"
-    assert str(out) in output(capsys, "explore", *runs, "--out", out, "--images", 4)
-    assert '"name":"PA+SO"' in out.read_text(encoding="utf-8")
-
-
-def test_lab_from_features(rng, tmp_path, capsys):
-    features = rng.normal(size=(160, 8)).astype(np.float32)
+def test_what_needs_no_run(data, rng, tmp_path, capsys):
+    assert data[1] in output(capsys, "prepare", "aviary", *data)
+    assert "deit_micro_patch8_64, frozen" in output(capsys, "evaluate", *data)
+    features, page = rng.normal(size=(160, 8)).astype(np.float32), tmp_path / "lab.html"
     split = np.repeat(["train", "test"], 80)
     np.savez(tmp_path / "f.npz", features=features, labels=np.arange(160) // 10, split=split)
-    out = tmp_path / "lab.html"
-    assert str(out) in output(capsys, "lab", "--features", tmp_path / "f.npz", "--out", out)
-    assert out.stat().st_size > 10_000
+    assert str(page) in output(capsys, "lab", "--features", tmp_path / "f.npz", "--out", page)
+    assert page.stat().st_size > 10_000
 
 
-def test_study(data, tmp_path, capsys, monkeypatch):
+def test_a_study(data, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("SOBOOK_DATA", str(tmp_path))
     file = tmp_path / "own.toml"
+    options = "{ species = 8, images_per_species = 6, size = 64, seed = 0 }"
     file.write_text(f"""trainer = "head"
-[fixed]
-root = "{data[1]}"
-options = {{ species = 8, images_per_species = 6, size = 64, seed = 0 }}
-epochs = 1
-validation_fraction = 0.5
-batch_size = 8
-[grid]
-so_weight = [0, 1]
+fixed = {{ root = "{data[1]}", options = {options}, epochs = 1, batch_size = 8 }}
+grid = {{ so_weight = [0, 1] }}
 """)
     assert "own: 2 runs, 2 of them to come" in output(capsys, "study", file, "--dry-run")
-    words = ["study", file, "--out", tmp_path / "out", "--jobs", 1]
-    assert "own: 2 runs" not in output(capsys, *words)
-    assert "own.md" in {path.name for path in (tmp_path / "out").iterdir()}
+    assert "own.md" in output(capsys, "study", file, "--out", tmp_path / "out", "--jobs", 1)
+    assert (tmp_path / "out" / "own.md").is_file()
 
 
 @pytest.mark.skipif(not hasattr(sobook.training, "dry_run"), reason="needs training.dry_run")
@@ -142,9 +118,10 @@ def test_a_dry_run_trains_nothing(data, tmp_path, capsys):
         (["search", "--index", "gone.npz"], "gone.npz"),
         (["search", "--folder", "gone"], "gone"),
         (["export", "no-such-run"], "--onnx"),
-        (["lab", "some-run"], "--encoder"),
-        (["study"], "study file"),
+        (["lab", "some-run"], "name no run"),
+        (["study"], "name"),
         (["study", "gone"], "gone"),
+        (["study", "gone", "--jobs", "0"], "--jobs"),
         (["grade", "--out", "grades.csv"], "notebook"),
     ],
 )

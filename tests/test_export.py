@@ -10,7 +10,6 @@ import torch
 from packaging.version import Version
 
 from sobook import export
-from sobook.cli import main
 from sobook.errors import SobookError
 from sobook.export import HubEncoder
 from sobook.training.config import TrainConfig
@@ -67,6 +66,10 @@ def test_the_hub_folder_is_read_back_and_written_again(run, folder, tmp_path):
     loaded.save_pretrained(tmp_path / "again")
     for file in folder.iterdir():
         assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
+    with pytest.raises(SobookError, match="exists"):
+        export.to_hub(run, folder)
+    with pytest.raises(SobookError, match="not written by sobook"):
+        HubEncoder.from_pretrained(tmp_path)
 
 
 def test_timm_opens_the_backbone(run, folder):
@@ -79,24 +82,6 @@ def test_timm_opens_the_backbone(run, folder):
     images = encoder.normalize(random_images(run, 2))
     with torch.inference_mode():
         torch.testing.assert_close(backbone(images), encoder.backbone(images))
-
-
-def test_push_uploads_what_to_hub_writes(run, folder, monkeypatch):
-    uploaded = []
-
-    class Hub:
-        def __init__(self, token):
-            pass
-
-        def create_repo(self, repo_id, **_):
-            return type("Repo", (), {"repo_id": repo_id})
-
-        def upload_folder(self, folder_path, **_):
-            uploaded.extend(sorted(file.name for file in folder_path.iterdir()))
-
-    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Hub)
-    HubEncoder.from_run(run).push_to_hub("me/birds")
-    assert uploaded == sorted(file.name for file in folder.iterdir())
 
 
 def test_the_card_has_the_numbers_and_no_folder_of_this_machine(run, tmp_path):
@@ -128,16 +113,3 @@ def test_a_backbone_of_another_folder_moves_into_this_one(tmp_path):
     images = torch.randint(0, 256, (2, 3, 160, 160), dtype=torch.uint8)
     with torch.inference_mode():
         torch.testing.assert_close(again(images), encoder(images))
-
-
-def test_other_folders_are_refused(folder, run, tmp_path):
-    with pytest.raises(SobookError, match="exists"):
-        export.to_hub(run, folder)
-    with pytest.raises(SobookError, match="not written by sobook"):
-        HubEncoder.from_pretrained(tmp_path)
-
-
-def test_the_command(run, tmp_path, capsys):
-    assert main(["export", str(run.path), "--hub", str(tmp_path / "hub")]) == 0
-    assert (tmp_path / "hub" / "README.md").is_file()
-    assert str(tmp_path / "hub") in capsys.readouterr().out

@@ -9,7 +9,6 @@ import pytest
 from sobook.cli import main
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_folder_with_broken_files_from_training_to_search(
     tiny_aviary, tmp_path, monkeypatch, capsys
 ):
@@ -22,7 +21,7 @@ def test_a_folder_with_broken_files_from_training_to_search(
     data = ["--dataset", "folder", "--root", str(root)]
     quick = ["--epochs", "1", "--batch-size", "8", "--dim", "16", "--selection", "last"]
     page, index = str(tmp_path / "p.html"), str(tmp_path / "i.npz")
-    for words in (
+    commands = (
         ["prepare", *data[1:]],
         ["train", *data, *quick, "--run-dir", str(run)],
         ["evaluate", str(run)],
@@ -30,8 +29,9 @@ def test_a_folder_with_broken_files_from_training_to_search(
         ["export", str(run), "--hub", str(tmp_path / "hub")],
         ["search", str(run), "--folder", str(root), "--index", index, "--page", page],
         ["search", str(run), "--index", index, "--query", str(broken.with_name("0001.png"))],
-    ):
-        assert main(words) == 0
+    )
+    with pytest.warns(UserWarning, match=broken.name):
+        assert [main(words) for words in commands] == [0] * len(commands)
     assert f"+1.000  {broken.parent.name}" in capsys.readouterr().out
     name = broken.relative_to(root).as_posix()
     notes = json.loads((run / "retrieval.json").read_text())["notes"]
