@@ -1,6 +1,6 @@
-"""Take a trained encoder elsewhere: ONNX for any runtime, a folder for the Hugging Face Hub.
+"""Trained encoders elsewhere: an ONNX file for any runtime, a folder for the Hugging Face Hub.
 
-Both work without network; what ONNX needs beyond sobook is in the extra ``sobook[export]``.
+Neither needs the network; the packages for ONNX come with the extra ``sobook[export]``.
 """
 
 import os
@@ -17,15 +17,15 @@ from torch import Tensor, nn
 
 from sobook.data.loader import evaluation_short_side
 from sobook.encoder import Encoder
-from sobook.errors import SobookError, first_line
+from sobook.errors import SobookError
 from sobook.files import data_root, replacing, write_text
 from sobook.training.run import Run
 
-_TOLERANCE = 1e-4  # of a coordinate of a unit vector, between torch and onnxruntime
+_TOLERANCE = 1e-4  # per coordinate of a unit vector, between torch and onnxruntime
 
 
 class _FromPixels(nn.Module):
-    """The encoder on images in 0..1, so that nobody who runs it needs mean and std."""
+    """The encoder for images in 0..1, so that users of the file need no mean and std."""
 
     def __init__(self, encoder: Encoder):
         super().__init__()
@@ -38,47 +38,35 @@ class _FromPixels(nn.Module):
 def to_onnx(run: Run, file: str | Path) -> Path:
     """Write the encoder of a finished run as one ONNX file, and compare it with torch.
 
-    Its input ``images`` is (B, 3, H, W) float32, RGB in 0..1, H = W the encoder's image size; its
-    output ``embeddings`` is (B, D), of unit length. B is free. The comparison runs in onnxruntime.
+    The input ``images`` is (B, 3, H, W) float32, RGB in 0..1, with H = W = the encoder's image
+    size; the output ``embeddings`` is (B, D), rows of unit length. B is free.
 
     Raises:
-        SobookError: packages are missing or too old, or the two disagree; then no file is left.
+        SobookError: onnxruntime and torch disagree; no file is left then.
     """
-    try:
-        import onnxruntime
-        import onnxscript  # torch needs it
-    except ImportError as error:
-        raise SobookError(f"{error.name} is missing: pip install 'sobook[export]'.") from None
+    import onnxruntime
+
     file = Path(file).expanduser()
     model = _FromPixels(run.encoder()).eval()
     side = model.encoder.image_size
     images = torch.rand(3, 3, side, side, generator=torch.Generator().manual_seed(0))
-    with replacing(file) as partial:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about torch's own internals
-            try:
-                torch.onnx.export(
-                    model,
-                    (images,),
-                    str(partial),
-                    input_names=["images"],
-                    output_names=["embeddings"],
-                    dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1, max=4096)}},
-                    dynamo=True,
-                    external_data=False,
-                    verbose=False,
-                )
-            except Exception as error:  # of exporters, which differ: they have no common parent
-                raise SobookError(
-                    f"torch {torch.__version__} cannot write ONNX with onnxscript "
-                    f"{onnxscript.__version__}: {first_line(error)} Newer ones: "
-                    "pip install --upgrade 'sobook[export]'."
-                ) from None
+    with replacing(file) as partial, warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # about torch's own internals
+        torch.onnx.export(
+            model,
+            (images,),
+            str(partial),
+            input_names=["images"],
+            output_names=["embeddings"],
+            dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1, max=4096)}},
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
         session = onnxruntime.InferenceSession(partial, providers=["CPUExecutionProvider"])
-        with torch.inference_mode():
-            expected = model(images[:1]).numpy()
-        (found,) = session.run(None, {"images": images[:1].numpy()})
-        if not (worst := np.abs(found - expected).max()) <= _TOLERANCE:
+        (embeddings,) = session.run(None, {"images": images[:1].numpy()})  # another B
+        worst = np.abs(embeddings - model(images[:1]).numpy()).max()
+        if not worst <= _TOLERANCE:
             raise SobookError(
                 f"the ONNX file differs from torch by {worst:.1e} in a coordinate (allowed: "
                 f"{_TOLERANCE:.0e}): try other versions of torch and onnxscript."
@@ -98,7 +86,7 @@ class HubEncoder(Encoder, PyTorchModelHubMixin):
     """
 
     facts: dict[str, Any] | None = None
-    """Settings and measurements of the run behind it, which the model card shows."""
+    """Settings and measurements of the run, shown on the model card."""
 
     @classmethod
     def from_run(cls, run: Run) -> "HubEncoder":
@@ -111,7 +99,7 @@ class HubEncoder(Encoder, PyTorchModelHubMixin):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         settings = self.settings()
-        if ":" in self.name:  # a model of another folder or the Hub: from now on of this folder
+        if ":" in self.name:  # the backbone of another folder or the Hub is in this folder now
             settings["name"] = "local-dir:."
         has_fixed_size = self.backbone.pretrained_cfg.get("fixed_input_size")
         timm.models.save_for_hf(
@@ -122,18 +110,19 @@ class HubEncoder(Encoder, PyTorchModelHubMixin):
             safe_serialization=True,
         )
         save_file(self.head.state_dict(), save_directory / "head.safetensors")
-        if self.facts:  # else the Hub's own card
+        if self.facts:
             write_text(save_directory / "README.md", _model_card(self, self.facts))
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, config: dict | None = None, **download: Any):
         if "sobook" not in (config or {}):
-            raise SobookError(f"{model_id} is not what `to_hub` or `push_to_hub` of sobook wrote.")
+            raise SobookError(f"{model_id} was not written by sobook's `to_hub` or `push_to_hub`.")
         folder = Path(model_id)
         if not folder.is_dir():
             folder = Path(snapshot_download(model_id, **download))
-        dim = config["sobook"]["encoder"]["dim"]
-        encoder = cls.create(f"local-dir:{folder}", weights=None, dim=dim)
+        settings = config["sobook"]["encoder"]
+        settings["name"] = settings["name"].replace("local-dir:.", f"local-dir:{folder}")
+        encoder = cls.create(weights=None, **settings)
         encoder.backbone.load_state_dict(load_file(folder / "model.safetensors"))
         encoder.head.load_state_dict(load_file(folder / "head.safetensors"))
         encoder.facts = config["sobook"]["run"]
@@ -144,28 +133,27 @@ def to_hub(run: Run, folder: str | Path) -> Path:
     """Write a finished run into a new folder in the layout of the Hub; nothing is uploaded.
 
     Raises:
-        SobookError: the folder is not empty, or cannot be written.
+        SobookError: the folder exists, or cannot be written.
     """
     folder = Path(folder).expanduser()
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise SobookError(f"{folder} is not an empty folder: name a new one.")
+    if folder.exists():
+        raise SobookError(f"{folder} exists: name a new folder.")
     with replacing(folder) as partial:
         HubEncoder.from_run(run).save_pretrained(partial)
     return folder
 
 
 def _facts(run: Run) -> dict[str, Any]:
-    """What the card says of a run, without the folders of this machine."""
-    weights = run.config.weights and Path(run.config.weights).name
-    encoder = Path(run.state["encoder"]["name"]).name
-    root, retrieval = data_root(run.config.root), run.retrieval
-    for folder in (root, root.resolve()):
-        retrieval["notes"] = [note.replace(f"{folder}{os.sep}", "") for note in retrieval["notes"]]
+    """What the card shows of a run, without folders of this machine."""
+    config, retrieval = run.config, run.retrieval
+    weights = config.weights and Path(config.weights).name
+    config = config.replace(
+        root=None, run_dir=None, encoder=Path(config.encoder).name, weights=weights
+    )
+    home = f"{data_root(run.config.root)}{os.sep}"
     return {
-        "config": run.config.replace(
-            root=None, run_dir=None, encoder=encoder, weights=weights
-        ).to_dict(),
-        "retrieval": retrieval,
+        "config": config.to_dict(),
+        "retrieval": retrieval | {"notes": [note.replace(home, "") for note in retrieval["notes"]]},
         "train_images": run.state["train_images"],
         "train_classes": len(run.state["class_names"]),
     }

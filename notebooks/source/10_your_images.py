@@ -48,6 +48,7 @@ from sklearn.metrics import roc_curve
 from sobook import figures
 from sobook.course.aviary import species as aviary
 from sobook.course import exercises
+from sobook.course.pages import search_page
 from sobook.course.predictions import predict, reveal
 from sobook.data import image_sets, pixels
 from sobook.embedding import embed
@@ -929,14 +930,14 @@ figures.finish(
 # With a kernel running, the button takes any picture of yours. (In a page that only shows this notebook there is no Python behind it; use the search page of section 11 there.)
 
 # %%
-search.widget(index, encoder, k=6)
+search_page.widget(index, encoder, k=6)
 
 # %% [markdown]
 # What it answers, for the first of our five queries:
 
 # %%
 query = Path(whole.paths[five[0]])
-HTML(search.answer(index, encoder, name_of[five[0]], query.read_bytes(), k=6))
+HTML(search_page.answer(index, encoder, name_of[five[0]], query.read_bytes(), k=6))
 
 # %% [markdown]
 # ## 11 · Take it away
@@ -955,7 +956,7 @@ print(f"its own pictures, asked as if new: {whole.calibration}")
 # **A search page**: one HTML file with small pictures and their neighbors inside. It needs no network, no server and no Python. (Do not send pictures that are not yours to send: they are *inside*.)
 
 # %%
-page = search.page(index, out / "search.html", title="My pictures")
+page = search_page.page(index, out / "search.html", title="My pictures")
 print(f"{page.parent.name}/{page.name}, {page.stat().st_size / 1e6:.1f} MB")
 
 # %% [markdown]
