@@ -37,11 +37,6 @@ _BAR: dict[str, Any] = {
 warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
 
 
-def digests(paths: Sequence[str | os.PathLike]) -> list[str]:
-    """SHA-256 of every picture file."""
-    return [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths]
-
-
 def printable(path: object) -> str:
     """A name on one line that any terminal and file takes: odd characters and bytes escaped."""
     text = str(path)

@@ -14,12 +14,10 @@ if TYPE_CHECKING:
     from sobook.training.loop import dry_run as dry_run, evaluate_run as evaluate_run, fit as fit
     from sobook.training.run import Run as Run
 
-__getattr__, __dir__, __all__ = lazy.attach(
+__getattr__, __dir__, __all__ = lazy(
     __name__,
-    {
-        "sobook.training.config": "TrainConfig",
-        "sobook.training.heads": "HeadConfig fit_head",
-        "sobook.training.loop": "dry_run evaluate_run fit",
-        "sobook.training.run": "Run",
-    },
+    config="TrainConfig",
+    heads="HeadConfig fit_head",
+    loop="dry_run evaluate_run fit",
+    run="Run",
 )

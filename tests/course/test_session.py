@@ -16,6 +16,7 @@ from sobook.course import setup
 from sobook.course.session import Session
 from sobook.errors import RunError, SobookError
 from sobook.losses import SO_WEIGHT
+from sobook.training import Run, fit
 
 
 @pytest.fixture(autouse=True)

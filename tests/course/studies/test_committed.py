@@ -11,14 +11,6 @@ from sobook.course.studies import report, study
 TOLERANCE = {"recall_at_1": 0.02, "rms_cosine": 0.02, "mean_cosine": 0.02}
 
 
-def test_two_runs_come_out_again(tmp_path, monkeypatch):
-    grid = {"dim": [64], "so_weight": [0, 30], "epochs": [20], "seed": [300]}
-    both = again("convergence_heads", tmp_path, monkeypatch, grid=grid)
-    for metric in METRICS:
-        assert (both[metric] - both[f"{metric}_committed"]).abs().max() < LUCK[metric], metric
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, grid",
     [
