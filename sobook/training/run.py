@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
@@ -41,8 +41,16 @@ from sobook.retrieval import Retrieval
 from sobook.training.config import TrainConfig, run_key
 from sobook.training.processes import launched
 
-if TYPE_CHECKING:
-    from sobook.training.loop import Trainer
+
+class Trainer(Protocol):
+    """The parts of `sobook.training.loop.Trainer` that a run folder keeps."""
+
+    model: Any
+    loss: Any
+
+    def state(self) -> dict[str, Tensor]: ...
+
+    def load(self, tensors: dict[str, Tensor]) -> None: ...
 
 
 @dataclass
@@ -198,7 +206,7 @@ class Run:
             self._restore()
             yield
 
-    def resume(self, trainer: "Trainer") -> None:
+    def resume(self, trainer: Trainer) -> None:
         """Load what an earlier process left, and drop the metrics that come again."""
         file = self.path / "resume.safetensors"
         if file.is_file():
@@ -227,7 +235,7 @@ class Run:
     def save(
         self,
         epoch: int,
-        trainer: "Trainer",
+        trainer: Trainer,
         *,
         recall: float | None,
         losses: dict[str, float],
@@ -264,7 +272,7 @@ class Run:
         write_tensors(self._proxies_file(epoch), {"proxies": proxies.to(torch.float16)})
         self.save_resume(trainer)
 
-    def save_resume(self, trainer: "Trainer") -> None:
+    def save_resume(self, trainer: Trainer) -> None:
         """Keep everything that resuming needs."""
         if self.writes:
             progress = dataclasses.asdict(self.progress)
