@@ -192,7 +192,7 @@ def collapse(embeddings: Any, labels: Any, proxies: Any) -> Collapse:
 
 
 def class_means(embeddings: Any, labels: Any, num_classes: int) -> np.ndarray:
-    """Means (C, D) by labels (N,), 0..C−1, of unit-length embeddings (N, D): short for wide classes.
+    """Means (C, D) by labels (N,), 0..C−1, of unit-length embeddings (N, D); short if spread out.
 
     Raises:
         SobookError: labels that do not fit, or a class without images.
