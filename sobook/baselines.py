@@ -1,6 +1,5 @@
-"""What the studies compare with: other losses, and other regularizers of Proxy Anchor's proxies.
+"""What the studies compare with: losses of pytorch-metric-learning, and regularizers of proxies.
 
-The losses are those of pytorch-metric-learning, which is imported only when one is asked for.
 Notation: B batch, C classes, D embedding dimension, P (C, D) proxies, p̂ a proxy of unit length.
 """
 
@@ -19,8 +18,7 @@ _CLASSES = {  # in pytorch-metric-learning
     "sup_con": "SupConLoss",  # Khosla et al., NeurIPS 2020
     "normalized_softmax": "NormalizedSoftmaxLoss",  # Wang et al., ACM MM 2017: NormFace
     "arcface": "ArcFaceLoss",  # Deng et al., CVPR 2019
-    # Movshovitz-Attias et al., ICCV 2017; own proxy in the denominator, as in Proxy-NCA++
-    "proxy_nca": "ProxyNCALoss",
+    "proxy_nca": "ProxyNCALoss",  # Movshovitz-Attias et al., ICCV 2017; as in Proxy-NCA++
     "soft_triple": "SoftTripleLoss",  # Qian et al., ICCV 2019
 }
 LOSSES = tuple(_CLASSES)
@@ -30,8 +28,7 @@ _CLASS_VECTORS = ("normalized_softmax", "arcface", "proxy_nca", "soft_triple")  
 def make(name: str, num_classes: int, dim: int, **options: Any) -> nn.Module:
     """A baseline with the interface of our losses: (embeddings (B, D), labels (B,)) → scalar.
 
-    Pair losses come with the miner they were published with; options are those of the class in
-    pytorch-metric-learning, e.g. ``scale=16`` for ArcFace.
+    Options are those of its class; pair losses come with the miner they were published with.
 
     Raises:
         SobookError: an unknown name or option.
@@ -83,10 +80,7 @@ def class_vectors(loss: nn.Module) -> Tensor | None:
 
 
 def double_soft_orthogonality(proxies: Tensor) -> Tensor:
-    """(‖PPᵀ−I‖² + ‖PᵀP−I‖²) / C(C−1) of proxies as they are, not scaled to unit length.
-
-    With unit rows this would be twice SO and a constant. Source: Bansal et al., NeurIPS 2018.
-    """
+    """(‖PPᵀ−I‖² + ‖PᵀP−I‖²) / C(C−1), lengths as they are. Source: Bansal et al., NeurIPS 2018."""
     count, dim = proxies.shape
     rows = proxies @ proxies.T - torch.eye(count, device=proxies.device)
     columns = proxies.T @ proxies - torch.eye(dim, device=proxies.device)

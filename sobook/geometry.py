@@ -1,7 +1,7 @@
 """What a set of proxies looks like, in numbers: start with `describe`.
 
 Notation: C classes (proxies), D embedding dimension; P̂ are the proxies scaled to unit length.
-Everything is computed in float64 on the CPU, so that no number depends on a device.
+All in float64 on the CPU, so that no number depends on a device.
 """
 
 import math
@@ -37,8 +37,7 @@ class ProxyGeometry:
         orthogonality_floor, rms_floor, welch_bound: least orthogonality, rms_cosine, coherence.
         chance_cosine: 1/√D, the RMS cosine of random directions.
         simplex_cosine: −1/(C−1), every cosine in a regular simplex: the lowest mean there is.
-        common_mode_share: fraction of SO due to the shared mean direction (common mode),
-            mean²/RMS² of the cosines; 0 where the mean is not positive.
+        common_mode_share: fraction of SO due to the common mode, mean²/RMS²; 0 for a mean ≤ 0.
         rms_cosine_centered: RMS cosine `without_common_mode`; 0 if nothing is left of a proxy.
     """
 
@@ -67,17 +66,13 @@ class ProxyGeometry:
 
 
 def describe(proxies: Any) -> ProxyGeometry:
-    """Describe a set of proxies.
-
-    Args:
-        proxies: (C, D) tensor or array, C ≥ 2, rows of any length but zero.
+    """Describe proxies: a tensor or array (C, D), C ≥ 2, with rows of any length but zero.
 
     Raises:
         SobookError: wrong shape, one class only, NaN, or a proxy of zero length.
 
-    >>> geometry = describe([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
-    >>> geometry.coherence, geometry.mean_angle, geometry.orthogonality_floor
-    (0.0, 90.0, 0.0)
+    >>> describe([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]]).mean_angle
+    90.0
     """
     unit = unit_rows(proxies, "proxies")  # (C, D)
     num_classes, dim = unit.shape
@@ -123,13 +118,7 @@ def _rms_centered(unit: np.ndarray) -> float:
 
 
 def without_common_mode(proxies: Any) -> np.ndarray:
-    """Unit proxies minus their mean, scaled to unit length again.
-
-    Args:
-        proxies: (C, D) rows of any length but zero.
-
-    Returns:
-        (C, D) float64.
+    """Unit proxies (C, D) minus their mean, scaled to unit length again.
 
     Raises:
         SobookError: a proxy equals the mean, so nothing is left of it.
@@ -170,12 +159,10 @@ class Collapse:
 def collapse(embeddings: Any, labels: Any, proxies: Any) -> Collapse:
     """How far embeddings, their class means and the proxies have collapsed onto each other.
 
-    Proxies are scaled to unit length and centered before NC3, as class means are: no
-    nearest-neighbor decision depends on the direction they share.
+    NC3 centers proxies as class means: no nearest-neighbor decision depends on a shared direction.
 
     Args:
-        embeddings: (N, D), scaled to unit length here.
-        labels: (N,) classes 0..C−1, each with at least one image.
+        embeddings, labels: (N, D), and (N,) classes 0..C−1, each with at least one image.
         proxies: (C, D).
 
     Source: Papyan, Han and Donoho, PNAS 2020: NC1 to NC4, with proxies for the classifier.
@@ -205,13 +192,7 @@ def collapse(embeddings: Any, labels: Any, proxies: Any) -> Collapse:
 
 
 def class_means(embeddings: Any, labels: Any, num_classes: int) -> np.ndarray:
-    """Mean of the unit-length embeddings of each class.
-
-    Args:
-        embeddings, labels: (N, D), and (N,) classes 0..C−1.
-
-    Returns:
-        (C, D) float64, not scaled to unit length: the shorter a mean, the wider its class.
+    """Means (C, D) by labels (N,), 0..C−1, of unit-length embeddings (N, D); short if spread out.
 
     Raises:
         SobookError: labels that do not fit, or a class without images.
@@ -219,8 +200,8 @@ def class_means(embeddings: Any, labels: Any, num_classes: int) -> np.ndarray:
     rows, labels = unit_rows(embeddings, "embeddings"), np.asarray(labels)
     if len(labels) != len(rows) or not np.array_equal(np.unique(labels), np.arange(num_classes)):
         raise SobookError(
-            f"{len(labels)} labels for {len(rows)} embeddings: expected one for each, with every "
-            f"class of 0..{num_classes - 1}: give the training images, numbered as the proxies."
+            f"{len(labels)} labels for {len(rows)} training images: give one each, and every class "
+            f"of 0..{num_classes - 1}, numbered as the proxies."
         )
     return np.stack([rows[labels == c].mean(axis=0) for c in range(num_classes)])
 
@@ -243,10 +224,7 @@ class Movement:
 
 
 def movement(epochs: Sequence) -> Movement:
-    """How a set of proxies moves over epochs.
-
-    Args:
-        epochs: E arrays or tensors (C, D), in chronological order.
+    """How a set of proxies moves over epochs: E arrays or tensors (C, D), in order.
 
     Raises:
         SobookError: no epochs, or proxies that change their shape.
@@ -272,17 +250,12 @@ def _angles_between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def unit_rows(rows: Any, name: str = "rows") -> np.ndarray:
-    """Rows scaled to unit length, in float64.
-
-    Args:
-        rows: (C, D) array, nested list, or tensor on any device.
-        name: what they are, for the error.
+    """Rows (C, D) of an array, list or tensor scaled to unit length, in float64.
 
     Raises:
         SobookError: another shape, or a row of zero length, NaN or infinite values.
     """
-    rows = rows.detach().cpu().double() if hasattr(rows, "detach") else rows
-    rows = np.asarray(rows, dtype=np.float64)
+    rows = np.asarray(rows.detach().cpu().double() if hasattr(rows, "detach") else rows, float)
     if rows.ndim != 2 or rows.size == 0:
         raise SobookError(f"{name} have shape {rows.shape}, expected (C, D): one row per class.")
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)

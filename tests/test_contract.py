@@ -27,7 +27,7 @@ BUDGET = {
     "encoder": (("sobook.encoder",), 270),
     "embedding": (("sobook.embedding",), 70),
     "search": (("sobook.search",), 220),
-    "baselines": (("sobook.baselines",), 100),
+    "baselines": (("sobook.baselines",), 110),
     "export and cli": (("sobook.export", "sobook.cli"), 430),
     "data": (("sobook.data",), 1050),
     "training": (("sobook.training",), 1150),

@@ -148,16 +148,6 @@ def test_order_names_lengths_and_chunks_do_not_matter(rng, monkeypatch):
     assert same.map_at_r == pytest.approx(expected.map_at_r)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_tensors_lists_and_arrays_give_the_same_and_are_left_alone(dtype):
-    array, labels = cloud(4, 30, 4)
-    tensor = torch.nn.Parameter(torch.from_numpy(array).to(dtype))
-    before = tensor.detach().clone()
-    result = evaluate(tensor, torch.from_numpy(labels))
-    assert torch.equal(tensor, before)
-    np.testing.assert_array_equal(evaluate(tensor.tolist(), labels.tolist()).hits, result.hits)
-
-
 # --- Neighbors -----------------------------------------------------------------------------------
 
 

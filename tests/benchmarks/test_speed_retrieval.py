@@ -1,23 +1,14 @@
 """Speed and memory of retrieval on generated embeddings, beside bare faiss and the library."""
 
-import resource
 import statistics
-import subprocess
-import sys
 import time
 
 import faiss
 import numpy as np
 import pytest
-import torch
 
 from sobook.retrieval import evaluate
 from sobook.statistics import compare_classes
-
-try:  # pytorch-metric-learning 3
-    from pytorch_metric_learning.evaluation import AccuracyCalculator
-except ImportError:  # 2
-    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
 IMAGES, CLASSES, DIM = 60_502, 11_316, 384  # the test set of Stanford Online Products
 
@@ -53,36 +44,6 @@ def test_evaluate_beside_bare_faiss(k):
     ratios = [seconds(evaluate, points, labels, ks=ks) / seconds(bare) for _ in range(5)]
     print(f"k = {k}: ratios {np.sort(ratios).round(2)}")
     assert statistics.median(ratios) < 1.1
-
-
-def test_evaluate_beside_accuracy_calculator():
-    """Faster than pytorch-metric-learning for the metrics both have."""
-    points, labels = clustered(IMAGES, CLASSES, DIM)
-    names = ("precision_at_1", "r_precision", "mean_average_precision_at_r")
-    theirs = AccuracyCalculator(include=names, k="max_bin_count")
-    rows, classes = torch.from_numpy(points), torch.from_numpy(labels)
-    ours = seconds(evaluate, points, labels, ks=(1,))
-    other = seconds(theirs.get_accuracy, rows, classes)
-    print(f"{ours:.1f} s, AccuracyCalculator {other:.1f} s, ratio {ours / other:.2f}")
-    assert ours < other
-
-
-def search_and_measure() -> None:
-    points, labels = clustered(IMAGES, CLASSES, DIM)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    evaluate(points, labels, ks=(1, 10, 100, 1000))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB only there")
-def test_memory():
-    """Peak memory beyond what making the embeddings took: at most 1 GB, in a process of its own."""
-    script = "from tests.benchmarks import test_speed_retrieval as t; t.search_and_measure()"
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    print(f"peak extra memory {int(done.stdout) / 1024**2:.2f} GiB")
-    assert int(done.stdout) <= 1024**2
 
 
 def test_interval_of_ten_thousand_resamples():
