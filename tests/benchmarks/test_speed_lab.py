@@ -58,7 +58,7 @@ def test_a_run_with_evaluation_every_second_epoch(visit, capsys, dim):  # noqa: 
     data, page = packed(rows, labels, test, labels, held_out=0), visit(HEAD)
     own, theirs = [], []
     for _ in range(3):
-        heard = talk(page.evaluate, data=data, ready=[[start(**settings)]])
+        heard = talk(page.evaluate, data=data, brief=True, ready=[[start(**settings)]])
         own.append(heard[-1]["at"] - heard[0]["at"])  # from "ready" to "done"
         begun = time.perf_counter()
         in_pytorch(HeadConfig(so_weight=10.0, **settings), rows, test, labels)

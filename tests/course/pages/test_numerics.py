@@ -250,9 +250,9 @@ def test_a_batch_plan_takes_each_image_once_an_epoch(lab):
 
 # ---- the worker ----------------------------------------------------------------------------------
 
-TALK = """({ source, data, talk, runs }) => new Promise((resolve) => {
+TALK = """({ source, data, talk, runs, brief }) => new Promise((resolve) => {
   const worker = new Worker(URL.createObjectURL(new Blob([source]))), heard = [];
-  const plain = (_, value) => (ArrayBuffer.isView(value) ? [...value] : value);
+  const plain = (_, value) => (ArrayBuffer.isView(value) ? (brief ? [] : [...value]) : value);
   worker.onmessage = ({ data: message }) => {
     heard.push([performance.now(), JSON.stringify(message, plain)]);
     for (const next of talk[message.type]?.shift() ?? []) worker.postMessage(next);
@@ -265,14 +265,15 @@ TALK = """({ source, data, talk, runs }) => new Promise((resolve) => {
 })"""
 
 
-def talk(lab, runs: int = 1, *, data: dict | None = None, **answers) -> list[dict]:
+def talk(lab, runs: int = 1, *, data: dict | None = None, brief=False, **answers) -> list[dict]:
     """All that the worker says until so many runs are over.
 
-    `answers` has what it is told at the first, second … message of a kind.
+    `answers` has what it is told at the first, second … message of a kind; `brief` drops arrays.
     """
     source = read_asset("numerics.js") + read_asset("worker.js")
     data = data or packed(*toy(0), *toy(1))
-    return lab(TALK, {"source": source, "data": data, "talk": answers, "runs": runs})
+    what = {"source": source, "data": data, "talk": answers, "runs": runs, "brief": brief}
+    return lab(TALK, what)
 
 
 def packed(train, train_labels, test, test_labels, held_out: int = 2) -> dict:
