@@ -33,7 +33,8 @@ def lazy(package: str, **exports: str) -> tuple[Callable, Callable, list[str]]:
     """``__getattr__``, ``__dir__`` and ``__all__`` of a package (PEP 562) whose modules, and the
     names that it exports from them (module="name name"), are imported on first use."""
     home = {name: module for module, names in exports.items() for name in names.split()}
-    home |= {info.name: "" for info in pkgutil.iter_modules(sys.modules[package].__path__)}
+    modules = [info.name for info in pkgutil.iter_modules(sys.modules[package].__path__)]
+    home |= dict.fromkeys([name for name in modules if name[0] != "_"], "")
 
     def load_name(name: str) -> Any:
         if name not in home:
