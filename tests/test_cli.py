@@ -113,7 +113,7 @@ def test_a_dry_run_trains_nothing(data, tmp_path, capsys):
         (["train", "--options", "specis", "8"], "specis"),
         (["train", "--schedule", "Constnat"], "'constant'"),
         (["train", "--recipe", "cub2000"], "'cub200'"),
-        (["explore"], "two"),
+        (["explore"], "one run"),
         (["search"], "--folder"),
         (["search", "--index", "gone.npz"], "gone.npz"),
         (["search", "--folder", "gone"], "gone"),

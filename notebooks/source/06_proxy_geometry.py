@@ -767,7 +767,7 @@ reveal(
 #
 # **Correlation, and then?** A positive ρ says that close proxies and mixed-up images go together. It does not say which makes which: two look-alike species would give close proxies *and* mixed-up images, with no arrow from one to the other. The column "pairs of one genus" takes part of the likeness out of the comparison, not all of it.
 #
-# One could compare what SO *changed*: pairs whose cosine fell most against pairs whose confusion fell most. That is a trap as well. The pairs whose cosine fell most are those that were closest, and what was extreme falls back in any second measurement (*regression to the mean*). A clean answer needs pairs drawn *by lot*; notebook 09 draws them.
+# One could compare what SO *changed*: pairs whose cosine fell most against pairs whose confusion fell most. That is a trap as well. The pairs whose cosine fell most are those that were closest, and what was extreme falls back in any second measurement (*regression to the mean*). A clean answer needs pairs drawn *at random*; notebook 09 draws them.
 #
 # ### Exercise 4 · Criticize a claim
 #

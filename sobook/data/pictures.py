@@ -104,7 +104,7 @@ def header_sizes(paths: Sequence[Path], most: int = 100) -> list[tuple[int, int]
 
 def _reason(error: Exception) -> str:
     """The decoder's own reason without paths and counts, so that many files share it."""
-    reason = getattr(error, "strerror", None) or first_line(error)
+    reason = getattr(error, "strerror", None) or first_line(error, most=1000)
     return re.sub(r" (\([^)]*\)|'.*'|<.*>)", "", reason)
 
 

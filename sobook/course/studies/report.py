@@ -14,7 +14,6 @@ import pandas as pd
 from sobook import files
 from sobook.course.studies import figures
 from sobook.course.studies.study import Study, load, provenance
-from sobook.errors import SobookError
 from sobook.figures.style import Figure
 from sobook.statistics import Comparison, compare_seeds, holm, t_interval, verdict
 
@@ -176,10 +175,8 @@ def headline(study: Study, table: pd.DataFrame) -> str:
 
 def committed(name: str) -> pd.DataFrame:
     """The table of a study in the repository, one row per run; empty if there is none."""
-    try:
-        return pd.read_csv(files.shipped(f"results/{name}.csv"), dtype={"config": str})
-    except SobookError:
-        return pd.DataFrame()
+    file = files.shipped(f"results/{name}.csv")
+    return pd.read_csv(file, dtype={"config": str}) if file.exists() else pd.DataFrame()
 
 
 def show(name: str, *, rows: int = 12) -> list[str | pd.DataFrame | Figure]:
