@@ -1,7 +1,7 @@
 """Training a head alone, on frozen features that were computed once: seconds per run, not minutes.
 
-`sobook.training.trainer.Trainer` gets features in place of images; head and proxies learn. There is no
-augmentation. Good for searching widely; what matters has to be confirmed by fine-tuning.
+`Trainer` gets features in place of images; head and proxies learn. There is no augmentation.
+Good for searching widely; what matters has to be confirmed by fine-tuning.
 Notation: N images, F features of the backbone, D embedding dimension, C classes.
 """
 

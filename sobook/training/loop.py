@@ -1,8 +1,8 @@
 """The training loop: a config in, a run folder out, on one device or on many.
 
-Read `fit`, `_train`, `_train_epoch`, then `trainer.Trainer.step`. A run that was stopped at any moment resumes
-and ends with the weights of one that was never stopped: batches depend on (seed, epoch, batch)
-alone, random numbers and rates on the step alone; `resume.safetensors` holds the rest.
+Read `fit`, `_train`, `_train_epoch`, then `Trainer.step`. A run that was stopped at any moment
+resumes and ends with the weights of one that was never stopped: batches depend on (seed, epoch,
+batch) alone, random numbers and rates on the step alone; `resume.safetensors` holds the rest.
 """
 
 import atexit
