@@ -31,7 +31,7 @@ from sobook.data import image_sets, loader, pixels
 from sobook.embedding import embed
 from sobook.encoder import Encoder
 from sobook.retrieval import evaluate
-from sobook.training.loop import learning_rate_factor
+from sobook.training.trainer import learning_rate_factor
 
 HERE = Path(__file__).parent
 

@@ -134,7 +134,7 @@ def _study(file, data_root) -> None:
 
 def _do_at_step(rank: int, at_rank: int, at_step: int, signal: int) -> None:
     """Let one process send itself a signal when it comes to a step."""
-    from sobook.training.loop import Trainer
+    from sobook.training.trainer import Trainer
 
     original = Trainer.step
 

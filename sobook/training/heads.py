@@ -1,7 +1,7 @@
 """Training a head alone, on frozen features that were computed once: seconds per run, not minutes.
 
-`sobook.training.loop.Trainer` gets features in place of images; head and proxies learn. There is no
-augmentation. Good for searching widely; what matters has to be confirmed by fine-tuning.
+`Trainer` gets features in place of images; head and proxies learn. There is no augmentation.
+Good for searching widely; what matters has to be confirmed by fine-tuning.
 Notation: N images, F features of the backbone, D embedding dimension, C classes.
 """
 
@@ -27,8 +27,9 @@ from sobook.errors import SobookError, check_choice
 from sobook.losses import ProxyAnchor, SoftOrthogonalityOnPairs, SoftOrthogonalProxyAnchor
 from sobook.retrieval import evaluate, nearest_neighbors
 from sobook.training.config import BaseConfig
-from sobook.training.loop import Data, Trainer, loss_rates
+from sobook.training.loop import Data
 from sobook.training.processes import Processes, choose_device
+from sobook.training.trainer import Trainer, loss_rates
 
 
 @dataclass(frozen=True)

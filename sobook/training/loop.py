@@ -1,37 +1,33 @@
 """The training loop: a config in, a run folder out, on one device or on many.
 
-Read `fit`, `_train`, `_train_epoch`, `Trainer.step`. A run that was stopped at any moment resumes
-and ends with the weights of one that was never stopped: batches depend on (seed, epoch, batch)
-alone, random numbers and rates on the step alone; `resume.safetensors` holds the rest.
+Read `fit`, `_train`, `_train_epoch`, then `Trainer.step`. A run that was stopped at any moment
+resumes and ends with the weights of one that was never stopped: batches depend on (seed, epoch,
+batch) alone, random numbers and rates on the step alone; `resume.safetensors` holds the rest.
 """
 
 import atexit
-import contextlib
-import math
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 
 from sobook import retrieval
 from sobook.data import image_sets, loader, pixels
 from sobook.data.image_sets import ImageSet
 from sobook.encoder import Encoder
-from sobook.errors import SobookError, TrainingError
+from sobook.errors import SobookError
 from sobook.losses import SoftOrthogonalProxyAnchor
 from sobook.retrieval import Retrieval, evaluate
 from sobook.training.config import BaseConfig, TrainConfig
 from sobook.training.processes import Processes, choose_device, join
 from sobook.training.run import Run
+from sobook.training.trainer import Trainer, loss_rates
 
 AfterEpoch = Callable[[int, Encoder], object]
 
@@ -151,7 +147,7 @@ def check_retrievable(sets: Sequence[ImageSet], ks: tuple[int, ...]) -> tuple[in
 
 def prepare(
     config: TrainConfig, sets: dict[str, ImageSet], processes: Processes
-) -> tuple[Data, "Trainer"]:
+) -> tuple[Data, Trainer]:
     """Everything that a run needs before its first step; `SobookError` for what would stop it."""
     torch.manual_seed(config.seed)  # the same start on every process
     encoder = Encoder.create(config.encoder, dim=config.dim, **config.encoder_options)
@@ -176,7 +172,7 @@ def prepare(
 
 
 def _train(
-    run: Run, data: Data, trainer: "Trainer", progress: bool, after_epoch: AfterEpoch | None
+    run: Run, data: Data, trainer: Trainer, progress: bool, after_epoch: AfterEpoch | None
 ) -> None:
     """All epochs that are still to come, then the evaluation on the test classes."""
     config, encoder, processes = run.config, trainer.model, trainer.processes
@@ -232,7 +228,7 @@ def _train(
 
 
 def _train_epoch(
-    run: Run, trainer: "Trainer", batches: loader.TrainingBatches, epoch: int, bar: tqdm
+    run: Run, trainer: Trainer, batches: loader.TrainingBatches, epoch: int, bar: tqdm
 ) -> dict[str, float]:
     """One pass over the images, from the batch at which the run resumes.
 
@@ -268,7 +264,7 @@ def _train_epoch(
     return {"seconds": round(seconds, 3), "images_per_second": round(speed, 1), **means}
 
 
-def _select(run: Run, data: Data, trainer: "Trainer") -> float | None:
+def _select(run: Run, data: Data, trainer: Trainer) -> float | None:
     """Recall@1 that selects the epoch, in float32 as at the end; None: keep the last epoch."""
     encoder, processes = trainer.model, trainer.processes
     if run.config.selection == "test":
@@ -297,164 +293,6 @@ def _tracker(config: TrainConfig, path: Path) -> Callable[[dict, int], object] |
 
         return track
     return None
-
-
-class Trainer:
-    """What learns, and how it takes a step: the same for images and for frozen features.
-
-    Args:
-        model: maps a batch of inputs to (b, D) embeddings of unit length.
-        loss: of embeddings (B, D) and labels (B,); its parameters, the proxies, learn as well.
-        rates: pairs of parameters and their learning rate.
-        config: batch size, weight decay, schedule, largest gradient norm, the model's precision.
-        steps: how many there will be, for the schedule.
-        processes: those that share a batch of B images, b each, and the device.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: nn.Module,
-        rates: Iterable[tuple[Iterable[nn.Parameter], float]],
-        config: BaseConfig,
-        *,
-        steps: int,
-        processes: Processes,
-    ):
-        self.config, self.steps, self.processes = config, steps, processes
-        precision = getattr(config, "precision", "float32")
-        self.chunk_size = getattr(config, "chunk_size", None)
-        self.device = processes.device
-        self.model: Any = model.to(self.device)
-        self.loss: Any = loss.to(self.device)
-        self.parameters = [*model.parameters(), *loss.parameters()]
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(rates, config.weight_decay),
-            fused=self.device.type == "cpu" or None,  # a third of the time there
-        )
-        # The loss is not wrapped: every process computes it from the joint batch.
-        self._wrapped = processes.wrap(self.model)
-        self._autocast: contextlib.AbstractContextManager = contextlib.nullcontext()
-        if precision != "float32":
-            self._autocast = torch.autocast(self.device.type, getattr(torch, precision))
-        # float16 gradients would vanish without a scale; a disabled scaler passes all through.
-        self._scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
-
-    def step(self, step: int, inputs: Tensor, labels: Tensor) -> dict[str, float]:
-        """Forward, joint loss, backward, update.
-
-        Args:
-            step: 0 … steps − 1, which sets the learning rates.
-            inputs: (b, …), the local slice of the batch.
-            labels: (b,) int64.
-
-        Returns:
-            The parts of the loss, and the norm of the gradient before clipping.
-
-        Raises:
-            TrainingError: the loss or the gradient is NaN or infinite.
-        """
-        for group in self.optimizer.param_groups:
-            factor = learning_rate_factor(step, self.steps, self.config.schedule)
-            group["lr"] = group["initial_lr"] * factor
-        inputs = inputs.to(self.device, non_blocking=True)
-        labels = labels.to(self.device, non_blocking=True)
-        with self._autocast:
-            embeddings = self._embed(inputs)  # (b, D)
-        size = self.config.batch_size
-        embeddings, labels = self.processes.gather(embeddings, labels, size)  # (B, D), (B,)
-        if isinstance(self.loss, SoftOrthogonalProxyAnchor):
-            parts = self.loss.parts(embeddings, labels)
-        else:
-            parts = {"loss": self.loss(embeddings, labels)}
-        values = {name: float(value.detach()) for name, value in parts.items()}
-        for name, value in values.items():
-            _check_finite(name, value, step)
-
-        self.optimizer.zero_grad()
-        self._scaler.scale(parts["loss"]).backward()
-        self.processes.average_gradients(self.loss.parameters())
-        self._scaler.unscale_(self.optimizer)
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm))
-        if not self._scaler.is_enabled():  # a scaler skips such steps
-            _check_finite("the gradient", norm, step)
-        self._scaler.step(self.optimizer)
-        self._scaler.update()
-        return {**values, "gradient_norm": norm}
-
-    def _embed(self, inputs: Tensor) -> Tensor:
-        """(b, D) embeddings. In chunks, only the inputs are kept, and backward embeds them again.
-
-        The loss compares every image with every proxy of the batch, so batches cannot be split and
-        their gradients added; activations can. Source: Gao et al., arXiv 2101.06983 (GradCache).
-        """
-        size = self.chunk_size
-        if size is None or len(inputs) <= size:
-            return self._wrapped(inputs)
-        chunks = inputs.split(size)
-        return torch.cat([checkpoint(self._wrapped, part, use_reentrant=False) for part in chunks])
-
-    def state(self) -> dict[str, Tensor]:
-        """Everything that resuming needs, flat."""
-        parts = {"model": self.model.state_dict(), "loss": self.loss.state_dict()}
-        parts["scaler"] = {k: torch.tensor(v) for k, v in self._scaler.state_dict().items()}
-        parts |= {str(n): values for n, values in self.optimizer.state_dict()["state"].items()}
-        return {f"{part}.{name}": v for part, values in parts.items() for name, v in values.items()}
-
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Load what `state` returned."""
-        parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
-        for key, tensor in tensors.items():
-            part, _, name = key.partition(".")
-            parts[part][name] = tensor
-        self.model.load_state_dict(parts.pop("model"))
-        self.loss.load_state_dict(parts.pop("loss"))
-        self._scaler.load_state_dict({k: v.item() for k, v in parts.pop("scaler", {}).items()})
-        moments = {int(number): values for number, values in parts.items()}
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-
-
-def _check_finite(what: str, value: float, step: int) -> None:
-    if not math.isfinite(value):
-        raise TrainingError(
-            f"{what} became {value} at step {step}: lower the learning rates (lr, head_lr, "
-            "proxy_lr), or look at the images of that batch."
-        )
-
-
-def learning_rate_factor(step: int, total: int, schedule: str) -> float:
-    """What the learning rates are multiplied with at a step (0 … total − 1).
-
-    >>> [round(learning_rate_factor(step, 4, "cosine"), 2) for step in range(4)]
-    [1.0, 0.85, 0.5, 0.15]
-    """
-    return 1.0 if schedule == "constant" else 0.5 * (1 + math.cos(math.pi * step / total))
-
-
-def loss_rates(loss: nn.Module, config: BaseConfig) -> list[tuple[list[nn.Parameter], float]]:
-    """What a loss learns, with its rates: the proxies, and a threshold, the only scalar."""
-    proxies = [p for p in loss.parameters() if p.ndim]
-    threshold = [p for p in loss.parameters() if not p.ndim]
-    return [(proxies, config.proxy_lr), (threshold, config.threshold_lr)]
-
-
-def parameter_groups(
-    rates: Iterable[tuple[Iterable[nn.Parameter], float]], weight_decay: float
-) -> list[dict[str, Any]]:
-    """Groups for the optimizer, each at its rate: matrices, and the rest without weight decay.
-
-    Proxies do decay. Their length changes neither the loss nor a cosine, but the shorter a proxy,
-    the further a step turns it: there the decay acts on the effective rate.
-    """
-    groups = []
-    for parameters, rate in rates:
-        parameters = list(parameters)
-        matrices = [p for p in parameters if p.ndim >= 2]
-        others = [p for p in parameters if p.ndim < 2]  # norms, biases, a threshold
-        both = {"lr": rate, "initial_lr": rate}
-        groups.append({"params": matrices, "weight_decay": weight_decay, **both})
-        groups.append({"params": others, "weight_decay": 0.0, **both})
-    return groups
 
 
 def evaluate_run(

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -40,17 +40,7 @@ from sobook.errors import RunError, SobookError, first_line
 from sobook.retrieval import Retrieval
 from sobook.training.config import TrainConfig, run_key
 from sobook.training.processes import launched
-
-
-class Trainer(Protocol):
-    """The parts of `sobook.training.loop.Trainer` that a run folder keeps."""
-
-    model: Any
-    loss: Any
-
-    def state(self) -> dict[str, Tensor]: ...
-
-    def load(self, tensors: dict[str, Tensor]) -> None: ...
+from sobook.training.trainer import Trainer
 
 
 @dataclass

@@ -24,8 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from sobook.encoder import Encoder
 from sobook.losses import ProxyAnchor, SoftOrthogonalProxyAnchor, soft_orthogonality
 from sobook.training.config import TrainConfig
-from sobook.training.loop import Trainer
 from sobook.training.processes import Processes
+from sobook.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 MICRO = {"encoder": "deit_micro_patch8_64", "image_size": 64}

@@ -10,8 +10,9 @@ from sobook.errors import SobookError
 from sobook.training import heads
 from sobook.training.config import TrainConfig
 from sobook.training.heads import HeadConfig, fit_head
-from sobook.training.loop import Trainer, prepare
+from sobook.training.loop import prepare
 from sobook.training.processes import Processes
+from sobook.training.trainer import Trainer
 
 ALONE = Processes(torch.device("cpu"))
 

@@ -13,9 +13,10 @@ from sobook.errors import ImageError, SobookError, TrainingError
 from sobook.losses import SoftOrthogonalProxyAnchor
 from sobook.training import loop
 from sobook.training.config import TrainConfig
-from sobook.training.loop import Trainer, check, dry_run, evaluate_run, fit, prepare
+from sobook.training.loop import check, dry_run, evaluate_run, fit, prepare
 from sobook.training.processes import Processes
 from sobook.training.run import Run
+from sobook.training.trainer import Trainer
 from tests import processes
 from tests.training.reading import assert_same_run, losses, resumes_at, weights
 
