@@ -53,6 +53,7 @@ from sobook.course.aviary.scene import NUISANCE
 from sobook.course import exercises
 from sobook.course.predictions import predict, reveal
 from sobook.data import benchmarks, image_sets, loader, pixels
+from sobook.errors import SobookError
 from sobook.embedding import embed
 from sobook.encoder import Encoder, make_head
 from sobook.losses import ProxyAnchor
@@ -569,7 +570,7 @@ print(str(caught[-1].message).replace(str(folder), "…"))
 print(len(own), "picture left of the class", own.class_names[0])
 try:
     pixels.read_image(folder / "another" / "broken.jpg")
-except pixels.ImageError as error:
+except SobookError as error:
     print("read_image says:", str(error).replace(str(folder), "…"))
 
 # %% [markdown] tags=["slide"]
