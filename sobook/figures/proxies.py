@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -18,11 +18,11 @@ from scipy.special import gammaln
 from sobook import geometry, statistics
 from sobook.errors import SobookError
 from sobook.figures import style
-from sobook.figures.style import INK, Figure, as_array, finish, method_color, new_figure, use_style
+from sobook.figures.style import INK, Figure, as_array, finish, method_color, panels, use_style
 
 
 def class_order(proxies) -> np.ndarray:
-    """An order of the classes, (C,), in which similar proxies (C, D) stand together.
+    """An order of the classes, (C,), in which similar proxies, (C, D), stand together.
 
     Average linkage on the cosine distance.
     """
@@ -48,9 +48,8 @@ def proxy_heatmaps(
             classes stand together are outlined.
         difference: adds a panel second − first of two sets, on the same scale.
     """
-    sets = _proxy_sets(proxies, same_classes=True)
-    first, classes = next(iter(sets)), len(next(iter(sets.values())))
-    caption = f"{classes} classes"
+    sets, classes, _ = _proxy_sets(proxies)
+    first, caption = next(iter(sets)), f"{classes} classes"
     if groups is not None and len(groups) != classes:
         raise SobookError(f"groups names {len(groups)} classes, the proxies have {classes}")
     if order is None:
@@ -59,20 +58,27 @@ def proxy_heatmaps(
             codes = pd.factorize(np.asarray(groups)[order])[0]
             order = order[np.argsort(codes, kind="stable")]
             caption = f"{classes} classes by group, within it clustered by {first}"
-    panels = {name: _cosine_cells(p[order]) for name, p in sets.items()}
+    shown = {name: _cosine_cells(p[order]) for name, p in sets.items()}
     numbers = {name: cosine_summary(geometry.describe(p)) for name, p in sets.items()}
     if difference:
         first, second = sets
-        panels[f"{second} − {first}"] = panels[second] - panels[first]
-    figure = new_figure(4.2 * len(panels) + 1.2, 5.2 + 0.3 * (groups is not None))
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    _draw_cells(figure, axes, panels)
-    for axis, name in zip(axes, panels, strict=True):
+        shown[f"{second} − {first}"] = shown[second] - shown[first]
+    size = 4.2 * len(shown) + 1.2, 5.2 + 0.3 * (groups is not None)
+    figure, axes = panels(*size, 1, len(shown), squeeze=False)
+    largest = max(np.nanmax(np.abs(cells), initial=0.0) for cells in shown.values())
+    limit = max(0.1, math.ceil(largest * 10 - 1e-6) / 10)
+    cmap = mpl.colormaps["RdBu_r"].with_extremes(bad="#E4E4E4")
+    for axis, (name, cells) in zip(axes[0], shown.items(), strict=True):
+        mesh = axis.imshow(cells, cmap=cmap, vmin=-limit, vmax=limit, interpolation="nearest")
+        axis.spines[:].set_visible(False)
+        axis.set(xticks=[], yticks=[])
         axis.set_title(name, loc="left", weight="bold", color=style.COLORS.get(name, INK))
         axis.set_xlabel(numbers.get(name, ""), fontsize=11)
+    bar = figure.colorbar(mesh, ax=list(axes[0]), shrink=0.8, pad=0.02, aspect=26)
+    bar.set_label(f"cosine (all panels ±{limit:g}; diagonal left out)", fontsize=12)
     if groups is not None:
-        _draw_groups(figure, axes, np.asarray(groups)[order])
-    block = classes / len(panels[first])
+        _draw_groups(figure, axes[0], np.asarray(groups)[order])
+    block = classes / len(shown[first])
     if block > 1:
         caption += f"; each cell is the mean of about {block**2:.0f} cosines"
     figure.supxlabel(caption, fontsize=12)
@@ -89,10 +95,9 @@ def angle_histogram(proxies: Mapping[str, object]) -> Figure:
     Welch bound: the smallest angle of any set of C directions cannot exceed it.
 
     Args:
-        proxies: name → (C, D), the same D in each.
+        proxies: name → (C, D), the same C and D in each.
     """
-    sets = _proxy_sets(proxies)
-    classes, dim = next(iter(sets.values())).shape
+    sets, classes, dim = _proxy_sets(proxies)
     angles = {
         name: np.degrees(np.arccos(geometry.off_diagonal(geometry.describe(p).cosines)))
         for name, p in sets.items()
@@ -102,8 +107,7 @@ def angle_histogram(proxies: Mapping[str, object]) -> Figure:
     bins = np.linspace(max(low, 0), min(high, 180), 51)
     theta = np.linspace(bins[0], bins[-1], 800)
     density = random_angle_density(theta, dim)
-    figure, alt = new_figure(9.5, 5.6), []
-    axis = figure.subplots()
+    (figure, axis), alt = panels(9.5, 5.6), []
     axis.fill_between(theta, density, color=style.QUIET, alpha=0.45, lw=0)
     label = f"random directions, {dim}-D"
     axis.plot(theta, density, color=style.COLORS["chance"], lw=1.6, label=label)
@@ -114,8 +118,8 @@ def angle_histogram(proxies: Mapping[str, object]) -> Figure:
         axis.stairs(heights, bins, label=alt[-1], lw=2.6, **look)
     axis.axvline(90, color=INK, lw=1.2, label="90°: orthogonal")
     label = f"cosine ±1/√{dim} (90° ± {chance:.1f}°)"
-    for angle, text in ((90 - chance, label), (90 + chance, None)):
-        axis.axvline(angle, color=INK, lw=1.4, ls=":", label=text)
+    axis.axvline(90 - chance, color=INK, lw=1.4, ls=":", label=label)
+    axis.axvline(90 + chance, color=INK, lw=1.4, ls=":")
     if classes > dim:
         bound = math.degrees(math.acos(geometry.welch_bound(classes, dim)))
         label = f"Welch bound {bound:.1f}°"
@@ -137,11 +141,8 @@ def spectra(proxies: Mapping[str, object]) -> Figure:
     Args:
         proxies: name → (C, D), the same C and D in each.
     """
-    sets = _proxy_sets(proxies, same_classes=True)
-    classes, dim = next(iter(sets.values())).shape
-    size, ranks = min(classes, dim), []
-    figure = new_figure(8, 4.8)
-    axis = figure.subplots()
+    sets, classes, dim = _proxy_sets(proxies)
+    (figure, axis), size, ranks = panels(8, 4.8), min(classes, dim), []
     label = f"flat spectrum: rank {size}"
     axis.axhline(math.sqrt(classes / size), label=label, **style.CHANCE_LINE)
     for name, look in style.line_looks(sets).items():
@@ -160,9 +161,9 @@ def spectra(proxies: Mapping[str, object]) -> Figure:
 @use_style()
 def proxy_ribbons(
     movements: Mapping[str, geometry.Movement],
-    recalls: Mapping[str, Sequence[float | None]] | None = None,
+    recalls: Mapping[str, Sequence[float | None]],
     *,
-    dim: int | None = None,
+    dim: int,
 ) -> Figure:
     """Cosines of all pairs, SO and Recall@1 over epochs, one axis of time for all runs.
 
@@ -173,9 +174,8 @@ def proxy_ribbons(
         recalls: name → (E,) Recall@1 on held-out classes; None where it was not measured.
         dim: draws what random directions have: RMS cosine ±1/√dim, SO 1/dim.
     """
-    figure = new_figure(9.5, 8)
-    cosine, so, recall = figure.subplots(3, 1, sharex=True, height_ratios=(1.5, 1, 1))
-    at_end = []
+    figure, axes = panels(9.5, 8, 3, 1, sharex=True, height_ratios=(1.5, 1, 1))
+    (cosine, so, recall), at_end = axes, []
     for name, look in style.line_looks(movements).items():
         moved = movements[name]
         low, middle, high = moved.cosine_band.T
@@ -184,17 +184,16 @@ def proxy_ribbons(
         cosine.plot(epochs, middle, label=name, **look)
         squares = moved.rms_cosine**2
         so.plot(epochs, squares, **look)
-        known = [(e, r) for e, r in enumerate((recalls or {}).get(name, ())) if r is not None]
+        known = [(e, r) for e, r in enumerate(recalls[name]) if r is not None]
         if known:
             recall.plot(*zip(*known, strict=True), marker="o", ms=4, **look)
         at_end.append(f"{name}: {low[-1]:+.2f} to {high[-1]:+.2f}, SO {squares[-1]:.4f}")
-    if dim:
-        chance = 1 / math.sqrt(dim)
-        cosine.axhline(chance, label=f"random directions, {dim}-D", **style.CHANCE_LINE)
-        cosine.axhline(-chance, **style.CHANCE_LINE)
-        so.axhline(1 / dim, **style.CHANCE_LINE)
+    chance = 1 / math.sqrt(dim)
+    cosine.axhline(chance, label=f"random directions, {dim}-D", **style.CHANCE_LINE)
+    cosine.axhline(-chance, **style.CHANCE_LINE)
+    so.axhline(1 / dim, **style.CHANCE_LINE)
     if not recall.lines:
-        recall.text(0.5, 0.5, "not measured", ha="center", transform=recall.transAxes)
+        style.not_measured(recall)
     cosine.set(ylabel="cosine of a pair\n(median, 5–95 %)")
     so.set(ylabel="SO (mean\nsquared cosine)", ylim=(0, None))
     recall.set(xlabel="epoch (0: before training)", ylabel="Recall@1,\nheld-out classes")
@@ -215,10 +214,10 @@ def confusion_vs_cosine(cosines: Mapping[str, object], confusions: Mapping[str, 
         cosines: name → (C, C) cosines of the proxies.
         confusions: name → (C, C) rate at which queries of the row's class retrieve the column's.
     """
-    figure = new_figure(5.2 * len(cosines) + 1, 4.6)
-    axes = figure.subplots(1, len(cosines), sharex=True, sharey=True, squeeze=False)[0]
+    one_scale: dict[str, Any] = {"sharex": True, "sharey": True, "squeeze": False}
+    figure, axes = panels(5.2 * len(cosines) + 1, 4.6, 1, len(cosines), **one_scale)
     alt = []
-    for axis, (name, matrix) in zip(axes, cosines.items(), strict=True):
+    for axis, (name, matrix) in zip(axes[0], cosines.items(), strict=True):
         matrix, mixed = as_array(matrix), as_array(confusions[name])
         mixed = (mixed + mixed.T) / 2
         rho, low, high = statistics.rank_correlation(matrix, mixed)
@@ -232,16 +231,14 @@ def confusion_vs_cosine(cosines: Mapping[str, object], confusions: Mapping[str, 
         title = f"{name}: ρ = {rho:+.2f} [{low:+.2f}, {high:+.2f}], {len(x):,} pairs"
         axis.set_title(title, color=shade, fontsize=12)
         alt.append(title)
-    axes[0].set_ylabel("confusion (mean of both ways)")
-    axes[0].legend(loc="upper left", markerscale=1.5)
+    axes[0, 0].set_ylabel("confusion (mean of both ways)")
+    axes[0, 0].legend(loc="upper left", markerscale=1.5)
     alt_start = "Confusion of two classes against the cosine of their proxies, Spearman's ρ"
     return finish(figure, f"{alt_start}; {'; '.join(alt)}.")
 
 
 @use_style()
-def attribute_lens(
-    proxies: Mapping[str, object], shared, *, what: str = "attributes in common"
-) -> Figure:
+def attribute_lens(proxies: Mapping[str, object], shared, *, what: str) -> Figure:
     """Cosine of two proxies against the number of attributes that their classes share.
 
     One panel per set of proxies, one scale for all. The band holds the middle 90 % of the pairs
@@ -253,13 +250,13 @@ def attribute_lens(
         shared: (C, C) number of attributes that two classes share.
         what: name of the horizontal axis.
     """
-    sets, shared = _proxy_sets(proxies, same_classes=True), as_array(shared)
+    sets, shared = _proxy_sets(proxies)[0], as_array(shared)
     number = geometry.off_diagonal(shared)
     levels = [level for level in np.unique(number) if (number == level).sum() >= 5]
-    figure = new_figure(5.2 * len(sets) + 0.8, 4.8)
-    axes, alt = figure.subplots(1, len(sets), sharey=True, squeeze=False)[0], []
+    size = 5.2 * len(sets) + 0.8, 4.8
+    (figure, axes), alt = panels(*size, 1, len(sets), sharey=True, squeeze=False), []
     jitter = np.random.default_rng(0).uniform(-0.2, 0.2, len(number))
-    for axis, (name, p) in zip(axes, sets.items(), strict=True):
+    for axis, (name, p) in zip(axes[0], sets.items(), strict=True):
         shade, matrix = method_color(name), geometry.describe(p).cosines
         cosines = geometry.off_diagonal(matrix)
         rho, low, high = statistics.rank_correlation(matrix, shared)
@@ -273,7 +270,7 @@ def attribute_lens(
         axis.set_title(alt[-1], color=shade)
         axis.set_xlabel(what)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[0].set_ylabel("cosine of the two proxies")
+    axes[0, 0].set_ylabel("cosine of the two proxies")
     return finish(figure, f"Proxy cosine against {what} of two classes; {'; '.join(alt)}.")
 
 
@@ -289,18 +286,15 @@ def cosine_summary(shape: geometry.ProxyGeometry) -> str:
     return f"RMS cosine {shape.rms_cosine:.2f}, coherence {shape.coherence:.2f}"
 
 
-def _proxy_sets(
-    proxies: Mapping[str, object], *, same_classes: bool = False
-) -> dict[str, np.ndarray]:
-    """Unit rows of each set; all must have the same dimension, and the same classes if asked."""
-    if not isinstance(proxies, Mapping) or not proxies:
+def _proxy_sets(proxies: Mapping[str, object]) -> tuple[dict[str, np.ndarray], int, int]:
+    """Unit rows (C, D) of each set, and the C and D that all must have."""
+    if not isinstance(proxies, Mapping):
         raise SobookError('pass proxies by name, as in {"PA": run.proxies()}')
     sets = {name: geometry.unit_rows(p, f"proxies of {name}") for name, p in proxies.items()}
-    first = next(iter(sets.values())).shape
-    for name, p in sets.items():
-        if p.shape[1] != first[1] or (same_classes and p.shape != first):
-            raise SobookError(f"the proxies of {name} have shape {p.shape}, the first have {first}")
-    return sets
+    shapes = {p.shape for p in sets.values()}
+    if len(shapes) != 1:
+        raise SobookError(f"the proxies differ in shape: {shapes}")
+    return sets, *shapes.pop()
 
 
 def _cosine_cells(unit: np.ndarray, most: int = 400) -> np.ndarray:
@@ -312,19 +306,6 @@ def _cosine_cells(unit: np.ndarray, most: int = 400) -> np.ndarray:
     pairs = np.outer(sizes, sizes) - np.diag(sizes)
     with np.errstate(invalid="ignore"):
         return (sums @ sums.T - np.diag(sizes)) / np.where(pairs, pairs, np.nan)
-
-
-def _draw_cells(figure: Figure, axes, panels: Mapping[str, np.ndarray]) -> None:
-    """All panels on one scale centered on zero, with one color bar."""
-    largest = max(np.nanmax(np.abs(cells), initial=0.0) for cells in panels.values())
-    limit = max(0.1, math.ceil(largest * 10 - 1e-6) / 10)
-    cmap = mpl.colormaps["RdBu_r"].with_extremes(bad="#E4E4E4")
-    for axis, cells in zip(axes, panels.values(), strict=True):
-        mesh = axis.imshow(cells, cmap=cmap, vmin=-limit, vmax=limit, interpolation="nearest")
-        axis.spines[:].set_visible(False)
-        axis.set(xticks=[], yticks=[])
-    bar = figure.colorbar(mesh, ax=list(axes), shrink=0.8, pad=0.02, aspect=26)
-    bar.set_label(f"cosine (all panels ±{limit:g}; diagonal left out)", fontsize=12)
 
 
 def _draw_groups(figure: Figure, axes: Sequence[Axes], groups: np.ndarray) -> None:
@@ -342,9 +323,9 @@ def _draw_groups(figure: Figure, axes: Sequence[Axes], groups: np.ndarray) -> No
         axis.imshow(strip, extent=extent, aspect="auto", interpolation="nearest")
         axis.set(aspect="equal", xlim=(left, end), ylim=(end, -0.5))
         cell = (end + 0.5) / len(codes)  # smaller than 1 where cells hold blocks of classes
-        for first, stop in itertools.pairwise(bounds.tolist()):
-            if stop - first > 1:
-                corner, side = -0.5 + first * cell, (stop - first) * cell
+        for first, size in zip(bounds, np.diff(bounds), strict=False):
+            if size > 1:
+                corner, side = -0.5 + first * cell, size * cell
                 box = Rectangle((corner, corner), side, side, fill=False, ec=INK, lw=1.1)
                 axis.add_patch(box)
     if len(names) <= len(colors):

@@ -1,7 +1,6 @@
 """The look of the book's figures: colors, fonts, the `Figure` class, and helpers for your own.
 
-Three rules hold in all figures: a method keeps its color, things that are compared share one scale,
-and color is never the only way to tell two things apart.
+A method keeps its color, and color is never the only way to tell two things apart.
 """
 
 from __future__ import annotations
@@ -9,12 +8,12 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
-import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure as _MatplotlibFigure
 from PIL import Image, ImageChops
 
@@ -87,23 +86,20 @@ class Figure(_MatplotlibFigure):
     def encoded(self) -> tuple[str, str, int]:
         """The picture for a notebook: its MIME type, base64, and the width to show it at.
 
-        Lines and letters have twice the pixels, for sharp screens; photographs and heavy pictures
-        do not, because a notebook must stay small.
+        It has twice the pixels, for sharp screens, unless it shows photographs or is heavy.
         """
-        arrays = [image.get_array() for axis in self.axes for image in axis.images]
-        photographs = any(array is not None and array.ndim == 3 for array in arrays)
+        photographs = any(image.get_array().ndim == 3 for a in self.axes for image in a.images)
         sharpness, drawn = 1 if photographs else 2, io.BytesIO()
         self.savefig(drawn, format="png", dpi=sharpness * self.dpi)
         picture = Image.open(drawn).convert("RGB")
-        width, mime, data = picture.width // sharpness, "image/png", _as_png(picture)
+        mime, data, small = "image/png", _as_png(picture), picture.reduce(sharpness)
         if len(data) > _HEAVY:
-            picture = picture.reduce(sharpness)
-            data = _as_png(picture)
+            data = _as_png(small)
         if len(data) > _HEAVY:
             mime, jpeg = "image/jpeg", io.BytesIO()
-            picture.save(jpeg, format="jpeg", quality=85)
+            small.save(jpeg, format="jpeg", quality=85)
             data = jpeg.getvalue()
-        return mime, base64.b64encode(data).decode(), width
+        return mime, base64.b64encode(data).decode(), small.width
 
     def _ipython_display_(self) -> None:
         from IPython.display import display
@@ -127,6 +123,12 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def panels(width: float, height: float, *shape: int, **options: Any) -> tuple[Figure, Any]:
+    """A new figure of this size in inches, and its axes, as `matplotlib` divides it."""
+    figure = new_figure(width, height)
+    return figure, figure.subplots(*shape, **options)
+
+
 def finish(figure: Figure, alt: str) -> Figure:
     """The figure with its alternative text: one sentence on what it shows."""
     figure.set_label(alt)
@@ -140,19 +142,21 @@ def alt_text(figure: _MatplotlibFigure) -> str:
 
 def line_looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Color and line style of each method: the first solid, the second long dashes, and so on."""
-    line_styles = itertools.cycle(("-", (0, (5, 1.5)), "-.", (0, (1, 1))))
+    line_styles = ("-", (0, (5, 1.5)), "-.", (0, (1, 1)))
     return {
-        name: {"color": method_color(name), "ls": line_style}
-        for name, line_style in zip(methods, line_styles, strict=False)
+        name: {"color": method_color(name), "ls": line_styles[i % 4]}
+        for i, name in enumerate(methods)
     }
 
 
+def not_measured(axis: Axes) -> str:
+    """Say so inside empty axes."""
+    return axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes).get_text()
+
+
 def as_array(values) -> np.ndarray:
-    """Tensor (any device, any float type) or array-like → numpy."""
-    if hasattr(values, "detach"):
-        values = values.detach().cpu()
-        values = values.float() if values.is_floating_point() else values
-    return np.asarray(values)
+    """Tensor or array-like → numpy."""
+    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
 
 
 def evenly(values: np.ndarray, most: int) -> np.ndarray:
