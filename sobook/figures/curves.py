@@ -10,7 +10,6 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from sobook.errors import SobookError
 from sobook.figures import style
 from sobook.figures.style import Figure, as_array, finish, method_color, panels, use_style
 
@@ -71,7 +70,7 @@ def recall_curves(
         intervals: name → {K: (low, high)}.
     """
     ks = list(next(iter(recalls.values())))
-    figure, axis = panels(7.5, 5)
+    figure, (axis,) = panels(7.5, 5)
     numbers = []
     for index, (name, look) in enumerate(style.line_looks(recalls).items()):
         shift = 0.06 * (2 * index - len(recalls) + 1)  # intervals side by side
@@ -85,7 +84,7 @@ def recall_curves(
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     axis.grid(axis="y", **style.GRID)
     figure.legend(loc="outside upper center", ncols=2)
-    return finish(figure, f"Recall@K over K up to {ks[-1]}; {'; '.join(numbers)}.")
+    return finish(figure, f"Recall@K over K up to {ks[-1]}", numbers)
 
 
 @use_style()
@@ -100,7 +99,7 @@ def interval_plot(
         reference: a value to compare with, drawn as a line.
         decimals: digits of the numbers written beside the intervals.
     """
-    figure, axis = panels(9, 0.55 * len(rows) + 1.5)
+    figure, (axis,) = panels(9, 0.55 * len(rows) + 1.5)
     groups, numbers = list(dict.fromkeys(row[4] for row in rows)), []
     for y, (label, value, low, high, group) in enumerate(rows):
         shade, marker = method_color(group), _MARKERS[groups.index(group) % 5]
@@ -163,8 +162,6 @@ def paired_differences(values: Mapping[str, object], interval: tuple[float, floa
         interval: (low, high) of the mean difference, drawn below the dots.
     """
     (first, a), (second, b) = ((name, as_array(v)) for name, v in values.items())
-    if len(a) != len(b):
-        raise SobookError(f"{first} has {len(a)} seeds and {second} has {len(b)}: pair them.")
     order, rows = np.argsort(a - b, kind="stable"), np.arange(len(a))
     a, b = a[order], b[order]
     change, height = b - a, 0.34 * len(a) + 2.6

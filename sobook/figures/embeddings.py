@@ -30,14 +30,10 @@ _VIEW = (22.0, 38.0)  # elevation and azimuth of spheres, in degrees
 
 
 class MapQuality(NamedTuple):
-    """How much of the space a map keeps.
+    """How much of the space a map keeps; 1 is best.
 
-    Attributes:
-        trustworthiness: 1 when all neighbors on the map are neighbors in the space (Venna and
-            Kaski, ICANN 2001). Lenient: a false neighbor that is nearly one costs little.
-        overlap: mean fraction of a point's nearest neighbors in the space that are among its
-            nearest neighbors on the map. Strict.
-        n_neighbors: the number of neighbors compared.
+    Trustworthiness (Venna and Kaski, ICANN 2001) is lenient: a false neighbor that is nearly one
+    costs little. Overlap is the mean fraction of neighbors in the space that are ones on the map.
     """
 
     trustworthiness: float
@@ -118,18 +114,14 @@ def quality(embeddings, plane, *, n_neighbors: int = 15) -> MapQuality:
 
 
 def place(points, others, plane) -> np.ndarray:
-    """Places of new points on a map: the weighted mean of the places of their neighbors.
+    """Places (M, 2) of new points on a map: the weighted mean of the places of their neighbors.
 
     Weights fall off as e^((s − s₁)/τ) with the cosine s, s₁ that of the nearest and τ the mean
     distance of the cosines from it: a rough form of UMAP's own transform.
 
     Args:
         points: (M, D) to be placed.
-        others: (N, D) on the map.
-        plane: (N, 2) their places.
-
-    Returns:
-        (M, 2)
+        others, plane: (N, D) on the map, and (N, 2) their places.
     """
     similarities, indices = nearest_neighbors(points, min(15, len(others)), gallery=others)
     similarities = similarities - similarities[:, :1]
@@ -139,11 +131,10 @@ def place(points, others, plane) -> np.ndarray:
 
 
 def align(plane, onto, points=None) -> np.ndarray:
-    """A map turned, mirrored, shifted and scaled to lie as near as possible to another map of the
-    same points (Procrustes); nothing within the map changes.
+    """Turn, mirror, shift and scale a map to lie as near as possible to another (Procrustes).
 
     Args:
-        plane, onto: (N, 2) each.
+        plane, onto: (N, 2) each, of the same points.
         points: (M, 2) of the first map, to be moved the same way instead of `plane`.
     """
     plane, onto = np.asarray(plane, float), np.asarray(onto, float)
@@ -183,19 +174,18 @@ def embedding_maps(
     """
     labels, styles = as_array(labels).astype(int), class_styles(labels)
     hollow = ~np.isin(labels, as_array(proxy_labels)) & (proxies is not None)
-    size = 6.2 * len(embeddings) + 2.4, 6.2 if inset is None else 6.2 * 1.45
-    shape = {"height_ratios": [1.0] if inset is None else [1.0, 0.45], "squeeze": False}
-    figure, axes = panels(*size, len(shape["height_ratios"]), len(embeddings), **shape)
-    alt = []
-    for column, (name, points) in zip(axes.T, embeddings.items(), strict=True):
-        axis, points = column[0], as_array(points)
+    heights, columns, alt = [1.0] if inset is None else [1.0, 0.45], len(embeddings), []
+    size = 6.2 * columns + 2.4, 6.2 * sum(heights)
+    figure, axes = panels(*size, len(heights), columns, height_ratios=heights)
+    for column, (name, points) in enumerate(embeddings.items()):
+        axis, points = axes[column], as_array(points)
         stars = points[:0] if proxies is None else as_array(proxies[name])
         plane = project(np.concatenate([points, stars]), method=method)
         places, star_places = np.split(plane, [len(points)])
         _draw_points(axis, places, labels, styles, hollow)
         _draw_stars(axis, star_places, as_array(proxy_labels), styles)
         if inset is not None:
-            _draw_inset(axis, column[1], places, labels, *inset)
+            _draw_inset(axis, axes[columns + column], places, labels, *inset)
         trust = quality(points, places)
         axis.set_title(name, color=style.COLORS.get(name, INK), weight="bold")
         umap = f"UMAP, {min(15, len(plane) - 1)} neighbors, seed 0"
@@ -203,10 +193,9 @@ def embedding_maps(
         alt.append(f"{name}: {trust}")
     total = len(np.unique(labels))
     _draw_legend(figure, styles, class_names, total, stars=bool(proxies), hollow=hollow.any())
-    if len(embeddings) > 1:
+    if columns > 1:
         figure.supxlabel("each map is fitted on its own: compare shapes, not places", fontsize=12)
-    alt_start = f"{method.upper()} of {len(labels)} embeddings of {total} classes"
-    return finish(figure, f"{alt_start}; {'; '.join(alt)}.")
+    return finish(figure, f"{method.upper()} of {len(labels)} embeddings of {total} classes", alt)
 
 
 @use_style()
@@ -223,21 +212,22 @@ def map_panel(embeddings, labels, *, class_names: Sequence[str]) -> Figure:
     points, labels = as_array(embeddings), as_array(labels).astype(int)
     styles, alt = class_styles(labels), []
     figure, axes = panels(14.4, 12.3, 3, 3)
-    shown = [(axes[0, 2], "PCA", project(points, method="pca"))]
-    for row, k in zip(axes, (5, 15, 50), strict=True):
+    shown = [(axes[2], "PCA", project(points, method="pca"))]
+    for row, k in enumerate((5, 15, 50)):
         for seed in (0, 1):
             title = f"{min(k, len(points) - 1)} neighbors, seed {seed}"
-            shown.append((row[seed], title, project(points, seed=seed, n_neighbors=k)))
+            plane = project(points, seed=seed, n_neighbors=k)
+            shown.append((axes[3 * row + seed], title, plane))
     for axis, title, plane in shown:
         trust = quality(points, plane)
         _draw_points(axis, plane, labels, styles)
         axis.set_title(title)
         axis.set_xlabel(str(trust).replace(", ", "\n"), fontsize=11)
         alt.append(f"{title}: {trust}")
-    for axis in axes[1:, 2]:
+    for axis in (axes[5], axes[8]):
         axis.set_axis_off()  # PCA has neither seed nor setting
     _draw_legend(figure, styles, class_names, len(np.unique(labels)))
-    return finish(figure, f"{len(labels)} embeddings on several maps; {'; '.join(alt)}.")
+    return finish(figure, f"{len(labels)} embeddings on several maps", alt)
 
 
 @use_style()
@@ -249,18 +239,17 @@ def spheres(models: Mapping[str, tuple], labels) -> Figure:
         labels: (N,) classes 0..C−1.
     """
     labels = as_array(labels).astype(int)
-    styles, alt, threed = class_styles(labels), [], {"projection": "3d"}
-    size = 5.4 * len(models) + 1.6, 5.4
-    figure, axes = panels(*size, 1, len(models), squeeze=False, subplot_kw=threed)
-    for axis, (name, (embeddings, proxies)) in zip(axes[0], models.items(), strict=True):
+    styles, alt, size = class_styles(labels), [], (5.4 * len(models) + 1.6, 5.4)
+    figure, axes = panels(*size, 1, len(models), subplot_kw={"projection": "3d"})
+    for axis, (name, (embeddings, proxies)) in zip(axes, models.items(), strict=True):
         stars = geometry.unit_rows(proxies, "proxies")
         _draw_sphere(axis, geometry.unit_rows(embeddings, "embeddings"), labels, stars, styles)
         alt.append(f"{name}: {cosine_summary(geometry.describe(stars))}")
         axis.set_title(alt[-1], color=method_color(name), fontsize=13)
     names = [f"class {label}" for label in range(max(styles) + 1)]
     _draw_legend(figure, styles, names, len(styles), stars=True)
-    alt_start = f"{len(labels)} embeddings of {len(styles)} classes and their proxies on the sphere"
-    return finish(figure, f"{alt_start}; {'; '.join(alt)}.")
+    what = f"{len(labels)} embeddings of {len(styles)} classes and their proxies on the sphere"
+    return finish(figure, what, alt)
 
 
 def class_styles(labels) -> dict[int, tuple[str, str]]:
@@ -282,7 +271,8 @@ def _draw_points(axis: Axes, plane, labels: np.ndarray, styles, hollow: Any = Fa
         edge = to_rgba(shade, 0.8)
         face = np.where(hollow[members, None], to_rgba("none"), edge)
         width = np.where(hollow[members], 0.9, 0.0)
-        axis.scatter(*plane[members].T, s=area, marker=marker, fc=face, ec=edge, lw=width)
+        x, y = plane[members].T
+        axis.scatter(x, y, s=area, marker=marker, fc=face, ec=edge, lw=width)
 
 
 def _draw_inset(
@@ -313,7 +303,8 @@ def _draw_stars(axis: Axes, plane: np.ndarray, classes: np.ndarray, styles) -> N
     shades = [styles.get(c, (style.QUIET,))[0] for c in classes.tolist()]
     size = np.where(styled, 260 if len(plane) <= 12 else 120, 70)
     width = np.where(styled, 1.0, 0.5)
-    axis.scatter(*plane.T, s=size, marker="*", zorder=5, ec=INK, fc=shades, lw=width)
+    x, y = plane.T
+    axis.scatter(x, y, s=size, marker="*", zorder=5, ec=INK, fc=shades, lw=width)
 
 
 def _draw_legend(figure: Figure, styles, names, total: int, *, stars=False, hollow=False) -> None:

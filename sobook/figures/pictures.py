@@ -35,9 +35,8 @@ def contact_sheet(images, titles: Sequence[str] | None = None, columns: int = 10
     columns = min(columns, len(images))
     rows, pitch = -(-len(images) // columns), 1.04 if titles is None else 1.36
     figure, axis = _tiles(columns * 1.04, rows * pitch, top=0.0)
-    for index, (image, title) in enumerate(
-        zip(images, titles or [None] * len(images), strict=True)
-    ):
+    titles = titles or [""] * len(images)
+    for index, (image, title) in enumerate(zip(images, titles, strict=True)):
         _tile(axis, image, index % columns * 1.04, index // columns * pitch, caption=title)
     return finish(figure, f"A contact sheet of {len(images)} images.")
 
@@ -139,8 +138,6 @@ def _most_confused(gallery_labels: np.ndarray, labels: np.ndarray) -> np.ndarray
     queries = np.broadcast_to(labels[:, None], gallery_labels.shape)
     pairs = np.sort(np.stack([queries, gallery_labels], axis=-1), axis=-1)  # (N, k, 2)
     mistakes = pairs[pairs[..., 0] != pairs[..., 1]]
-    if not len(mistakes):
-        return np.zeros(0, int)
     pair, counts = np.unique(mistakes, axis=0, return_counts=True)
     return np.flatnonzero((pairs == pair[counts.argmax()]).all(axis=-1).any(axis=1))
 
@@ -161,10 +158,8 @@ def attention_maps(images, attention, names: Sequence[str], *, masks=None) -> Fi
     attention = as_array(attention)
     number, heads, patches = attention.shape
     side = math.isqrt(patches)
-    if side * side != patches:
-        raise SobookError(f"{patches} patches are no square grid: leave out the prefix tokens")
     maps = attention / attention.mean(axis=2, keepdims=True)
-    maps = maps.reshape(number, heads, side, side)
+    maps = maps.reshape(number, heads, side, side)  # fails with prefix tokens
     limit = max(2.0, float(np.ceil(np.quantile(maps, 0.995))))
     figure, axis = _tiles((heads + 2) * 1.05, len(images) * 1.36, extra=1.0)
     scale = {"cmap": "magma", "vmin": 0, "vmax": limit}
@@ -173,7 +168,7 @@ def attention_maps(images, attention, names: Sequence[str], *, masks=None) -> Fi
         _tile(axis, image, 0, y, caption=name)
         _tile(axis, np.asarray(image).mean(axis=2), 1.05, y, cmap="gray", vmin=0, vmax=255)
         _tile(axis, mean, 1.05, y, alpha=np.clip(mean / limit + 0.25, 0, 0.8), **scale)
-        captions = [None] * heads if masks is None else _on_object(axis, grid, masks[row], y)
+        captions = [""] * heads if masks is None else _on_object(axis, grid, masks[row], y)
         for head, caption in enumerate(captions):
             mesh = _tile(axis, grid[head], (head + 2) * 1.05, y, caption=caption, **scale)
     titles = ["image", "mean head", *(f"head {h + 1}" for h in range(heads))]
@@ -211,8 +206,8 @@ def split_chart(splits: Mapping[str, Mapping[str, Any]], *, show: int) -> Figure
             their order.
         show: the most classes shown, evenly chosen.
     """
-    height = 2.1 * len(splits) + 0.7
-    figure, axes = panels(10, height, len(splits), 1, sharex=True, sharey=True)
+    size = 10, 2.1 * len(splits) + 0.7
+    figure, axes = panels(*size, len(splits), 1, sharex=True, sharey=True)
     classes = np.unique(np.concatenate([as_array(c) for s in splits.values() for c in s.values()]))
     classes, alt = style.evenly(classes, show), []
     for axis, (title, parts) in zip(axes, splits.items(), strict=True):
@@ -240,13 +235,13 @@ def _tiles(
     `top` leaves room for headings (in sides), `extra` for a color bar (in inches).
     """
     scale = min(1.25, 12 / width)  # inches
-    figure, axis = panels(width * scale + extra, (height + top) * scale)
+    figure, (axis,) = panels(width * scale + extra, (height + top) * scale)
     axis.set_axis_off()
     axis.set(xlim=(-0.05, width), ylim=(height, -top), aspect="equal")
     return figure, axis
 
 
-def _tile(axis: Axes, image, x: float, y: float, *, relevant=None, caption=None, **options):
+def _tile(axis: Axes, image, x: float, y: float, *, relevant=None, caption="", **options):
     """An image inside the unit square at (x, y), framed and marked where `relevant` is given."""
     image = as_array(image)
     height, width = image.shape[:2] / np.max(image.shape[:2])

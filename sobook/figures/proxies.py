@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.cluster.hierarchy import leaves_list, linkage
-from scipy.special import gammaln
+from scipy.special import beta
 
 from sobook import geometry, statistics
 from sobook.errors import SobookError
@@ -64,26 +64,28 @@ def proxy_heatmaps(
         first, second = sets
         shown[f"{second} − {first}"] = shown[second] - shown[first]
     size = 4.2 * len(shown) + 1.2, 5.2 + 0.3 * (groups is not None)
-    figure, axes = panels(*size, 1, len(shown), squeeze=False)
+    figure, axes = panels(*size, 1, len(shown))
     largest = max(np.nanmax(np.abs(cells), initial=0.0) for cells in shown.values())
     limit = max(0.1, math.ceil(largest * 10 - 1e-6) / 10)
     cmap = mpl.colormaps["RdBu_r"].with_extremes(bad="#E4E4E4")
-    for axis, (name, cells) in zip(axes[0], shown.items(), strict=True):
-        mesh = axis.imshow(cells, cmap=cmap, vmin=-limit, vmax=limit, interpolation="nearest")
+    look = {"cmap": cmap, "vmin": -limit, "vmax": limit, "interpolation": "nearest"}
+    extent = (-0.5, classes - 0.5, classes - 0.5, -0.5)
+    for axis, (name, cells) in zip(axes, shown.items(), strict=True):
+        mesh = axis.imshow(cells, extent=extent, **look)
         axis.spines[:].set_visible(False)
         axis.set(xticks=[], yticks=[])
         axis.set_title(name, loc="left", weight="bold", color=style.COLORS.get(name, INK))
         axis.set_xlabel(numbers.get(name, ""), fontsize=11)
-    bar = figure.colorbar(mesh, ax=list(axes[0]), shrink=0.8, pad=0.02, aspect=26)
+    bar = figure.colorbar(mesh, ax=axes, shrink=0.8, pad=0.02, aspect=26)
     bar.set_label(f"cosine (all panels ±{limit:g}; diagonal left out)", fontsize=12)
     if groups is not None:
-        _draw_groups(figure, axes[0], np.asarray(groups)[order])
+        _draw_groups(figure, axes, np.asarray(groups)[order])
     block = classes / len(shown[first])
     if block > 1:
         caption += f"; each cell is the mean of about {block**2:.0f} cosines"
     figure.supxlabel(caption, fontsize=12)
-    alt = "; ".join(f"{name}: {text}" for name, text in numbers.items())
-    return finish(figure, f"Heatmaps of the cosines of {classes} proxies; {alt}.")
+    alt = [f"{name}: {text}" for name, text in numbers.items()]
+    return finish(figure, f"Heatmaps of the cosines of {classes} proxies", alt)
 
 
 @use_style()
@@ -107,7 +109,7 @@ def angle_histogram(proxies: Mapping[str, object]) -> Figure:
     bins = np.linspace(max(low, 0), min(high, 180), 51)
     theta = np.linspace(bins[0], bins[-1], 800)
     density = random_angle_density(theta, dim)
-    (figure, axis), alt = panels(9.5, 5.6), []
+    (figure, (axis,)), alt = panels(9.5, 5.6), []
     axis.fill_between(theta, density, color=style.QUIET, alpha=0.45, lw=0)
     label = f"random directions, {dim}-D"
     axis.plot(theta, density, color=style.COLORS["chance"], lw=1.6, label=label)
@@ -128,8 +130,9 @@ def angle_histogram(proxies: Mapping[str, object]) -> Figure:
     axis.set(xlabel="angle between two proxies (degrees)", ylabel="fraction of pairs per degree")
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
     figure.legend(loc="outside upper center", ncols=2)
-    alt_start = f"Histogram of the angles between {classes} proxies in {dim} dimensions"
-    return finish(figure, f"{alt_start}; {'; '.join(alt)}.")
+    return finish(
+        figure, f"Histogram of the angles between {classes} proxies in {dim} dimensions", alt
+    )
 
 
 @use_style()
@@ -142,7 +145,7 @@ def spectra(proxies: Mapping[str, object]) -> Figure:
         proxies: name → (C, D), the same C and D in each.
     """
     sets, classes, dim = _proxy_sets(proxies)
-    (figure, axis), size, ranks = panels(8, 4.8), min(classes, dim), []
+    (figure, (axis,)), size, ranks = panels(8, 4.8), min(classes, dim), []
     label = f"flat spectrum: rank {size}"
     axis.axhline(math.sqrt(classes / size), label=label, **style.CHANCE_LINE)
     for name, look in style.line_looks(sets).items():
@@ -174,8 +177,8 @@ def proxy_ribbons(
         recalls: name → (E,) Recall@1 on held-out classes; None where it was not measured.
         dim: draws what random directions have: RMS cosine ±1/√dim, SO 1/dim.
     """
-    figure, axes = panels(9.5, 8, 3, 1, sharex=True, height_ratios=(1.5, 1, 1))
-    (cosine, so, recall), at_end = axes, []
+    rows: dict[str, Any] = {"sharex": True, "height_ratios": (1.5, 1, 1)}
+    (figure, (cosine, so, recall)), at_end = panels(9.5, 8, 3, 1, **rows), []
     for name, look in style.line_looks(movements).items():
         moved = movements[name]
         low, middle, high = moved.cosine_band.T
@@ -200,8 +203,8 @@ def proxy_ribbons(
     recall.xaxis.set_major_locator(MaxNLocator(integer=True))
     recall.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     figure.legend(*cosine.get_legend_handles_labels(), loc="outside upper center", ncols=4)
-    alt = "Middle 90 % of the proxy cosines, SO and Recall@1 over epochs; at the end"
-    return finish(figure, f"{alt} {'; '.join(at_end)}.")
+    what = "Middle 90 % of the proxy cosines, SO and Recall@1 over epochs"
+    return finish(figure, f"{what}; at the end {'; '.join(at_end)}.")
 
 
 @use_style()
@@ -214,10 +217,9 @@ def confusion_vs_cosine(cosines: Mapping[str, object], confusions: Mapping[str, 
         cosines: name → (C, C) cosines of the proxies.
         confusions: name → (C, C) rate at which queries of the row's class retrieve the column's.
     """
-    one_scale: dict[str, Any] = {"sharex": True, "sharey": True, "squeeze": False}
-    figure, axes = panels(5.2 * len(cosines) + 1, 4.6, 1, len(cosines), **one_scale)
-    alt = []
-    for axis, (name, matrix) in zip(axes[0], cosines.items(), strict=True):
+    width, number, alt = 5.2 * len(cosines) + 1, len(cosines), []
+    figure, axes = panels(width, 4.6, 1, number, sharex=True, sharey=True)
+    for axis, (name, matrix) in zip(axes, cosines.items(), strict=True):
         matrix, mixed = as_array(matrix), as_array(confusions[name])
         mixed = (mixed + mixed.T) / 2
         rho, low, high = statistics.rank_correlation(matrix, mixed)
@@ -228,13 +230,12 @@ def confusion_vs_cosine(cosines: Mapping[str, object], confusions: Mapping[str, 
         means = [x[tenth].mean() for tenth in tenths], [y[tenth].mean() for tenth in tenths]
         axis.plot(*means, "o-", color=INK, ms=7, label="mean of each tenth")
         axis.set_xlabel("cosine of the two proxies")
-        title = f"{name}: ρ = {rho:+.2f} [{low:+.2f}, {high:+.2f}], {len(x):,} pairs"
-        axis.set_title(title, color=shade, fontsize=12)
-        alt.append(title)
-    axes[0, 0].set_ylabel("confusion (mean of both ways)")
-    axes[0, 0].legend(loc="upper left", markerscale=1.5)
-    alt_start = "Confusion of two classes against the cosine of their proxies, Spearman's ρ"
-    return finish(figure, f"{alt_start}; {'; '.join(alt)}.")
+        alt.append(f"{name}: ρ = {rho:+.2f} [{low:+.2f}, {high:+.2f}], {len(x):,} pairs")
+        axis.set_title(alt[-1], color=shade, fontsize=12)
+    axes[0].set_ylabel("confusion (mean of both ways)")
+    axes[0].legend(loc="upper left", markerscale=1.5)
+    what = "Confusion of two classes against the cosine of their proxies, Spearman's ρ"
+    return finish(figure, what, alt)
 
 
 @use_style()
@@ -253,10 +254,9 @@ def attribute_lens(proxies: Mapping[str, object], shared, *, what: str) -> Figur
     sets, shared = _proxy_sets(proxies)[0], as_array(shared)
     number = geometry.off_diagonal(shared)
     levels = [level for level in np.unique(number) if (number == level).sum() >= 5]
-    size = 5.2 * len(sets) + 0.8, 4.8
-    (figure, axes), alt = panels(*size, 1, len(sets), sharey=True, squeeze=False), []
-    jitter = np.random.default_rng(0).uniform(-0.2, 0.2, len(number))
-    for axis, (name, p) in zip(axes[0], sets.items(), strict=True):
+    figure, axes = panels(5.2 * len(sets) + 0.8, 4.8, 1, len(sets), sharey=True)
+    jitter, alt = np.random.default_rng(0).uniform(-0.2, 0.2, len(number)), []
+    for axis, (name, p) in zip(axes, sets.items(), strict=True):
         shade, matrix = method_color(name), geometry.describe(p).cosines
         cosines = geometry.off_diagonal(matrix)
         rho, low, high = statistics.rank_correlation(matrix, shared)
@@ -270,15 +270,14 @@ def attribute_lens(proxies: Mapping[str, object], shared, *, what: str) -> Figur
         axis.set_title(alt[-1], color=shade)
         axis.set_xlabel(what)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[0, 0].set_ylabel("cosine of the two proxies")
-    return finish(figure, f"Proxy cosine against {what} of two classes; {'; '.join(alt)}.")
+    axes[0].set_ylabel("cosine of the two proxies")
+    return finish(figure, f"Proxy cosine against {what} of two classes", alt)
 
 
 def random_angle_density(theta: np.ndarray, dim: int) -> np.ndarray:
     """Density, per degree, of the angle between two random directions in `dim` ≥ 2 dimensions."""
-    log_norm = gammaln(dim / 2) - gammaln((dim - 1) / 2) - 0.5 * math.log(math.pi)
-    sine = np.maximum(np.sin(np.radians(theta)), 1e-300)
-    return np.exp(log_norm + (dim - 2) * np.log(sine)) * math.pi / 180
+    sine = np.sin(np.radians(theta))
+    return np.radians(sine ** (dim - 2) / beta((dim - 1) / 2, 1 / 2))
 
 
 def cosine_summary(shape: geometry.ProxyGeometry) -> str:
@@ -288,8 +287,6 @@ def cosine_summary(shape: geometry.ProxyGeometry) -> str:
 
 def _proxy_sets(proxies: Mapping[str, object]) -> tuple[dict[str, np.ndarray], int, int]:
     """Unit rows (C, D) of each set, and the C and D that all must have."""
-    if not isinstance(proxies, Mapping):
-        raise SobookError('pass proxies by name, as in {"PA": run.proxies()}')
     sets = {name: geometry.unit_rows(p, f"proxies of {name}") for name, p in proxies.items()}
     shapes = {p.shape for p in sets.values()}
     if len(shapes) != 1:
@@ -309,25 +306,20 @@ def _cosine_cells(unit: np.ndarray, most: int = 400) -> np.ndarray:
 
 
 def _draw_groups(figure: Figure, axes: Sequence[Axes], groups: np.ndarray) -> None:
-    """Groups of the classes, (C,) in their order: a strip left of each heatmap, one color per group
-    (from the eleventh on, colors repeat), and an outline around the pairs of adjacent classes.
-    """
+    """Groups of the classes, (C,): a colored strip left of each heatmap, and outlines within it."""
     names, codes = np.unique(groups, return_inverse=True)
     colors = np.array([mpl.colors.to_rgb(shade) for shade in style.PALETTE])
     bounds = np.flatnonzero(np.diff(codes, prepend=-1, append=-1))
+    end = len(codes) - 0.5  # the heatmap extends from −0.5 to here
+    left, right = -0.5 - 0.05 * end, -0.5 - 0.015 * end
+    strip = colors[codes % len(colors)][:, None]
     for axis in axes:
-        end = max(axis.get_xlim())  # the heatmap extends from −0.5 to here
-        left, right = -0.5 - 0.05 * end, -0.5 - 0.015 * end
-        extent = (left, right, end, -0.5)
-        strip = colors[codes % len(colors)][:, None]
-        axis.imshow(strip, extent=extent, aspect="auto", interpolation="nearest")
-        axis.set(aspect="equal", xlim=(left, end), ylim=(end, -0.5))
-        cell = (end + 0.5) / len(codes)  # smaller than 1 where cells hold blocks of classes
+        axis.imshow(strip, extent=(left, right, end, -0.5), interpolation="nearest")
+        axis.set(xlim=(left, end), ylim=(end, -0.5))
         for first, size in zip(bounds, np.diff(bounds), strict=False):
             if size > 1:
-                corner, side = -0.5 + first * cell, size * cell
-                box = Rectangle((corner, corner), side, side, fill=False, ec=INK, lw=1.1)
-                axis.add_patch(box)
+                corner = (first - 0.5, first - 0.5)
+                axis.add_patch(Rectangle(corner, size, size, fill=False, ec=INK, lw=1.1))
     if len(names) <= len(colors):
         handles = [Rectangle((0, 0), 1, 1, color=shade) for shade in colors[: len(names)]]
         inches = 0.085 * max(len(str(name)) for name in names) + 0.45  # an entry of font size 11

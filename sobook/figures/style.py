@@ -37,10 +37,8 @@ INK = "#222222"
 GRID: dict[str, Any] = {"color": "#E4E4E4", "lw": 0.8}
 CHANCE_LINE: dict[str, Any] = {"color": COLORS["chance"], "ls": ":", "lw": 1.6}
 _STYLE: Any = {
-    "font.family": "DejaVu Sans",
     "font.size": 13,
     "axes.titlesize": 14,
-    "axes.labelsize": 13,
     "xtick.labelsize": 12,
     "ytick.labelsize": 12,
     "legend.fontsize": 12,
@@ -53,9 +51,6 @@ _STYLE: Any = {
     "axes.edgecolor": "#555555",
     "xtick.color": "#333333",
     "ytick.color": "#333333",
-    "axes.facecolor": "white",
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
 }
 _HEAVY = 120_000  # bytes; heavier pictures are stored smaller
 
@@ -88,7 +83,7 @@ class Figure(_MatplotlibFigure):
 
         It has twice the pixels, for sharp screens, unless it shows photographs or is heavy.
         """
-        photographs = any(image.get_array().ndim == 3 for a in self.axes for image in a.images)
+        photographs = any(np.ndim(i.get_array()) == 3 for axis in self.axes for i in axis.images)
         sharpness, drawn = 1 if photographs else 2, io.BytesIO()
         self.savefig(drawn, format="png", dpi=sharpness * self.dpi)
         picture = Image.open(drawn).convert("RGB")
@@ -123,15 +118,16 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def panels(width: float, height: float, *shape: int, **options: Any) -> tuple[Figure, Any]:
-    """A new figure of this size in inches, and its axes, as `matplotlib` divides it."""
+def panels(width: float, height: float, *shape: int, **options: Any) -> tuple[Figure, list[Any]]:
+    """A new figure and its `subplots`, row by row."""
     figure = new_figure(width, height)
-    return figure, figure.subplots(*shape, **options)
+    figure.subplots(*shape, **options)
+    return figure, figure.axes
 
 
-def finish(figure: Figure, alt: str) -> Figure:
-    """The figure with its alternative text: one sentence on what it shows."""
-    figure.set_label(alt)
+def finish(figure: Figure, alt: str, numbers: Iterable[str] = ()) -> Figure:
+    """The figure with its alternative text: one sentence on what it shows; its main numbers."""
+    figure.set_label("; ".join([alt, *numbers]) + "." * bool(numbers))
     return figure
 
 

@@ -116,7 +116,6 @@ def test_spectra_show_singular_values_and_the_flat_line(proxies):
 @pytest.mark.parametrize(
     ("change", "options", "word"),
     [
-        (lambda sets: sets["PA"], {}, "by name"),
         (lambda sets: {**sets, "PA+SO": sets["PA"][:4]}, {}, "shape"),
         (lambda sets: sets, {"groups": [1, 2]}, "groups"),
     ],
@@ -144,7 +143,8 @@ def test_ribbons_hold_the_quantiles_on_one_axis_of_time():
     assert list(recall.lines[0].get_xdata()) == [1, 2, 3, 4]
     assert len({axis.get_xlim() for axis in figure.axes}) == 1
     assert sorted(legend(figure)) == ["PA", "PA+SO", "random directions, 32-D"]
-    assert "not measured" in texts(figures.proxy_ribbons(moved))
+    unknown = {name: [] for name in moved}
+    assert "not measured" in texts(figures.proxy_ribbons(moved, unknown, dim=32))
 
 
 def test_confusion_vs_cosine_ranks_pairs_on_shared_axes(rng):
@@ -162,7 +162,7 @@ def test_attribute_lens_recovers_a_known_relation(rng):
     marks = rng.integers(0, 2, (18, 8))
     shared = (marks[:, None] == marks[None]).sum(axis=2)
     proxies = {"PA": 2.0 * marks - 1, "PA+SO": rng.normal(size=(18, 8))}
-    figure = figures.attribute_lens(proxies, shared)
+    figure = figures.attribute_lens(proxies, shared, what="marks")
     left, right = figure.axes
     assert left.get_title().startswith("PA: ρ = +1.00") and left.title.get_color() == PA
     assert right.title.get_color() == SO and left.get_ylim() == right.get_ylim()
