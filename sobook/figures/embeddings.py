@@ -90,13 +90,7 @@ def project(
 
 
 def quality(embeddings, plane, *, n_neighbors: int = 15) -> MapQuality:
-    """Trustworthiness and neighborhood overlap of a map; 2,000 random points stand for more.
-
-    Args:
-        embeddings: (N, D).
-        plane: (N, 2).
-        n_neighbors: the number of neighbors compared.
-    """
+    """Trust in a map, (N, 2), of embeddings, (N, D); 2,000 random points stand for more."""
     from sklearn.manifold import trustworthiness
     from sklearn.neighbors import NearestNeighbors
 

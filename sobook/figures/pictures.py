@@ -62,9 +62,7 @@ def retrieval_comparison(
     captions: Mapping[str, Sequence] | None = None,
     spots: Mapping[str, Sequence] | None = None,
 ) -> Figure:
-    """The same queries under several models, one above the other.
-
-    Relevant images are framed and ticked, others crossed, in another color.
+    """The same queries under several models; relevant images are ticked, others crossed.
 
     Args:
         query_images: Q images, (H, W, 3) uint8.
@@ -144,9 +142,7 @@ def _most_confused(gallery_labels: np.ndarray, labels: np.ndarray) -> np.ndarray
 
 @use_style()
 def attention_maps(images, attention, names: Sequence[str], *, masks=None) -> Figure:
-    """Attention of the class token: image, mean of the heads laid over it, and every head.
-
-    All maps share one scale, in multiples of uniform attention.
+    """Attention of the class token on one scale: image, mean of the heads over it, every head.
 
     Args:
         images: B images, (H, W, 3) uint8, as the encoder saw them.
@@ -181,10 +177,7 @@ def attention_maps(images, attention, names: Sequence[str], *, masks=None) -> Fi
 
 
 def _on_object(axis: Axes, grid: np.ndarray, mask, y: float) -> list[str]:
-    """Outline an object in all maps of a row; its captions: attention of each head on the object.
-
-    Attention is (heads, side, side), with mean 1 for each head; the mask is (H, W).
-    """
+    """Outline an object in all maps of a row; captions: attention (mean 1) of each head on it."""
     mask = as_array(mask) > 0
     down, across = ((np.arange(n) + 0.5) / n for n in mask.shape)
     for column in range(1, len(grid) + 2):
@@ -202,8 +195,7 @@ def split_chart(splits: Mapping[str, Mapping[str, Any]], *, show: int) -> Figure
 
     Args:
         splits: title of a panel → {"train": classes, "validation": …, "test": …}, where classes
-            holds the class of every image of that part: (N,) names or numbers. Columns are in
-            their order.
+            holds the class of every image of that part: (N,) names or numbers.
         show: the most classes shown, evenly chosen.
     """
     size = 10, 2.1 * len(splits) + 0.7
@@ -230,10 +222,7 @@ def split_chart(splits: Mapping[str, Mapping[str, Any]], *, show: int) -> Figure
 def _tiles(
     width: float, height: float, *, top: float = 0.3, extra: float = 0.0
 ) -> tuple[Figure, Axes]:
-    """One axes whose unit is the side of an image: (0, 0) at the upper left.
-
-    `top` leaves room for headings (in sides), `extra` for a color bar (in inches).
-    """
+    """One axes in sides of an image; room for headings and, in inches, for a color bar."""
     scale = min(1.25, 12 / width)  # inches
     figure, (axis,) = panels(width * scale + extra, (height + top) * scale)
     axis.set_axis_off()

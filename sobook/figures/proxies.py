@@ -22,10 +22,7 @@ from sobook.figures.style import INK, Figure, as_array, finish, method_color, pa
 
 
 def class_order(proxies) -> np.ndarray:
-    """An order of the classes, (C,), in which similar proxies, (C, D), stand together.
-
-    Average linkage on the cosine distance.
-    """
+    """Order (C,) in which similar proxies (C, D) stand together: average linkage by cosine."""
     unit = geometry.unit_rows(proxies, "proxies")
     return leaves_list(linkage(unit, "average", "cosine", optimal_ordering=len(unit) <= 500))
 
@@ -168,9 +165,7 @@ def proxy_ribbons(
     *,
     dim: int,
 ) -> Figure:
-    """Cosines of all pairs, SO and Recall@1 over epochs, one axis of time for all runs.
-
-    The ribbon holds the middle 90 % of the cosines, the line is their median.
+    """Cosines of all pairs (median, middle 90 %), SO and Recall@1 over epochs.
 
     Args:
         movements: name → `geometry.movement` of the proxies from epoch 0 on.
@@ -211,8 +206,6 @@ def proxy_ribbons(
 def confusion_vs_cosine(cosines: Mapping[str, object], confusions: Mapping[str, object]) -> Figure:
     """Confusion of two classes against the cosine of their proxies: one dot per pair of classes.
 
-    One panel per method, on shared axes.
-
     Args:
         cosines: name → (C, C) cosines of the proxies.
         confusions: name → (C, C) rate at which queries of the row's class retrieve the column's.
@@ -242,9 +235,8 @@ def confusion_vs_cosine(cosines: Mapping[str, object], confusions: Mapping[str, 
 def attribute_lens(proxies: Mapping[str, object], shared, *, what: str) -> Figure:
     """Cosine of two proxies against the number of attributes that their classes share.
 
-    One panel per set of proxies, one scale for all. The band holds the middle 90 % of the pairs
-    with this many attributes in common, the line is their mean; the interval of Spearman's ρ is
-    over classes, since pairs that share a class are not independent.
+    Band: the middle 90 % of the pairs with this many; line: their mean. The interval of
+    Spearman's ρ is over classes, since pairs that share a class are not independent.
 
     Args:
         proxies: name → (C, D), the same classes in each.

@@ -79,10 +79,7 @@ class Figure(_MatplotlibFigure):
             super().draw(renderer)
 
     def encoded(self) -> tuple[str, str, int]:
-        """The picture for a notebook: its MIME type, base64, and the width to show it at.
-
-        It has twice the pixels, for sharp screens, unless it shows photographs or is heavy.
-        """
+        """MIME type, base64 and width for a notebook; twice the pixels for lines and letters."""
         photographs = any(np.ndim(i.get_array()) == 3 for axis in self.axes for i in axis.images)
         sharpness, drawn = 1 if photographs else 2, io.BytesIO()
         self.savefig(drawn, format="png", dpi=sharpness * self.dpi)
