@@ -80,7 +80,9 @@ class Figure(_MatplotlibFigure):
 
     def encoded(self) -> tuple[str, str, int]:
         """MIME type, base64 and width for a notebook; twice the pixels for lines and letters."""
-        photographs = any(np.ndim(i.get_array()) == 3 for axis in self.axes for i in axis.images)
+        photographs = any(
+            getattr(i.get_array(), "ndim", 2) == 3 for axis in self.axes for i in axis.images
+        )
         sharpness, drawn = 1 if photographs else 2, io.BytesIO()
         self.savefig(drawn, format="png", dpi=sharpness * self.dpi)
         picture = Image.open(drawn).convert("RGB")
