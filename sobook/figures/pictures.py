@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Circle, Rectangle
+from PIL import Image
 
 from sobook.errors import SobookError, check_choice
 from sobook.figures import style
-from sobook.figures.style import Figure, as_array, finish, method_color, new_figure, use_style
+from sobook.figures.style import Figure, as_array, finish, method_color, panels, use_style
 
 _PARTS: dict[str, dict[str, Any]] = {
     "train": {"color": "#0072B2"},
@@ -34,29 +35,20 @@ def contact_sheet(images, titles: Sequence[str] | None = None, columns: int = 10
     columns = min(columns, len(images))
     rows, pitch = -(-len(images) // columns), 1.04 if titles is None else 1.36
     figure, axis = _tiles(columns * 1.04, rows * pitch, top=0.0)
-    for index, image in enumerate(images):
-        caption = None if titles is None else titles[index]
-        _tile(axis, image, index % columns * 1.04, index // columns * pitch, caption=caption)
+    titles = titles or [""] * len(images)
+    for index, (image, title) in enumerate(zip(images, titles, strict=True)):
+        _tile(axis, image, index % columns * 1.04, index // columns * pitch, caption=title)
     return finish(figure, f"A contact sheet of {len(images)} images.")
 
 
 def retrieval_wall(
-    query_images,
-    gallery_images,
-    relevant,
-    similarities=None,
-    titles=None,
-    captions=None,
-    spots=None,
+    query_images, gallery_images, relevant, similarities=None, titles=(), **notes
 ) -> Figure:
     """`retrieval_comparison` for a single model: its arguments, without the model's name."""
-
-    def named(rows):
-        return None if rows is None else {"": rows}
-
-    more = {"captions": named(captions), "spots": named(spots)}
-    by_name = {"": gallery_images}, {"": relevant}, named(similarities)
-    return retrieval_comparison(query_images, *by_name, titles, **more)
+    notes = {key: {"": rows} for key, rows in notes.items()}
+    numbers = None if similarities is None else {"": similarities}
+    model = {"": gallery_images}, {"": relevant}, numbers
+    return retrieval_comparison(query_images, *model, titles, **notes)
 
 
 @use_style()
@@ -65,24 +57,21 @@ def retrieval_comparison(
     gallery_images: Mapping[str, Sequence],
     relevant: Mapping[str, object],
     similarities: Mapping[str, Any] | None = None,
-    titles=None,
+    titles: Sequence[str] = (),
     *,
     captions: Mapping[str, Sequence] | None = None,
     spots: Mapping[str, Sequence] | None = None,
 ) -> Figure:
-    """The same queries under several models, one above the other.
-
-    Relevant images are framed and ticked, others crossed, in another color.
+    """The same queries under several models; relevant images are ticked, others crossed.
 
     Args:
         query_images: Q images, (H, W, 3) uint8.
         gallery_images: name → Q rows of k images, nearest first.
         relevant: name → (Q, k) bool: is the image of the query's class?
         similarities: name → (Q, k), written under the images.
-        titles: Q names of the queries.
+        titles: names of the Q queries.
         captions: name → (Q, k) words, written there too, such as an image's species.
-        spots: name → (Q, k) lists of circles (x, y, radius) in fractions of an image's side, such
-            as those of `aviary.microscope.where_marks_differ`.
+        spots: name → (Q, k) lists of circles (x, y, radius) in fractions of an image's side.
     """
     hits = {name: as_array(r).astype(bool) for name, r in relevant.items()}
     rows, k = next(iter(hits.values())).shape
@@ -90,20 +79,19 @@ def retrieval_comparison(
         raise SobookError(f"{len(query_images)} query images but {rows} rows in relevant")
     start = 1.2 if len(hits) == 1 else 2.05
     pitch = 1.2 if captions is None else 1.4
-    block = len(hits) * pitch + (0.25 if len(hits) > 1 else 0.16 * (titles is not None))
+    block = len(hits) * pitch + (0.25 if len(hits) > 1 else 0.16)
     figure, axis = _tiles(start + k * 1.06, rows * block)
-    for row, query in enumerate(query_images):
-        middle = row * block + (len(hits) - 1) * pitch / 2
-        _tile(axis, query, 0, middle, caption=None if titles is None else titles[row])
+    for row, (query, title) in enumerate(zip(query_images, titles, strict=True)):
+        _tile(axis, query, 0, row * block + (len(hits) - 1) * pitch / 2, caption=title)
         for line, (name, hit) in enumerate(hits.items()):
             y = row * block + line * pitch
-            look: dict[str, Any] = {"color": method_color(name), "weight": "bold"}
-            axis.text(start - 0.1, y + 0.5, name, ha="right", va="center", **look)
+            label = axis.text(start - 0.1, y + 0.5, name, ha="right", va="center", weight="bold")
+            label.set_color(method_color(name))
             for rank, image in enumerate(gallery_images[name][row]):
                 words = [f"{similarities[name][row][rank]:.2f}"] if similarities else []
                 words += [captions[name][row][rank]] if captions else []
-                x, caption = start + rank * 1.06, " ".join(filter(None, words)) or None
-                _tile(axis, image, x, y, relevant=hit[row, rank], caption=caption)
+                x = start + rank * 1.06
+                _tile(axis, image, x, y, relevant=hit[row, rank], caption=" ".join(words))
                 for across, down, radius in spots[name][row][rank] if spots else ():
                     for shade, width in (("white", 3.6), (style.INK, 1.8)):
                         look = {"fill": False, "ec": shade, "lw": width}
@@ -125,8 +113,8 @@ def pick_queries(
             "confused" (queries of the pair of classes that the last model mixes up most).
         relevant: two names → (N, k) bool, nearest first.
         number: how many, at most, spread evenly over those that qualify.
-        gallery_labels: (N, k) classes of the last model's nearest images, for "confused".
-        labels: (N,) classes of the queries, for "confused".
+        gallery_labels, labels: for "confused", the classes of the last model's nearest images,
+            (N, k), and of the queries, (N,).
 
     Returns:
         (≤ number,) indices of queries.
@@ -148,17 +136,13 @@ def _most_confused(gallery_labels: np.ndarray, labels: np.ndarray) -> np.ndarray
     queries = np.broadcast_to(labels[:, None], gallery_labels.shape)
     pairs = np.sort(np.stack([queries, gallery_labels], axis=-1), axis=-1)  # (N, k, 2)
     mistakes = pairs[pairs[..., 0] != pairs[..., 1]]
-    if not len(mistakes):
-        return np.zeros(0, int)
     pair, counts = np.unique(mistakes, axis=0, return_counts=True)
     return np.flatnonzero((pairs == pair[counts.argmax()]).all(axis=-1).any(axis=1))
 
 
 @use_style()
-def attention_maps(images, attention, names: Sequence[str] | None = None, *, masks=None) -> Figure:
-    """Attention of the class token: image, mean of the heads laid over it, and every head.
-
-    All maps share one scale, in multiples of uniform attention.
+def attention_maps(images, attention, names: Sequence[str], *, masks=None) -> Figure:
+    """Attention of the class token on one scale: image, mean of the heads over it, every head.
 
     Args:
         images: B images, (H, W, 3) uint8, as the encoder saw them.
@@ -170,25 +154,19 @@ def attention_maps(images, attention, names: Sequence[str] | None = None, *, mas
     attention = as_array(attention)
     number, heads, patches = attention.shape
     side = math.isqrt(patches)
-    if side * side != patches:
-        raise SobookError(f"{patches} patches are no square grid: leave out the prefix tokens")
     maps = attention / attention.mean(axis=2, keepdims=True)
-    maps = maps.reshape(number, heads, side, side)
+    maps = maps.reshape(number, heads, side, side)  # fails with prefix tokens
     limit = max(2.0, float(np.ceil(np.quantile(maps, 0.995))))
-    pitch = 1.06 if names is None and masks is None else 1.36
-    figure, axis = _tiles((heads + 2) * 1.05, len(images) * pitch, extra=1.0)
+    figure, axis = _tiles((heads + 2) * 1.05, len(images) * 1.36, extra=1.0)
     scale = {"cmap": "magma", "vmin": 0, "vmax": limit}
-    for row, (image, grid) in enumerate(zip(images, maps, strict=True)):
-        y, mean = row * pitch, grid.mean(axis=0)
-        _tile(axis, image, 0, y, caption=None if names is None else names[row])
+    for row, (image, grid, name) in enumerate(zip(images, maps, names, strict=True)):
+        y, mean = row * 1.36, grid.mean(axis=0)
+        _tile(axis, image, 0, y, caption=name)
         _tile(axis, np.asarray(image).mean(axis=2), 1.05, y, cmap="gray", vmin=0, vmax=255)
         _tile(axis, mean, 1.05, y, alpha=np.clip(mean / limit + 0.25, 0, 0.8), **scale)
-        captions = [None] * heads if masks is None else _on_object(grid, masks[row])
+        captions = [""] * heads if masks is None else _on_object(axis, grid, masks[row], y)
         for head, caption in enumerate(captions):
             mesh = _tile(axis, grid[head], (head + 2) * 1.05, y, caption=caption, **scale)
-        if masks is not None:
-            for column in range(1, heads + 2):
-                _outline(axis, masks[row], column * 1.05, y)
     titles = ["image", "mean head", *(f"head {h + 1}" for h in range(heads))]
     for column, title in enumerate(titles):
         _heading(axis, column * 1.05, title)
@@ -198,39 +176,32 @@ def attention_maps(images, attention, names: Sequence[str] | None = None, *, mas
     return finish(figure, f"{alt} {limit:g} times uniform.")
 
 
-def _on_object(grid: np.ndarray, mask) -> list[str]:
-    """Captions: mean attention of each head, (heads, side, side), on an object, uniform is 1."""
-    mask, side = as_array(mask) > 0, grid.shape[1]
-    rows, columns = (np.arange(n) * side // n for n in mask.shape)
-    covered = np.zeros((side, side))  # pixels of the object in each patch
-    np.add.at(covered, (rows[:, None], columns[None]), mask)
-    covered /= np.outer(np.bincount(rows), np.bincount(columns))
-    on_it = (grid * covered).sum(axis=(1, 2)) / grid.mean(axis=(1, 2)) / covered.sum()
-    return [f"on it: {times:.1f} ×" for times in on_it]
-
-
-def _outline(axis: Axes, mask, x: float, y: float) -> None:
-    """The outline of a mask, (H, W), over the tile at (x, y)."""
+def _on_object(axis: Axes, grid: np.ndarray, mask, y: float) -> list[str]:
+    """Outline an object in all maps of a row; captions: attention (mean 1) of each head on it."""
     mask = as_array(mask) > 0
     down, across = ((np.arange(n) + 0.5) / n for n in mask.shape)
-    for shade, width in ((style.INK, 2.0), ("white", 1.0)):
-        axis.contour(x + across, y + down, mask, levels=[0.5], colors=shade, linewidths=width)
+    for column in range(1, len(grid) + 2):
+        for shade, width in ((style.INK, 2.0), ("white", 1.0)):
+            place = column * 1.05 + across, y + down
+            axis.contour(*place, mask, levels=[0.5], colors=shade, linewidths=width)
+    image = Image.fromarray(mask.astype(np.float32))
+    covered = np.asarray(image.resize(grid.shape[1:], Image.Resampling.BOX))  # fraction per patch
+    return [f"on it: {(head * covered).sum() / covered.sum():.1f} ×" for head in grid]
 
 
 @use_style()
-def split_chart(splits: Mapping[str, Mapping[str, Any]], *, show: int | None = None) -> Figure:
+def split_chart(splits: Mapping[str, Mapping[str, Any]], *, show: int) -> Figure:
     """Pictures in train, validation and test: one stacked column per class.
 
     Args:
         splits: title of a panel → {"train": classes, "validation": …, "test": …}, where classes
-            holds the class of every image of that part: (N,) names or numbers. Columns are in
-            their order.
+            holds the class of every image of that part: (N,) names or numbers.
         show: the most classes shown, evenly chosen.
     """
-    figure = new_figure(10, 2.1 * len(splits) + 0.7)
-    axes = figure.subplots(len(splits), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    size = 10, 2.1 * len(splits) + 0.7
+    figure, axes = panels(*size, len(splits), 1, sharex=True, sharey=True)
     classes = np.unique(np.concatenate([as_array(c) for s in splits.values() for c in s.values()]))
-    classes, alt = classes if show is None else style.evenly(classes, show), []
+    classes, alt = style.evenly(classes, show), []
     for axis, (title, parts) in zip(axes, splits.items(), strict=True):
         counts = {part: (classes == as_array(c)[:, None]).sum(axis=0) for part, c in parts.items()}
         height = np.zeros(len(classes))
@@ -251,19 +222,15 @@ def split_chart(splits: Mapping[str, Mapping[str, Any]], *, show: int | None = N
 def _tiles(
     width: float, height: float, *, top: float = 0.3, extra: float = 0.0
 ) -> tuple[Figure, Axes]:
-    """One axes whose unit is the side of an image: (0, 0) at the upper left.
-
-    `top` leaves room for headings (in sides), `extra` for a color bar (in inches).
-    """
+    """One axes in sides of an image; room for headings and, in inches, for a color bar."""
     scale = min(1.25, 12 / width)  # inches
-    figure = new_figure(width * scale + extra, (height + top) * scale)
-    axis = figure.subplots()
+    figure, (axis,) = panels(width * scale + extra, (height + top) * scale)
     axis.set_axis_off()
     axis.set(xlim=(-0.05, width), ylim=(height, -top), aspect="equal")
     return figure, axis
 
 
-def _tile(axis: Axes, image, x: float, y: float, *, relevant=None, caption=None, **options):
+def _tile(axis: Axes, image, x: float, y: float, *, relevant=None, caption="", **options):
     """An image inside the unit square at (x, y), framed and marked where `relevant` is given."""
     image = as_array(image)
     height, width = image.shape[:2] / np.max(image.shape[:2])
@@ -277,8 +244,8 @@ def _tile(axis: Axes, image, x: float, y: float, *, relevant=None, caption=None,
         mark = axis.text(x + 0.87, y + 0.13, "✓" if relevant else "✗", ha="center", va="center")
         mark.set(color="white", weight="bold", fontsize=13)
         mark.set_bbox({"boxstyle": "circle,pad=0.15", "fc": shade, "ec": "white"})
-    if caption is not None:
-        text, size = _fitting(str(caption), axis)
+    if caption:
+        text, size = _fitting(caption, axis)
         axis.text(x + 0.5, y + 1.03, text, ha="center", va="top", fontsize=size, linespacing=1.0)
     return shown
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -13,19 +13,16 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.cluster.hierarchy import leaves_list, linkage
-from scipy.special import gammaln
+from scipy.special import beta
 
 from sobook import geometry, statistics
 from sobook.errors import SobookError
 from sobook.figures import style
-from sobook.figures.style import INK, Figure, as_array, finish, method_color, new_figure, use_style
+from sobook.figures.style import INK, Figure, as_array, finish, method_color, panels, use_style
 
 
 def class_order(proxies) -> np.ndarray:
-    """An order of the classes, (C,), in which similar proxies (C, D) stand together.
-
-    Average linkage on the cosine distance.
-    """
+    """Order (C,) in which similar proxies (C, D) stand together: average linkage by cosine."""
     unit = geometry.unit_rows(proxies, "proxies")
     return leaves_list(linkage(unit, "average", "cosine", optimal_ordering=len(unit) <= 500))
 
@@ -48,9 +45,8 @@ def proxy_heatmaps(
             classes stand together are outlined.
         difference: adds a panel second − first of two sets, on the same scale.
     """
-    sets = _proxy_sets(proxies, same_classes=True)
-    first, classes = next(iter(sets)), len(next(iter(sets.values())))
-    caption = f"{classes} classes"
+    sets, classes, _ = _proxy_sets(proxies)
+    first, caption = next(iter(sets)), f"{classes} classes"
     if groups is not None and len(groups) != classes:
         raise SobookError(f"groups names {len(groups)} classes, the proxies have {classes}")
     if order is None:
@@ -59,25 +55,34 @@ def proxy_heatmaps(
             codes = pd.factorize(np.asarray(groups)[order])[0]
             order = order[np.argsort(codes, kind="stable")]
             caption = f"{classes} classes by group, within it clustered by {first}"
-    panels = {name: _cosine_cells(p[order]) for name, p in sets.items()}
+    shown = {name: _cosine_cells(p[order]) for name, p in sets.items()}
     numbers = {name: cosine_summary(geometry.describe(p)) for name, p in sets.items()}
     if difference:
         first, second = sets
-        panels[f"{second} − {first}"] = panels[second] - panels[first]
-    figure = new_figure(4.2 * len(panels) + 1.2, 5.2 + 0.3 * (groups is not None))
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    _draw_cells(figure, axes, panels)
-    for axis, name in zip(axes, panels, strict=True):
+        shown[f"{second} − {first}"] = shown[second] - shown[first]
+    size = 4.2 * len(shown) + 1.2, 5.2 + 0.3 * (groups is not None)
+    figure, axes = panels(*size, 1, len(shown))
+    largest = max(np.nanmax(np.abs(cells), initial=0.0) for cells in shown.values())
+    limit = max(0.1, math.ceil(largest * 10 - 1e-6) / 10)
+    cmap = mpl.colormaps["RdBu_r"].with_extremes(bad="#E4E4E4")
+    look = {"cmap": cmap, "vmin": -limit, "vmax": limit, "interpolation": "nearest"}
+    extent = (-0.5, classes - 0.5, classes - 0.5, -0.5)
+    for axis, (name, cells) in zip(axes, shown.items(), strict=True):
+        mesh = axis.imshow(cells, extent=extent, **look)
+        axis.spines[:].set_visible(False)
+        axis.set(xticks=[], yticks=[])
         axis.set_title(name, loc="left", weight="bold", color=style.COLORS.get(name, INK))
         axis.set_xlabel(numbers.get(name, ""), fontsize=11)
+    bar = figure.colorbar(mesh, ax=axes, shrink=0.8, pad=0.02, aspect=26)
+    bar.set_label(f"cosine (all panels ±{limit:g}; diagonal left out)", fontsize=12)
     if groups is not None:
         _draw_groups(figure, axes, np.asarray(groups)[order])
-    block = classes / len(panels[first])
+    block = classes / len(shown[first])
     if block > 1:
         caption += f"; each cell is the mean of about {block**2:.0f} cosines"
     figure.supxlabel(caption, fontsize=12)
-    alt = "; ".join(f"{name}: {text}" for name, text in numbers.items())
-    return finish(figure, f"Heatmaps of the cosines of {classes} proxies; {alt}.")
+    alt = [f"{name}: {text}" for name, text in numbers.items()]
+    return finish(figure, f"Heatmaps of the cosines of {classes} proxies", alt)
 
 
 @use_style()
@@ -89,10 +94,9 @@ def angle_histogram(proxies: Mapping[str, object]) -> Figure:
     Welch bound: the smallest angle of any set of C directions cannot exceed it.
 
     Args:
-        proxies: name → (C, D), the same D in each.
+        proxies: name → (C, D), the same C and D in each.
     """
-    sets = _proxy_sets(proxies)
-    classes, dim = next(iter(sets.values())).shape
+    sets, classes, dim = _proxy_sets(proxies)
     angles = {
         name: np.degrees(np.arccos(geometry.off_diagonal(geometry.describe(p).cosines)))
         for name, p in sets.items()
@@ -102,8 +106,7 @@ def angle_histogram(proxies: Mapping[str, object]) -> Figure:
     bins = np.linspace(max(low, 0), min(high, 180), 51)
     theta = np.linspace(bins[0], bins[-1], 800)
     density = random_angle_density(theta, dim)
-    figure, alt = new_figure(9.5, 5.6), []
-    axis = figure.subplots()
+    (figure, (axis,)), alt = panels(9.5, 5.6), []
     axis.fill_between(theta, density, color=style.QUIET, alpha=0.45, lw=0)
     label = f"random directions, {dim}-D"
     axis.plot(theta, density, color=style.COLORS["chance"], lw=1.6, label=label)
@@ -114,8 +117,8 @@ def angle_histogram(proxies: Mapping[str, object]) -> Figure:
         axis.stairs(heights, bins, label=alt[-1], lw=2.6, **look)
     axis.axvline(90, color=INK, lw=1.2, label="90°: orthogonal")
     label = f"cosine ±1/√{dim} (90° ± {chance:.1f}°)"
-    for angle, text in ((90 - chance, label), (90 + chance, None)):
-        axis.axvline(angle, color=INK, lw=1.4, ls=":", label=text)
+    axis.axvline(90 - chance, color=INK, lw=1.4, ls=":", label=label)
+    axis.axvline(90 + chance, color=INK, lw=1.4, ls=":")
     if classes > dim:
         bound = math.degrees(math.acos(geometry.welch_bound(classes, dim)))
         label = f"Welch bound {bound:.1f}°"
@@ -124,8 +127,9 @@ def angle_histogram(proxies: Mapping[str, object]) -> Figure:
     axis.set(xlabel="angle between two proxies (degrees)", ylabel="fraction of pairs per degree")
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
     figure.legend(loc="outside upper center", ncols=2)
-    alt_start = f"Histogram of the angles between {classes} proxies in {dim} dimensions"
-    return finish(figure, f"{alt_start}; {'; '.join(alt)}.")
+    return finish(
+        figure, f"Histogram of the angles between {classes} proxies in {dim} dimensions", alt
+    )
 
 
 @use_style()
@@ -137,11 +141,8 @@ def spectra(proxies: Mapping[str, object]) -> Figure:
     Args:
         proxies: name → (C, D), the same C and D in each.
     """
-    sets = _proxy_sets(proxies, same_classes=True)
-    classes, dim = next(iter(sets.values())).shape
-    size, ranks = min(classes, dim), []
-    figure = new_figure(8, 4.8)
-    axis = figure.subplots()
+    sets, classes, dim = _proxy_sets(proxies)
+    (figure, (axis,)), size, ranks = panels(8, 4.8), min(classes, dim), []
     label = f"flat spectrum: rank {size}"
     axis.axhline(math.sqrt(classes / size), label=label, **style.CHANCE_LINE)
     for name, look in style.line_looks(sets).items():
@@ -160,22 +161,19 @@ def spectra(proxies: Mapping[str, object]) -> Figure:
 @use_style()
 def proxy_ribbons(
     movements: Mapping[str, geometry.Movement],
-    recalls: Mapping[str, Sequence[float | None]] | None = None,
+    recalls: Mapping[str, Sequence[float | None]],
     *,
-    dim: int | None = None,
+    dim: int,
 ) -> Figure:
-    """Cosines of all pairs, SO and Recall@1 over epochs, one axis of time for all runs.
-
-    The ribbon holds the middle 90 % of the cosines, the line is their median.
+    """Cosines of all pairs (median, middle 90 %), SO and Recall@1 over epochs.
 
     Args:
         movements: name → `geometry.movement` of the proxies from epoch 0 on.
         recalls: name → (E,) Recall@1 on held-out classes; None where it was not measured.
         dim: draws what random directions have: RMS cosine ±1/√dim, SO 1/dim.
     """
-    figure = new_figure(9.5, 8)
-    cosine, so, recall = figure.subplots(3, 1, sharex=True, height_ratios=(1.5, 1, 1))
-    at_end = []
+    rows: dict[str, Any] = {"sharex": True, "height_ratios": (1.5, 1, 1)}
+    (figure, (cosine, so, recall)), at_end = panels(9.5, 8, 3, 1, **rows), []
     for name, look in style.line_looks(movements).items():
         moved = movements[name]
         low, middle, high = moved.cosine_band.T
@@ -184,40 +182,36 @@ def proxy_ribbons(
         cosine.plot(epochs, middle, label=name, **look)
         squares = moved.rms_cosine**2
         so.plot(epochs, squares, **look)
-        known = [(e, r) for e, r in enumerate((recalls or {}).get(name, ())) if r is not None]
+        known = [(e, r) for e, r in enumerate(recalls[name]) if r is not None]
         if known:
             recall.plot(*zip(*known, strict=True), marker="o", ms=4, **look)
         at_end.append(f"{name}: {low[-1]:+.2f} to {high[-1]:+.2f}, SO {squares[-1]:.4f}")
-    if dim:
-        chance = 1 / math.sqrt(dim)
-        cosine.axhline(chance, label=f"random directions, {dim}-D", **style.CHANCE_LINE)
-        cosine.axhline(-chance, **style.CHANCE_LINE)
-        so.axhline(1 / dim, **style.CHANCE_LINE)
+    chance = 1 / math.sqrt(dim)
+    cosine.axhline(chance, label=f"random directions, {dim}-D", **style.CHANCE_LINE)
+    cosine.axhline(-chance, **style.CHANCE_LINE)
+    so.axhline(1 / dim, **style.CHANCE_LINE)
     if not recall.lines:
-        recall.text(0.5, 0.5, "not measured", ha="center", transform=recall.transAxes)
+        style.not_measured(recall)
     cosine.set(ylabel="cosine of a pair\n(median, 5–95 %)")
     so.set(ylabel="SO (mean\nsquared cosine)", ylim=(0, None))
     recall.set(xlabel="epoch (0: before training)", ylabel="Recall@1,\nheld-out classes")
     recall.xaxis.set_major_locator(MaxNLocator(integer=True))
     recall.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     figure.legend(*cosine.get_legend_handles_labels(), loc="outside upper center", ncols=4)
-    alt = "Middle 90 % of the proxy cosines, SO and Recall@1 over epochs; at the end"
-    return finish(figure, f"{alt} {'; '.join(at_end)}.")
+    what = "Middle 90 % of the proxy cosines, SO and Recall@1 over epochs"
+    return finish(figure, f"{what}; at the end {'; '.join(at_end)}.")
 
 
 @use_style()
 def confusion_vs_cosine(cosines: Mapping[str, object], confusions: Mapping[str, object]) -> Figure:
     """Confusion of two classes against the cosine of their proxies: one dot per pair of classes.
 
-    One panel per method, on shared axes.
-
     Args:
         cosines: name → (C, C) cosines of the proxies.
         confusions: name → (C, C) rate at which queries of the row's class retrieve the column's.
     """
-    figure = new_figure(5.2 * len(cosines) + 1, 4.6)
-    axes = figure.subplots(1, len(cosines), sharex=True, sharey=True, squeeze=False)[0]
-    alt = []
+    width, number, alt = 5.2 * len(cosines) + 1, len(cosines), []
+    figure, axes = panels(width, 4.6, 1, number, sharex=True, sharey=True)
     for axis, (name, matrix) in zip(axes, cosines.items(), strict=True):
         matrix, mixed = as_array(matrix), as_array(confusions[name])
         mixed = (mixed + mixed.T) / 2
@@ -229,36 +223,31 @@ def confusion_vs_cosine(cosines: Mapping[str, object], confusions: Mapping[str, 
         means = [x[tenth].mean() for tenth in tenths], [y[tenth].mean() for tenth in tenths]
         axis.plot(*means, "o-", color=INK, ms=7, label="mean of each tenth")
         axis.set_xlabel("cosine of the two proxies")
-        title = f"{name}: ρ = {rho:+.2f} [{low:+.2f}, {high:+.2f}], {len(x):,} pairs"
-        axis.set_title(title, color=shade, fontsize=12)
-        alt.append(title)
+        alt.append(f"{name}: ρ = {rho:+.2f} [{low:+.2f}, {high:+.2f}], {len(x):,} pairs")
+        axis.set_title(alt[-1], color=shade, fontsize=12)
     axes[0].set_ylabel("confusion (mean of both ways)")
     axes[0].legend(loc="upper left", markerscale=1.5)
-    alt_start = "Confusion of two classes against the cosine of their proxies, Spearman's ρ"
-    return finish(figure, f"{alt_start}; {'; '.join(alt)}.")
+    what = "Confusion of two classes against the cosine of their proxies, Spearman's ρ"
+    return finish(figure, what, alt)
 
 
 @use_style()
-def attribute_lens(
-    proxies: Mapping[str, object], shared, *, what: str = "attributes in common"
-) -> Figure:
+def attribute_lens(proxies: Mapping[str, object], shared, *, what: str) -> Figure:
     """Cosine of two proxies against the number of attributes that their classes share.
 
-    One panel per set of proxies, one scale for all. The band holds the middle 90 % of the pairs
-    with this many attributes in common, the line is their mean; the interval of Spearman's ρ is
-    over classes, since pairs that share a class are not independent.
+    Band: the middle 90 % of the pairs with this many; line: their mean. The interval of
+    Spearman's ρ is over classes, since pairs that share a class are not independent.
 
     Args:
         proxies: name → (C, D), the same classes in each.
         shared: (C, C) number of attributes that two classes share.
         what: name of the horizontal axis.
     """
-    sets, shared = _proxy_sets(proxies, same_classes=True), as_array(shared)
+    sets, shared = _proxy_sets(proxies)[0], as_array(shared)
     number = geometry.off_diagonal(shared)
     levels = [level for level in np.unique(number) if (number == level).sum() >= 5]
-    figure = new_figure(5.2 * len(sets) + 0.8, 4.8)
-    axes, alt = figure.subplots(1, len(sets), sharey=True, squeeze=False)[0], []
-    jitter = np.random.default_rng(0).uniform(-0.2, 0.2, len(number))
+    figure, axes = panels(5.2 * len(sets) + 0.8, 4.8, 1, len(sets), sharey=True)
+    jitter, alt = np.random.default_rng(0).uniform(-0.2, 0.2, len(number)), []
     for axis, (name, p) in zip(axes, sets.items(), strict=True):
         shade, matrix = method_color(name), geometry.describe(p).cosines
         cosines = geometry.off_diagonal(matrix)
@@ -274,14 +263,13 @@ def attribute_lens(
         axis.set_xlabel(what)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set_ylabel("cosine of the two proxies")
-    return finish(figure, f"Proxy cosine against {what} of two classes; {'; '.join(alt)}.")
+    return finish(figure, f"Proxy cosine against {what} of two classes", alt)
 
 
 def random_angle_density(theta: np.ndarray, dim: int) -> np.ndarray:
     """Density, per degree, of the angle between two random directions in `dim` ≥ 2 dimensions."""
-    log_norm = gammaln(dim / 2) - gammaln((dim - 1) / 2) - 0.5 * math.log(math.pi)
-    sine = np.maximum(np.sin(np.radians(theta)), 1e-300)
-    return np.exp(log_norm + (dim - 2) * np.log(sine)) * math.pi / 180
+    sine = np.sin(np.radians(theta))
+    return np.radians(sine ** (dim - 2) / beta((dim - 1) / 2, 1 / 2))
 
 
 def cosine_summary(shape: geometry.ProxyGeometry) -> str:
@@ -289,18 +277,13 @@ def cosine_summary(shape: geometry.ProxyGeometry) -> str:
     return f"RMS cosine {shape.rms_cosine:.2f}, coherence {shape.coherence:.2f}"
 
 
-def _proxy_sets(
-    proxies: Mapping[str, object], *, same_classes: bool = False
-) -> dict[str, np.ndarray]:
-    """Unit rows of each set; all must have the same dimension, and the same classes if asked."""
-    if not isinstance(proxies, Mapping) or not proxies:
-        raise SobookError('pass proxies by name, as in {"PA": run.proxies()}')
+def _proxy_sets(proxies: Mapping[str, object]) -> tuple[dict[str, np.ndarray], int, int]:
+    """Unit rows (C, D) of each set, and the C and D that all must have."""
     sets = {name: geometry.unit_rows(p, f"proxies of {name}") for name, p in proxies.items()}
-    first = next(iter(sets.values())).shape
-    for name, p in sets.items():
-        if p.shape[1] != first[1] or (same_classes and p.shape != first):
-            raise SobookError(f"the proxies of {name} have shape {p.shape}, the first have {first}")
-    return sets
+    shapes = {p.shape for p in sets.values()}
+    if len(shapes) != 1:
+        raise SobookError(f"the proxies differ in shape: {shapes}")
+    return sets, *shapes.pop()
 
 
 def _cosine_cells(unit: np.ndarray, most: int = 400) -> np.ndarray:
@@ -314,39 +297,21 @@ def _cosine_cells(unit: np.ndarray, most: int = 400) -> np.ndarray:
         return (sums @ sums.T - np.diag(sizes)) / np.where(pairs, pairs, np.nan)
 
 
-def _draw_cells(figure: Figure, axes, panels: Mapping[str, np.ndarray]) -> None:
-    """All panels on one scale centered on zero, with one color bar."""
-    largest = max(np.nanmax(np.abs(cells), initial=0.0) for cells in panels.values())
-    limit = max(0.1, math.ceil(largest * 10 - 1e-6) / 10)
-    cmap = mpl.colormaps["RdBu_r"].with_extremes(bad="#E4E4E4")
-    for axis, cells in zip(axes, panels.values(), strict=True):
-        mesh = axis.imshow(cells, cmap=cmap, vmin=-limit, vmax=limit, interpolation="nearest")
-        axis.spines[:].set_visible(False)
-        axis.set(xticks=[], yticks=[])
-    bar = figure.colorbar(mesh, ax=list(axes), shrink=0.8, pad=0.02, aspect=26)
-    bar.set_label(f"cosine (all panels ±{limit:g}; diagonal left out)", fontsize=12)
-
-
 def _draw_groups(figure: Figure, axes: Sequence[Axes], groups: np.ndarray) -> None:
-    """Groups of the classes, (C,) in their order: a strip left of each heatmap, one color per group
-    (from the eleventh on, colors repeat), and an outline around the pairs of adjacent classes.
-    """
+    """Groups of the classes, (C,): a colored strip left of each heatmap, and outlines within it."""
     names, codes = np.unique(groups, return_inverse=True)
     colors = np.array([mpl.colors.to_rgb(shade) for shade in style.PALETTE])
     bounds = np.flatnonzero(np.diff(codes, prepend=-1, append=-1))
+    end = len(codes) - 0.5  # the heatmap extends from −0.5 to here
+    left, right = -0.5 - 0.05 * end, -0.5 - 0.015 * end
+    strip = colors[codes % len(colors)][:, None]
     for axis in axes:
-        end = max(axis.get_xlim())  # the heatmap extends from −0.5 to here
-        left, right = -0.5 - 0.05 * end, -0.5 - 0.015 * end
-        extent = (left, right, end, -0.5)
-        strip = colors[codes % len(colors)][:, None]
-        axis.imshow(strip, extent=extent, aspect="auto", interpolation="nearest")
-        axis.set(aspect="equal", xlim=(left, end), ylim=(end, -0.5))
-        cell = (end + 0.5) / len(codes)  # smaller than 1 where cells hold blocks of classes
-        for first, stop in itertools.pairwise(bounds.tolist()):
-            if stop - first > 1:
-                corner, side = -0.5 + first * cell, (stop - first) * cell
-                box = Rectangle((corner, corner), side, side, fill=False, ec=INK, lw=1.1)
-                axis.add_patch(box)
+        axis.imshow(strip, extent=(left, right, end, -0.5), interpolation="nearest")
+        axis.set(xlim=(left, end), ylim=(end, -0.5))
+        for first, size in zip(bounds, np.diff(bounds), strict=False):
+            if size > 1:
+                corner = (first - 0.5, first - 0.5)
+                axis.add_patch(Rectangle(corner, size, size, fill=False, ec=INK, lw=1.1))
     if len(names) <= len(colors):
         handles = [Rectangle((0, 0), 1, 1, color=shade) for shade in colors[: len(names)]]
         inches = 0.085 * max(len(str(name)) for name in names) + 0.45  # an entry of font size 11

@@ -1,7 +1,6 @@
 """The look of the book's figures: colors, fonts, the `Figure` class, and helpers for your own.
 
-Three rules hold in all figures: a method keeps its color, things that are compared share one scale,
-and color is never the only way to tell two things apart.
+A method keeps its color, and color is never the only way to tell two things apart.
 """
 
 from __future__ import annotations
@@ -9,12 +8,12 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
-import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure as _MatplotlibFigure
 from PIL import Image, ImageChops
 
@@ -38,10 +37,8 @@ INK = "#222222"
 GRID: dict[str, Any] = {"color": "#E4E4E4", "lw": 0.8}
 CHANCE_LINE: dict[str, Any] = {"color": COLORS["chance"], "ls": ":", "lw": 1.6}
 _STYLE: Any = {
-    "font.family": "DejaVu Sans",
     "font.size": 13,
     "axes.titlesize": 14,
-    "axes.labelsize": 13,
     "xtick.labelsize": 12,
     "ytick.labelsize": 12,
     "legend.fontsize": 12,
@@ -54,9 +51,6 @@ _STYLE: Any = {
     "axes.edgecolor": "#555555",
     "xtick.color": "#333333",
     "ytick.color": "#333333",
-    "axes.facecolor": "white",
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
 }
 _HEAVY = 120_000  # bytes; heavier pictures are stored smaller
 
@@ -85,25 +79,21 @@ class Figure(_MatplotlibFigure):
             super().draw(renderer)
 
     def encoded(self) -> tuple[str, str, int]:
-        """The picture for a notebook: its MIME type, base64, and the width to show it at.
-
-        Lines and letters have twice the pixels, for sharp screens; photographs and heavy pictures
-        do not, because a notebook must stay small.
-        """
-        arrays = [image.get_array() for axis in self.axes for image in axis.images]
-        photographs = any(array is not None and array.ndim == 3 for array in arrays)
+        """MIME type, base64 and width for a notebook; twice the pixels for lines and letters."""
+        photographs = any(
+            getattr(i.get_array(), "ndim", 2) == 3 for axis in self.axes for i in axis.images
+        )
         sharpness, drawn = 1 if photographs else 2, io.BytesIO()
         self.savefig(drawn, format="png", dpi=sharpness * self.dpi)
         picture = Image.open(drawn).convert("RGB")
-        width, mime, data = picture.width // sharpness, "image/png", _as_png(picture)
+        mime, data, small = "image/png", _as_png(picture), picture.reduce(sharpness)
         if len(data) > _HEAVY:
-            picture = picture.reduce(sharpness)
-            data = _as_png(picture)
+            data = _as_png(small)
         if len(data) > _HEAVY:
             mime, jpeg = "image/jpeg", io.BytesIO()
-            picture.save(jpeg, format="jpeg", quality=85)
+            small.save(jpeg, format="jpeg", quality=85)
             data = jpeg.getvalue()
-        return mime, base64.b64encode(data).decode(), width
+        return mime, base64.b64encode(data).decode(), small.width
 
     def _ipython_display_(self) -> None:
         from IPython.display import display
@@ -127,9 +117,16 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def finish(figure: Figure, alt: str) -> Figure:
-    """The figure with its alternative text: one sentence on what it shows."""
-    figure.set_label(alt)
+def panels(width: float, height: float, *shape: int, **options: Any) -> tuple[Figure, list[Any]]:
+    """A new figure and its `subplots`, row by row."""
+    figure = new_figure(width, height)
+    figure.subplots(*shape, **options)
+    return figure, figure.axes
+
+
+def finish(figure: Figure, alt: str, numbers: Iterable[str] = ()) -> Figure:
+    """The figure with its alternative text: one sentence on what it shows; its main numbers."""
+    figure.set_label("; ".join([alt, *numbers]) + "." * bool(numbers))
     return figure
 
 
@@ -140,19 +137,21 @@ def alt_text(figure: _MatplotlibFigure) -> str:
 
 def line_looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Color and line style of each method: the first solid, the second long dashes, and so on."""
-    line_styles = itertools.cycle(("-", (0, (5, 1.5)), "-.", (0, (1, 1))))
+    line_styles = ("-", (0, (5, 1.5)), "-.", (0, (1, 1)))
     return {
-        name: {"color": method_color(name), "ls": line_style}
-        for name, line_style in zip(methods, line_styles, strict=False)
+        name: {"color": method_color(name), "ls": line_styles[i % 4]}
+        for i, name in enumerate(methods)
     }
 
 
+def not_measured(axis: Axes) -> str:
+    """Say so inside empty axes."""
+    return axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes).get_text()
+
+
 def as_array(values) -> np.ndarray:
-    """Tensor (any device, any float type) or array-like → numpy."""
-    if hasattr(values, "detach"):
-        values = values.detach().cpu()
-        values = values.float() if values.is_floating_point() else values
-    return np.asarray(values)
+    """Tensor or array-like → numpy."""
+    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
 
 
 def evenly(values: np.ndarray, most: int) -> np.ndarray:

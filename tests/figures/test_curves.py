@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from sobook import figures
-from sobook.errors import SobookError
 from tests.figures.reading import PA, SO, legend, texts
 
 
@@ -33,14 +32,14 @@ def test_training_curves_draw_epochs_in_the_colors_of_the_methods():
 
 
 def test_training_curves_say_what_was_not_measured():
-    figure = figures.training_curves({"PA": metrics(recall=False)})
+    figure = figures.training_curves({"PA": metrics(recall=False)}, dim=64)
     assert "not measured" in texts(figure)
     assert "held-out classes: not measured" in figures.alt_text(figure)
 
 
 def test_recall_curves_draw_values_and_intervals():
     recalls = {"PA": {1: 0.6, 2: 0.7, 4: 0.8}, "PA+SO": {1: 0.62, 2: 0.71, 4: 0.83}}
-    figure = figures.recall_curves(recalls, {"PA": {1: (0.58, 0.63)}})
+    figure = figures.recall_curves(recalls, {"PA": {1: (0.58, 0.63)}, "PA+SO": {}})
     axis = figure.axes[0]
     assert axis.lines[0].get_ydata().tolist() == [0.6, 0.7, 0.8]
     assert [line.get_color() for line in axis.lines] == [PA, SO]
@@ -67,7 +66,7 @@ def test_movement_plot_sorts_marks_and_nuisances_on_one_scale():
         return table.assign(low=table.moved - 0.1, high=table.moved + 0.1, n=9)
 
     tables = {"frozen": table(1), "PA": table(2), "PA+SO": table(3)}
-    figure = figures.movement_plot(tables, over="seeds")
+    figure = figures.movement_plot(tables)
     marks, nuisances = figure.axes
     assert [t.get_text() for t in marks.get_yticklabels()] == ["eye ring", "cap", "wing tip"]
     assert [t.get_text() for t in nuisances.get_yticklabels()] == ["light"]
@@ -77,7 +76,6 @@ def test_movement_plot_sorts_marks_and_nuisances_on_one_scale():
     assert len({line.get_marker() for line in dots}) == 3
     assert dots[1].get_xdata()[:2].tolist() == [0.8, 0.4]
     assert legend(figure) == [*tables, "another picture of the species"]
-    assert "over seeds" in marks.get_xlabel()
     assert "marks, PA: eye ring 0.80, cap 0.40" in figures.alt_text(figure)
 
 
@@ -90,5 +88,3 @@ def test_paired_differences_pair_by_seed():
     np.testing.assert_allclose(right.lines[1].get_xdata(), [0.03, 0.01], atol=1e-6)
     assert left.get_ylim() == right.get_ylim()
     assert right.get_xlabel() == "PA+SO − PA" and "mean +0.020" in texts(figure)
-    with pytest.raises(SobookError, match="seeds"):
-        figures.paired_differences({"PA": [1, 2], "PA+SO": [1]})

@@ -3,12 +3,11 @@
 import matplotlib as mpl
 import numpy as np
 import pytest
-from sklearn.manifold import trustworthiness
 from sklearn.neighbors import NearestNeighbors
 
 from sobook import figures, geometry
 from sobook.errors import SobookError
-from sobook.figures import embeddings, style
+from sobook.figures import embeddings
 from tests.figures.reading import PA, legend, texts
 
 LABELS = np.repeat(np.arange(4), 12)
@@ -29,7 +28,7 @@ def test_maps_print_trustworthiness_and_draw_proxies_as_stars(points, centers):
         {"PA": points, "PA+SO": -points},
         LABELS,
         method="pca",
-        proxies={"PA": centers[:2]},
+        proxies={"PA": centers[:2], "PA+SO": centers[:2]},
         proxy_labels=[0, 1],
         class_names="wxyz",
     )
@@ -45,27 +44,17 @@ def test_maps_print_trustworthiness_and_draw_proxies_as_stars(points, centers):
         )
         for axis in (left, right)
     ]
-    assert stars == [2, 0]
+    assert stars == [2, 2]
     hollow = [c for c in left.collections if (c.get_facecolor()[:, 3] == 0).any()]
     assert [len(c.get_offsets()) for c in hollow] == [12, 12]  # classes without a proxy
     assert legend(figure) == ["w", "x", "y", "z", "proxy", "test class: no proxy"]
     assert "fitted on its own" in texts(figure)
 
 
-def test_many_classes_are_gray_but_for_twelve(rng):
-    labels = np.repeat(np.arange(30), 3)
-    figure = figures.embedding_maps({"PA": rng.normal(size=(90, 8))}, labels, method="pca")
-    assert legend(figure)[::12] == ["class 0", "18 other classes"]
-    rest, *shown = figure.axes[0].collections
-    assert [len(c.get_offsets()) for c in (rest, *shown)] == [54] + 12 * [3]
-    assert mpl.colors.to_hex(rest.get_facecolor()[0]) == style.QUIET.lower()
-    assert len(set(embeddings.class_styles(np.arange(20)).values())) == 20
-
-
 def test_the_panel_has_a_row_per_setting_a_column_per_seed_and_pca(points):
-    figure = figures.map_panel(points, LABELS, n_neighbors=(5, 8), seeds=(0, 1))
+    figure = figures.map_panel(points, LABELS, class_names="wxyz")
     shown = [axis for axis in figure.axes if axis.get_title()]
-    titles = [f"{k} neighbors, seed {seed}" for k in (5, 8) for seed in (0, 1)]
+    titles = [f"{k} neighbors, seed {seed}" for k in (5, 15, 47) for seed in (0, 1)]
     assert [axis.get_title() for axis in shown] == [*titles[:2], "PCA", *titles[2:]]
     assert all("kept" in axis.get_xlabel() for axis in shown)
 
@@ -81,15 +70,11 @@ def test_spheres_share_their_view_and_show_all_points(rng):
     )
     assert len(drawn) == 30
     np.testing.assert_allclose(np.linalg.norm(drawn, axis=1), 1)
-    with pytest.raises(SobookError, match="3 dimensions"):
-        figures.spheres({"PA": (rng.normal(size=(30, 5)), proxies)}, labels)
 
 
-def test_quality_equals_slow_loops_and_scikit_learn(points):
+def test_overlap_equals_slow_loops(points):
     plane, unit, k = points[:, :2], geometry.unit_rows(points), 7
     measured = embeddings.quality(points, plane, n_neighbors=k)
-    expected = trustworthiness(unit, plane, n_neighbors=k, metric="cosine")
-    assert measured.trustworthiness == pytest.approx(expected, abs=1e-6)
     shared = 0
     for i in range(len(points)):
         others = [j for j in range(len(points)) if j != i]
@@ -97,16 +82,6 @@ def test_quality_equals_slow_loops_and_scikit_learn(points):
         flat = sorted(others, key=lambda j: np.linalg.norm(plane[i] - plane[j]))[:k]
         shared += len({*near} & {*flat})
     assert measured.overlap == pytest.approx(shared / k / len(points), abs=1e-9)
-
-
-def test_a_faithful_map_keeps_everything_and_a_shuffled_one_nothing(rng):
-    turns = np.sort(rng.uniform(0, 2 * np.pi, 80))
-    circle = np.stack([np.cos(turns), np.sin(turns)], axis=1)
-    assert str(embeddings.quality(circle, circle, n_neighbors=6)) == (
-        "trustworthiness 1.00, 100% of 6 neighbors kept"
-    )
-    shuffled = embeddings.quality(circle, rng.permutation(circle), n_neighbors=6)
-    assert shuffled.overlap < 0.25 and shuffled.trustworthiness < 0.7
 
 
 def test_umap_gets_the_exact_neighbors_and_is_seeded(points, monkeypatch):
@@ -149,13 +124,7 @@ def test_align_undoes_a_turn_a_mirror_a_shift_and_a_scale(rng):
     [
         (lambda x: embeddings.quality(x, np.zeros((4, 2))), "places"),
         (lambda x: embeddings.project(x, method="tsne"), "umap or pca"),
-        (lambda x: embeddings.project(x, n_neighbors=1), "at least 2"),
         (lambda x: embeddings.project(x[:3]), "at least 4"),
-        (lambda x: embeddings.project(x[:, :1], method="pca"), "1 dimension"),
-        (lambda x: embeddings.quality(x[:3], x[:3, :2]), "at least 4"),
-        (lambda x: figures.embedding_maps({}, []), "at least one model"),
-        (lambda x: figures.embedding_maps({"PA": x}, [0, 1], method="pca"), "2 labels"),
-        (lambda x: figures.embedding_maps({"PA": x}, LABELS, proxies={"SO": x}), "same names"),
     ],
 )
 def test_input_is_checked(points, make, word):
@@ -163,18 +132,11 @@ def test_input_is_checked(points, make, word):
         make(points)
 
 
-@pytest.mark.parametrize("method", ["umap", "pca"])
-def test_four_points_make_a_map(method, rng):
-    plane = embeddings.project(points := rng.normal(size=(4, 8)), method=method)
-    assert plane.shape == (4, 2) and np.isfinite(plane).all()
-    assert embeddings.quality(points, plane).n_neighbors == 1
-
-
 def test_the_inset_shows_one_class_by_finer_labels(rng):
     labels = np.repeat(np.arange(3), 20)
     points = np.eye(3)[labels] + 0.1 * rng.normal(size=(60, 3))
-    inset = (1, np.arange(60) // 5, "by species")
-    figure = figures.embedding_maps({"PA": points}, labels, method="pca", inset=inset)
+    options = {"class_names": "abc", "inset": (1, np.arange(60) // 5, "by species")}
+    figure = figures.embedding_maps({"PA": points}, labels, method="pca", **options)
     above, box = figure.axes
     assert box.get_title() == "in the frame: by species"
     (frame,) = above.patches
@@ -183,9 +145,3 @@ def test_the_inset_shows_one_class_by_finer_labels(rng):
     assert low < frame.get_y() and frame.get_y() + frame.get_height() < high
     colors = {tuple(c) for dots in box.collections for c in dots.get_facecolors()}
     assert 2 <= len(colors) <= 4  # species of that class
-
-
-def test_maps_name_the_number_of_neighbors_used(rng):
-    points = rng.normal(size=(6, 4))
-    figure = figures.embedding_maps({"PA": points}, [0, 0, 0, 1, 1, 1], n_neighbors=np.int64(15))
-    assert figure.axes[0].get_xlabel().startswith("UMAP, 5 neighbors, seed 0")

@@ -37,15 +37,6 @@ def test_heatmaps_share_order_and_scale_and_outline_groups(proxies):
     assert legend(figure) == ["a", "b", "c"]
     boxes = [[(box.get_x(), box.get_width()) for box in axis.patches] for axis in figure.axes[:2]]
     assert boxes == [[(-0.5, 6), (5.5, 6), (11.5, 6)]] * 2
-    scattered = figures.proxy_heatmaps(proxies, groups=groups, order=np.arange(18))
-    assert not scattered.axes[0].patches  # no two classes of a group are adjacent
-
-
-def test_the_legend_has_fewer_columns_where_names_are_long(proxies):
-    long = [f"{letter}_long_name_of_a_family" for letter in "abc"]
-    for names, columns in (("abc", 3), (long, 2)):
-        figure = figures.proxy_heatmaps({"PA": proxies["PA"]}, groups=list(names) * 6)
-        assert figure.legends[0]._ncols == columns
 
 
 def test_heatmaps_title_panels_and_show_their_difference_on_the_same_scale(proxies):
@@ -55,14 +46,7 @@ def test_heatmaps_title_panels_and_show_their_difference_on_the_same_scale(proxi
     titles = [axis.get_title(loc="left") for axis in figure.axes[:3]]
     assert titles == ["PA", "PA+SO", "PA+SO − PA"]
     assert figure.axes[1]._left_title.get_color() == SO
-    shape = geometry.describe(proxies["PA+SO"])
-    summary = f"RMS cosine {shape.rms_cosine:.2f}, coherence {shape.coherence:.2f}"
-    assert figure.axes[1].get_xlabel() == summary
     assert len({axis.images[0].get_clim() for axis in figure.axes[:3]}) == 1
-    assert "clustered" not in texts(figure)
-    figure.canvas.draw()
-    tops = [axis._left_title.get_window_extent().y1 for axis in figure.axes[:3]]
-    assert max(tops) <= figure.bbox.y1
 
 
 def test_heatmap_of_many_classes_shows_block_means(rng):
@@ -116,7 +100,6 @@ def test_spectra_show_singular_values_and_the_flat_line(proxies):
 @pytest.mark.parametrize(
     ("change", "options", "word"),
     [
-        (lambda sets: sets["PA"], {}, "by name"),
         (lambda sets: {**sets, "PA+SO": sets["PA"][:4]}, {}, "shape"),
         (lambda sets: sets, {"groups": [1, 2]}, "groups"),
     ],
@@ -133,7 +116,7 @@ def epochs_of(shift):
 
 def test_ribbons_hold_the_quantiles_on_one_axis_of_time():
     moved = {"PA": geometry.movement(epochs_of(0.8)), "PA+SO": geometry.movement(epochs_of(0.1))}
-    figure = figures.proxy_ribbons(moved, {"PA": [None, 0.3, 0.4, 0.5, 0.6]}, dim=32)
+    figure = figures.proxy_ribbons(moved, {"PA": [None, 0.3, 0.4, 0.5, 0.6], "PA+SO": []}, dim=32)
     cosine, so, recall = figure.axes
     vertices = cosine.collections[0].get_paths()[0].vertices
     at_end = np.sort(vertices[vertices[:, 0] == 4][:, 1])
@@ -144,7 +127,6 @@ def test_ribbons_hold_the_quantiles_on_one_axis_of_time():
     assert list(recall.lines[0].get_xdata()) == [1, 2, 3, 4]
     assert len({axis.get_xlim() for axis in figure.axes}) == 1
     assert sorted(legend(figure)) == ["PA", "PA+SO", "random directions, 32-D"]
-    assert "not measured" in texts(figures.proxy_ribbons(moved))
 
 
 def test_confusion_vs_cosine_ranks_pairs_on_shared_axes(rng):
@@ -162,7 +144,7 @@ def test_attribute_lens_recovers_a_known_relation(rng):
     marks = rng.integers(0, 2, (18, 8))
     shared = (marks[:, None] == marks[None]).sum(axis=2)
     proxies = {"PA": 2.0 * marks - 1, "PA+SO": rng.normal(size=(18, 8))}
-    figure = figures.attribute_lens(proxies, shared)
+    figure = figures.attribute_lens(proxies, shared, what="marks")
     left, right = figure.axes
     assert left.get_title().startswith("PA: ρ = +1.00") and left.title.get_color() == PA
     assert right.title.get_color() == SO and left.get_ylim() == right.get_ylim()

@@ -11,23 +11,10 @@ from sobook import figures
 from tests.figures.reading import PA, SO
 
 
-def relative_luminance(color):
-    linear = [
-        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
-        for c in mpl.colors.to_rgb(color)
-    ]
-    return np.dot(linear, [0.2126, 0.7152, 0.0722])
-
-
 def test_methods_keep_their_colors_and_others_get_stable_ones():
     assert figures.method_color("PA") == PA != figures.method_color("PA+SO") == SO
     assert figures.method_color("triplet") == figures.method_color("triplet")
     assert figures.method_color("triplet") not in (PA, SO)
-
-
-def test_relevant_and_irrelevant_differ_in_lightness_too():
-    light, dark = (relative_luminance(figures.COLORS[n]) for n in ("relevant", "irrelevant"))
-    assert (light + 0.05) / (dark + 0.05) > 1.8
 
 
 def test_style_holds_when_drawn_later_and_leaves_other_settings_alone(proxies):
