@@ -14,7 +14,6 @@ import pandas as pd
 from sobook import files
 from sobook.course.studies import figures
 from sobook.course.studies.study import Study, load, provenance
-from sobook.errors import SobookError
 from sobook.figures.style import Figure
 from sobook.statistics import Comparison, compare_seeds, holm, t_interval, verdict
 
@@ -28,10 +27,9 @@ def summary(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     """One row per setting: mean over seeds, and the paired difference from the baseline.
 
     Columns: the factors; seeds; mean of the metric and its 95 % t interval over seeds (low, high);
-    frozen, the same metric of the frozen encoder, where it was measured; the means of rms_cosine,
-    mean_cosine and `select_by`; where the setting is in the study's family, difference,
-    difference_low, difference_high, p, p_holm and verdict, see `comparisons`; chosen, the best by
-    `select_by`.
+    frozen, the same metric of the frozen encoder; the means of rms_cosine, mean_cosine and
+    `select_by`; for settings in the study's family, difference, difference_low, difference_high,
+    p, p_holm and verdict, see `comparisons`; chosen, the best by `select_by`.
     """
     means = {"frozen": f"frozen_{study.metric}"}
     means |= {name: name for name in ("rms_cosine", "mean_cosine", study.select_by) if name}
@@ -47,10 +45,9 @@ def summary(study: Study, table: pd.DataFrame) -> pd.DataFrame:
         main = main.rename(columns={"low": "difference_low", "high": "difference_high"})
         result = result.join(main.set_index("row"))
     if study.select_by in result:
-        varied = [name for name in study.factors[:-1] if name not in study.baseline]
-        within = varied if study.within is None else list(study.within)
-        groups = result.groupby(within or (lambda row: "all"), dropna=False)[study.select_by]
-        result["chosen"] = result[study.select_by] == groups.transform("max")
+        groups = result.groupby(list(study.within) or (lambda row: "all"), dropna=False)
+        best = groups[study.select_by].transform("max")
+        result["chosen"] = result[study.select_by] == best
     return result
 
 
@@ -62,44 +59,37 @@ def comparisons(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     verdict. A comparison over fewer than two seeds is left out.
     """
     family, by_setting = study.family, _by_setting(study, table)
-    compared: list[tuple[int, str, Comparison | None]] = []
+    places: list[dict[str, Any]] = []
+    compared: list[Comparison] = []
     for row, (setting, runs) in enumerate(by_setting):
-        if not family.holds(setting):
+        if not family.where.items() <= setting.items():
             continue
-        for first, second in family.columns:
-            if first in runs:
-                pair = f"{second} − {first}", _compare(runs[first], runs[second])
-                compared.append((row, *pair))
+        pairs = [(f"{b} − {a}", runs[a], runs[b]) for a, b in family.columns]
         baseline = _baseline(study, setting, by_setting)
         if baseline is not None and baseline is not runs:
-            for metric in family.metrics or (study.metric,):
-                compared.append((row, metric, _compare(baseline[metric], runs[metric])))
-    members = [(*place, comparison) for *place, comparison in compared if comparison]
-    if not members:
-        return pd.DataFrame()
-    rows, metrics, results = zip(*members, strict=True)
-    numbers = pd.DataFrame(results).rename(columns={"n": "seeds", "p_value": "p"})
-    return pd.DataFrame(
-        {
-            "row": rows,
-            "metric": metrics,
-            **numbers[["seeds", "difference", "low", "high", "p"]],
-            "p_holm": holm(numbers["p"]),
-            "verdict": [verdict(one, results) for one in results],
-        }
-    )
+            metrics = family.metrics or (study.metric,)
+            pairs += [(metric, baseline[metric], runs[metric]) for metric in metrics]
+        for metric, *pair in pairs:
+            if comparison := _compare(*pair):
+                places.append({"row": row, "metric": metric})
+                compared.append(comparison)
+    numbers = pd.DataFrame(compared, columns=["n", "difference", "low", "high", "p_value"])
+    result = pd.DataFrame(places, columns=["row", "metric"]).join(numbers)
+    result = result.rename(columns={"n": "seeds", "p_value": "p"})
+    verdicts = [verdict(comparison, compared) for comparison in compared]
+    return result.assign(p_holm=holm(result["p"]), verdict=verdicts)
 
 
-def outside_family(study: Study, table: pd.DataFrame, metric: str = "map_at_r") -> pd.DataFrame:
-    """The same comparisons in a metric outside the family: without correction or verdict.
+def outside_family(study: Study, table: pd.DataFrame) -> pd.DataFrame:
+    """The same comparisons in MAP@R, where it is outside the family: no correction, no verdict.
 
-    Columns as in `comparisons`, up to high. Empty where the family holds the metric already.
+    Columns as in `comparisons`, up to high; no rows where the family holds MAP@R already.
     """
-    if metric not in table or metric in (study.metric, *study.family.metrics):
+    metric, family = "map_at_r", study.family
+    if metric not in table or metric in (study.metric, *family.metrics):
         return pd.DataFrame()
-    family = replace(study.family, metrics=(metric,), columns=())
-    compared = comparisons(replace(study, family=family), table)
-    return compared.drop(columns=["p", "p_holm", "verdict"], errors="ignore")
+    other = replace(study, family=replace(family, metrics=(metric,), columns=()))
+    return comparisons(other, table).drop(columns=["p", "p_holm", "verdict"])
 
 
 def convergence(study: Study, table: pd.DataFrame) -> pd.DataFrame:
@@ -113,24 +103,19 @@ def convergence(study: Study, table: pd.DataFrame) -> pd.DataFrame:
         One row per baseline setting in the family whose double was run: its factors, mean, change,
         change_low, change_high, limit, converged.
     """
-    by_setting, family, metric = _by_setting(study, table), comparisons(study, table), study.metric
-    claims = []  # (epochs, size) of the differences that are shown
-    if len(family):
-        claims = [
-            (by_setting[row.row][0].get("epochs"), abs(row.difference))
-            for row in family[family["metric"] == metric].itertuples()
-            if row.verdict != "no difference shown"
-        ]
-    rows = []
+    by_setting, metric, rows = _by_setting(study, table), study.metric, []
+    family = comparisons(study, table)
+    claims = family[(family["metric"] == metric) & (family["verdict"] != "no difference shown")]
     for setting, runs in by_setting:
-        epochs, is_baseline = setting.get("epochs"), _baseline(study, setting, by_setting) is runs
-        if not (epochs and is_baseline and study.family.holds(setting)):
+        in_family = study.family.where.items() <= setting.items()
+        epochs = setting.get("epochs")
+        doubled = epochs and _runs_of(by_setting, setting | {"epochs": 2 * epochs})
+        if doubled is None or not in_family or _baseline(study, setting, by_setting) is not runs:
             continue
-        doubled = _runs_of(by_setting, setting | {"epochs": 2 * epochs})
-        change = None if doubled is None else _compare(runs[metric], doubled[metric])
-        if change is None:
+        if not (change := _compare(runs[metric], doubled[metric])):
             continue
-        limit = min([study.family.smallest_effect, *(size for at, size in claims if at == epochs)])
+        alike = [by_setting[row][0].get("epochs") == epochs for row in claims["row"]]
+        limit = min([study.family.smallest_effect, *claims["difference"][alike].abs()])
         outside = change.low > limit or change.high < -limit
         within = -limit < change.low and change.high < limit
         row = {**setting, "mean": runs[metric].mean(), "change": change.difference}
@@ -142,21 +127,20 @@ def convergence(study: Study, table: pd.DataFrame) -> pd.DataFrame:
 def headline(study: Study, table: pd.DataFrame) -> str:
     """The result in a few sentences: verdicts, the frozen encoder, convergence."""
     result, family, sentences = summary(study, table), comparisons(study, table), []
+    doubled, other = convergence(study, table), outside_family(study, table)
     if len(family):
-        counts = [f"{len(family)} comparisons, corrected together (Holm)"]
+        counts = f"{len(family)} comparisons, corrected together (Holm)"
         main, metric = family["metric"] == study.metric, figures.in_words(study.metric)
         for name, part in ((metric, family[main]), ("other metrics", family[~main])):
-            if len(part):
-                number = part["verdict"].value_counts().get
-                verdicts = ("higher", "lower", "no difference shown")
-                counts.append(f"{name} {', '.join(f'{number(v, 0)} {v}' for v in verdicts)}")
-        sentences.append(f"{'; '.join(counts)}.")
+            number = part["verdict"].value_counts().get
+            verdicts = [f"{number(v, 0)} {v}" for v in ("higher", "lower", "no difference shown")]
+            counts += f"; {name} {', '.join(verdicts)}" if len(part) else ""
+        sentences.append(f"{counts}.")
     if "frozen" in result and (below := (result["mean"] < result["frozen"]).sum()):
         sentences.append(
             f"{below} of {len(result)} settings end below the frozen encoder: training made "
             "retrieval worse there."
         )
-    doubled, other = convergence(study, table), outside_family(study, table)
     if len(doubled):
         sentences.append(
             f"Converged: {(doubled['converged'] == 'yes').sum()} of {len(doubled)} (twice the "
@@ -176,10 +160,8 @@ def headline(study: Study, table: pd.DataFrame) -> str:
 
 def committed(name: str) -> pd.DataFrame:
     """The table of a study in the repository, one row per run; empty if there is none."""
-    try:
-        return pd.read_csv(files.shipped(f"results/{name}.csv"), dtype={"config": str})
-    except SobookError:
-        return pd.DataFrame()
+    file = files.shipped(f"results/{name}.csv")
+    return pd.read_csv(file, dtype={"config": str}) if file.is_file() else pd.DataFrame()
 
 
 def show(name: str, *, rows: int = 12) -> list[str | pd.DataFrame | Figure]:
@@ -194,17 +176,15 @@ def show(name: str, *, rows: int = 12) -> list[str | pd.DataFrame | Figure]:
         return [f"{study.title}: no committed table yet. To make it: sobook study {name}"]
     result = summary(study, table)
     kind = "fine-tuned" if study.trainer == "finetune" else "heads on frozen features"
-    parts: list[str | pd.DataFrame | Figure] = [
-        f"{study.title} (committed, {kind}, {len(table)} of {len(study.plan())} runs)."
-    ]
+    runs = f"{len(table)} of {len(study.plan())} runs"
+    parts: list[Any] = [f"{study.title} (committed, {kind}, {runs})."]
     parts += [f"{title}: {text}" for title, text in _story(study, table)]
     figure = figures.draw(study, table, result, comparisons(study, table))
     if is_tuning := "chosen" in result:
         result = result[result["chosen"]]
     if len(result) <= rows:
-        names = [*study.factors[:-1], "seeds", "mean", "frozen", "rms_cosine", "mean_cosine"]
-        names += ["difference", "difference_low", "difference_high", "p_holm", "verdict"]
-        short = result.filter([*names, study.select_by]).round(4).astype(object)
+        hidden = ["low", "high", "p", "chosen"]
+        short = result.drop(columns=hidden, errors="ignore").round(4).astype(object)
         short = short.dropna(axis="columns", how="all")
         parts.append(short.where(short.notna(), "").set_index(short.columns[0]))
     return parts if is_tuning else [*parts, figure]
@@ -260,10 +240,8 @@ def _story(study: Study, table: pd.DataFrame) -> list[tuple[str, str]]:
 
 def _by_setting(study: Study, table: pd.DataFrame) -> list[tuple[dict[str, Any], pd.DataFrame]]:
     """(factor → value, runs by seed) of every setting, in the order of the study."""
-    factors = study.factors[:-1]
-    groups = table.groupby(factors, dropna=False, sort=False) if factors else [((), table)]
-    by_setting = []
-    for key, runs in groups:
+    by_setting, factors = [], study.factors[:-1]
+    for key, runs in table.groupby(factors, dropna=False, sort=False) if factors else [((), table)]:
         values = [None if pd.isna(value) else value for value in key]  # NaN is not itself
         setting = dict(zip(factors, values, strict=True))
         by_setting.append((setting, runs.set_index("seed").sort_index()))
