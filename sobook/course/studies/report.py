@@ -4,7 +4,7 @@ Start with `summary`. A verdict is that of the whole family (`sobook.statistics.
 display a committed study with `show`.
 """
 
-from dataclasses import replace
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ _TRAINED = {
     "head": "Head and proxies trained on frozen features; nothing was fine-tuned.",
     "finetune": "Fine-tuned: backbone, head and proxies.",
 }
+_CLAIM = ["mean", "difference", "verdict"]
 
 
 def summary(study: Study, table: pd.DataFrame) -> pd.DataFrame:
@@ -58,24 +59,8 @@ def comparisons(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     run; seeds; difference, low, high (95 % t interval over seeds), p (paired t test), p_holm,
     verdict. A comparison over fewer than two seeds is left out.
     """
-    family, by_setting = study.family, _by_setting(study, table)
-    places: list[dict[str, Any]] = []
-    compared: list[Comparison] = []
-    for row, (setting, runs) in enumerate(by_setting):
-        if not family.where.items() <= setting.items():
-            continue
-        pairs = [(f"{b} − {a}", runs[a], runs[b]) for a, b in family.columns]
-        baseline = _baseline(study, setting, by_setting)
-        if baseline is not None and baseline is not runs:
-            metrics = family.metrics or (study.metric,)
-            pairs += [(metric, baseline[metric], runs[metric]) for metric in metrics]
-        for metric, *pair in pairs:
-            if comparison := _compare(*pair):
-                places.append({"row": row, "metric": metric})
-                compared.append(comparison)
-    numbers = pd.DataFrame(compared, columns=["n", "difference", "low", "high", "p_value"])
-    result = pd.DataFrame(places, columns=["row", "metric"]).join(numbers)
-    result = result.rename(columns={"n": "seeds", "p_value": "p"})
+    metrics, columns = study.family.metrics or (study.metric,), study.family.columns
+    result, compared = _paired(study, table, metrics, columns)
     verdicts = [verdict(comparison, compared) for comparison in compared]
     return result.assign(p_holm=holm(result["p"]), verdict=verdicts)
 
@@ -85,11 +70,8 @@ def outside_family(study: Study, table: pd.DataFrame) -> pd.DataFrame:
 
     Columns as in `comparisons`, up to high; no rows where the family holds MAP@R already.
     """
-    metric, family = "map_at_r", study.family
-    if metric not in table or metric in (study.metric, *family.metrics):
-        return pd.DataFrame()
-    other = replace(study, family=replace(family, metrics=(metric,), columns=()))
-    return comparisons(other, table).drop(columns=["p", "p_holm", "verdict"])
+    outside = {"map_at_r"} & set(table) - {study.metric, *study.family.metrics}
+    return _paired(study, table, outside)[0].drop(columns="p")
 
 
 def convergence(study: Study, table: pd.DataFrame) -> pd.DataFrame:
@@ -103,25 +85,48 @@ def convergence(study: Study, table: pd.DataFrame) -> pd.DataFrame:
         One row per baseline setting in the family whose double was run: its factors, mean, change,
         change_low, change_high, limit, converged.
     """
-    by_setting, metric, rows = _by_setting(study, table), study.metric, []
-    family = comparisons(study, table)
-    claims = family[(family["metric"] == metric) & (family["verdict"] != "no difference shown")]
-    for setting, runs in by_setting:
-        in_family = study.family.where.items() <= setting.items()
-        epochs = setting.get("epochs")
-        doubled = epochs and _runs_of(by_setting, setting | {"epochs": 2 * epochs})
-        if doubled is None or not in_family or _baseline(study, setting, by_setting) is not runs:
+    changes = _paired(study, table, [study.metric], doubled=True)[0].set_index("row")
+    if changes.empty:
+        return pd.DataFrame()
+    every = summary(study, table).reindex(columns=[*study.factors[:-1], *_CLAIM])
+    claims = every[every["verdict"].isin(["higher", "lower"])]
+    claimed = claims["difference"].abs().groupby(claims["epochs"]).min()
+    rows = every.drop(columns=_CLAIM[1:]).loc[changes.index]
+    limit = rows["epochs"].map(claimed).fillna(np.inf).clip(upper=study.family.smallest_effect)
+    low, high = changes["low"], changes["high"]
+    within, outside = (-limit < low) & (high < limit), (low > limit) | (high < -limit)
+    converged = np.select([within, outside], ["yes", "no"], "not shown")
+    rows = rows.assign(change=changes["difference"], change_low=low, change_high=high)
+    return rows.assign(limit=limit, converged=converged).reset_index(drop=True)
+
+
+def _paired(
+    study: Study, table: pd.DataFrame, metrics: Iterable[str], columns=(), doubled=False
+) -> tuple[pd.DataFrame, list[Comparison]]:
+    """Settings of the family against their baseline; doubled: baselines, epochs against twice them.
+
+    `metrics` are compared between settings, the pairs in `columns` within each.
+    """
+    by_setting = _by_setting(study, table)
+    places, compared = [], []
+    for row, (setting, runs) in enumerate(by_setting):
+        if not study.family.where.items() <= setting.items():
             continue
-        if not (change := _compare(runs[metric], doubled[metric])):
-            continue
-        alike = [by_setting[row][0].get("epochs") == epochs for row in claims["row"]]
-        limit = min([study.family.smallest_effect, *claims["difference"][alike].abs()])
-        outside = change.low > limit or change.high < -limit
-        within = -limit < change.low and change.high < limit
-        row = {**setting, "mean": runs[metric].mean(), "change": change.difference}
-        row |= {"change_low": change.low, "change_high": change.high, "limit": limit}
-        rows.append({**row, "converged": "yes" if within else "no" if outside else "not shown"})
-    return pd.DataFrame(rows)
+        first, second = _baseline(study, setting, by_setting), runs
+        if doubled:
+            twice = {"epochs": 2 * (setting.get("epochs") or 0)}
+            second = _runs_of(by_setting, setting | twice) if first is runs else None
+        pairs = [(f"{b} − {a}", runs[a], runs[b]) for a, b in columns]
+        if first is not None and second is not None and first is not second:
+            pairs += [(metric, first[metric], second[metric]) for metric in metrics]
+        for metric, *pair in pairs:
+            values = pd.concat(pair, axis="columns", join="inner").to_numpy(float)
+            if len(values) > 1 and not np.isnan(values).any():
+                places.append((row, metric))
+                compared.append(compare_seeds(*values.T))
+    numbers = pd.DataFrame(compared, columns=["n", "difference", "low", "high", "p_value"])
+    numbers = numbers.set_axis(["seeds", "difference", "low", "high", "p"], axis="columns")
+    return pd.DataFrame(places, columns=["row", "metric"]).join(numbers), compared
 
 
 def headline(study: Study, table: pd.DataFrame) -> str:
@@ -265,12 +270,6 @@ def _baseline(study: Study, setting: dict, by_setting: list) -> pd.DataFrame | N
     wanted = {name: setting[name] for name in study.grid if name in setting} | study.baseline
     fitting = [runs for other, runs in by_setting if wanted.items() <= other.items()]
     return fitting[0] if len(fitting) == 1 else None
-
-
-def _compare(first: pd.Series, second: pd.Series) -> Comparison | None:
-    """Two columns compared over the seeds they share; None for fewer than two, or gaps."""
-    pair = pd.concat([first, second], axis="columns", join="inner").to_numpy(float)
-    return compare_seeds(*pair.T) if len(pair) > 1 and not np.isnan(pair).any() else None
 
 
 def _with_frozen(study: Study, result: pd.DataFrame) -> pd.DataFrame:
