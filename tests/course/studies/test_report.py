@@ -59,7 +59,7 @@ def test_the_family_is_the_declared_one(rng, made_up):
     everything = a_study(grid, {"so_weight": 0})
     table = made_up(everything, before=0.1, after=rng.uniform(size=18))
     assert len(report.comparisons(everything, table)) == 4
-    part = a_study(grid, {"so_weight": 0}, where=({"epochs": 2, "so_weight": 10},))
+    part = a_study(grid, {"so_weight": 0}, where={"epochs": 2, "so_weight": 10})
     assert len(report.comparisons(part, table)) == 1
     assert report.summary(part, table)["verdict"].notna().sum() == 1
     both = a_study(grid, {"so_weight": 0}, metrics=("recall_at_1", "after"))
@@ -75,7 +75,7 @@ def test_the_family_is_the_declared_one(rng, made_up):
 def test_a_large_family_shows_less(made_up):
     """The same difference, alone and among nineteen others that are noise."""
     one = a_study({"so_weight": list(range(21)), "seed": [0, 1, 2, 3]}, {"so_weight": 0})
-    alone = a_study(one.grid, {"so_weight": 0}, where=({"so_weight": 1},))
+    alone = a_study(one.grid, {"so_weight": 0}, where={"so_weight": 1})
     table = made_up(one).sort_values(["so_weight", "seed"], ignore_index=True)
     table.loc[:3, "recall_at_1"] = [0.53, 0.54, 0.55, 0.56]
     table.loc[4:7, "recall_at_1"] = [0.63, 0.65, 0.67, 0.76]
@@ -102,7 +102,7 @@ def test_converged_is_a_smaller_change_than_the_claim(made_up):
     assert doubled["converged"].tolist() == ["no", "yes"]
     small = a_study(grid, one.baseline, smallest_effect=0.0005)
     assert report.convergence(small, table)["converged"].tolist() == ["no", "no"]
-    only_five = a_study(grid, one.baseline, where=({"epochs": 5},))
+    only_five = a_study(grid, one.baseline, where={"epochs": 5})
     assert report.convergence(only_five, table)["epochs"].tolist() == [5]
     table.loc[table["epochs"] == 20, "recall_at_1"] += 0.01 * (table["seed"] - 1)
     assert report.convergence(one, table)["converged"].tolist() == ["no", "not shown"]
