@@ -35,13 +35,6 @@ def start_preparing(name, root, card=None, **options):
     return process
 
 
-def start_study(file, data_root):
-    """Start a study, with a pause after every run, in which it can be killed."""
-    process = _CONTEXT.Process(target=_study, args=(file, data_root), daemon=False)
-    process.start()
-    return process
-
-
 def killed_at(process, seconds: float) -> bool:
     """SIGKILL the process after that time; False where it had ended well before."""
     process.join(seconds)
@@ -112,24 +105,6 @@ def _prepare(name, root, card, options) -> None:
     if card is not None:
         benchmarks.cards()[name] = card
     image_sets.prepare(name, root, progress=False, **options)
-
-
-def _study(file, data_root) -> None:
-    import torch
-
-    from sobook.course.studies import study
-
-    torch.set_num_threads(1)
-    os.environ["SOBOOK_DATA"] = str(data_root)
-    one_run = study.run_one
-
-    def slowly(*args):
-        key = one_run(*args)
-        time.sleep(1)
-        return key
-
-    study.run_one = slowly
-    study.run(study.load(file), jobs=1, progress=False)
 
 
 def _do_at_step(rank: int, at_rank: int, at_step: int, signal: int) -> None:

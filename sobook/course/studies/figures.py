@@ -90,7 +90,7 @@ def draw(study: Study, table: pd.DataFrame, summary: pd.DataFrame, family: pd.Da
         summary: its `sobook.course.studies.report.summary`.
         family: its `sobook.course.studies.report.comparisons`.
     """
-    panels = {}
+    panels, curves = {}, study.x and study.panels
     for metric in study.curves_of or (study.metric,):
         runs = table.groupby(study.factors[:-1] or (lambda row: 0), dropna=False, sort=False)[
             metric
@@ -101,13 +101,13 @@ def draw(study: Study, table: pd.DataFrame, summary: pd.DataFrame, family: pd.Da
         panels[in_words(metric)] = numbers.assign(verdict="")
     if "difference" in summary:
         name = f"difference from {_setting(study.baseline)}"
-        if study.x:
+        if curves:
             name = f"{in_words(study.metric)},\ndifference from\n{_setting(study.baseline)}"
         panels[name] = _differences(summary, "difference_")
     for first, second in study.family.columns:
         pairs = family[family["metric"] == f"{second} − {first}"].set_index("row")
         panels[f"{in_words(second)}\n− {in_words(first)}"] = _differences(pairs, "")
-    figure = (_curves if study.x else _settings)(study, summary, panels)
+    figure = (_curves if curves else _settings)(study, summary, panels)
     few, many = summary["seeds"].min(), summary["seeds"].max()
     seeds = f"{few:g} seeds" if few == many else f"{few:g} to {many:g} seeds"
     title = textwrap.fill(f"{study.title} ({seeds})", int(figure.get_figwidth() / 0.105))

@@ -72,19 +72,6 @@ def test_the_family_is_the_declared_one(rng, made_up):
     assert family["difference"][0] == pytest.approx(table["after"][:3].mean() - 0.1)
 
 
-def test_a_large_family_shows_less(made_up):
-    """The same difference, alone and among nineteen others that are noise."""
-    one = a_study({"so_weight": list(range(21)), "seed": [0, 1, 2, 3]}, {"so_weight": 0})
-    alone = a_study(one.grid, {"so_weight": 0}, where={"so_weight": 1})
-    table = made_up(one).sort_values(["so_weight", "seed"], ignore_index=True)
-    table.loc[:3, "recall_at_1"] = [0.53, 0.54, 0.55, 0.56]
-    table.loc[4:7, "recall_at_1"] = [0.63, 0.65, 0.67, 0.76]
-    assert report.comparisons(alone, table)["verdict"].tolist() == ["higher"]
-    rows = report.summary(one, table).set_index("so_weight")
-    assert rows.loc[1, "p"] < 0.05 < rows.loc[1, "p_holm"]
-    assert rows.loc[1, "verdict"] == "no difference shown"
-
-
 def test_converged_is_a_smaller_change_than_the_claim(made_up):
     grid = {"so_weight": [0, 10], "epochs": [5, 10, 20], "seed": [0, 1, 2]}
     one = a_study(grid, {"so_weight": 0})
@@ -142,11 +129,12 @@ def test_methods_with_their_own_parameters_share_one_baseline(made_up):
     assert np.isnan(rows.loc["PA", "difference"])
 
 
-@pytest.mark.parametrize("file", sorted(STUDIES.glob("*.toml")), ids=lambda file: file.stem)
-def test_every_declared_study_can_be_reported(file, rng, monkeypatch, made_up):
+NOT_RUN = [f for f in STUDIES.glob("*.toml") if not (RESULTS / f"{f.stem}.csv").exists()]
+
+
+@pytest.mark.parametrize("file", sorted(NOT_RUN), ids=lambda file: file.stem)
+def test_a_declared_study_can_be_reported(file, rng, made_up):
     """Before its runs, with made-up results."""
-    monkeypatch.setenv("CUB_58_42", "photographs")
-    monkeypatch.setenv("DEIT_TINY", "weights.pth")
     one = study.load(file.stem)
     columns = {"frozen_recall_at_1", "rms_cosine", "mean_cosine", one.select_by or one.metric}
     columns |= {*one.family.metrics, one.metric, *sum(one.family.columns, ())}

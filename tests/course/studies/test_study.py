@@ -3,18 +3,16 @@
 import dataclasses
 import json
 import queue
-import time
 from dataclasses import field, make_dataclass
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from sobook import cli, files
+from sobook import files
 from sobook.course.studies import study
 from sobook.errors import SobookError
 from sobook.training.heads import HeadConfig
-from tests import processes
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMITTED = sorted((ROOT / "data/studies").glob("*.toml"))
@@ -43,28 +41,6 @@ def test_a_study_interrupted_after_every_run_ends_with_the_same_table(tiny_study
     monkeypatch.setattr(files, "write_json", write_json)
     pd.testing.assert_frame_equal(study.run(one, jobs=1, progress=False), never)
     assert len(set(done)) == 11  # no finished run was repeated
-
-
-@pytest.mark.slow
-def test_a_study_killed_ten_times_ends_with_the_same_table(tiny_study, tmp_path, monkeypatch):
-    never = tmp_path / "never"
-    assert cli.main(["study", str(tiny_study), "--out", str(never), "--jobs", "1"]) == 0
-    results = tmp_path / "killed/studies"
-    for _ in range(10):
-        before = len(list(results.glob("head-*.json")))
-        process = processes.start_study(tiny_study, tmp_path / "killed")
-        while len(list(results.glob("head-*.json"))) == before and process.is_alive():
-            time.sleep(0.02)
-        assert process.is_alive(), "the study ended before it could be killed"
-        process.kill()
-        process.join()
-    done = {file.name: file.stat().st_mtime_ns for file in results.glob("head-*.json")}
-    assert 10 <= len(done) < 12
-    monkeypatch.setenv("SOBOOK_DATA", str(tmp_path / "killed"))
-    assert cli.main(["study", str(tiny_study), "--out", str(tmp_path / "out"), "--jobs", "1"]) == 0
-    for name, written in done.items():  # no finished run was repeated
-        assert (results / name).stat().st_mtime_ns == written
-    assert (tmp_path / "out/tiny.csv").read_text() == (never / "tiny.csv").read_text()
 
 
 def test_workers_give_the_same_table_as_one_process(tiny_study, monkeypatch, tmp_path):
