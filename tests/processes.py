@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import socket
 import sys
-import time
 
 from sobook.training.loop import fit
 
