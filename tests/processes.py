@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import socket
 import sys
-import time
 
 from sobook.training.loop import fit
 
@@ -31,13 +30,6 @@ def start(config, *, rank: int = 0, processes: int = 1, port: int = 0, at_step=N
 def start_preparing(name, root, card=None, **options):
     """Start `datasets.prepare`; `card` stands in for the manifest's entry."""
     process = _CONTEXT.Process(target=_prepare, args=(name, root, card, options), daemon=False)
-    process.start()
-    return process
-
-
-def start_study(file, data_root):
-    """Start a study, with a pause after every run, in which it can be killed."""
-    process = _CONTEXT.Process(target=_study, args=(file, data_root), daemon=False)
     process.start()
     return process
 
@@ -112,24 +104,6 @@ def _prepare(name, root, card, options) -> None:
     if card is not None:
         benchmarks.cards()[name] = card
     image_sets.prepare(name, root, progress=False, **options)
-
-
-def _study(file, data_root) -> None:
-    import torch
-
-    from sobook.course.studies import study
-
-    torch.set_num_threads(1)
-    os.environ["SOBOOK_DATA"] = str(data_root)
-    one_run = study.run_one
-
-    def slowly(*args):
-        key = one_run(*args)
-        time.sleep(1)
-        return key
-
-    study.run_one = slowly
-    study.run(study.load(file), jobs=1, progress=False)
 
 
 def _do_at_step(rank: int, at_rank: int, at_step: int, signal: int) -> None:

@@ -4,7 +4,7 @@ Start with `summary`. A verdict is that of the whole family (`sobook.statistics.
 display a committed study with `show`.
 """
 
-from dataclasses import replace
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,16 @@ _TRAINED = {
     "head": "Head and proxies trained on frozen features; nothing was fine-tuned.",
     "finetune": "Fine-tuned: backbone, head and proxies.",
 }
+_CLAIM = ["mean", "difference", "verdict"]
 
 
 def summary(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     """One row per setting: mean over seeds, and the paired difference from the baseline.
 
     Columns: the factors; seeds; mean of the metric and its 95 % t interval over seeds (low, high);
-    frozen, the same metric of the frozen encoder, where it was measured; the means of rms_cosine,
-    mean_cosine and `select_by`; where the setting is in the study's family, difference,
-    difference_low, difference_high, p, p_holm and verdict, see `comparisons`; chosen, the best by
-    `select_by`.
+    frozen, the same metric of the frozen encoder; the means of rms_cosine, mean_cosine and
+    `select_by`; for settings in the study's family, difference, difference_low, difference_high,
+    p, p_holm and verdict, see `comparisons`; chosen, the best by `select_by`.
     """
     means = {"frozen": f"frozen_{study.metric}"}
     means |= {name: name for name in ("rms_cosine", "mean_cosine", study.select_by) if name}
@@ -46,10 +46,9 @@ def summary(study: Study, table: pd.DataFrame) -> pd.DataFrame:
         main = main.rename(columns={"low": "difference_low", "high": "difference_high"})
         result = result.join(main.set_index("row"))
     if study.select_by in result:
-        varied = [name for name in study.factors[:-1] if name not in study.baseline]
-        within = varied if study.within is None else list(study.within)
-        groups = result.groupby(within or (lambda row: "all"), dropna=False)[study.select_by]
-        result["chosen"] = result[study.select_by] == groups.transform("max")
+        groups = result.groupby(list(study.within) or (lambda row: "all"), dropna=False)
+        best = groups[study.select_by].transform("max")
+        result["chosen"] = result[study.select_by] == best
     return result
 
 
@@ -60,45 +59,19 @@ def comparisons(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     run; seeds; difference, low, high (95 % t interval over seeds), p (paired t test), p_holm,
     verdict. A comparison over fewer than two seeds is left out.
     """
-    family, by_setting = study.family, _by_setting(study, table)
-    compared: list[tuple[int, str, Comparison | None]] = []
-    for row, (setting, runs) in enumerate(by_setting):
-        if not family.holds(setting):
-            continue
-        for first, second in family.columns:
-            if first in runs:
-                pair = f"{second} − {first}", _compare(runs[first], runs[second])
-                compared.append((row, *pair))
-        baseline = _baseline(study, setting, by_setting)
-        if baseline is not None and baseline is not runs:
-            for metric in family.metrics or (study.metric,):
-                compared.append((row, metric, _compare(baseline[metric], runs[metric])))
-    members = [(*place, comparison) for *place, comparison in compared if comparison]
-    if not members:
-        return pd.DataFrame()
-    rows, metrics, results = zip(*members, strict=True)
-    numbers = pd.DataFrame(results).rename(columns={"n": "seeds", "p_value": "p"})
-    return pd.DataFrame(
-        {
-            "row": rows,
-            "metric": metrics,
-            **numbers[["seeds", "difference", "low", "high", "p"]],
-            "p_holm": holm(numbers["p"]),
-            "verdict": [verdict(one, results) for one in results],
-        }
-    )
+    metrics, columns = study.family.metrics or (study.metric,), study.family.columns
+    result, compared = _paired(study, table, metrics, columns)
+    verdicts = [verdict(comparison, compared) for comparison in compared]
+    return result.assign(p_holm=holm(result["p"]), verdict=verdicts)
 
 
-def outside_family(study: Study, table: pd.DataFrame, metric: str = "map_at_r") -> pd.DataFrame:
-    """The same comparisons in a metric outside the family: without correction or verdict.
+def outside_family(study: Study, table: pd.DataFrame) -> pd.DataFrame:
+    """The same comparisons in MAP@R, where it is outside the family: no correction, no verdict.
 
-    Columns as in `comparisons`, up to high. Empty where the family holds the metric already.
+    Columns as in `comparisons`, up to high; no rows where the family holds MAP@R already.
     """
-    if metric not in table or metric in (study.metric, *study.family.metrics):
-        return pd.DataFrame()
-    family = replace(study.family, metrics=(metric,), columns=())
-    compared = comparisons(replace(study, family=family), table)
-    return compared.drop(columns=["p", "p_holm", "verdict"], errors="ignore")
+    outside = {"map_at_r"} & set(table) - {study.metric, *study.family.metrics}
+    return _paired(study, table, outside)[0].drop(columns="p")
 
 
 def convergence(study: Study, table: pd.DataFrame) -> pd.DataFrame:
@@ -112,50 +85,67 @@ def convergence(study: Study, table: pd.DataFrame) -> pd.DataFrame:
         One row per baseline setting in the family whose double was run: its factors, mean, change,
         change_low, change_high, limit, converged.
     """
-    by_setting, family, metric = _by_setting(study, table), comparisons(study, table), study.metric
-    claims = []  # (epochs, size) of the differences that are shown
-    if len(family):
-        claims = [
-            (by_setting[row.row][0].get("epochs"), abs(row.difference))
-            for row in family[family["metric"] == metric].itertuples()
-            if row.verdict != "no difference shown"
-        ]
-    rows = []
-    for setting, runs in by_setting:
-        epochs, is_baseline = setting.get("epochs"), _baseline(study, setting, by_setting) is runs
-        if not (epochs and is_baseline and study.family.holds(setting)):
+    changes = _paired(study, table, [study.metric], doubled=True)[0].set_index("row")
+    if changes.empty:
+        return pd.DataFrame()
+    every = summary(study, table).reindex(columns=[*study.factors[:-1], *_CLAIM])
+    claims = every[every["verdict"].isin(["higher", "lower"])]
+    claimed = claims["difference"].abs().groupby(claims["epochs"]).min()
+    rows = every.drop(columns=_CLAIM[1:]).loc[changes.index]
+    limit = rows["epochs"].map(claimed).fillna(np.inf).clip(upper=study.family.smallest_effect)
+    low, high = changes["low"], changes["high"]
+    within, outside = (-limit < low) & (high < limit), (low > limit) | (high < -limit)
+    converged = np.select([within, outside], ["yes", "no"], "not shown")
+    rows = rows.assign(change=changes["difference"], change_low=low, change_high=high)
+    return rows.assign(limit=limit, converged=converged).reset_index(drop=True)
+
+
+def _paired(
+    study: Study, table: pd.DataFrame, metrics: Iterable[str], columns=(), doubled=False
+) -> tuple[pd.DataFrame, list[Comparison]]:
+    """Settings of the family against their baseline; doubled: baselines, epochs against twice them.
+
+    `metrics` are compared between settings, the pairs in `columns` within each.
+    """
+    by_setting = _by_setting(study, table)
+    places, compared = [], []
+    for row, (setting, runs) in enumerate(by_setting):
+        if not study.family.where.items() <= setting.items():
             continue
-        doubled = _runs_of(by_setting, setting | {"epochs": 2 * epochs})
-        change = None if doubled is None else _compare(runs[metric], doubled[metric])
-        if change is None:
-            continue
-        limit = min([study.family.smallest_effect, *(size for at, size in claims if at == epochs)])
-        outside = change.low > limit or change.high < -limit
-        within = -limit < change.low and change.high < limit
-        row = {**setting, "mean": runs[metric].mean(), "change": change.difference}
-        row |= {"change_low": change.low, "change_high": change.high, "limit": limit}
-        rows.append({**row, "converged": "yes" if within else "no" if outside else "not shown"})
-    return pd.DataFrame(rows)
+        first, second = _baseline(study, setting, by_setting), runs
+        if doubled:
+            twice = {"epochs": 2 * (setting.get("epochs") or 0)}
+            second = _runs_of(by_setting, setting | twice) if first is runs else None
+        pairs = [(f"{b} − {a}", runs[a], runs[b]) for a, b in columns]
+        if first is not None and second is not None and first is not second:
+            pairs += [(metric, first[metric], second[metric]) for metric in metrics]
+        for metric, *pair in pairs:
+            values = pd.concat(pair, axis="columns", join="inner").to_numpy(float)
+            if len(values) > 1 and not np.isnan(values).any():
+                places.append((row, metric))
+                compared.append(compare_seeds(*values.T))
+    numbers = pd.DataFrame(compared, columns=["n", "difference", "low", "high", "p_value"])
+    numbers = numbers.set_axis(["seeds", "difference", "low", "high", "p"], axis="columns")
+    return pd.DataFrame(places, columns=["row", "metric"]).join(numbers), compared
 
 
 def headline(study: Study, table: pd.DataFrame) -> str:
     """The result in a few sentences: verdicts, the frozen encoder, convergence."""
     result, family, sentences = summary(study, table), comparisons(study, table), []
+    doubled, other = convergence(study, table), outside_family(study, table)
     if len(family):
-        counts = [f"{len(family)} comparisons, corrected together (Holm)"]
+        counts = f"{len(family)} comparisons, corrected together (Holm)"
         main, metric = family["metric"] == study.metric, figures.in_words(study.metric)
         for name, part in ((metric, family[main]), ("other metrics", family[~main])):
-            if len(part):
-                number = part["verdict"].value_counts().get
-                verdicts = ("higher", "lower", "no difference shown")
-                counts.append(f"{name} {', '.join(f'{number(v, 0)} {v}' for v in verdicts)}")
-        sentences.append(f"{'; '.join(counts)}.")
+            number = part["verdict"].value_counts().get
+            verdicts = [f"{number(v, 0)} {v}" for v in ("higher", "lower", "no difference shown")]
+            counts += f"; {name} {', '.join(verdicts)}" if len(part) else ""
+        sentences.append(f"{counts}.")
     if "frozen" in result and (below := (result["mean"] < result["frozen"]).sum()):
         sentences.append(
             f"{below} of {len(result)} settings end below the frozen encoder: training made "
             "retrieval worse there."
         )
-    doubled, other = convergence(study, table), outside_family(study, table)
     if len(doubled):
         sentences.append(
             f"Converged: {(doubled['converged'] == 'yes').sum()} of {len(doubled)} (twice the "
@@ -176,7 +166,7 @@ def headline(study: Study, table: pd.DataFrame) -> str:
 def committed(name: str) -> pd.DataFrame:
     """The table of a study in the repository, one row per run; empty if there is none."""
     file = files.shipped(f"results/{name}.csv")
-    return pd.read_csv(file, dtype={"config": str}) if file.exists() else pd.DataFrame()
+    return pd.read_csv(file, dtype={"config": str}) if file.is_file() else pd.DataFrame()
 
 
 def show(name: str, *, rows: int = 12) -> list[str | pd.DataFrame | Figure]:
@@ -191,17 +181,15 @@ def show(name: str, *, rows: int = 12) -> list[str | pd.DataFrame | Figure]:
         return [f"{study.title}: no committed table yet. To make it: sobook study {name}"]
     result = summary(study, table)
     kind = "fine-tuned" if study.trainer == "finetune" else "heads on frozen features"
-    parts: list[str | pd.DataFrame | Figure] = [
-        f"{study.title} (committed, {kind}, {len(table)} of {len(study.plan())} runs)."
-    ]
+    runs = f"{len(table)} of {len(study.plan())} runs"
+    parts: list[Any] = [f"{study.title} (committed, {kind}, {runs})."]
     parts += [f"{title}: {text}" for title, text in _story(study, table)]
     figure = figures.draw(study, table, result, comparisons(study, table))
     if is_tuning := "chosen" in result:
         result = result[result["chosen"]]
     if len(result) <= rows:
-        names = [*study.factors[:-1], "seeds", "mean", "frozen", "rms_cosine", "mean_cosine"]
-        names += ["difference", "difference_low", "difference_high", "p_holm", "verdict"]
-        short = result.filter([*names, study.select_by]).round(4).astype(object)
+        hidden = ["low", "high", "p", "chosen"]
+        short = result.drop(columns=hidden, errors="ignore").round(4).astype(object)
         short = short.dropna(axis="columns", how="all")
         parts.append(short.where(short.notna(), "").set_index(short.columns[0]))
     return parts if is_tuning else [*parts, figure]
@@ -257,10 +245,8 @@ def _story(study: Study, table: pd.DataFrame) -> list[tuple[str, str]]:
 
 def _by_setting(study: Study, table: pd.DataFrame) -> list[tuple[dict[str, Any], pd.DataFrame]]:
     """(factor → value, runs by seed) of every setting, in the order of the study."""
-    factors = study.factors[:-1]
-    groups = table.groupby(factors, dropna=False, sort=False) if factors else [((), table)]
-    by_setting = []
-    for key, runs in groups:
+    by_setting, factors = [], study.factors[:-1]
+    for key, runs in table.groupby(factors, dropna=False, sort=False) if factors else [((), table)]:
         values = [None if pd.isna(value) else value for value in key]  # NaN is not itself
         setting = dict(zip(factors, values, strict=True))
         by_setting.append((setting, runs.set_index("seed").sort_index()))
@@ -284,12 +270,6 @@ def _baseline(study: Study, setting: dict, by_setting: list) -> pd.DataFrame | N
     wanted = {name: setting[name] for name in study.grid if name in setting} | study.baseline
     fitting = [runs for other, runs in by_setting if wanted.items() <= other.items()]
     return fitting[0] if len(fitting) == 1 else None
-
-
-def _compare(first: pd.Series, second: pd.Series) -> Comparison | None:
-    """Two columns compared over the seeds they share; None for fewer than two, or gaps."""
-    pair = pd.concat([first, second], axis="columns", join="inner").to_numpy(float)
-    return compare_seeds(*pair.T) if len(pair) > 1 and not np.isnan(pair).any() else None
 
 
 def _with_frozen(study: Study, result: pd.DataFrame) -> pd.DataFrame:

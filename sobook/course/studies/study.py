@@ -3,7 +3,6 @@
 ``data/studies/README.md`` describes the file. Start with `load` and `run`; `report` compares.
 """
 
-import concurrent.futures
 import dataclasses
 import hashlib
 import itertools
@@ -11,10 +10,10 @@ import json
 import multiprocessing
 import os
 import platform
-import re
 import time
 import typing
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
 from importlib import metadata
@@ -26,7 +25,6 @@ import torch
 from tqdm.auto import tqdm
 
 from sobook import files
-from sobook.data import image_sets
 from sobook.embedding import embed
 from sobook.errors import SobookError, check_choice, check_fields, plain
 from sobook.training import heads, loop
@@ -38,19 +36,6 @@ from sobook.training.run import Run
 
 TRAINERS = {"head": HeadConfig, "finetune": TrainConfig}
 LABELS = ("method", "setting")  # names of a case, not settings
-# Columns that a run measures, beside recall_at_K; a test holds them against actual runs.
-METRICS = (
-    *("recall_at_1", "map_at_r", "r_precision", "validation_recall_at_1", "frozen_recall_at_1"),
-    *("frozen_validation_recall_at_1", "recall_without_common", "threshold_at_end"),
-    *("selected_epoch", "train_classes", "rms_cosine", "mean_cosine", "coherence"),
-    *("effective_rank", "rms_floor", "welch_bound", "rms_cosine_centered", "mean_proxy_length"),
-    *("common_mode_share", "embedding_mean_length", "cosine_of_mean_proxy_and_mean_embedding"),
-    *(
-        f"{pairs}_{name}"
-        for pairs in ("treated", "untreated")
-        for name in ("rms_cosine", "mean_cosine", "class_cosine", "confusion")
-    ),
-)
 _PACKAGES = ("sobook", "torch", "timm", "faiss-cpu", "numpy", "pytorch-metric-learning")
 
 
@@ -60,13 +45,9 @@ class Family:
 
     prediction: str = ""
     metrics: tuple[str, ...] = ()
-    where: tuple[dict, ...] = ({},)
+    where: dict = field(default_factory=dict)
     columns: tuple[tuple[str, str], ...] = ()
     smallest_effect: float = 0.005
-
-    def holds(self, setting: dict[str, Any]) -> bool:
-        """True for a setting, factor → value, that takes part."""
-        return any(choice.items() <= setting.items() for choice in self.where)
 
 
 @dataclass(frozen=True)
@@ -79,13 +60,13 @@ class Study:
     metric: str = "recall_at_1"
     baseline: dict = field(default_factory=dict)
     select_by: str | None = None
-    within: tuple[str, ...] | None = None
+    within: tuple[str, ...] = ()
     x: str | None = None
     panels: str | None = None
     curves_of: tuple[str, ...] = ()
     family: Family = field(default_factory=Family)
     fixed: dict = field(default_factory=dict)
-    grid: dict = field(default_factory=dict)
+    grid: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     cases: tuple[dict, ...] = ({},)
 
     @property
@@ -117,13 +98,12 @@ class Study:
         for name, value in varied.items():
             group, _, option = name.partition(".")
             if option:
-                values[group] = {**plain(group, values.get(group, {}), dict), option: value}
+                values[group] = {**values.get(group, {}), option: value}
             elif name not in LABELS:
                 values[name] = value
         try:
             if "recipe" in values and self.trainer == "finetune":
-                recipe = TrainConfig.recipe(values.pop("recipe"))
-                values = {**recipe.to_dict(), **values}
+                values = {**TrainConfig.recipe(values.pop("recipe")).to_dict(), **values}
             return TRAINERS[self.trainer].from_toml(values)
         except SobookError as error:
             raise SobookError(f"study {self.name}: {error}") from None
@@ -142,17 +122,17 @@ def load(path: str | os.PathLike) -> Study:
         raise SobookError(f"there is no study file {str(path)!r}: give a .toml file.")
     values = {"name": file.stem, "title": file.stem, "trainer": None, **files.read_toml(file)}
     check_choice("trainer", values["trainer"], TRAINERS)
-    family = plain(f"{file.name}: family", values.get("family", {}), dict)
-    if isinstance(family.get("where"), dict):
-        family["where"] = [family["where"]]
-    family = _read(f"{file.name}: family", family, Family)
-    family = dataclasses.replace(family, where=_expand(family.where))
-    study = _read(file.name, {**values, "family": family}, Study)
-    study = dataclasses.replace(study, grid={"seed": [0], **study.grid}, cases=_expand(study.cases))
-    for name, choices in study.grid.items():
-        if not isinstance(choices, list) or not choices:
-            raise SobookError(f"{file}: grid.{name} must be a list of values, e.g. [0, 10, 100].")
-    _check_names(file.name, study)
+    values["family"] = _read(f"{file.name}: family", values.get("family", {}), Family)
+    study = _read(file.name, values, Study)
+    cases = tuple(  # a list among the values of a case makes one case of each
+        dict(zip(case, values, strict=True))
+        for case in study.cases
+        for values in itertools.product(*(v if type(v) is list else [v] for v in case.values()))
+    )
+    study = dataclasses.replace(study, grid={"seed": (0,), **study.grid}, cases=cases)
+    factors = [study.x, study.panels, *study.baseline, *study.within, *study.family.where]
+    for name in filter(None, factors):
+        check_choice(f"{file.name}: factor", name, study.factors)
     keys = [key for key, _ in study.plan()]
     if len(set(keys)) < len(keys):
         raise SobookError(f"{file}: two runs have the same settings.")
@@ -161,33 +141,9 @@ def load(path: str | os.PathLike) -> Study:
 
 def _read(where: str, values: dict[str, Any], kind: type) -> Any:
     """A dataclass from a table of a TOML file, its names and types checked."""
-    check_fields(where, values, [item.name for item in dataclasses.fields(kind)])
     kinds = {**typing.get_type_hints(kind), "family": Any}  # the family has been read before
+    check_fields(where, plain(where, values, dict), kinds)
     return kind(**{key: plain(f"{where}: {key}", v, kinds[key]) for key, v in values.items()})
-
-
-def _expand(tables: tuple[dict, ...]) -> tuple[dict, ...]:
-    """Tables with a list among their values stand for one table per value."""
-    return tuple(
-        dict(zip(table, values, strict=True))
-        for table in tables
-        for values in itertools.product(
-            *(value if isinstance(value, list) else [value] for value in table.values())
-        )
-    )
-
-
-def _check_names(where: str, study: Study) -> None:
-    """Refuse factors that do not vary here, and metrics that no run measures."""
-    family = study.family
-    factors = [study.x, study.panels, *study.baseline, *(study.within or ())]
-    factors += itertools.chain(*family.where)
-    for name in filter(None, factors):
-        check_choice(f"{where}: factor", name, study.factors)
-    metrics = [study.metric, study.select_by, *study.curves_of, *family.metrics]
-    for name in filter(None, [*metrics, *itertools.chain(*family.columns)]):
-        if not re.fullmatch(r"recall_at_[1-9]\d*", name):
-            check_choice(f"{where}: metric", name, METRICS)
 
 
 def run(study: Study, *, jobs: int | None = None, progress: bool = True) -> pd.DataFrame:
@@ -206,17 +162,17 @@ def run(study: Study, *, jobs: int | None = None, progress: bool = True) -> pd.D
     if jobs is None:
         cores = files.available_cores() if study.trainer == "head" else 1
         jobs = torch.cuda.device_count() or cores
-    runs, quiet = _run_all(study, unfinished, jobs), None if progress else True
-    for _ in tqdm(runs, study.name, len(unfinished), unit="run", disable=quiet):
+    runs, hidden = _run_all(study, unfinished, jobs), None if progress else True
+    for _ in tqdm(runs, study.name, len(unfinished), unit="run", disable=hidden):
         pass
     return gather(study)
 
 
 def check(study: Study) -> list[tuple[str, dict[str, Any]]]:
-    """Check that all runs to come can start, before the first of them does.
+    """Check that the runs that are not finished can start, before the first of them does.
 
     Returns:
-        (key, varied settings) of the runs that are not finished.
+        (key, varied settings) of these runs.
 
     Raises:
         SobookError: data, an encoder, a loss or a batch size that would stop one of them.
@@ -235,20 +191,17 @@ def check(study: Study) -> list[tuple[str, dict[str, Any]]]:
 
 def _run_all(study: Study, unfinished: list[tuple[str, dict]], jobs: int) -> Iterator[None]:
     """Do the runs; yields after each. One at a time stays in this process."""
-    if jobs == 1 or len(unfinished) <= 1:
+    if min(jobs, len(unfinished)) <= 1:
         for key, varied in unfinished:
             yield run_one(study, key, varied)
         return
-    # Not joblib: its workers outlive a killed parent, and keep writing results.
     context = multiprocessing.get_context("spawn")
     numbers = context.Queue()
     for number in range(jobs):
         numbers.put(number)
-    with concurrent.futures.ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=_start_worker, initargs=(numbers, jobs)
-    ) as pool:
-        keys, settings = zip(*unfinished, strict=True)
-        yield from pool.map(run_one, itertools.repeat(study), keys, settings)
+    # Not joblib: its workers outlive a killed parent, and keep writing results.
+    with ProcessPoolExecutor(jobs, context, _start_worker, (numbers, jobs)) as pool:
+        yield from pool.map(run_one, itertools.repeat(study), *zip(*unfinished, strict=True))
 
 
 def _start_worker(numbers: Any, jobs: int) -> None:
@@ -271,8 +224,8 @@ def run_one(study: Study, key: str, varied: dict[str, Any]) -> None:
         finished = fit(config, progress=False)  # resumes where it was stopped
         measured, notes = _measure(finished), finished.retrieval["notes"]
     cpu = f"{files.available_cores()} CPU cores, {platform.machine()}"
-    versions = {"python": platform.python_version()}
-    versions |= {package: metadata.version(package) for package in _PACKAGES}
+    versions = [f"python {platform.python_version()}"]
+    versions += [f"{package} {metadata.version(package)}" for package in _PACKAGES]
     result = {
         "settings": settings.to_dict(),
         "measured": measured,
@@ -280,7 +233,7 @@ def run_one(study: Study, key: str, varied: dict[str, Any]) -> None:
         "seconds": round(time.perf_counter() - started, 2),
         "date": date.today().isoformat(),
         "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu,
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "versions": ", ".join(versions),
     }
     files.write_json(_result_file(study, key), result)
 
@@ -296,32 +249,31 @@ def _on_this_machine(config: HeadConfig | TrainConfig) -> HeadConfig | TrainConf
     return type(config).from_dict(values)
 
 
-def _measure(finished: Run) -> dict[str, float]:
+def _measure(run: Run) -> dict[str, float]:
     """The columns of a fine-tuned run."""
-    config, state, retrieval = finished.config, finished.state, finished.retrieval
+    config, state, retrieval = run.config, run.state, run.retrieval
     measured = {f"recall_at_{k}": value for k, value in retrieval["recall"].items()}
     measured |= {name: retrieval[name] for name in ("map_at_r", "r_precision")}
     if state["selection_recall_at_1"] is not None:
         measured["validation_recall_at_1"] = state["selection_recall_at_1"]
     measured["frozen_recall_at_1"] = heads.frozen_recall(config)
     epoch = measured["selected_epoch"] = state["selected_epoch"]
-    measured["threshold_at_end"] = next(
-        line["threshold"] for line in finished.epochs if line["epoch"] == epoch
-    )
-    train_set = image_sets.load(config.dataset, "train", **config.load_options)
-    if config.selection == "validation":
-        fraction, seed = config.validation_fraction, config.seed
-        train_set, _ = image_sets.hold_out(train_set, fraction, seed, at_least=2)
-    encoder = finished.encoder().to(choose_device(config.device))
+    measured["threshold_at_end"] = run.epochs[epoch]["threshold"]
+    held_out = config.selection == "validation"
+    train_set = loop.Data.check(config, run.sets, hold_out=held_out).train
+    encoder, proxies = run.encoder().to(choose_device(config.device)), run.proxies()
     embeddings = torch.from_numpy(embed(encoder, train_set, cache=False, progress=False))
-    proxies = finished.proxies()
     measured |= heads.common_mode_columns(proxies, embeddings)
     measured |= {"train_classes": len(proxies), **heads.geometry_columns(proxies)}
     return {name: round(float(value), 6) for name, value in measured.items()}
 
 
 def gather(study: Study) -> pd.DataFrame:
-    """The finished runs, one row each: varied settings, measurements, trainer, key ("config")."""
+    """The finished runs, one row each: varied settings, measurements, trainer, key ("config").
+
+    Raises:
+        SobookError: the study names a metric that no run measures.
+    """
     rows = []
     for key, varied, result in _finished(study):
         factors = {name: varied.get(name) for name in study.factors}
@@ -329,24 +281,27 @@ def gather(study: Study) -> pd.DataFrame:
             if isinstance(value, dict | list):  # a data frame cannot be grouped by these
                 factors[name] = json.dumps(value, sort_keys=True)
         rows.append({**factors, **result["measured"], "trainer": study.trainer, "config": key})
-    return pd.DataFrame(rows)
+    table, family = pd.DataFrame(rows), study.family
+    names = [study.metric, study.select_by, *study.curves_of, *family.metrics]
+    for name in filter(None, [*names, *itertools.chain(*family.columns)] if rows else []):
+        check_choice(f"metric of study {study.name}:", name, table.columns)
+    return table
 
 
 def provenance(study: Study, command: str) -> dict[str, Any]:
     """The origin of a study's results: command, machines, versions, dates, notes on the data."""
     keys = [key for key, _ in study.plan()]
-    results = [result for *_, result in _finished(study)]
-    days = sorted({result["date"] for result in results})
+    results = pd.DataFrame([result for *_, result in _finished(study)])
     return {
         "command": command,
         "config": hashlib.sha256("".join(keys).encode()).hexdigest()[:12],
         "runs": len(results),
         "runs_planned": len(keys),
-        "dates": days if len(days) < 3 else [days[0], days[-1]],
-        "machines": sorted({result["machine"] for result in results}),
-        "versions": sorted({result["versions"] for result in results}),
-        "notes": sorted({note for result in results for note in result["notes"]}),
-        "seconds_of_all_runs": round(sum(result["seconds"] for result in results)),
+        "dates": sorted({results["date"].min(), results["date"].max()}),
+        "machines": sorted(results["machine"].unique()),
+        "versions": sorted(results["versions"].unique()),
+        "notes": sorted(results["notes"].explode().dropna().unique()),
+        "seconds_of_all_runs": round(results["seconds"].sum()),
     }
 
 

@@ -59,7 +59,7 @@ def test_the_family_is_the_declared_one(rng, made_up):
     everything = a_study(grid, {"so_weight": 0})
     table = made_up(everything, before=0.1, after=rng.uniform(size=18))
     assert len(report.comparisons(everything, table)) == 4
-    part = a_study(grid, {"so_weight": 0}, where=({"epochs": 2, "so_weight": 10},))
+    part = a_study(grid, {"so_weight": 0}, where={"epochs": 2, "so_weight": 10})
     assert len(report.comparisons(part, table)) == 1
     assert report.summary(part, table)["verdict"].notna().sum() == 1
     both = a_study(grid, {"so_weight": 0}, metrics=("recall_at_1", "after"))
@@ -70,19 +70,6 @@ def test_the_family_is_the_declared_one(rng, made_up):
     family = report.comparisons(within, table[:3])
     assert family["metric"].tolist() == ["after − before"]
     assert family["difference"][0] == pytest.approx(table["after"][:3].mean() - 0.1)
-
-
-def test_a_large_family_shows_less(made_up):
-    """The same difference, alone and among nineteen others that are noise."""
-    one = a_study({"so_weight": list(range(21)), "seed": [0, 1, 2, 3]}, {"so_weight": 0})
-    alone = a_study(one.grid, {"so_weight": 0}, where=({"so_weight": 1},))
-    table = made_up(one).sort_values(["so_weight", "seed"], ignore_index=True)
-    table.loc[:3, "recall_at_1"] = [0.53, 0.54, 0.55, 0.56]
-    table.loc[4:7, "recall_at_1"] = [0.63, 0.65, 0.67, 0.76]
-    assert report.comparisons(alone, table)["verdict"].tolist() == ["higher"]
-    rows = report.summary(one, table).set_index("so_weight")
-    assert rows.loc[1, "p"] < 0.05 < rows.loc[1, "p_holm"]
-    assert rows.loc[1, "verdict"] == "no difference shown"
 
 
 def test_converged_is_a_smaller_change_than_the_claim(made_up):
@@ -102,7 +89,7 @@ def test_converged_is_a_smaller_change_than_the_claim(made_up):
     assert doubled["converged"].tolist() == ["no", "yes"]
     small = a_study(grid, one.baseline, smallest_effect=0.0005)
     assert report.convergence(small, table)["converged"].tolist() == ["no", "no"]
-    only_five = a_study(grid, one.baseline, where=({"epochs": 5},))
+    only_five = a_study(grid, one.baseline, where={"epochs": 5})
     assert report.convergence(only_five, table)["epochs"].tolist() == [5]
     table.loc[table["epochs"] == 20, "recall_at_1"] += 0.01 * (table["seed"] - 1)
     assert report.convergence(one, table)["converged"].tolist() == ["no", "not shown"]
@@ -142,11 +129,12 @@ def test_methods_with_their_own_parameters_share_one_baseline(made_up):
     assert np.isnan(rows.loc["PA", "difference"])
 
 
-@pytest.mark.parametrize("file", sorted(STUDIES.glob("*.toml")), ids=lambda file: file.stem)
-def test_every_declared_study_can_be_reported(file, rng, monkeypatch, made_up):
+NOT_RUN = [f for f in STUDIES.glob("*.toml") if not (RESULTS / f"{f.stem}.csv").exists()]
+
+
+@pytest.mark.parametrize("file", sorted(NOT_RUN), ids=lambda file: file.stem)
+def test_a_declared_study_can_be_reported(file, rng, made_up):
     """Before its runs, with made-up results."""
-    monkeypatch.setenv("CUB_58_42", "photographs")
-    monkeypatch.setenv("DEIT_TINY", "weights.pth")
     one = study.load(file.stem)
     columns = {"frozen_recall_at_1", "rms_cosine", "mean_cosine", one.select_by or one.metric}
     columns |= {*one.family.metrics, one.metric, *sum(one.family.columns, ())}
