@@ -122,9 +122,11 @@ def build(
     names = [class_names[c].partition(".")[2].replace("_", " ") or class_names[c] for c in order]
     runs: list[dict[str, Any]] = []
     for name, model in models.items():
-        proxies = np.stack([geometry.unit_rows(p) for p in model.proxies[:, order[:C]]])
-        runs.append(_pack(name, model, proxies, labels, len(names)))
+        proxies = np.stack([geometry.unit_rows(p) for p in model.proxies])
+        runs.append(_pack(name, model, proxies[:, order[:C]], labels, len(names)))
         _add_maps(runs[-1], model.embeddings, proxies, methods, onto=runs[0])
+        for method, stars in runs[-1]["stars"].items():
+            runs[-1]["stars"][method] = [[places[c] for c in order[:C]] for places in stars]
     sheet, columns = sprite(pictures, TILE)
     cosines = np.abs(np.concatenate([run["cosines"] for run in runs]))
     data = {
