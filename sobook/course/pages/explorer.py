@@ -119,7 +119,8 @@ def build(
     order = np.arange(len(class_names))
     order[:C] = class_order(first.proxies[first.epochs.index(first.kept)])
     labels = np.argsort(order)[labels]
-    names = [class_names[c].partition(".")[2].replace("_", " ") or class_names[c] for c in order]
+    names = [name.partition(".")[2].replace("_", " ") or name for name in class_names]
+    names = [names[c] for c in order.tolist()]
     runs: list[dict[str, Any]] = []
     for name, model in models.items():
         proxies = np.stack([geometry.unit_rows(p) for p in model.proxies])
@@ -187,7 +188,8 @@ def _pack(
     R nearest images of a class' images that are of another class, R being the number of relevant
     images that an image has.
     """
-    confusion, near = np.zeros((num_classes, num_classes)), [[]] * len(labels)
+    confusion = np.zeros((num_classes, num_classes))
+    near: list[list[int]] = [[]] * len(labels)
     with_proxy = labels < proxies.shape[1]
     for part in filter(len, map(np.flatnonzero, (with_proxy, ~with_proxy))):
         relevant = np.bincount(labels[part])[labels[part]] - 1
