@@ -37,17 +37,14 @@ def page(index: Index, out: str | os.PathLike, *, k: int = 12, title: str = "My 
     cosines, neighbors = np.zeros((1, 0)), np.zeros((1, 0), int)
     if len(index) > 1:
         cosines, neighbors = nearest_neighbors(index.embeddings, min(k, len(index) - 1))
-    pictures = [
-        {
-            "file": path.name,
-            "name": name,
-            "crc": zlib.crc32(path.read_bytes()),
-            "thumbnail": _thumbnail_url(path),
-        }
-        for path, name in zip(index.paths, index.names, strict=True)
-    ]
-    data = {"pictures": pictures, "neighbors": neighbors.tolist()}
-    data["cosines"] = cosines.astype(float).round(3).tolist()
+    data = {
+        "pictures": [
+            {"file": p.name, "name": n, "crc": zlib.crc32(p.read_bytes()), "thumbnail": _small(p)}
+            for p, n in zip(index.paths, index.names, strict=True)
+        ],
+        "neighbors": neighbors.tolist(),
+        "cosines": cosines.astype(float).round(3).tolist(),
+    }
     return Page(render("search", title, data), title=title).save(out)
 
 
@@ -80,25 +77,24 @@ def answer(index: Index, encoder: Encoder, name: str, content: bytes, k: int = 6
     except ImageError:
         return f"<p>{html.escape(name)} is not a picture that can be read.</p>"
     cosines, neighbors = index.search(query, k)
-    cells = [_figure(f"query: {name}", io.BytesIO(content))]
+    cells = _figure(f"query: {name}", io.BytesIO(content))
     for cosine, i in zip(cosines[0], neighbors[0], strict=True):
-        cells.append(_figure(f"{index.names[i]} {cosine:.2f}".strip(), index.paths[i]))
-    verdict = ""
-    if index.calibration is not None:
-        verdict = sentence(index.judge(query).iloc[0])
-        verdict = f"<p><strong>{html.escape(verdict)}</strong></p>"
-    return f"{verdict}<div style='display:flex;flex-wrap:wrap;gap:8px'>{''.join(cells)}</div>"
+        cells += _figure(f"{index.names[i]} {cosine:.2f}".strip(), index.paths[i])
+    verdict = sentence(index.judge(query).iloc[0]) if index.calibration is not None else ""
+    return (
+        f"<p><strong>{html.escape(verdict)}</strong></p>"
+        f"<div style='display:flex;flex-wrap:wrap;gap:8px'>{cells}</div>"
+    )
 
 
 def _figure(caption: str, picture) -> str:
     caption = html.escape(caption)
     return (
-        f"<figure style='margin:0;width:{_SIDE}px'><img alt='{caption}' "
-        f"src='{_thumbnail_url(picture)}'>"
+        f"<figure style='margin:0;width:{_SIDE}px'><img alt='{caption}' src='{_small(picture)}'>"
         f"<figcaption style='font-size:80%'>{caption}</figcaption></figure>"
     )
 
 
-def _thumbnail_url(picture) -> str:
+def _small(picture) -> str:
     """Address that holds a small JPEG of a picture, a path or an open file."""
     return data_url(thumbnail(read_image(picture), _SIDE), "jpeg", quality=80)

@@ -17,7 +17,10 @@ def test_settings_are_checked(settings):
 
 
 def board(page):
-    return page.evaluate("playground.board.scene"), page.evaluate("playground.board.now")
+    """The scene and the numbers that follow from it, arrays as lists of rows."""
+    return page.evaluate("""["scene", "now"].map((part) => Object.fromEntries(
+        Object.entries(board[part]).map(([name, value]) => [name, value instanceof Float64Array
+            ? rowsOf(value, board.scene.dim).map((row) => [...row]) : value])))""")
 
 
 def torch_loss(scene):
@@ -73,13 +76,13 @@ def test_dragging_a_proxy_changes_loss_and_arrows(visit):
     scene, before = board(page)
     old = page.evaluate("document.getElementById('board').toDataURL()")
     box = page.locator("#board").bounding_box()
-    x, y, _ = page.evaluate("playground.place(playground.board.scene.proxies[0])")
+    x, y, _ = page.evaluate("place(board.scene.proxies.subarray(0, 2))")
     page.mouse.move(box["x"] + x, box["y"] + y)
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] - x, box["y"] + box["width"] - y, steps=4)
     page.mouse.up()
     moved, after = board(page)
-    held = page.evaluate("playground.board.chosen")
+    held = page.evaluate("board.chosen")
     assert np.dot(moved["proxies"][held], scene["proxies"][held]) < 0.99
     assert after["loss"] != before["loss"] and after["anchorGradient"] != before["anchorGradient"]
     assert f"{after['loss']:.4f}" in page.locator("#numbers").inner_text()
@@ -102,15 +105,14 @@ def test_playground_by_keyboard_sliders_and_run(visit):
     page.locator("#shape").click()
     assert len(board(page)[0]["proxies"][0]) == 3
     page.locator("#run").click()
-    page.wait_for_function(f"playground.board.now.loss < 0.9 * {board(page)[1]['loss']}")
+    page.wait_for_function(f"board.now.loss < 0.9 * {board(page)[1]['loss']}")
     page.locator("#run").click()
 
 
 def test_a_point_on_the_sphere_comes_back_to_where_it_was(visit):
     page = visit(playground.page(num_classes=8, dim=3).source)
-    gaps = page.evaluate("""() => playground.board.scene.proxies.map(p => {
-        const [x, y, near] = playground.place(p);
-        const q = playground.unplace(x, y);
+    gaps = page.evaluate("""rowsOf(board.scene.proxies, 3).map((p) => {
+        const [x, y, near] = place(p), q = unplace(x, y);
         return near < 0 ? 0 : Math.hypot(...p.map((value, k) => value - q[k]));
     })""")
     assert max(gaps) < 1e-6

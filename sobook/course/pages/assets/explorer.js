@@ -2,33 +2,34 @@
 //
 // Everything it shows is in `DATA` (made by sobook/course/pages/explorer.py). One state, one `draw`:
 // whatever is hovered, selected or scrubbed changes the state, and every view redraws from it in
-// the next frame. Notation: C classes with proxies (the first ones), A all classes, E epochs.
+// the next frame. Notation: A classes; the first C have proxies and stand so in the heatmap.
 
-const { classes, labels, order, runs } = DATA;
-const [C, A] = [order.length, classes.length];
+const { classes, labels, runs } = DATA;
+const A = classes.length;
+const trained = [...classes.keys()].filter((c) => classes[c].proxy);
+const C = trained.length;
 const END = Math.max(...runs.map((model) => model.epochs.length)) - 1;
 const KINDS = Object.keys(runs[0].maps);
 const members = classes.map((_, c) => [...labels.keys()].filter((i) => labels[i] === c));
-const rank = classes.map((_, c) => order.indexOf(c)); // in the heatmap; −1: no proxy
-const groups = [...new Set(classes.map(({ group }) => group))];
+const groups = [...new Set(classes.map(({ group }) => group))].sort();
 const groupColor = (group) => PALETTE[groups.indexOf(group) % PALETTE.length];
 const colors = classes.map(({ group }) => (groups.length > 1 ? groupColor(group) : "#888888"));
 const CHOSEN = ["#E69F00", "#56B4E9"]; // the two classes of a cell, wherever they are drawn
 
 const state = {
   run: runs.length - 1,
-  map: KINDS[0],
+  kind: 0, // of map
   epoch: runs.at(-1).kept,
   playing: false,
-  a: -1,
+  a: -1, // class and, for a pair, second class chosen
   b: -1,
   image: -1,
-  over: [-1, -1], // classes and image chosen, classes under the pointer
+  over: [-1, -1], // classes under the pointer
 };
-const frames = { count: 0 };
 
 const run = () => runs[state.run];
 const focus = () => (state.over[0] >= 0 ? state.over : [state.a, state.b]);
+const hasProxy = (c) => c >= 0 && c < C;
 const nearestEpoch = (model) => Math.min(Math.round(state.epoch), model.epochs.length - 1);
 
 // ---- numbers at the epoch shown, in between by interpolation ----------------------------------
@@ -45,7 +46,7 @@ const cosines = (model) =>
 
 // undefined where one of the two has no proxy
 function cosine(model, a, b) {
-  if (a === b || !(rank[a] >= 0 && rank[b] >= 0)) return undefined;
+  if (a === b || !hasProxy(a) || !hasProxy(b)) return undefined;
   const i = Math.min(a, b);
   const k = (i * (2 * C - i - 1)) / 2 + Math.abs(a - b) - 1;
   return interpolated(model, (e) => model.cosines[e][k]);
@@ -63,43 +64,40 @@ function drawHeat() {
   const matrix = new Float32Array(C * C);
   const values = cosines(run());
   for (let i = 0, k = 0; i < C; i++) {
-    for (let j = i + 1; j < C; j++, k++) {
-      matrix[rank[i] * C + rank[j]] = matrix[rank[j] * C + rank[i]] = values[k];
-    }
+    for (let j = i + 1; j < C; j++, k++) matrix[i * C + j] = matrix[j * C + i] = values[k];
   }
   drawCosines(g, matrix, C, DATA.limit, bar, side);
-  order.forEach((c, k) => {
+  for (const c of trained) {
     g.fillStyle = colors[c];
-    g.fillRect(0, k * size, bar - 3, Math.ceil(size));
-  });
+    g.fillRect(0, c * size, bar - 3, Math.ceil(size));
+  }
   focus().forEach((c, which) => {
-    if (!(rank[c] >= 0)) return;
-    const outline = (color, width) => {
-      g.strokeStyle = color;
+    if (!hasProxy(c)) return;
+    for (const width of [3, 1.5]) {
+      g.strokeStyle = width === 3 ? "#000" : CHOSEN[which];
       g.lineWidth = width;
-      g.strokeRect(bar, rank[c] * size, side, size);
-      g.strokeRect(bar + rank[c] * size, 0, size, side);
-    };
-    outline("#000", 3);
-    outline(CHOSEN[which], 1.5);
+      g.strokeRect(bar, c * size, side, size);
+      g.strokeRect(bar + c * size, 0, size, side);
+    }
   });
 }
 
 function cellAt(event) {
   const width = $("heat").clientWidth;
-  const size = (width - barWidth(width)) / C;
+  const bar = barWidth(width);
   const [x, y] = pointer(event, $("heat"));
-  return [y, x - barWidth(width)].map((at) => order[Math.floor(at / size)] ?? -1);
+  const cell = [y, x - bar].map((at) => Math.floor((at * C) / (width - bar)));
+  return cell.every(hasProxy) ? cell : [-1, -1];
 }
 
 // ---- map -------------------------------------------------------------------------------------
 
 let mapSide = 0; // pixels
 const onMap = (x, y) => [x, y].map((value) => mapSide * (0.03 + 0.94 * value));
-const point = (i) => onMap(...run().maps[state.map][i]);
+const point = (i) => onMap(...run().maps[KINDS[state.kind]][i]);
 
 function star(c) {
-  const places = run().stars[state.map];
+  const places = run().stars[KINDS[state.kind]];
   return onMap(...[0, 1].map((axis) => interpolated(run(), (e) => places[e][c][axis])));
 }
 
@@ -126,9 +124,9 @@ function drawMap() {
   chosen.forEach((c, which) => members[c]?.forEach((i) => dot(i, CHOSEN[which], w / 110)));
   if (state.image >= 0) dot(state.image, "#fff", w / 70);
   g.lineWidth = 1;
-  for (const c of order) if (!chosen.includes(c)) drawStar(g, star(c), colors[c], w / 75);
+  for (const c of trained) if (!chosen.includes(c)) drawStar(g, star(c), colors[c], w / 75);
   chosen.forEach((c, which) => {
-    if (rank[c] >= 0) drawStar(g, star(c), CHOSEN[which], w / 38);
+    if (hasProxy(c)) drawStar(g, star(c), CHOSEN[which], w / 38);
   });
 }
 
@@ -153,7 +151,7 @@ function pointAt(event) {
     if (distance < best.distance) best = { image, c, distance };
   };
   labels.forEach((c, i) => consider(point(i), i, c));
-  order.forEach((c) => consider(star(c), -1, c));
+  for (const c of trained) consider(star(c), -1, c);
   return best;
 }
 
@@ -161,37 +159,41 @@ function pointAt(event) {
 
 const STEP = 2; // degrees of a bin
 const histogram = (values) => numerics.angleHistogram(values, STEP);
+const density = (angle) => numerics.randomAngleDensity(clamp(angle, 1, 179), DATA.dim);
+const WELCH = Math.sqrt(Math.max(0, C - DATA.dim) / (DATA.dim * (C - 1)));
+const everyEpoch = runs.flatMap((model) => model.cosines.map(histogram));
+const TALLEST = 1.05 * Math.max(density(90), ...everyEpoch.flatMap((heights) => [...heights]));
+const binsUsed = [...everyEpoch[0].keys()].filter(
+  (k) => density((k + 0.5) * STEP) > 5e-4 || everyEpoch.some((heights) => heights[k] > 0),
+);
+const [LEAST, MOST] = [binsUsed[0] * STEP, (binsUsed.at(-1) + 1) * STEP];
 
 function drawAngles() {
   const [g, w, h] = context($("angles"));
-  const [low, high] = DATA.angles;
   const bottom = h - 26;
-  const x = (angle) => 8 + ((w - 16) * (angle - low)) / (high - low);
-  const y = (density) => bottom - (bottom - 8) * (density / DATA.tallest);
+  const x = (angle) => 8 + ((w - 16) * (angle - LEAST)) / (MOST - LEAST);
+  const y = (value) => bottom - (bottom - 8) * (value / TALLEST);
   g.font = "13px system-ui, sans-serif";
-  const density = (angle) => DATA.chance[2 * angle];
-  drawChance(g, { x, y, low, high, bottom, density, step: 15 });
+  drawChance(g, { x, y, low: LEAST, high: MOST, bottom, density, step: 15 });
   g.strokeStyle = cssColor("--quiet");
   g.setLineDash([4, 4]);
-  for (const angle of [90, DATA.welch]) if (angle) line(g, [x(angle), 4], [x(angle), bottom]);
+  for (const at of [0, WELCH].map(numerics.degrees).map(x)) line(g, [at, 4], [at, bottom]);
   runs.forEach((model, r) => {
-    const heights = histogram(cosines(model));
     const shown = model === run();
     g.setLineDash(r ? [8, 4] : []);
     g.strokeStyle = model.color;
     g.lineWidth = shown ? 3.5 : 1.8;
     g.globalAlpha = shown ? 1 : 0.6;
-    const stairs = [];
-    for (let angle = low; angle < high; angle += STEP) {
-      const top = y(heights[angle / STEP]);
-      stairs.push([x(angle), top], [x(angle + STEP), top]);
-    }
-    line(g, ...stairs);
+    const stairs = [...histogram(cosines(model))].flatMap((height, k) => [
+      [x(k * STEP), y(height)],
+      [x((k + 1) * STEP), y(height)],
+    ]);
+    line(g, ...stairs.slice(LEAST, MOST)); // two points per bin of two degrees
   });
   g.globalAlpha = 1;
   g.setLineDash([]);
   const [a, b] = focus();
-  for (const c of order) {
+  for (const c of trained) {
     const value = cosine(run(), a, c);
     if (value === undefined) continue;
     const at = x(numerics.degrees(value));
@@ -203,17 +205,15 @@ function drawAngles() {
 
 // ---- words and pictures ----------------------------------------------------------------------
 
-// The thumbnail of an image; `relevant` frames and marks it as an answer to a query.
-function thumb(i, relevant) {
-  const asked = relevant !== undefined;
-  const side = asked ? 0.9 * DATA.tile : DATA.tile;
-  const verdict = relevant ? "relevant" : "irrelevant";
-  const [column, row] = [i % DATA.columns, Math.floor(i / DATA.columns)];
-  const mark = asked ? (relevant ? "✓" : "✗") : "";
+// The thumbnail of an image; as an answer to a query it is framed and marked by its verdict.
+function thumb(i, verdict = "") {
+  const side = verdict ? 0.9 * DATA.tile : DATA.tile;
+  const corner = [i % DATA.columns, Math.floor(i / DATA.columns)].map((k) => `${-k * side}px`);
+  const mark = { relevant: "✓", irrelevant: "✗" }[verdict] ?? "";
   return button(mark, () => select(labels[i], -1, i), {
-    class: asked ? `thumb ${verdict}` : "thumb",
-    "aria-label": `image of ${classes[labels[i]].name}${asked ? `, ${verdict}` : ""}`,
-    style: `width:${side}px;height:${side}px;background-size:${DATA.columns * side}px;background-position:-${column * side}px -${row * side}px`,
+    class: `thumb ${verdict}`,
+    "aria-label": `${verdict} image of ${classes[labels[i]].name}`,
+    style: `width:${side}px;height:${side}px;background-size:${DATA.columns * side}px;background-position:${corner.join(" ")}`,
   });
 }
 
@@ -228,19 +228,22 @@ function classRow(c, which) {
 
 function pairText(a, b) {
   return runs.map((model) => {
-    const value = cosine(model, a, b);
-    const known = value === undefined ? "" : `cosine ${fixed(value, 2)}; `;
-    const [there, back] = [model.confusion[a][b], model.confusion[b][a]].map((part) =>
-      percent(part, 1),
-    );
-    const text = `${model.name}: ${known}${there} of the nearest images of the first are of the second, ${back} the other way`;
+    const known = cosineText(model, a, b);
+    const forth = percent(model.confusion[a][b], 1);
+    const back = percent(model.confusion[b][a], 1);
+    const text = `${model.name}: ${known && `${known}; `}${forth} of the nearest images of the first are of the second, ${back} the other way`;
     return element("p", { style: `border-color:${model.color}` }, text);
   });
 }
 
+function cosineText(model, a, b) {
+  const value = cosine(model, a, b);
+  return value === undefined ? "" : `cosine ${fixed(value, 2)}`;
+}
+
 function confusedWith(c) {
   const { name, confusion } = run();
-  const others = classes.map((_, j) => j).filter((j) => j !== c && confusion[c][j]);
+  const others = [...classes.keys()].filter((j) => j !== c && confusion[c][j]);
   const worst = others.sort((i, j) => confusion[c][j] - confusion[c][i]).slice(0, 4);
   if (!worst.length) return element("p", {}, `${name}: all its nearest images are its own`);
   const links = worst.map((j) => {
@@ -253,7 +256,9 @@ function confusedWith(c) {
 function nearestImages(i) {
   const rows = runs.map((model) => {
     const name = element("b", { style: `color:${model.color}` }, model.name);
-    const nearest = model.near[i].map((j) => thumb(j, labels[j] === labels[i]));
+    const nearest = model.near[i].map((j) =>
+      thumb(j, labels[j] === labels[i] ? "relevant" : "irrelevant"),
+    );
     return element("div", { class: "row" }, name, thumb(i), ...nearest);
   });
   return [element("h3", {}, "Nearest images of the one you chose"), ...rows];
@@ -261,14 +266,12 @@ function nearestImages(i) {
 
 function drawPictures() {
   const { a, b, image } = state;
-  const content = [];
-  if (a < 0) content.push("Choose a class: click a cell, a point, or type its name.");
-  else {
-    content.push(...(b >= 0 ? pairText(a, b) : [confusedWith(a)]));
-    if (image >= 0) content.push(...nearestImages(image));
-    content.push(...classRow(a, 0));
-    if (b >= 0) content.push(...classRow(b, 1));
-  }
+  const content = a < 0 ? ["Choose a class: click a cell, a point, or type its name."] : [];
+  if (b >= 0) content.push(...pairText(a, b));
+  else if (a >= 0) content.push(confusedWith(a));
+  if (image >= 0) content.push(...nearestImages(image));
+  if (a >= 0) content.push(...classRow(a, 0));
+  if (b >= 0) content.push(...classRow(b, 1));
   $("pictures").replaceChildren(...content);
 }
 
@@ -293,16 +296,27 @@ function drawNumbers() {
 // ---- one state, one draw ---------------------------------------------------------------------
 
 const draw = inNextFrame(() => {
-  frames.count += 1;
   drawHeat();
   drawMap();
   drawAngles();
   drawNumbers();
   const e = nearestEpoch(run());
+  const kind = KINDS[state.kind];
   $("epoch").value = state.epoch;
   $("when").textContent = `epoch ${run().epochs[e]}${e === run().kept ? " (kept)" : ""}`;
-  $("trust").textContent = `${state.map.toUpperCase()}: ${run().trust[state.map]}`;
+  $("trust").textContent = `${kind.toUpperCase()}: ${run().trust[kind]}`;
+  for (const name of ["run", "kind"]) {
+    const buttons = [...$(`${name}s`).children];
+    buttons.forEach((node, k) => node.setAttribute("aria-pressed", k === state[name]));
+  }
 });
+
+// A change that the pictures and words below follow as well.
+function change(values) {
+  Object.assign(state, values);
+  drawPictures();
+  draw();
+}
 
 const announce = (text) => {
   $("status").textContent = text;
@@ -310,16 +324,13 @@ const announce = (text) => {
 
 function nameClasses(a, b) {
   if (b < 0 || a === b) return classes[a].name;
-  const value = cosine(run(), a, b);
-  const known = value === undefined ? "" : `: cosine ${fixed(value, 2)} in ${run().name}`;
-  return `${classes[a].name} and ${classes[b].name}${known}`;
+  const known = cosineText(run(), a, b);
+  return `${classes[a].name} and ${classes[b].name}${known && `: ${known} in ${run().name}`}`;
 }
 
 function select(a, b = -1, image = -1) {
-  Object.assign(state, { a, b: b === a ? -1 : b, image, over: [-1, -1] });
-  drawPictures();
-  draw();
-  announce(a < 0 ? "nothing chosen" : nameClasses(a, state.b));
+  change({ a, b: b === a ? -1 : b, image, over: [-1, -1] });
+  announce(a < 0 ? "nothing chosen" : nameClasses(a, b));
 }
 
 function hover(over, event, image = -1) {
@@ -333,31 +344,15 @@ function hover(over, event, image = -1) {
   tip.style.top = `${Math.min(event.clientY + 14, window.innerHeight - 90)}px`;
 }
 
-// One button per choice; the one chosen is pressed.
-function addSwitch(id, names, chosen, choose) {
-  const press = (k) =>
-    [...$(id).children].forEach((node, other) => node.setAttribute("aria-pressed", other === k));
-  const act = (k) => {
-    choose(k);
-    press(k);
-    drawPictures();
-    draw();
-  };
-  $(id).append(...names.map((name, k) => button(name, () => act(k))));
-  press(chosen);
-}
-
 function play(on) {
-  let before = performance.now();
   state.playing = on;
   $("play").textContent = on ? "❚❚" : "▶";
   $("play").setAttribute("aria-label", on ? "pause" : "play the epochs");
   if (on && state.epoch >= END) state.epoch = 0;
+  const start = performance.now() - 700 * state.epoch; // milliseconds per epoch
   const tick = (now) => {
     if (!state.playing) return;
-    // A frame's time may lie before the click that asked for it.
-    state.epoch = Math.min(END, state.epoch + Math.max(0, now - before) / 700);
-    before = now;
+    state.epoch = clamp((now - start) / 700, 0, END);
     draw();
     if (state.epoch >= END) play(false);
     else requestAnimationFrame(tick);
@@ -367,9 +362,7 @@ function play(on) {
 
 function scrub() {
   play(false);
-  state.epoch = Number($("epoch").value);
-  drawPictures();
-  draw();
+  change({ epoch: Number($("epoch").value) });
 }
 
 function search() {
@@ -389,10 +382,10 @@ function heatKey(event) {
   if (!step) return;
   event.preventDefault();
   const move = (cell) => cell.map((k, axis) => clamp(k + step[axis], 0, C - 1));
-  const row = Math.max(0, rank[state.a] ?? 0);
-  let to = move([row, rank[state.b] ?? row]);
+  const row = hasProxy(state.a) ? state.a : 0;
+  let to = move([row, hasProxy(state.b) ? state.b : row]);
   if (to[0] === to[1]) to = move(to); // over the diagonal
-  if (to[0] !== to[1]) select(order[to[0]], order[to[1]]);
+  if (to[0] !== to[1]) select(...to);
 }
 
 function mapKey(event) {
@@ -416,13 +409,11 @@ function pageKey(event) {
 }
 
 function fillPage() {
-  const names = runs.map(({ name }) => name);
-  const kinds = KINDS.map((kind) => kind.toUpperCase());
-  addSwitch("runs", names, state.run, (k) => Object.assign(state, { run: k }));
-  addSwitch("kinds", kinds, 0, (k) => Object.assign(state, { map: KINDS[k] }));
-  runs.forEach((model, k) => {
-    $("runs").children[k].style.borderColor = model.color;
-  });
+  const look = (model) => ({ style: `border-color:${model.color}` });
+  $("runs").append(...runs.map((m, run) => button(m.name, () => change({ run }), look(m))));
+  $("kinds").append(
+    ...KINDS.map((name, kind) => button(name.toUpperCase(), () => change({ kind }))),
+  );
   $("note").textContent = DATA.note;
   $("names").append(...classes.map(({ name }) => element("option", { value: name })));
   document.head.append(element("style", {}, `.thumb { background-image: url(${DATA.sprite}); }`));
@@ -453,4 +444,3 @@ function listen() {
 fillPage();
 listen();
 select(-1);
-window.explorer = { state, runs, data: DATA, frames, select, play, cosines, histogram };

@@ -1,64 +1,58 @@
 // The playground: proxies on a circle or a sphere, dragged by hand or moved by descent.
 //
 // First the scene, whose numbers come from numerics.js; then the drawing. Notation: C classes,
-// D = 2 or 3 dimensions, B images. Proxies and images always have unit length.
+// D = 2 or 3 dimensions, B images. Proxies (C, D) and images (B, D) have rows of unit length.
 
 // ---- scene -----------------------------------------------------------------------------------
 
-const scaled = (a, by) => a.map((value) => value * by);
-const plus = (a, b) => a.map((value, k) => value + b[k]);
-const unit = (a) => scaled(a, 1 / Math.hypot(...a));
-// Vectors as the rows of a matrix, and back.
-const matrix = (vectors) => Float64Array.from(vectors.flat());
-const vectors = (rows, D) =>
-  Array.from({ length: rows.length / D }, (_, i) => [...rows.subarray(i * D, (i + 1) * D)]);
+const unitRows = (rows, D) => numerics.unitRows(rows, D).unit;
+const rowsOf = (matrix, D) =>
+  Array.from({ length: matrix.length / D }, (_, i) => matrix.subarray(i * D, (i + 1) * D));
 
-// Both terms of the loss, their sum, and the numbers of sobook.geometry.
-function evaluate(scene) {
-  const D = scene.proxies[0].length;
-  const proxies = matrix(scene.proxies);
-  const images = matrix(scene.images);
-  const anchor = numerics.proxyAnchor(images, scene.labels, proxies, D, scene);
-  const so = numerics.softOrthogonality(proxies, D);
-  const turning = (gradient, at) => vectors(numerics.tangent(gradient, at, D), D);
+// Both terms of the loss, their sum, how they move proxies and images, and sobook.geometry's numbers.
+function evaluate({ proxies, images, labels, ...settings }) {
+  const { dim, so_weight } = settings;
+  const anchor = numerics.proxyAnchor(images, labels, proxies, dim, settings);
+  const so = numerics.softOrthogonality(proxies, dim);
   return {
-    ...numerics.describe(proxies, D),
+    ...numerics.describe(proxies, dim),
     proxy_anchor: anchor.value,
     soft_orthogonality: so.value,
-    loss: anchor.value + scene.so_weight * so.value,
-    anchorGradient: turning(anchor.proxies, proxies),
-    soGradient: turning(so.proxies, proxies),
-    imageGradient: turning(anchor.embeddings, images),
+    loss: anchor.value + so_weight * so.value,
+    anchorGradient: numerics.tangent(anchor.proxies, proxies, dim),
+    soGradient: numerics.tangent(so.proxies, proxies, dim),
+    imageGradient: numerics.tangent(anchor.embeddings, images, dim),
   };
 }
 
-// One step of gradient descent; every vector goes back to unit length.
+// One step of gradient descent; every row goes back to unit length.
 function step(scene) {
   const now = evaluate(scene);
-  const down = (v, slope) => unit(plus(v, scaled(slope, -scene.rate)));
-  const slopes = now.soGradient.map((so, c) =>
-    plus(now.anchorGradient[c], scaled(so, scene.so_weight)),
-  );
-  const proxies = scene.proxies.map((p, c) => down(p, slopes[c]));
-  const moved = scene.images.map((x, b) => down(x, now.imageGradient[b]));
-  return { ...scene, proxies, images: scene.images_move ? moved : scene.images };
+  const slopes = now.anchorGradient.map((value, k) => value + scene.so_weight * now.soGradient[k]);
+  const down = (rows, gradient) =>
+    unitRows(
+      rows.map((value, k) => value - scene.rate * gradient[k]),
+      scene.dim,
+    );
+  const images = scene.images_move ? down(scene.images, now.imageGradient) : scene.images;
+  return { ...scene, proxies: down(scene.proxies, slopes), images };
 }
 
 // Proxies at random, and a few images around a random center for each class.
-function newScene(classes, dim, seed = 0, each = 5) {
+function newScene(classes, dim, seed, each = 5) {
   const random = numerics.generator(1000 * seed + 10 * classes + dim);
-  const normal = () => numerics.normal(random);
-  const direction = () => unit(Array.from({ length: dim }, normal));
-  const scene = { proxies: [], images: [], labels: [] };
+  const normals = () => Float64Array.from({ length: dim }, () => numerics.normal(random));
+  const [proxies, images, labels] = [[], [], []];
   for (let c = 0; c < classes; c++) {
-    const center = direction();
-    scene.proxies.push(direction());
+    const center = unitRows(normals(), dim);
+    proxies.push(...normals());
     for (let k = 0; k < each; k++) {
-      scene.images.push(unit(center.map((value) => value + 0.16 * normal())));
-      scene.labels.push(c);
+      images.push(...normals().map((value, d) => center[d] + 0.16 * value));
+      labels.push(c);
     }
   }
-  return scene;
+  const unit = (values) => unitRows(Float64Array.from(values), dim);
+  return { proxies: unit(proxies), images: unit(images), labels };
 }
 
 // ---- state -----------------------------------------------------------------------------------
@@ -98,7 +92,7 @@ function change(name, value) {
 }
 
 function setProxy(c, proxy) {
-  board.scene.proxies = board.scene.proxies.with(c, proxy);
+  board.scene.proxies.set(proxy, c * board.scene.dim);
   update();
 }
 
@@ -150,10 +144,10 @@ function place(v) {
 // The direction under the pointer: the inverse of `place`, on the half facing the reader.
 function unplace(x, y) {
   const [right, up] = [x, board.size - y].map((v) => (v / board.size - 0.5) / REACH);
-  if (board.scene.dim === 2) return right || up ? unit([right, up]) : [1, 0];
+  if (board.scene.dim === 2) return unitRows([right || 1e-9, up], 2);
   const reach = Math.max(1, Math.hypot(right, up));
   const near = Math.sqrt(Math.max(0, 1 - right * right - up * up));
-  return unit(unproject([right / reach, up / reach, near], board.angles));
+  return unitRows(unproject([right / reach, up / reach, near], board.angles), 3);
 }
 
 function draw() {
@@ -165,28 +159,31 @@ function draw() {
   circle(g, [size / 2, size / 2], size * REACH);
   g.stroke();
   if (dim === 3) drawGlobe(g, place);
-  images.forEach((x, b) => {
+  rowsOf(images, dim).forEach((x, b) => {
     const [px, py, near] = place(x);
     g.globalAlpha = near < 0 ? 0.25 : 0.9;
     g.fillStyle = PALETTE[labels[b]];
     circle(g, [px, py], size * 0.009);
     g.fill();
   });
-  proxies.forEach((p, c) => {
-    drawSlope(g, p, scaled(board.now.anchorGradient[c], -1), "#D55E00", 1);
-    drawSlope(g, p, scaled(board.now.soGradient[c], -so_weight), "#0072B2", -1);
+  const points = rowsOf(proxies, dim);
+  const { anchorGradient, soGradient } = board.now;
+  points.forEach((p, c) => {
+    drawSlope(g, p, rowsOf(anchorGradient, dim)[c], 1, "#D55E00", 1);
+    drawSlope(g, p, rowsOf(soGradient, dim)[c], so_weight, "#0072B2", -1);
   });
-  const discs = proxies.map((p, c) => [c, ...place(p)]);
+  const discs = points.map((p, c) => [c, ...place(p)]);
   for (const disc of discs.sort((a, b) => a[3] - b[3])) drawDisc(g, ...disc);
 }
 
-// Lengths level off, or one steep gradient would leave the picture; direction is exact. The two
-// arrows of a disc begin at its edge, side by side.
-function drawSlope(g, at, slope, color, side) {
-  const steepness = Math.hypot(...slope);
+// Against a gradient. Lengths level off, or a steep one would leave the picture; direction is exact.
+// The two arrows of a disc begin at its edge, side by side.
+function drawSlope(g, at, gradient, weight, color, side) {
+  const steepness = weight * Math.hypot(...gradient);
   if (steepness < 1e-4) return;
   const [x, y, near] = place(at);
-  const [endX, endY] = place(plus(at, scaled(slope, 0.5 / (steepness + 1.5))));
+  const reach = (0.5 * weight) / (steepness + 1.5);
+  const [endX, endY] = place(at.map((value, d) => value - reach * gradient[d]));
   const length = Math.hypot(endX - x, endY - y);
   if (length < 1) return;
   const [along, across] = [(endX - x) / length, (endY - y) / length];
@@ -245,7 +242,7 @@ function addControls() {
 }
 
 function press([x, y]) {
-  const places = board.scene.proxies.map(place);
+  const places = rowsOf(board.scene.proxies, board.scene.dim).map(place);
   const gaps = places.map(([px, py]) => Math.hypot(px - x, py - y));
   const nearest = gaps.indexOf(Math.min(...gaps));
   board.dragged = gaps[nearest] < Math.max(24, board.size * 0.05);
@@ -274,7 +271,7 @@ function key(event) {
 }
 
 function nudge(right, down) {
-  const p = board.scene.proxies[board.chosen];
+  const p = rowsOf(board.scene.proxies, board.scene.dim)[board.chosen];
   if (p.length === 2) {
     const angle = Math.atan2(p[1], p[0]) - 0.05 * (right || -down);
     setProxy(board.chosen, [Math.cos(angle), Math.sin(angle)]);
@@ -289,4 +286,3 @@ onDrag(canvas, press, drag);
 canvas.onkeydown = key;
 restart();
 redrawWith(draw, canvas);
-window.playground = { evaluate, step, newScene, board, place, unplace };

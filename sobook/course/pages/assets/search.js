@@ -11,8 +11,8 @@ function tile(i, caption) {
 }
 
 function show(i) {
-  const { file } = DATA.pictures[i],
-    query = tile(i, `query: ${file}`);
+  const { file } = DATA.pictures[i];
+  const query = tile(i, `query: ${file}`);
   query.classList.add("query");
   const nearest = DATA.neighbors[i].map((j, rank) =>
     tile(j, `${DATA.pictures[j].name} ${DATA.cosines[i][rank].toFixed(2)}`),
