@@ -2,8 +2,8 @@
 
     python data/convert_small_house.py
 
-Nothing is trained. `label_noise` has left the settings of heads, so the keys
-of their runs change; proxies lie in one file per epoch; a run names its validation and test
+Nothing is trained. `label_noise` has left the settings of heads, so the keys of their runs change;
+proxies lie in one file per epoch; a run names its validation and test
 classes; columns have the names of `sobook.geometry`, where `common_mode_share` is 0 for proxies
 whose mean cosine is not positive, and `common_share`, which follows from others, is gone.
 Running it again changes nothing.

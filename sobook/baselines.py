@@ -1,4 +1,4 @@
-"""What the studies compare with: losses of pytorch-metric-learning, and regularizers of proxies.
+"""Baselines of the studies: losses of pytorch-metric-learning, and regularizers of proxies.
 
 Notation: B batch, C classes, D embedding dimension, P (C, D) proxies, p̂ a proxy of unit length.
 """

@@ -135,7 +135,7 @@ class Encoder(nn.Module):
         return tokens[:, _TOKENS[self.token]].mean(1)
 
     def attention(self, images: Tensor) -> Tensor:
-        """What the class token looks at in the last block: (B, heads, T), summing to 1 over T.
+        """Attention of the class token in the last block: (B, heads, T), summing to 1 over T.
 
         The first `backbone.num_prefix_tokens` of the T tokens are not patches (class,
         distillation); the others are the patches, row by row.
@@ -168,7 +168,7 @@ class Encoder(nn.Module):
         return (images.to(self.mean.device).float() / 255 - self.mean) / self.std
 
     def settings(self) -> dict:
-        """What `create` needs to build this encoder again (with weights=None)."""
+        """Arguments of `create` that build this encoder again (with weights=None)."""
         return {
             "name": self.name,
             "dim": None if isinstance(self.head, nn.Identity) else self.dim,

@@ -144,7 +144,7 @@ def to_hub(run: Run, folder: str | Path) -> Path:
 
 
 def _facts(run: Run) -> dict[str, Any]:
-    """What the card shows of a run, without folders of this machine."""
+    """Facts on a run for the model card, without folders of this machine."""
     config, retrieval = run.config, run.retrieval
     weights = config.weights and Path(config.weights).name
     config = config.replace(

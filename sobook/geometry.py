@@ -1,4 +1,4 @@
-"""What a set of proxies looks like, in numbers: start with `describe`.
+"""Geometry of a set of proxies in numbers: start with `describe`.
 
 Notation: C classes (proxies), D embedding dimension; P̂ are the proxies scaled to unit length.
 All in float64 on the CPU, so that no number depends on a device.
@@ -157,7 +157,7 @@ class Collapse:
 
 
 def collapse(embeddings: Any, labels: Any, proxies: Any) -> Collapse:
-    """How far embeddings, their class means and the proxies have collapsed onto each other.
+    """Neural collapse: how close embeddings, their class means and the proxies are to each other.
 
     NC3 centers proxies as class means: no nearest-neighbor decision depends on a shared direction.
 
@@ -224,7 +224,7 @@ class Movement:
 
 
 def movement(epochs: Sequence) -> Movement:
-    """How a set of proxies moves over epochs: E arrays or tensors (C, D), in order.
+    """Movement of a set of proxies over epochs: E arrays or tensors (C, D), in order.
 
     Raises:
         SobookError: no epochs, or proxies that change their shape.

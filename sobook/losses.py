@@ -147,7 +147,7 @@ class SoftOrthogonalityOnPairs(SoftOrthogonalProxyAnchor):
 
 
 def soft_orthogonality(proxies: Tensor, *, reduction: str = "mean") -> Tensor:
-    r"""How far unit-length proxies are from being mutually orthogonal: ‖P̂P̂ᵀ − I‖²_F.
+    r"""Distance of unit-length proxies from mutual orthogonality: ‖P̂P̂ᵀ − I‖²_F.
 
     The diagonal of P̂P̂ᵀ is 1, so this is the sum of squared cosines between different proxies.
 

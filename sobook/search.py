@@ -31,7 +31,7 @@ _MOST_ASKED = 1000  # indexed pictures that set the threshold
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """How reliable an index is, from asking each of its pictures as if it were new.
+    """Reliability of an index, from asking each of its pictures as if it were new.
 
     The *nearness* of a query is the mean cosine of its ten nearest pictures. Their *vote* is for
     the class with the largest sum of 1/√rank, and the class's part of the total is its share.

@@ -1,4 +1,4 @@
-"""How sure a number or a difference is: intervals, paired tests, corrections, verdicts.
+"""Uncertainty of a number or a difference: intervals, paired tests, corrections, verdicts.
 
 Start with `Comparison`. Two questions are kept apart: would other test classes say the same
 (`compare_classes`), and would another training run (`compare_seeds`)? Comparisons have 95 %
@@ -16,7 +16,7 @@ from scipy import stats
 
 from sobook.errors import SobookError
 
-RESAMPLES = 10_000  # of a bootstrap or a permutation test
+RESAMPLES = 10_000  # draws of a bootstrap or a permutation test
 LEVEL = 0.95  # coverage of the interval of a comparison
 
 
@@ -99,7 +99,7 @@ def compare_seeds(first: ArrayLike, second: ArrayLike) -> Comparison:
 
 
 def verdict(comparison: Comparison, family: Sequence[Comparison]) -> str:
-    """What a comparison shows of the second result: "higher", "lower" or "no difference shown".
+    """Verdict on the second result of a comparison: "higher", "lower" or "no difference shown".
 
     Args:
         comparison: one of the family.

@@ -1,4 +1,4 @@
-"""What the notebooks need beside the package: a session, and exercises that check themselves."""
+"""Everything notebooks need beside the library: a session, and exercises that check themselves."""
 
 from typing import TYPE_CHECKING
 

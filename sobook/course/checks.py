@@ -1,4 +1,4 @@
-"""How each exercise of the course is judged: on which inputs, and which mistakes are known.
+"""Checks of the exercises of the course: on which inputs, and which mistakes are known.
 
 One function per exercise, in the order of the notebooks; `CHECKS` at the end numbers them. Each
 computes the truth the slow way, and beside it what typical mistakes give, so that

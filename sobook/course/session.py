@@ -1,4 +1,4 @@
-"""What every notebook of the course does first: seeds, threads, figure format, and the mode.
+"""First cell of every notebook: seeds, threads, figure format, and the mode.
 
 Quick mode (the default) is made for a laptop and never touches the network; full mode is made for
 a GPU and the real benchmarks. ``SOBOOK_MODE`` chooses.

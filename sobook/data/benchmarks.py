@@ -1,4 +1,4 @@
-"""How data sets lie on disk: the manifest, class folders, and readers of the official lists.
+"""Layout of data sets on disk: the manifest, class folders, and readers of the official lists.
 
 A reader turns a benchmark's layout into a `Listing` of one split. Whether the files are there, and
 as many as the manifest says, is checked in `sobook.data.image_sets`, in the same way for all.

@@ -1,4 +1,4 @@
-"""What images there are, their labels and their splits: the aviary, four benchmarks, a folder.
+"""Images with labels and class-disjoint splits: the aviary, four benchmarks, a folder.
 
 `load` turns a data set as published into an `ImageSet`, split by class as the literature does, and
 checks it against the counts in ``data/benchmarks.toml``; `prepare` fetches what can be fetched.

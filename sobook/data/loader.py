@@ -60,7 +60,7 @@ class TrainingBatches:
         return self.cut(number, self.draw(number))
 
     def draw(self, number: int) -> list[tuple[dict[str, int], bool]]:
-        """Where each image of a batch is cut, and whether it is mirrored: all that is random."""
+        """Crops and mirroring of the images of a batch: everything random about it."""
         drawn = []
         with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global generator
             torch.default_generator.manual_seed(mix_seeds(*self.seed, number))

@@ -49,7 +49,7 @@ Config = TypeVar("Config", bound="BaseConfig")
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """What fine-tuning and training a head on frozen features have in common."""
+    """Settings shared by fine-tuning and by training a head on frozen features."""
 
     dataset: str = "aviary"
     """One of aviary, cub200, cars196, sop, inshop, folder."""
@@ -95,7 +95,7 @@ class BaseConfig:
     proxy_lr: float = 1e-1
     """Learning rate of the proxies."""
     weight_decay: float = 1e-4
-    """Of AdamW, on weights and proxies; not on norms and biases."""
+    """Weight decay of AdamW, on weights and proxies; not on norms and biases."""
     schedule: str = "cosine"
     """cosine (all rates fall to 0) or constant."""
     clip_norm: float = 10.0
@@ -103,7 +103,7 @@ class BaseConfig:
     validation_fraction: float = 0.2
     """Fraction of the training classes held out for validation."""
     seed: int = 0
-    """Of everything random."""
+    """Seed of everything random."""
     device: str | None = None
     """cpu, cuda, mps … None: a GPU where there is one."""
 
@@ -169,7 +169,7 @@ class BaseConfig:
 
 @dataclass(frozen=True)
 class TrainConfig(BaseConfig):
-    """What one training run does. The defaults are the quick run: a laptop, no network.
+    """Settings of one training run. The defaults are the quick run: a laptop, no network.
 
     `TrainConfig.recipe` gives the settings for the benchmarks, from ``data/recipes.toml``. They
     start from what is documented for DeiT with Proxy Anchor (HIER, Hyp-ViT, and the official Proxy

@@ -75,7 +75,7 @@ def check(config: HeadConfig) -> None:
 
 
 def notes(config: BaseConfig) -> list[str]:
-    """What a reader of any number made from a config's data has to know."""
+    """Notes on a config's data that every report must repeat."""
     sets = _sets(_source(config)).values()
     return list(dict.fromkeys(note for images in sets for note in images.notes))
 
@@ -150,7 +150,7 @@ def fit_head(config: HeadConfig) -> dict[str, float]:
 
 
 def common_mode_columns(proxies: Tensor, embeddings: Tensor) -> dict[str, float]:
-    """What proxies (C, D), and embeddings (N, D) of the images trained on, share."""
+    """The tilt that proxies (C, D) and embeddings (N, D) of the training images share."""
     mean = embeddings.mean(0)
     common = F.normalize(proxies, dim=1).mean(0)
     return {
@@ -210,7 +210,7 @@ def treated_pairs(
 
 
 def geometry_columns(proxies) -> dict[str, float]:
-    """What a results table says of a set of proxies (C, D)."""
+    """Columns of a results table that describe a set of proxies (C, D)."""
     shape = geometry.describe(proxies)
     classes = shape.num_classes
     return {
@@ -228,7 +228,7 @@ def geometry_columns(proxies) -> dict[str, float]:
 
 
 class _UnitHead(nn.Module):
-    """What an `Encoder` does after its backbone: (B, F) features → (B, D) unit embeddings."""
+    """The part of an `Encoder` after its backbone: (B, F) features → (B, D) unit embeddings."""
 
     def __init__(self, features: int, dim: int | None):
         super().__init__()
@@ -269,7 +269,7 @@ def _draw_images(labels: np.ndarray, config: HeadConfig) -> tuple[np.ndarray, np
 
 
 def _source(config: BaseConfig) -> str:
-    """What frozen features depend on, and where they are computed: as JSON, to be a cache's key."""
+    """Everything frozen features depend on, and their device, as JSON: the key of a cache."""
     names = ["dataset", "root", "options", "allow_partial", "encoder", "device"]
     values = {name: getattr(config, name) for name in names}
     return json.dumps({**values, **config.encoder_options}, sort_keys=True)

@@ -333,7 +333,7 @@ def check(config: TrainConfig) -> None:
 
 
 def dry_run(config: TrainConfig) -> str:
-    """What a run is, and how long its training takes, from three timed steps; writes nothing.
+    """Describe a run, and time three steps of it; writes nothing.
 
     Reading pictures and evaluating are not timed.
 

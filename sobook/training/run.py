@@ -45,7 +45,7 @@ from sobook.training.trainer import Trainer
 
 @dataclass
 class Progress:
-    """How far a run is; kept in resume.safetensors.
+    """Progress of a run; kept in resume.safetensors.
 
     Attributes:
         epoch, batch: what comes next. Epoch 0 trains nothing: it measures the start.
@@ -362,7 +362,7 @@ def _read_tensors(file: Path, *, only_metadata: bool = False) -> tuple[dict[str,
 
 
 def _position(path: Path) -> tuple[float, int]:
-    """How far the run in a folder is: the epoch and batch that come next; infinity: finished."""
+    """Progress of the run in a folder: epoch and batch that come next; infinity: finished."""
     if (path / "retrieval.json").is_file():
         return math.inf, 0
     file = path / "resume.safetensors"

@@ -20,7 +20,7 @@ from sobook.training.processes import Processes
 
 
 class Trainer:
-    """What learns, and how it takes a step: the same for images and for frozen features.
+    """Model, loss and optimizer, and one step of them: for images and frozen features alike.
 
     Args:
         model: maps a batch of inputs to (b, D) embeddings of unit length.
@@ -143,7 +143,7 @@ def _check_finite(what: str, value: float, step: int) -> None:
 
 
 def learning_rate_factor(step: int, total: int, schedule: str) -> float:
-    """What the learning rates are multiplied with at a step (0 … total − 1).
+    """Factor of all learning rates at a step (0 … total − 1).
 
     >>> [round(learning_rate_factor(step, 4, "cosine"), 2) for step in range(4)]
     [1.0, 0.85, 0.5, 0.15]
@@ -152,7 +152,7 @@ def learning_rate_factor(step: int, total: int, schedule: str) -> float:
 
 
 def loss_rates(loss: nn.Module, config: BaseConfig) -> list[tuple[list[nn.Parameter], float]]:
-    """What a loss learns, with its rates: the proxies, and a threshold, the only scalar."""
+    """Parameters of a loss with their rates: the proxies, and a threshold, the only scalar."""
     proxies = [p for p in loss.parameters() if p.ndim]
     threshold = [p for p in loss.parameters() if not p.ndim]
     return [(proxies, config.proxy_lr), (threshold, config.threshold_lr)]

@@ -37,7 +37,7 @@ PAINTS: dict[str, Color] = {name: tuple(color) for name, color in TABLES["paints
 
 @dataclass(frozen=True)
 class Look:
-    """What all species of a genus share; lengths in hundredths of a usual body's length."""
+    """Look shared by all species of a genus; lengths in hundredths of a usual body's length."""
 
     form: str
     posture: float  # degrees by which the body points upwards
@@ -89,7 +89,7 @@ POLYGONS = {name: places(polygon) for name, polygon in TABLES["polygons"].items(
 
 
 class Pose:
-    """Where the parts of one bird are, before it is placed in the picture (it looks right)."""
+    """Positions of the parts of one bird, before it is placed in the picture (it looks right)."""
 
     def __init__(self, look: Look, rng: Chance) -> None:
         rng.part = "pose"
@@ -103,7 +103,7 @@ class Pose:
         self.backwards = rng.random() < 0.16 * lively and look.neck < 60 and look.bill != "owl"
         self.turned = 1 - 0.28 * rng.random() * lively  # a head turned towards us: a shorter bill
         self.raised = look.stance == "hover" or rng.random() < 0.13 * lively
-        beat = swing(rng, 9 * lively)  # of the wing about the shoulder, from its rest
+        beat = swing(rng, 9 * lively)  # angle of the wing about the shoulder
         rest = (-74 if look.stance == "hover" else -58) if self.raised else 6
         self.wing = -self.body * turn(rest + (3 if self.raised else 1) * beat)
         self.tail = -self.body * turn(-look.tail_lift + swing(rng, 10 * lively))

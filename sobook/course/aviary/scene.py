@@ -1,4 +1,4 @@
-"""What surrounds the birds of the aviary: the drawing sheet, the background and the camera.
+"""Surroundings of the birds of the aviary: the drawing sheet, the background and the camera.
 
 Pixels must not depend on the machine: all chance comes from `Random.random` and `randbytes`, whose
 streams Python fixes; coordinates are rounded to whole pixels of the enlarged canvas before Pillow
@@ -28,14 +28,14 @@ ENLARGEMENT = 3  # pictures are drawn at three times their size, then reduced
 
 @dataclass(frozen=True)
 class Nuisance:
-    """How much the images of one species differ. Raise `species.VERSION` after any change."""
+    """Variation among the images of one species. Raise `species.VERSION` after any change."""
 
     pose: float = 1.0  # movement of head, wing, tail and body; 0 is a stuffed bird
     tilt: float = 16.0  # degrees, either way
     scale: tuple[float, float] = (0.60, 0.94)  # fraction of the frame that the bird spans
     place: float = 0.10  # shift of the bird, fraction of the frame, either way
     light: float = 0.28  # brightness, down; half as much up
-    cast: float = 0.12  # of each color channel, either way
+    cast: float = 0.12  # change of each color channel, either way
     blur: float = 0.9  # largest radius, pixels at size 96
     noise: int = 12  # largest amplitude, of 255
     occluded: float = 0.3  # fraction of the images with a twig or leaves in front
@@ -191,7 +191,7 @@ def _background(rng: Random, side: int) -> Image.Image:
 
 
 def _draw_support(scene: Sheet, stance: str, ground: float, rng: Random) -> None:
-    """What the bird stands on: a branch or a grassy mound whose top is at `ground`."""
+    """Draw the perch: a branch or a grassy mound whose top is at `ground`."""
     if stance == "perch":
         bend, width = swing(rng, 30), 4 + 5 * rng.random()
         bark = mix((116, 86, 60), (156, 146, 130), rng.random())

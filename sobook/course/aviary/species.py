@@ -28,12 +28,12 @@ from sobook.course.aviary.art import PAINTS, Look, Marks, cut_out, paint
 from sobook.course.aviary.scene import TABLES, Chance, Color, mix, pick
 from sobook.errors import SobookError
 
-VERSION = 3  # of the drawings; part of the folder's name, so old and new ones never mix
+VERSION = 3  # version of the drawings; part of the folder's name, so old and new ones never mix
 SPECIES_PER_GENUS = 10
 MOST_SPECIES = 5200
 
 _COLUMNS = TABLES["columns"].split()
-_SIZES = _COLUMNS[2:11]  # of a silhouette, as in `Look`
+_SIZES = _COLUMNS[2:11]  # sizes of a silhouette, as in `Look`
 FORMS = {
     row.split()[0]: dict(zip(_COLUMNS, row.split(), strict=True))
     for row in TABLES["forms"].strip().splitlines()

@@ -30,14 +30,14 @@ from sobook.retrieval import evaluate, nearest_neighbors
 from sobook.training.heads import HeadConfig
 from sobook.training.processes import choose_device
 
-STEPS = ("crowding", "remedy", "help", "cones", "threshold", "epochs", "scale")  # of the story
+STEPS = ("crowding", "remedy", "help", "cones", "threshold", "epochs", "scale")
 
 _SCRIPTS = ("numerics.js", "lab_stats.js", "lab_views.js", "lab_story.js")
 _DEPTH = 6  # nearest images kept for each query
 _SEEDS = 64  # whose validation classes the page knows
-_MOST_BYTES = 500_000  # of one split's features; as text a third more
-_PIECE_BYTES = 80_000  # of one split's features in a notebook
-_SHEET_BYTES = 1_300_000  # of the sheet of pictures, as text
+_MOST_BYTES = 500_000  # features of one split; as text a third more
+_PIECE_BYTES = 80_000  # features of one split in a notebook
+_SHEET_BYTES = 1_300_000  # sheet of pictures, as text
 _LOOKS = ((44, 60), (36, 55), (28, 50), (20, 40))  # side in pixels, and quality of WebP
 _ONLY_PYTHON = {"loss", "loss_options", "regularizer", "regularizer_weight", "images_per_class"}
 _ONLY_PYTHON |= {"so_pairs_fraction", "max_images_per_class"}
@@ -223,7 +223,7 @@ def _build(features, labels, names, config: HeadConfig, data: dict[str, Any]) ->
 def _fitting(labels: np.ndarray, width: int, most_bytes: int) -> np.ndarray:
     """(N,) bool: as many images of each class as fit into the page; of many classes, some."""
     most = max(most_bytes // width, 2 * _FEWEST)
-    rank = pd.Series(labels).groupby(labels).cumcount().to_numpy()  # of an image within its class
+    rank = pd.Series(labels).groupby(labels).cumcount().to_numpy()  # within its class
     if (rank < 4).sum() > most:
         classes = evenly(np.unique(labels), max(most // 4, _FEWEST))
         rank = np.where(np.isin(labels, classes), rank, len(labels))
