@@ -22,9 +22,7 @@ from sobook.course.compare import describe_error
 from sobook.errors import SobookError
 
 # Students' code sees no other variables, so no secrets of who grades.
-_VARIABLES = """
-    PATH LANG LC_ALL TMPDIR VIRTUAL_ENV OMP_NUM_THREADS CUDA_VISIBLE_DEVICES SOBOOK_MODE
-"""
+_VARIABLES = "PATH LANG LC_ALL TMPDIR VIRTUAL_ENV OMP_NUM_THREADS CUDA_VISIBLE_DEVICES SOBOOK_MODE"
 
 
 @dataclass(frozen=True)
@@ -40,16 +38,13 @@ class Grade:
 def grade(
     path: str | os.PathLike, *, name: str = "", timeout: float = 900, execute: bool = True
 ) -> list[Grade]:
-    """Grade one notebook.
+    """Grade each exercise of a notebook, in order, by its last check.
 
     Args:
         path: an .ipynb file.
         name: what the table calls it; default: the file's name.
         timeout: seconds for the whole notebook; what was checked until then counts.
         execute: run it; otherwise the verdicts saved in the file are read.
-
-    Returns:
-        One `Grade` for each exercise of the notebook, in order, from the last check of each.
     """
     import nbformat
 
@@ -123,10 +118,7 @@ def student_of(name: str) -> str:
 
 
 def read_class_list(path: str | os.PathLike) -> dict[str, dict[str, str]]:
-    """Read a class list, CSV with the columns folder, id and, optionally, name.
-
-    Returns:
-        folder → the student's id and name.
+    """Read a class list, CSV with the columns folder, id and, optionally, name: by folder.
 
     Raises:
         SobookError: no such file or columns, or a folder twice.
