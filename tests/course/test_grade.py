@@ -73,25 +73,21 @@ def test_a_broken_file_is_a_line_of_the_table(tmp_path, content):
 
 
 def test_a_class_becomes_a_row_per_student_and_a_column_per_exercise(tmp_path, capsys):
-    """Eleven students, each with a folder; the verdicts of their files are read, not run."""
-    paths = []
-    for number in range(11):
-        passed = [name for name in KNOWN if number % (int(name[-1]) + 1) == 0]
-        path = tmp_path / f"student{number:02}/00_start_here.ipynb"
-        paths.append(notebook(path, "exercises.check('00.1')", passed=passed))
-    paths.append(tmp_path / "student00/=cmd.ipynb")
-    paths[-1].write_text("broken")
+    """Verdicts of their files are read, not run."""
+    paths = [tmp_path / student / "00_start_here.ipynb" for student in ("ada", "bob")]
+    for path, passed in zip(paths, (KNOWN, ["00.1"]), strict=True):
+        notebook(path, "exercises.check('00.1')", passed=passed)
     out, gradebook = tmp_path / "grades.csv", tmp_path / "class.csv"
     options = ["--out", str(out), "--gradebook", str(gradebook), "--no-execute", "--jobs", "2"]
     assert main(["grade", *map(str, paths), *options]) == 0
     assert f"{len(KNOWN)} of {len(KNOWN)} passed" in capsys.readouterr().out
     table = rows(out)
-    assert table[0]["notebook"] == "student00/00_start_here.ipynb" and table[0]["passed"] == "yes"
-    assert len(table) == 11 * len(KNOWN) + 1
-    students = {row["student"]: row for row in rows(gradebook)}
-    assert len(students) == 11 and students["student01"]["passed"] == "0"
-    assert (students["student02"]["00.1"], students["student02"]["00.2"]) == ("1", "0")
-    assert students["student00"]["passed"] == str(len(KNOWN))
+    assert table[0]["notebook"] == "ada/00_start_here.ipynb" and table[0]["passed"] == "yes"
+    assert len(table) == 2 * len(KNOWN)
+    assert [(r["student"], r["passed"], r["00.2"]) for r in rows(gradebook)] == [
+        ("ada", str(len(KNOWN)), "1"),
+        ("bob", "1", "0"),
+    ]
 
 
 def test_a_class_list_gives_everybody_a_row_and_says_what_is_missing(tmp_path):
