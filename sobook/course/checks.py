@@ -193,34 +193,30 @@ def triplet_kind(answer) -> None:
 def supervised_contrastive(answer) -> None:
     rows = torch.from_numpy(_rng(4).standard_normal((7, 3)) * _rng(5).uniform(0.5, 3, (7, 1)))
     labels = torch.tensor([0, 0, 0, 1, 1, 2, 2])
+    unit, itself = unit_rows(rows.numpy()), np.eye(len(rows), dtype=bool)
+    same = labels.numpy()[:, None] == labels.numpy()
+    every = np.ones_like(same)
 
-    def loss(*, temperature=0.2, scaled=True, self_positive=False, self_below=False, **how):
-        """The formula, or with a mistake."""
-        unit = unit_rows(rows.numpy()) if scaled else rows.numpy()
-        logits = unit @ unit.T / temperature
-        itself = np.eye(len(rows), dtype=bool)
-        same = labels.numpy()[:, None] == labels.numpy()
-        top = same if self_positive else same & ~itself
-        below = np.ones_like(same) if self_below else ~itself
-        if how.get("negatives_only"):
-            below = ~same
+    def loss(top=same & ~itself, below=~itself, *, x=unit, t=0.2, divide=True, mean_inside=False):
+        """The formula, or with a mistake, such as other pairs above or below the fraction."""
+        logits, positives = x @ x.T / t, top.sum(1)
         e = np.exp(logits)
         total = (e * below).sum(1, keepdims=True)
-        if how.get("mean_inside"):
-            return -np.log((e * top).sum(1) / top.sum(1) / total[:, 0]).mean()
+        if mean_inside:
+            return -np.log((e * top).sum(1) / positives / total[:, 0]).mean()
         each = ((logits - np.log(total)) * top).sum(1)
-        return -(each if how.get("summed") else each / top.sum(1)).mean()
+        return -(each / positives if divide else each).mean()
 
     value = call(answer, rows, labels, 0.2)
     mistakes = [
-        (loss(self_positive=True, self_below=True), "this is the function as it was given."),
-        (loss(self_positive=True), "better: but an image is still among its own positives."),
-        (loss(self_below=True), "better: but an image is still in its own denominator."),
-        (loss(summed=True), "divide by |P_i|: the inner sum is a mean over the positives."),
+        (loss(same, every), "this is the function as it was given."),
+        (loss(same), "better: but an image is still among its own positives."),
+        (loss(below=every), "better: but an image is still in its own denominator."),
+        (loss(divide=False), "divide by |P_i|: the inner sum is a mean over the positives."),
         (loss(mean_inside=True), "the mean over positives is outside of the logarithm."),
-        (loss(negatives_only=True), "in the denominator are all other images, not only negatives."),
-        (loss(scaled=False), "scale the rows to unit length first."),
-        (loss(temperature=0.1), "it does not follow the temperature."),
+        (loss(below=~same), "in the denominator are all other images, not only negatives."),
+        (loss(x=rows.numpy()), "scale the rows to unit length first."),
+        (loss(t=0.1), "it does not follow the temperature."),
     ]
     compare(value, loss(), *mistakes)
     _check_tensor(value)
@@ -271,7 +267,7 @@ def loss_at_zero(answer) -> None:
     expected = pull[present].mean() + push.mean()
     without_one = np.log(positives[present]).mean() + np.log(len(labels) - positives).mean()
     without_one += 2 * 0.1 * 32
-    wrong_sign = np.log1p(positives[present] * math.exp(-0.1 * 32)).mean() + push.mean()
+    wrong_sign = terms(-0.1, 32.0)[0][present].mean() + push.mean()
     mistakes = [
         (pull.mean() + push.mean(), "average the pull over the classes *in the batch*, P⁺, only."),
         (pull[present].mean() + push[present].mean(), "average the push over *all* C proxies."),
@@ -577,7 +573,7 @@ def standard_error(answer) -> None:
     compare(
         call(answer, hits[shuffled], labels[shuffled]),
         recalls.std(ddof=1) / math.sqrt(12),
-        (images, "that takes 240 images for 240 independent throws: there are 12 species."),
+        (images, "that takes 240 images for 240 independent draws: there are 12 species."),
         (hits.std() / math.sqrt(240), "that still counts images, and with ddof=0: count species."),
         (hits.std(ddof=1) / math.sqrt(12), "the scatter is that of the species' recalls."),
         (recalls.std() / math.sqrt(12), "ddof=1: a sample's deviation has C − 1."),

@@ -52,11 +52,7 @@ def call(answer: object, *arguments: object) -> object:
 def compare(value: object, expected: object, *clues: Clue, tolerance: float = 1e-4) -> None:
     """Compare a number or an array: shape first, then values, then what the difference looks like.
 
-    Args:
-        value: the answer.
-        expected: the truth.
-        *clues: (value of a typical mistake, what to say about it).
-        tolerance: relative to the largest entry.
+    `tolerance` is relative to the largest entry.
 
     Raises:
         Wrong: with the clue that fits, or how the answer relates to the expected one.
@@ -109,10 +105,8 @@ def _kind(value: object) -> str:
 
 
 def _same(got: np.ndarray, expected: np.ndarray, tolerance: float) -> bool:
-    if got.shape != expected.shape:
-        return False
-    largest = float(np.abs(expected).max(initial=1e-2))
-    return np.allclose(got, expected, rtol=0, atol=tolerance * largest)
+    margin = tolerance * np.abs(expected).max(initial=1e-2)
+    return got.shape == expected.shape and np.allclose(got, expected, rtol=0, atol=margin)
 
 
 def _relation(got: np.ndarray, expected: np.ndarray, tolerance: float) -> str:

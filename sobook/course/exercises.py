@@ -36,8 +36,7 @@ def check(exercise: str, answer: object = None) -> Verdict:
         exercise: notebook and number, such as ``"04.2"``.
         answer: what the exercise asks for, usually a function.
 
-    Returns:
-        The verdict. In a notebook its output carries the verdict as metadata for `sobook grade`.
+    In a notebook the output carries the verdict as metadata, for `sobook grade`.
 
     >>> verdict = check("00.2", lambda before, after: (after - before) / (1 - before))
     ✓ 00.2: right.

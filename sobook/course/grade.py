@@ -1,8 +1,7 @@
 """Grading: run students' notebooks in fresh kernels and collect the verdicts of their checks.
 
-A notebook that is broken in any way becomes lines of the table that say so, never an error. What
-`check` shows carries its verdict as metadata; where an exercise is checked several times, the last
-verdict counts. Start with `grade`; `write_gradebook` makes a row per student of its table.
+A notebook that is broken in any way becomes lines of the table that say so, never an error.
+Start with `grade`; `write_gradebook` makes a row per student of its table.
 """
 
 import asyncio
@@ -11,7 +10,6 @@ import os
 import re
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,11 +21,8 @@ from sobook.course import exercises
 from sobook.course.compare import describe_error
 from sobook.errors import SobookError
 
-_NO_VERDICT = "not checked: the cell with exercises.check was removed, or never reached."
 # Students' code sees no other variables, so no secrets of who grades.
-_VARIABLES = """
-    PATH LANG LC_ALL TMPDIR VIRTUAL_ENV OMP_NUM_THREADS CUDA_VISIBLE_DEVICES SOBOOK_MODE
-"""
+_VARIABLES = "PATH LANG LC_ALL TMPDIR VIRTUAL_ENV OMP_NUM_THREADS CUDA_VISIBLE_DEVICES SOBOOK_MODE"
 
 
 @dataclass(frozen=True)
@@ -43,16 +38,13 @@ class Grade:
 def grade(
     path: str | os.PathLike, *, name: str = "", timeout: float = 900, execute: bool = True
 ) -> list[Grade]:
-    """Grade one notebook.
+    """Grade each exercise of a notebook, in order, by its last check.
 
     Args:
         path: an .ipynb file.
         name: what the table calls it; default: the file's name.
         timeout: seconds for the whole notebook; what was checked until then counts.
         execute: run it; otherwise the verdicts saved in the file are read.
-
-    Returns:
-        One `Grade` for each exercise of the notebook, in order.
     """
     import nbformat
 
@@ -69,18 +61,17 @@ def grade(
         stopped = _run(notebook, timeout)
     source = "\n".join(cell.source for cell in code)
     checked = re.findall(r"check\(\s*[\"'](\d\d)\.\d+[\"']", source)
-    numbers = checked or re.findall(r"^(\d\d)_", path.name)
-    wanted = [exercise for number in sorted({*numbers}) for exercise in exercises.known(number)]
-    if not wanted:
-        reason = stopped or "no exercise was found in it: is it a notebook of the course?"
-        return [Grade(name, "", False, reason)]
-    outputs = [output for cell in code for output in cell.get("outputs", ())]
-    verdicts: dict[str, tuple[bool, str]] = {}
-    for output in outputs:
-        if record := output.get("metadata", {}).get("sobook"):
-            verdicts[record["exercise"]] = (record["passed"] is True, record["message"])
-    missing = (False, f"{_NO_VERDICT} {stopped}".strip())
-    return [Grade(name, exercise, *verdicts.get(exercise, missing)) for exercise in wanted]
+    numbers = sorted({*checked}) or re.findall(r"^(\d\d)_", path.name)
+    missing = "not checked: the cell with exercises.check was removed, or never reached."
+    missing = f"{missing} {stopped}".strip()
+    grades = {e: Grade(name, e, False, missing) for n in numbers for e in exercises.known(n)}
+    for output in [output for cell in code for output in cell.get("outputs", ())]:
+        record = output.get("metadata", {}).get("sobook")
+        if record and record["exercise"] in grades:
+            verdict = record["passed"] is True, record["message"]
+            grades[record["exercise"]] = Grade(name, record["exercise"], *verdict)
+    nothing = stopped or "no exercise was found in it: is it a notebook of the course?"
+    return list(grades.values()) or [Grade(name, "", False, nothing)]
 
 
 def _run(notebook, timeout: float) -> str:
@@ -122,20 +113,12 @@ def names(paths: Sequence[Path], listed: Collection[str] = ()) -> list[str]:
 
 
 def student_of(name: str) -> str:
-    """Student that a file of the table belongs to: its folder, else its stem.
-
-    >>> student_of("ada/00_start_here.ipynb"), student_of("00_ada.ipynb")
-    ('ada', '00_ada')
-    """
-    folder, _, file = name.rpartition("/")
-    return folder or Path(file).stem
+    """Student that a file of the table belongs to: its folder, else its stem."""
+    return name.rpartition("/")[0] or Path(name).stem
 
 
 def read_class_list(path: str | os.PathLike) -> dict[str, dict[str, str]]:
-    """Read a class list, CSV with the columns folder, id and, optionally, name.
-
-    Returns:
-        folder → the student's id and name.
+    """Read a class list, CSV with the columns folder, id and, optionally, name: by folder.
 
     Raises:
         SobookError: no such file or columns, or a folder twice.
@@ -153,7 +136,7 @@ def read_class_list(path: str | os.PathLike) -> dict[str, dict[str, str]]:
 
 def write(grades: Iterable[Grade], out: str | os.PathLike) -> Path:
     """Write grades as CSV (UTF-8): a line per notebook and exercise."""
-    rows = [asdict(one) | {"passed": "yes" if one.passed else "no"} for one in grades]
+    rows = [asdict(grade) | {"passed": "yes" if grade.passed else "no"} for grade in grades]
     return _write_csv(("notebook", "exercise", "passed", "reason"), rows, out)
 
 
@@ -165,33 +148,25 @@ def write_gradebook(
     """Write one row per student and one column per exercise: 1, 0, or empty if not handed in.
 
     The last column, note, names what a person has to look at: a file that cannot be read, nothing
-    handed in, a folder that is not in the class list.
-
-    Args:
-        grades: of all notebooks; `student_of` tells the student of each.
-        out: the CSV to write.
-        class_list: students who get a row whether or not they handed anything in.
+    handed in, a folder that is not in the class list. Students of the list get a row in any case.
     """
-    listed, known = class_list or {}, class_list is not None
-    marks: dict[str, dict[str, int]] = {student: {} for student in listed}
-    notes: dict[str, list[str]] = defaultdict(list)
-    for one in grades:
-        student = student_of(one.notebook)
-        row = marks.setdefault(student, {})
-        if one.exercise:  # passed once is passed
-            row[one.exercise] = max(int(one.passed), row.get(one.exercise, 0))
-        else:
-            notes[student].append(f"{Path(one.notebook).name}: {one.reason}")
-    rows = []
-    for student, row in sorted(marks.items()):
-        if known and student not in listed:
-            notes[student].insert(0, "not in the class list")
-        note = "; ".join(notes[student] or ["" if row else "not handed in"])
-        about = {"student": student, **listed.get(student, {})}
-        rows.append(about | row | {"passed": sum(row.values()), "note": note})
-    about_columns = ["id", "name"] if known else []
-    columns = ["student", *about_columns, *sorted(set().union(*marks.values())), "passed", "note"]
-    return _write_csv(columns, rows, out)
+    handed_in: dict[str, list[Grade]] = {student: [] for student in class_list or ()}
+    for grade in grades:
+        handed_in.setdefault(student_of(grade.notebook), []).append(grade)
+    rows: list[dict] = []
+    columns: set[str] = set()
+    for student, own in sorted(handed_in.items()):
+        marks = {grade.exercise: 0 for grade in own if grade.exercise}
+        marks |= {grade.exercise: 1 for grade in own if grade.passed}  # passed once is passed
+        notes = [f"{Path(g.notebook).name}: {g.reason}" for g in own if not g.exercise]
+        if class_list is not None and student not in class_list:
+            notes.insert(0, "not in the class list")
+        note = "; ".join(notes) or ("" if own else "not handed in")
+        row = {"student": student, "passed": sum(marks.values()), "note": note, **marks}
+        rows.append(row | dict((class_list or {}).get(student, {})))
+        columns |= marks.keys()
+    about = ["student"] if class_list is None else ["student", "id", "name"]
+    return _write_csv([*about, *sorted(columns), "passed", "note"], rows, out)
 
 
 def _write_csv(columns: Sequence[str], rows: Iterable[Mapping], out: str | os.PathLike) -> Path:
@@ -199,7 +174,9 @@ def _write_csv(columns: Sequence[str], rows: Iterable[Mapping], out: str | os.Pa
     out, lines = Path(out).expanduser(), [columns]
     for row in rows:
         texts = [" ".join(str(row.get(column, "")).split()) for column in columns]
-        lines.append([f"'{text}" if text[:1] in tuple("=+-@") else text for text in texts])
+        lines.append(
+            [f"'{text}" if text.startswith(("=", "+", "-", "@")) else text for text in texts]
+        )
     with files.replacing(out) as part, open(part, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(lines)
     return out

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from IPython.display import HTML, display
 
 from sobook import files
@@ -35,14 +34,13 @@ class Prediction:
         >>> Prediction("09.b", "away").beside("away")
         'It is: away. So you predicted.'
         """
-        numeric = isinstance(truth, int | float | np.number)
-        result = f"Measured: {truth:.3g}." if numeric else f"It is: {_shown(truth)}."
+        is_number = not isinstance(truth, str | list)
+        result = f"{'Measured' if is_number else 'It is'}: {_text(truth)}."
         if self.answer is None:
             return result
-        if truth == self.answer and not numeric:
-            return f"{result} So you predicted."
-        if not numeric:
-            return f"{result} You predicted: {_shown(self.answer)}."
+        if not is_number:
+            same, mine = truth == self.answer, _text(self.answer)
+            return f"{result} {'So you predicted' if same else f'You predicted: {mine}'}."
         off = float(self.answer) - float(truth)  # type: ignore[arg-type]  # both are numbers
         how = f"too {'high' if off > 0 else 'low'} by {abs(off):.2g}" if off else "exactly"
         return f"{result} You predicted {self.answer:g}, {how}."
@@ -66,23 +64,21 @@ def predict(
     file = files.data_root() / "predictions.json"
     kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     names = ", ".join(f'"{choice}"' for choice in choices)
-    if answer is not None:
-        if not choices and (isinstance(answer, bool | str) or not np.isscalar(answer)):
-            raise SobookError(f"prediction {key} is {answer!r}: it must be a number.")
+    if answer is None:
+        answer = kept.get(key)
+    else:
+        if order and (isinstance(answer, str) or sorted(answer) != sorted(choices)):
+            must = f"must hold each of these once, in your order: {names}"
+            raise SobookError(f"prediction {key} {must}.")
         if choices and not order:
             check_choice(f"prediction {key}", answer, choices)
-        if order and (isinstance(answer, str) or sorted(answer) != sorted(choices)):
-            raise SobookError(
-                f"prediction {key} must hold each of these once, in your order: {names}."
-            )
+        if not choices and (isinstance(answer, bool) or not isinstance(answer, int | float)):
+            raise SobookError(f"prediction {key} is {answer!r}: it must be a number.")
         files.write_json(file, kept | {key: answer})
-    answer = kept.get(key) if answer is None else answer
-    if answer is None:
-        listed = f"a list, in your order, of {names}," if order else f"one of {names}"
-        wanted = listed if choices else "a number"
-        print(f"{key}: write {wanted} in place of None and run this cell again.")
-    else:
-        print(f"{key}: you predict {_shown(answer)}.")
+    wanted = f"a list, in your order, of {names}," if order else f"one of {names}"
+    wanted = wanted if choices else "a number"
+    todo = f"write {wanted} in place of None and run this cell again."
+    print(f"{key}: {todo if answer is None else f'you predict {_text(answer)}.'}")
     return Prediction(key, answer)
 
 
@@ -94,18 +90,17 @@ def reveal(*shown: Any, prediction: Prediction | None = None, truth: Answer | No
         prediction: what the reader expected; shown first.
         truth: the measured number, the right choice or the right order.
     """
-    parts = [_as_html(result) for result in shown]
+    parts = ["<summary><strong>Predicted? Open the answer.</strong></summary>"]
     if prediction is not None and truth is not None:
-        parts.insert(0, f"<p><strong>{html.escape(prediction.beside(truth))}</strong></p>")
-    summary = "<summary><strong>Predicted? Open the answer.</strong></summary>"
-    body = "\n".join(parts)
-    display(HTML(f"<details>{summary}\n{body}\n</details>"))
+        parts.append(f"<p><strong>{html.escape(prediction.beside(truth))}</strong></p>")
+    body = "\n".join([*parts, *map(_as_html, shown)])
+    display(HTML(f"<details>{body}\n</details>"))
 
 
-def _shown(answer: Answer) -> str:
-    if isinstance(answer, str):
-        return answer
-    return ", ".join(answer) if isinstance(answer, list) else f"{answer:.3g}"
+def _text(answer: Answer) -> str:
+    if isinstance(answer, list):
+        return ", ".join(answer)
+    return answer if isinstance(answer, str) else f"{answer:.3g}"
 
 
 def _as_html(result: Any) -> str:

@@ -37,12 +37,7 @@ disconnect, run this first and then this cell again:
 
 @dataclass(frozen=True)
 class Session:
-    """Mode, machine and seed of a notebook.
-
-    >>> session = Session(mode="quick", device="cpu", data_root=Path("data"), seed=0)
-    >>> session.pick(quick=3, full=60)
-    3
-    """
+    """Mode, machine and seed of a notebook."""
 
     mode: str
     device: str
@@ -65,13 +60,12 @@ class Session:
         """
         if self.quick:
             return TrainConfig(seed=self.seed).replace(**changes)
-        precision = "float32"
+        workers = min(files.available_cores(), _MAX_THREADS)
+        machine = {"seed": self.seed, "workers": workers, "precision": "float32"}
         if self.device == "cuda":  # a T4 only emulates bfloat16
             native = torch.cuda.is_bf16_supported(including_emulation=False)
-            precision = "bfloat16" if native else "float16"
-        workers = min(files.available_cores(), _MAX_THREADS)
-        machine = {"seed": self.seed, "precision": precision, "workers": workers}
-        return TrainConfig.recipe("cub200", **{**machine, **changes})
+            machine["precision"] = "bfloat16" if native else "float16"
+        return TrainConfig.recipe("cub200", **(machine | changes))
 
     def fit(self, config: TrainConfig, *, retrain: bool = False) -> "Run":
         """Open the run of these settings, shipped with the course or trained before; else train.
@@ -84,7 +78,7 @@ class Session:
                 set ``SOBOOK_RETRAIN=1``.
 
         Raises:
-            RunError: a shipped file is not what it was when sobook was released.
+            RunError: a file of a shipped run was changed.
         """
         retrain = retrain or bool(os.environ.get("SOBOOK_RETRAIN"))
         if retrain or training.Run.find(config) is not None:
@@ -96,24 +90,23 @@ class Session:
                     f"{name}: the shipped run. Retrain it yourself: "
                     "session.fit(config, retrain=True), two minutes on two cores."
                 )
-                _check_shipped(manifest.with_name(name), entry["sha256"])
-                return training.Run(manifest.with_name(name), config)
+                folder = manifest.with_name(name)
+                for file, digest in entry["sha256"].items():
+                    if hashlib.sha256((folder / file).read_bytes()).hexdigest() != digest:
+                        raise RunError(f"{folder / file} was changed: reinstall sobook.")
+                return training.Run(folder, config)
         return training.fit(config)
 
     def __str__(self) -> str:
-        machine = f"CPU, {torch.get_num_threads()} threads"
-        if self.device == "cuda":
-            machine = torch.cuda.get_device_name()
+        cpu = f"CPU, {torch.get_num_threads()} threads"
+        machine = torch.cuda.get_device_name() if self.device == "cuda" else cpu
         versions = f"torch {torch.__version__} · timm {metadata.version('timm')}"
         how = f"{self.mode} mode · {machine} · seed {self.seed}"
         return f"sobook {sobook.__version__} · {versions} · {how}"
 
 
 def setup(seed: int = 0) -> Session:
-    """Seed everything, choose threads and figure format, and print what the notebook runs on.
-
-    Args:
-        seed: for Python's, NumPy's and torch's global generators.
+    """Seed Python, NumPy and torch, set threads and figures, print what the notebook runs on.
 
     Raises:
         SobookError: ``SOBOOK_MODE`` is neither quick nor full, or no seed.
@@ -144,18 +137,8 @@ def notebook_shell():
     return shell if hasattr(shell, "kernel") else None
 
 
-def _check_shipped(folder: Path, digests: dict[str, str]) -> None:
-    for name, digest in digests.items():
-        file = folder / name
-        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
-            raise RunError(
-                f"sobook's own file {file} is missing or was changed: reinstall sobook, or train "
-                "the run yourself with session.fit(config, retrain=True)."
-            )
-
-
 def _prepare_figures() -> None:
-    """The book's style for a reader's own figures; in a notebook, inline PNG of moderate size."""
+    """The book's style for a reader's own figures; in a notebook, inline and of moderate size."""
     import matplotlib.pyplot as plt
 
     from sobook.figures.style import use_style
@@ -164,7 +147,4 @@ def _prepare_figures() -> None:
         style = {key: value for key, value in plt.rcParams.items() if key != "backend"}
     plt.rcParams.update(style | {"figure.dpi": _DPI})
     if shell := notebook_shell():
-        from matplotlib_inline.backend_inline import set_matplotlib_formats
-
         shell.run_line_magic("matplotlib", "inline")
-        set_matplotlib_formats("png")

@@ -35,9 +35,10 @@ def named_sections(text: str) -> set[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_sections_that_a_page_names_exist(page):
-    named = named_sections(page.read_text("utf-8"))
-    assert [one for one in sorted(named) if one[1] not in headings(one[0])] == []
+def test_sections_and_exercises_that_a_page_names_exist(page):
+    text = page.read_text("utf-8")
+    assert [pair for pair in named_sections(text) if pair[1] not in headings(pair[0])] == []
+    assert set(re.findall(r"\b(\d\d\.\d)\b", text)) <= set(exercises.known())
 
 
 def home_of(exercise: str) -> tuple[str, str]:
@@ -99,20 +100,6 @@ def test_the_report_can_be_made_with_the_pictures_it_asks_for(tmp_path):
         options = config.replace(root=str(tmp_path)).load_options
         train, test = (image_sets.load("folder", part, **options) for part in ("train", "test"))
         assert (image_sets.hold_out(train)[0].num_classes, test.num_classes) == (12, 15)
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_exercises_that_a_page_names_exist(page):
-    named = set(re.findall(r"\b(\d\d\.\d)\b", page.read_text("utf-8")))
-    assert named <= set(exercises.known())
-
-
-def test_the_prediction_sheet_is_one_printed_page(browser):
-    page = browser.new_page()
-    page.goto((ROOT / "docs/_static/prediction_sheet.html").as_uri())
-    printed = page.pdf(prefer_css_page_size=True)
-    page.close()
-    assert len(re.findall(rb"/Type\s*/Page\b", printed)) == 1
 
 
 def test_the_prediction_sheet_asks_what_the_notebooks_ask():

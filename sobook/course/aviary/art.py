@@ -8,7 +8,6 @@ y from -0.5 (back) to 0.5 (belly); heads count in head radii.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from random import Random
 
 from PIL import Image
 
@@ -110,7 +109,7 @@ class Pose:
         self.step = swing(rng, 9 * lively)
         self.ground = self.at(0, 0.45).imag + look.legs + 9
 
-    def _neck(self, look: Look, rng: Random, lively: float) -> Points:
+    def _neck(self, look: Look, rng: Chance, lively: float) -> Points:
         shoulder, base = self.at(0.24, -0.06), self.at(0.38, -0.30 * self.body.real)
         reach = (look.neck + 0.35 * look.head) * (1 + swing(rng, 0.12 * lively))
         top = base + turn(64 + swing(rng, 16 * lively)) * reach

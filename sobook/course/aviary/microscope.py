@@ -39,7 +39,7 @@ class _Replay(Chance):
 
     def __init__(self, seed: str) -> None:
         super().__init__(seed)
-        self.given: Mapping[str, list] = {}
+        self.given: dict[str, list] = {}
         self.taken: dict[str, list] = defaultdict(list)
 
     def _draw(self, fresh: Callable[..., Any], *args: int) -> Any:
@@ -91,7 +91,7 @@ def redraw(
 
 
 def where_marks_differ(
-    one: Species, other: Species, instance: int, *, size: int = 96, seed: int = 0
+    one: Species, other: Species, instance: int
 ) -> dict[str, tuple[float, float, float]]:
     """Locate, in a picture of one species, the marks by which another species differs from it.
 
@@ -99,7 +99,7 @@ def where_marks_differ(
     are the mark's.
 
     Args:
-        one, instance, size, seed: the picture, as for `sobook.course.aviary.species.draw`.
+        one, instance: the picture, as for `sobook.course.aviary.species.draw`.
         other: a species of the same genus.
 
     Returns:
@@ -111,41 +111,38 @@ def where_marks_differ(
     """
     if one.genus != other.genus:
         raise SobookError(f"{one.name} and {other.name} are of different genera.")
-    before = np.asarray(redraw(one, instance, size=size, seed=seed)).astype(int)
+    before = np.asarray(redraw(one, instance)).astype(int)
     circles = {}
     for mark in MARKS:
         value = getattr(other.marks, mark)
         if value == getattr(one.marks, mark):
             continue
         painted = replace(one, marks=replace(one.marks, **{mark: value}))
-        after = np.asarray(redraw(painted, instance, size=size, seed=seed))
+        after = np.asarray(redraw(painted, instance))
         changed = np.argwhere(np.abs(after - before).max(axis=2) > 24)  # not its blurred rim
         if len(changed):
             (top, left), (bottom, right) = changed.min(axis=0), changed.max(axis=0)
-            radius = max(bottom - top, right - left) / 2 + 2
-            circles[mark] = tuple(
-                float(v) / size for v in ((left + right + 1) / 2, (top + bottom + 1) / 2, radius)
-            )
+            circle = left + right + 1, top + bottom + 1, max(bottom - top, right - left) + 4
+            circles[mark] = tuple(float(v) / 2 / len(before) for v in circle)
     return circles
 
 
 def name_mistakes(
-    images: ImageSet, queries: Sequence[int], found: np.ndarray, *, number: int = 100, seed: int = 0
+    images: ImageSet, queries: Sequence[int], found: np.ndarray
 ) -> tuple[list[list[str]], list[list[list[tuple[float, float, float]]]]]:
     """Captions and circles for a retrieval wall: how images of the wrong species differ.
 
     Args:
-        images: the set that was searched.
+        images: the set that was searched; of an aviary, that of 100 species and seed 0.
         queries: Q of its images.
         found: (Q, k) images that were found.
-        number, seed: species and seed of the aviary, if it is one.
 
     Returns:
         (Q, k) captions: the species of a wrong image, without the genus where it is the query's;
         "" for a right one. (Q, k) lists of circles around the marks by which such a relative
         differs, see `where_marks_differ`; none where the images were not drawn.
     """
-    birds = species(number, seed=seed) if images.name == "aviary" else ()
+    birds = species(100) if images.name == "aviary" else ()
 
     def describe(query: int, image: int) -> tuple[str, list[tuple[float, float, float]]]:
         wanted, name = (images.class_names[images.labels[i]] for i in (query, image))
@@ -154,7 +151,7 @@ def name_mistakes(
         if birds:
             other, one = (birds[int(of.partition(".")[0]) - 1] for of in (wanted, name))
             if one.genus == other.genus:
-                circles = where_marks_differ(one, other, int(images.paths[image].stem), seed=seed)
+                circles = where_marks_differ(one, other, int(images.paths[image].stem))
                 return one.name.rpartition(" ")[0], list(circles.values())
         return name.partition(".")[2].replace("_", " "), []
 
@@ -171,7 +168,6 @@ def slides(
     changes: Sequence[str] = tuple(KINDS),
     instances: int = 3,
     size: int = 96,
-    seed: int = 0,
 ) -> dict[str, np.ndarray]:
     """Redraw some birds with each of the changes: pictures for `by_bird`.
 
@@ -180,7 +176,7 @@ def slides(
         changes: what to change, as for `redraw`, and ``"all marks"``: the marks of a relative, the
             next of `birds` in the same genus, all at once.
         instances: I, pictures of each species.
-        size, seed: as for `redraw`.
+        size: as for `redraw`.
 
     Returns:
         change → (S, I, size, size, 3) uint8; ``"nothing"`` first, which is the pictures unchanged.
@@ -198,7 +194,7 @@ def slides(
             family = [bird for bird in birds if bird.genus == one.genus]
             relative = family[(family.index(one) + 1) % len(family)]
             one, change = replace(one, marks=relative.marks), AS_IT_WAS
-        pictures = [redraw(one, i, change, size=size, seed=seed) for i in range(instances)]
+        pictures = [redraw(one, i, change, size=size) for i in range(instances)]
         return np.stack([np.asarray(picture) for picture in pictures])
 
     return {
@@ -208,7 +204,7 @@ def slides(
 
 
 def by_bird(
-    encoder: Callable[[Tensor], Tensor], pictures: Mapping[str, np.ndarray], *, batch_size: int = 64
+    encoder: Callable[[Tensor], Tensor], pictures: Mapping[str, np.ndarray]
 ) -> pd.DataFrame:
     """Measure how far each bird's embedding moves when one thing changes.
 
@@ -220,19 +216,18 @@ def by_bird(
         encoder: an `Encoder`, or any function from images (B, 3, H, W) uint8 to embeddings (B, D).
             For an `Encoder` pictures are cropped as in evaluation; others get all of each picture.
         pictures: made by `slides`, of S species.
-        batch_size: B.
 
     Returns:
         S rows, one column per change; NaN where the change shows in no picture of a bird.
     """
     before = pictures[AS_IT_WAS]
-    embedded = _embed(encoder, before, batch_size)  # (S, I, D)
+    embedded = _embed(encoder, before)  # (S, I, D)
     first, second = np.triu_indices(before.shape[1], k=1)
     unit = np.linalg.norm(embedded[:, first] - embedded[:, second], axis=-1).mean()
     moved = {}
     for change in [name for name in pictures if name != AS_IT_WAS]:
         shows = (pictures[change] != before).any(axis=(2, 3, 4))  # (S, I)
-        after = _embed(encoder, pictures[change], batch_size)
+        after = _embed(encoder, pictures[change])
         distance = np.linalg.norm(after - embedded, axis=-1)
         moved[change] = pd.DataFrame(distance / unit).where(shows).mean(axis=1)
     return pd.DataFrame(moved)
@@ -254,18 +249,16 @@ def summarize(moved: pd.DataFrame) -> pd.DataFrame:
 
 
 @torch.inference_mode()
-def _embed(encoder: Any, pictures: np.ndarray, batch_size: int) -> np.ndarray:
+def _embed(encoder: Any, pictures: np.ndarray) -> np.ndarray:
     """(S, I, D) float64 embeddings of (S, I, H, W, 3) pictures, in evaluation mode."""
     flat = pictures.reshape(-1, *pictures.shape[2:])
-    side = getattr(encoder, "image_size", None)
-    if side is None:
-        images = torch.from_numpy(flat).permute(0, 3, 1, 2)
-    else:
+    images = torch.from_numpy(flat).permute(0, 3, 1, 2)
+    if side := getattr(encoder, "image_size", None):
         images = torch.stack([evaluation_crop(Image.fromarray(one), side) for one in flat])
     training = getattr(encoder, "training", False)
     if training:
         encoder.eval()
-    parts = [encoder(batch).cpu().double() for batch in images.split(batch_size)]
+    parts = [encoder(batch).cpu().double() for batch in images.split(64)]
     if training:
         encoder.train()
     return torch.cat(parts).numpy().reshape(*pictures.shape[:2], -1)

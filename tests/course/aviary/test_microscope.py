@@ -11,7 +11,6 @@ from PIL import Image, ImageFilter
 from sobook import Encoder
 from sobook.course.aviary import art, microscope, species as aviary
 from sobook.course.aviary.microscope import MARKS, NUISANCES, RELATIVE, redraw
-from sobook.course.aviary.scene import ENLARGEMENT
 from sobook.data.image_sets import ImageSet
 from sobook.data.loader import evaluation_crop
 from sobook.errors import SobookError
@@ -21,35 +20,11 @@ SOME = [ONE_OF_EACH_FORM[form] for form in ("thrush", "owl", "duck", "hummingbir
 BIRDS = [one for one in aviary.species(40) if one.genus != aviary.species(40)[0].genus][:6]
 
 
-def pixels(picture):
-    return np.asarray(picture).astype(int)
-
-
-@pytest.fixture
-def seen(monkeypatch):
-    """The bird's sheet in every picture drawn while the test runs."""
-    sheets, draw_bill = [], art.draw_bill
-
-    def noted(sheet, pose, look, marks):
-        sheets.append(sheet)
-        draw_bill(sheet, pose, look, marks)
-
-    monkeypatch.setattr(art, "draw_bill", noted)
-    return sheets
-
-
 @pytest.mark.parametrize("form", ONE_OF_EACH_FORM)
 def test_with_nothing_changed_the_picture_is_the_same_to_the_bit(form):
     assert set(ONE_OF_EACH_FORM) == set(aviary.FORMS)
     one = ONE_OF_EACH_FORM[form]
     assert redraw(one, 4, size=48).tobytes() == aviary.draw(one, 4, size=48).tobytes()
-
-
-@pytest.mark.parametrize("change", [*MARKS, *NUISANCES])
-def test_a_change_is_always_the_same_one(change):
-    one = ONE_OF_EACH_FORM["thrush"]
-    first, again, third = (redraw(one, i, change, size=48).tobytes() for i in (3, 3, 4))
-    assert first == again != third
 
 
 @pytest.mark.parametrize("change", NUISANCES)
@@ -68,19 +43,12 @@ def test_one_part_of_chance_is_drawn_anew_and_all_others_stay(change):
 
 
 @pytest.mark.parametrize("mark", MARKS)
-def test_another_mark_changes_the_bird_and_nothing_else(mark, seen):
+def test_another_value_of_a_mark_is_all_that_changes(mark):
     for i, one in enumerate(SOME):
-        seen.clear()
-        changed = (pixels(redraw(one, i)) != pixels(redraw(one, i, mark))).any(axis=2)
-        assert len(aviary.visible_choices(one.look)[mark]) > 1 or not changed.any()
-        assert not changed[~_silhouettes(seen)].any()
-
-
-def _silhouettes(seen):
-    """(96, 96) booleans: where any of the birds seen is, and a little around it."""
-    masks = [np.asarray(sheet.mask.reduce(ENLARGEMENT)) for sheet in seen]
-    whole = Image.fromarray(np.maximum.reduce(masks)).point(lambda value: 255 * (value > 0))
-    return np.asarray(whole.filter(ImageFilter.MaxFilter(11))) > 0
+        values = {*aviary.visible_choices(one.look)[mark]} - {getattr(one.marks, mark)}
+        others = [replace(one, marks=replace(one.marks, **{mark: value})) for value in values]
+        drawn = {aviary.draw(bird, i, size=48).tobytes() for bird in others or [one]}
+        assert redraw(one, i, mark, size=48).tobytes() in drawn
 
 
 def color_moments(images):
@@ -89,8 +57,8 @@ def color_moments(images):
     return torch.cat([values.mean(-1), values.std(-1)], dim=1)
 
 
-def measure(encoder, pictures, **options):
-    return microscope.summarize(microscope.by_bird(encoder, pictures, **options))
+def measure(encoder, pictures):
+    return microscope.summarize(microscope.by_bird(encoder, pictures))
 
 
 def test_movement_agrees_with_loops():
@@ -137,25 +105,21 @@ def test_what_shows_on_no_bird_is_not_measured():
 def test_an_encoder_sees_the_pictures_as_in_evaluation():
     encoder = Encoder.create("deit_micro_patch8_64", dim=16).train()
     pictures = microscope.slides(BIRDS[:3], changes=["cap"], instances=2, size=96)
-    table = measure(encoder, pictures, batch_size=4)
+    moved = microscope.by_bird(encoder, pictures)
     assert encoder.training  # as it was
 
     def cropped(images):
         drawn = [Image.fromarray(one) for one in images.permute(0, 2, 3, 1).numpy()]
         return encoder.eval()(torch.stack([evaluation_crop(picture, 64) for picture in drawn]))
 
-    columns = ["moved", "low", "high"]
-    assert np.allclose(table[columns], measure(cropped, pictures)[columns], atol=1e-4)
+    assert np.allclose(moved, microscope.by_bird(cropped, pictures), atol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
         (lambda: redraw(BIRDS[0], 1, "capp"), "unknown change 'capp'.*Did you mean 'cap'"),
-        (lambda: redraw(BIRDS[0], 1, RELATIVE), "unknown change 'all marks'"),
         (lambda: microscope.slides(BIRDS[:1]), "1 species with 3 picture.*2 or more"),
-        (lambda: microscope.slides(BIRDS, instances=1), "6 species with 1 picture.*2 or more"),
-        (lambda: microscope.slides(BIRDS, changes=["wings"], size=32), "unknown change 'wings'"),
     ],
 )
 def test_mistakes_get_one_sentence(call, sentence):
