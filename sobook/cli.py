@@ -4,7 +4,6 @@ Names of `sobook` are imported when first used, so ``--help`` never loads torch.
 """
 
 import argparse
-import os
 import sys
 import warnings
 from collections.abc import Iterable
@@ -96,7 +95,7 @@ class Train:
             print(sobook.training.dry_run(self.config))
             return
         run = sobook.fit(self.config)
-        if os.environ.get("RANK", "0") == "0":  # under torchrun, one process reports
+        if sobook.training.processes.launched()[0] == 0:  # under torchrun, one process reports
             _print_result(run.path.name, run.retrieval)
             _print_notes(run.retrieval["notes"])
             print(f"  trained and evaluated on {run.state['device']}\n{run.path}")
@@ -340,7 +339,7 @@ class Grade:
                   sobook grade handed-in/*/*.ipynb --out grades.csv --gradebook class.csv --jobs 2
     """
 
-    # The files handed in; 03_….ipynb, or any name, since the exercises tell.
+    # Submitted notebooks; any file name works, since the exercises identify the notebook.
     notebooks: tyro.conf.Positional[tuple[Path, ...]]
     out: Path  # The CSV to write, anew after each notebook.
     gradebook: Path | None = None  # A CSV with a row per student and a column per exercise.

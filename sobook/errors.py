@@ -1,4 +1,4 @@
-"""Errors that the caller can mend: one base class, near matches for typos, checks of settings.
+"""Errors that the caller can fix: one base class, suggestions for typos, checks of settings.
 
 A message says what is wrong, where, and what to do.
 """

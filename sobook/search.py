@@ -170,7 +170,7 @@ def calibrate(
     without = -np.sort(-elsewhere, axis=1)[:, :k].mean(1)
     rates = np.array([(nearness < threshold).mean(), (without >= threshold).mean()])
     winner, share = _vote(codes[nearest])
-    # One right and one wrong answer more, at an even share, so that no chance is 0 or 1.
+    # Add one right and one wrong answer at share 0.5, so that no probability is exactly 0 or 1.
     share, right = np.append(share, [0.5, 0.5]), np.append(winner == codes[asked], [True, False])
     model = LogisticRegression().fit(share[:, None], right)
     chance = np.array([model.coef_[0, 0], model.intercept_[0]])

@@ -1,4 +1,4 @@
-"""Batches: which images make one, how they are augmented, and making them ahead of need.
+"""Batches: which images go into each, how they are augmented, and how they are prefetched.
 
 The random numbers of a batch come from (seed, epoch, number of the batch) alone, so batches depend
 neither on the number of workers nor on where training was resumed. Start with `TrainingBatches`.
@@ -91,10 +91,10 @@ class TrainingBatches:
 def batch_plan(
     rng: np.random.Generator, labels: np.ndarray, batch_size: int, images_per_class: int = 0
 ) -> np.ndarray:
-    """Which images each batch of an epoch takes.
+    """Sampler: the images of every batch of an epoch, one row per batch.
 
     Args:
-        rng: the source of all chance.
+        rng: source of all draws.
         labels: (N,) whole numbers.
         batch_size: B; every batch is whole, the rest of the epoch is left out.
         images_per_class: 0 draws uniformly without replacement; m ≥ 2 puts m images each of B / m

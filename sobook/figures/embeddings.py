@@ -196,7 +196,7 @@ def embedding_maps(
 def map_panel(embeddings, labels, *, class_names: Sequence[str]) -> Figure:
     """The same points on many maps: UMAP with 5, 15 and 50 neighbors and two seeds, and PCA.
 
-    What all of them share may be believed; the rest belongs to the single map.
+    Trust only what all of them share; the rest is an artifact of a single map.
 
     Args:
         embeddings: (N, D).

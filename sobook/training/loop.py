@@ -66,7 +66,7 @@ def fit(
         processes.wait()
         if not run.finished:  # else another program has trained it meanwhile
             run.resume(trainer)
-            processes.wait()  # nobody writes before everybody has read
+            processes.wait()  # no process writes until all have read
             _train(run, data, trainer, progress, after_epoch)
         processes.wait()  # nobody leaves before the main process has written
     return run

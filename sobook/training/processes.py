@@ -41,7 +41,7 @@ class Processes:
         return self.rank == 0
 
     def wait(self) -> None:
-        """Return once every process has come here."""
+        """Return once every process has reached this call."""
         if self.count > 1:
             dist.barrier()
 

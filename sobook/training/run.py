@@ -184,7 +184,7 @@ class Run:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Make the folder and hold it: whoever else wants to train this run waits."""
+        """Create and lock the folder; any other process that trains this run waits."""
         if not self.writes:
             yield
             return
@@ -288,7 +288,7 @@ class Run:
                 return
             files.remove(partial)
             files.remove(old)
-            partial.mkdir()  # and not its parent: a drive mounts over no other folder
+            partial.mkdir()  # no parents: never create an unmounted drive's mount point
             ignored = shutil.ignore_patterns(".*", "tensorboard")
             shutil.copytree(self.path, partial, ignore=ignored, dirs_exist_ok=True)
             if target.exists():

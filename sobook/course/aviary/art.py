@@ -257,7 +257,7 @@ def _paint_head(coat: Sheet, pose: Pose, look: Look, marks: Marks) -> None:
 
 
 def _paint_eye(coat: Sheet, eye: complex, size: float, ring: str) -> None:
-    # Without a ring a hint of a rim, lest a dark eye drown in a dark face.
+    # Without a ring, draw a faint rim so that a dark eye stands out from a dark face.
     rim, color = (1.2, (86, 80, 84)) if ring == "none" else (3.2, PAINTS[ring])
     coat.mark(ellipse(eye, size + rim, size + rim), color)
     coat.mark(ellipse(eye, size, size), BLACK)

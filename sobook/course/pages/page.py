@@ -43,7 +43,7 @@ def render(name: str, title: str, data: Any, *, scripts: Sequence[str] = ()) -> 
         "script": "".join(map(read_asset, ("base.js", *scripts, f"{name}.js"))),
     }
     template = read_asset("page.html").replace("{{body}}", read_asset(f"{name}.html"))
-    # In one pass, so that what is filled in is never taken for a place to fill.
+    # In one pass, so that inserted text is never mistaken for a placeholder.
     return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], template)
 
 
