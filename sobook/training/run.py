@@ -161,6 +161,18 @@ class Run:
                 "restore them, name other data with --root, or train in another run_dir."
             )
 
+    def check_same_data(self, other: "Run") -> None:
+        """Refuse to set runs side by side that were tested on other pictures."""
+        mine, theirs = (
+            (run.config.dataset, run.state["test_classes"], run.state["made_of"]["pictures"])
+            for run in (self, other)
+        )
+        if mine != theirs:
+            raise RunError(
+                f"{self.path} and {other.path} were tested on other pictures: compare runs on the "
+                "same data."
+            )
+
     @property
     def finished(self) -> bool:
         """Did training and evaluation come to their end?"""
