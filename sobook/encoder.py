@@ -178,7 +178,7 @@ class Encoder(nn.Module):
 
     def fingerprint(self) -> str:
         """Short hash of what embeddings depend on: settings, layers, weights, mean and std."""
-        text = f"{self.settings()} {self} {weights_digest(self)}"
+        text = f"{self.settings()} {self.backbone} {self.head} {weights_digest(self)}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
