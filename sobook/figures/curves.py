@@ -42,7 +42,7 @@ def training_curves(runs: Mapping[str, Sequence[Mapping]], *, dim: int) -> Figur
                 epochs, values = [e["epoch"] for e in known], [e[key] for e in known]
                 axis.plot(epochs, values, marker="o", ms=4, **looks[name])
                 ends.append(f"{name} {values[-1]:.3f}")
-        at_end.append(f"{title}: {', '.join(ends) or style.not_measured(axis)}")
+        at_end.append(f"{title}: {', '.join(ends) or style.write_inside(axis, 'not measured')}")
         axis.set(title=title, xlabel="epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         axis.sharex(axes[recall])

@@ -191,7 +191,7 @@ def proxy_ribbons(
     cosine.axhline(-chance, **style.CHANCE_LINE)
     so.axhline(1 / dim, **style.CHANCE_LINE)
     if not recall.lines:
-        style.not_measured(recall)
+        style.write_inside(recall, "not measured")
     cosine.set(ylabel="cosine of a pair\n(median, 5–95 %)")
     so.set(ylabel="SO (mean\nsquared cosine)", ylim=(0, None))
     recall.set(xlabel="epoch (0: before training)", ylabel="Recall@1,\nheld-out classes")
