@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import multiprocessing
 import queue
 from dataclasses import field, make_dataclass
 from pathlib import Path
@@ -43,11 +44,14 @@ def test_a_study_interrupted_after_every_run_ends_with_the_same_table(tiny_study
     assert len(set(done)) == 11  # no finished run was repeated
 
 
-def test_workers_give_the_same_table_as_one_process(tiny_study, monkeypatch, tmp_path):
+# Spawned workers, as readers have them, import torch first; forked ones have it already.
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_workers_give_the_same_table_as_one_process(tiny_study, monkeypatch, tmp_path, start):
     tiny_study.write_text(tiny_study.read_text().replace("[0, 1, 2, 3]", "[0]"))
-    one = study.load(tiny_study)
+    one, context = study.load(tiny_study), multiprocessing.get_context(start)
     alone = study.run(one, jobs=1, progress=False)
     monkeypatch.setenv("SOBOOK_DATA", str(tmp_path / "other"))
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
     pd.testing.assert_frame_equal(study.run(one, jobs=2, progress=False), alone)
 
 
