@@ -1,19 +1,18 @@
 """The committed page and figures of the study data/studies/microscope.py."""
 
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from sobook import figures
 from sobook.course.aviary import microscope, species
-from tests.course.studies.scripts import DATA, script
 
-study = script("microscope")
-
-
-def table_of(moved):
-    """(method, seed, epoch, bird) → distances, as `look` gives them."""
-    return study.with_means(pd.concat(moved, names=["method", "seed", "epoch", "bird"]))
+DATA = Path(__file__).resolve().parents[3] / "data"
+study = SimpleNamespace(**runpy.run_path(str(DATA / "studies/microscope.py")))
 
 
 @pytest.fixture
@@ -28,7 +27,7 @@ def made_up(rng):
         for epoch in (1, 2):
             moved["PA", seed, epoch] = usual * epoch / 2 * (1 + 0.01 * (seed - 1))
             moved["PA+SO", seed, epoch] = moved["PA", seed, epoch] * 1.1
-    return table_of(moved)
+    return study.with_means(pd.concat(moved, names=["method", "seed", "epoch", "bird"]))
 
 
 def test_the_tables_hold_what_was_measured(made_up):
