@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Circle, Rectangle
 from PIL import Image
@@ -203,11 +202,12 @@ def split_chart(splits: Mapping[str, Mapping[str, Any]], *, show: int) -> Figure
     classes, alt = style.evenly(classes, show), []
     for axis, (title, parts) in zip(axes, splits.items(), strict=True):
         counts = {part: (classes == as_array(c)[:, None]).sum(axis=0) for part, c in parts.items()}
-        table = pd.DataFrame(counts)
-        for part, below in (table.cumsum(axis=1) - table).items():
+        below = np.zeros(len(classes))
+        for part, count in counts.items():
             look = {"ec": "white", "lw": 0, **_PARTS[part]}
-            axis.bar(table.index, table[part], 0.9, below, label=part, **look)
-        several = (table > 0).sum(axis=1) > 1
+            axis.bar(np.arange(len(classes)), count, 0.9, below, label=part, **look)
+            below += count
+        several = sum(count > 0 for count in counts.values()) > 1
         title = f"{title}: {several.sum()} of {len(classes)} classes in more than one part"
         axis.set(title=title, ylabel="pictures")
         alt.append(title)
