@@ -7,7 +7,7 @@ import torch
 
 from sobook import figures
 from sobook.errors import SobookError
-from tests.figures.reading import PA, SO, texts
+from tests.figures.reading import PA, SO, legend, texts
 
 
 @pytest.fixture
@@ -89,14 +89,13 @@ def test_attention_maps_share_one_scale_in_multiples_of_uniform(images):
 
 
 def test_queries_are_picked_by_what_changed():
-    relevant = {"PA": [[0, 1], [1, 1], [0, 0], [1, 0]], "PA+SO": [[1, 1], [0, 1], [0, 0], [1, 0]]}
-    relevant = {name: np.array(rows, bool) for name, rows in relevant.items()}
-    assert figures.pick_queries("fixed", relevant).tolist() == [0]
-    assert figures.pick_queries("broken", relevant).tolist() == [1]
-    assert figures.pick_queries("hardest", relevant, 2).tolist() == [2, 3]
+    before = np.array([[0, 1], [1, 1], [0, 0], [1, 0]], bool)
+    relevant = {"PA": before, "PA+SO": np.array([[1, 1], [0, 1], [0, 0], [1, 0]], bool)}
     gallery, labels = np.array([[0, 0], [2, 1], [1, 2], [1, 2]]), np.array([0, 1, 2, 2])
-    picked = figures.pick_queries("confused", relevant, gallery_labels=gallery, labels=labels)
-    assert picked.tolist() == [1, 2, 3]  # classes 1 and 2 retrieve each other
+    known = {"gallery_labels": gallery, "labels": labels}  # classes 1 and 2 retrieve each other
+    picked = {"fixed": [0], "broken": [1], "hardest": [2, 3], "confused": [1, 3]}
+    for which, expected in picked.items():
+        assert figures.pick_queries(which, relevant, 2, **known).tolist() == expected
     with pytest.raises(SobookError, match="fixed"):
         figures.pick_queries("best", relevant)
 
@@ -106,15 +105,11 @@ def test_split_chart_counts_classes_in_several_parts():
     disjoint = {"train": labels[:12], "validation": labels[12:16], "test": labels[16:]}
     mixed = {"train": labels[::2], "test": labels[1::2]}
     figure = figures.split_chart({"mixed": mixed, "disjoint": disjoint}, show=6)
-    first, second = figure.axes
-    assert "6 of 6 classes in more than one part" in first.get_title()
-    assert "0 of 6 classes in more than one part" in second.get_title()
-    for axis in (first, second):  # every picture is in a bar, and every column holds four
-        tops = np.zeros(6)
+    for axis, number in zip(figure.axes, (6, 0), strict=True):
+        assert f"{number} of 6 classes in more than one part" in axis.get_title()
+        tops = np.zeros(6)  # every picture is in a bar, and every column holds four
         for bar in axis.patches:
             tops[round(bar.get_x() + 0.45)] += bar.get_height()
         assert tops.tolist() == [4] * 6
-    assert first.get_ylim() == second.get_ylim()
-    names = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert names == ["train", "test", "validation"]  # including a part of one panel only
+    assert legend(figure) == ["train", "test", "validation"]  # including a part of one panel only
     assert len(figures.split_chart({"disjoint": disjoint}, show=3).axes[0].patches) == 3 * 3
