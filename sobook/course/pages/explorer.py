@@ -239,7 +239,8 @@ def _add_maps(
         run["trust"][method] = str(quality(images, places))
         if onto is not run:
             target = onto["maps"][method]
-            places, stars = align(places, target), align(places, target, stars)
+            turn = align(places, target)
+            places, stars = places @ turn, stars @ turn
         low, high = np.quantile(places, [0.005, 0.995], axis=0)
         middle, side = (low + high) / 2, 1.1 * (high - low).max()
         for kind, points in (("maps", places), ("stars", stars)):
