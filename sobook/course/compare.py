@@ -1,11 +1,13 @@
 """Parts of checks: call a student's function, and say how its answer and the truth differ.
 
-`compare` knows the results of typical mistakes (clues); where none fits, it says how the answer
-relates to the expected value. Whatever is not right raises `Wrong`.
+`settle` compares what a check yields, first with the truth, then with the results of typical
+mistakes (clues); where none fits, it says how the answer relates to the truth. Whatever is not
+right raises `Wrong`.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,6 +37,28 @@ class Wrong(Exception):
     """An answer that is not right; the message says what is off, to the student."""
 
 
+class Outcome(NamedTuple):
+    """The value of a student's function, to be compared with the truth."""
+
+    value: object
+    expected: object
+    tolerance: float = 1e-4  # relative to the largest entry
+
+
+Steps = Iterator[Clue | Outcome]
+
+
+def settle(check: Callable[[object], Steps | None], answer: object) -> None:
+    """Compare each outcome that a check yields, knowing the clues that it yielded before."""
+    clues: list[Clue] = []
+    for step in check(answer) or ():
+        if isinstance(step, Outcome):
+            compare(*step, clues)
+            clues = []
+        else:
+            clues.append(step)
+
+
 def call(answer: object, *arguments: object) -> object:
     """Call a student's function on copies of the arguments; what goes wrong becomes `Wrong`."""
     if not callable(answer):
@@ -49,10 +73,10 @@ def call(answer: object, *arguments: object) -> object:
     return value
 
 
-def compare(value: object, expected: object, *clues: Clue, tolerance: float = 1e-4) -> None:
+def compare(
+    value: object, expected: object, tolerance: float = 1e-4, clues: Sequence[Clue] = ()
+) -> None:
     """Compare a number or an array: shape first, then values, then what the difference looks like.
-
-    `tolerance` is relative to the largest entry.
 
     Raises:
         Wrong: with the clue that fits, or how the answer relates to the expected one.
