@@ -321,7 +321,8 @@ def so_from_spectrum(answer) -> Steps:
         yield (fourth - classes) / pairs, "that is the mean over pairs; the sum is asked for."
         yield ((sigma**2 - 1) ** 2).sum(), zeros
         yield ((sigma - 1) ** 2).sum(), "the eigenvalues of P̂P̂ᵀ are σ², not σ."
-        yield Outcome(call(answer, sigma, classes), fourth - classes)
+        truth = np.square(unit @ unit.T - np.eye(classes)).sum()
+        yield Outcome(call(answer, sigma, classes), truth)
 
 
 def simplex(answer) -> None:
