@@ -45,7 +45,7 @@ STANDS_ALONE |= {"baselines": (), "geometry": (), "embedding": ("data", "encoder
 # The drawn birds are one data set of many: found by name, imported when asked for.
 BY_NAME = {
     ("sobook.data.image_sets", "sobook.course.aviary.species"),
-    ("sobook.encoder", "sobook.course.aviary.micro"),
+    ("sobook.encoder", "sobook.course.aviary.micro_deit"),
 }
 
 MODULES = {

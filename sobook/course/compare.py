@@ -21,9 +21,7 @@ _RELATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "the sign is the wrong way round.": np.negative,
     "it is twice too large: is every pair counted twice?": lambda x: 2 * x,
     "it is half of what it should be: a factor 2 is missing.": lambda x: x / 2,
-    "it is a hundred times too large: a fraction is asked for, not a percentage.": lambda x: (
-        100 * x
-    ),
+    "it is a hundred times too large: give a fraction, not a percentage.": lambda x: 100 * x,
     "it is the square of what is asked for: the root is missing.": np.square,
     "it is the square root of what is asked for.": np.sqrt,
     "it is the reciprocal of what is asked for.": lambda x: 1 / x,
