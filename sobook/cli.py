@@ -7,7 +7,6 @@ import argparse
 import sys
 import warnings
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Union
@@ -379,21 +378,17 @@ class Grade:
 
         if not self.notebooks or self.jobs < 1:
             raise SobookError("grade needs a notebook or more, and --jobs 1 or more.")
-        students = grade.read_class_list(self.class_list) if self.class_list else None
-        grades: list[Any] = []
-
-        def verdicts(path: Path, name: str) -> list[Any]:
-            return grade.grade(path, name=name, timeout=self.timeout, execute=self.execute)
-
-        with ThreadPoolExecutor(self.jobs) as pool:  # they wait for kernels, which are processes
-            names = grade.names(self.notebooks, students or ())
-            for name, new in zip(names, pool.map(verdicts, self.notebooks, names), strict=True):
-                print(f"{name}: {sum(one.passed for one in new)} of {len(new)} passed", flush=True)
-                grades += new
-                grade.write(grades, self.out)  # each time, so that a stop loses nothing
-        print(self.out)
-        if self.gradebook is not None:
-            print(grade.write_gradebook(grades, self.gradebook, students))
+        failed = 0
+        for grades in grade.grade_class(**vars(self)):
+            passed = sum(one.passed == "yes" for one in grades)
+            print(f"{grades[0].notebook}: {passed} of {len(grades)} passed", flush=True)
+            failed += any(one.passed == "" for one in grades)
+        print(*filter(None, (self.out, self.gradebook)), sep="\n")
+        if failed:
+            raise SobookError(
+                f"{failed} notebooks could not be graded; the reasons are in {self.out}. The same "
+                "command grades them, and leaves the others as they are."
+            )
 
 
 COMMANDS: dict[str, Any] = {"prepare": Prepare, "train": Train, "evaluate": Evaluate}

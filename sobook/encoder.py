@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from sobook import files
 from sobook.errors import EncoderError, SobookError, check_choice, first_line, plain, suggest
 
-MICRO = "deit_micro_patch8_64"  # sobook's own, see `sobook.course.aviary.micro`
+MICRO = "deit_micro_patch8_64"  # sobook's own, see `sobook.course.aviary.micro_deit`
 _TOKENS = {"cls": slice(0, 1), "dist": slice(1, 2), "mean": slice(0, 2)}  # their mean is taken
 
 
@@ -225,7 +225,7 @@ def _make_backbone(name: str, config: dict, weights: Any, image_size: int | None
     """timm model without classifier, with its weights."""
     architecture = config["architecture"] if config else name
     if architecture.startswith(MICRO):  # by name: the encoder can be used without the aviary
-        importlib.import_module("sobook.course.aviary.micro")
+        importlib.import_module("sobook.course.aviary.micro_deit")
     scheme, _, place = name.partition(":")
     if name.startswith(MICRO) and weights in ("micro", "pretrained"):
         weights = files.shipped(f"{MICRO}.safetensors")

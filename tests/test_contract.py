@@ -31,13 +31,13 @@ BUDGET = {
     "data": (("sobook.data",), 1386, 1050),
     "training": (("sobook.training",), 1735, 1150),
     "figures": (("sobook.figures",), 1299, 1200),
-    "course": (("sobook.course",), 1386, 1220),
+    "course": (("sobook.course",), 1459, 1220),
     "aviary": (("sobook.course.aviary",), 1288, 1270),
     "studies": (("sobook.course.studies",), 835, 650),
-    "pages": (("sobook.course.pages",), 756, 660),
+    "pages": (("sobook.course.pages",), 757, 660),
 }
 WEB_BUDGET, WEB_GOAL = 3553, 3100
-TESTS_BUDGET, TESTS_GOAL = 11727, 9500
+TESTS_BUDGET, TESTS_GOAL = 11809, 9500
 FOUNDATION = ("errors", "files")
 # What these import of sobook beside the foundation, so that each can be read alone.
 STANDS_ALONE = {"losses": (), "statistics": (), "retrieval": ("statistics",), "encoder": ()}
@@ -45,7 +45,7 @@ STANDS_ALONE |= {"baselines": (), "geometry": (), "embedding": ("data", "encoder
 # The drawn birds are one data set of many: found by name, imported when asked for.
 BY_NAME = {
     ("sobook.data.image_sets", "sobook.course.aviary.species"),
-    ("sobook.encoder", "sobook.course.aviary.micro"),
+    ("sobook.encoder", "sobook.course.aviary.micro_deit"),
 }
 
 MODULES = {

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from sobook import files
-from sobook.course.aviary import micro
+from sobook.course.aviary import micro_deit
 from sobook.data import image_sets
 from sobook.embedding import embed
 from sobook.encoder import Encoder
 
-MICRO = micro.NAME
+MICRO = micro_deit.NAME
 
 
 @pytest.fixture(scope="module")
