@@ -14,8 +14,9 @@ import pandas as pd
 from sobook import files
 from sobook.course.studies import figures
 from sobook.course.studies.study import Study, load, provenance
+from sobook.errors import SobookError
 from sobook.figures.style import Figure
-from sobook.statistics import Comparison, compare_seeds, holm, t_interval, verdict
+from sobook.statistics import Comparison, compare_seeds, holm, missing, t_interval, verdict
 
 _TRAINED = {
     "head": "Head and proxies trained on frozen features; nothing was fine-tuned.",
@@ -57,12 +58,26 @@ def comparisons(study: Study, table: pd.DataFrame) -> pd.DataFrame:
 
     Columns: row, that of `summary`; metric, or "second − first" for two metrics of the same
     run; seeds; difference, low, high (95 % t interval over seeds), p (paired t test), p_holm,
-    verdict. A comparison over fewer than two seeds is left out.
+    verdict. One that is not possible, for lack of runs or of a finite number, counts with p = 1.
     """
     metrics, columns = study.family.metrics or (study.metric,), study.family.columns
     result, compared = _paired(study, table, metrics, columns)
-    verdicts = [verdict(comparison, compared) for comparison in compared]
-    return result.assign(p_holm=holm(result["p"]), verdict=verdicts)
+    absent = max(0, _declared(study, metrics, columns) - len(compared))
+    family = [*compared, *[missing(0)] * absent]  # it keeps its size, whatever is missing
+    verdicts = [verdict(comparison, family) for comparison in compared]
+    corrected = holm([comparison.p_value for comparison in family])[: len(compared)]
+    return result.assign(p_holm=corrected, verdict=verdicts)
+
+
+def _declared(study: Study, metrics: Iterable[str], columns: Iterable) -> int:
+    """How many comparisons a study declares, whether they have been run or not."""
+    count, every = 0, {key: pd.DataFrame() for key in study.settings()}
+    for key, runs in every.items():
+        if study.family.where.items() <= dict(key).items():
+            baseline = _baseline(study, dict(key), every)
+            compared = baseline is not None and baseline is not runs
+            count += len(tuple(columns)) + len(tuple(metrics)) * compared
+    return count
 
 
 def outside_family(study: Study, table: pd.DataFrame) -> pd.DataFrame:
@@ -121,9 +136,9 @@ def _paired(
             pairs += [(metric, first[metric], second[metric]) for metric in metrics]
         for metric, *pair in pairs:
             values = pd.concat(pair, axis="columns", join="inner").to_numpy(float)
-            if len(values) > 1 and not np.isnan(values).any():
-                places.append((row, metric))
-                compared.append(compare_seeds(*values.T))
+            possible = len(values) > 1 and np.isfinite(values).all()
+            places.append((row, metric))
+            compared.append(compare_seeds(*values.T) if possible else missing(len(values)))
     numbers = pd.DataFrame(compared, columns=["n", "difference", "low", "high", "p_value"])
     numbers = numbers.set_axis(["seeds", "difference", "low", "high", "p"], axis="columns")
     return pd.DataFrame(places, columns=["row", "metric"]).join(numbers), compared
@@ -249,6 +264,9 @@ def _by_setting(study: Study, table: pd.DataFrame) -> dict[tuple, pd.DataFrame]:
     for key, runs in table.groupby(factors, dropna=False, sort=False) if factors else [((), table)]:
         values = [None if pd.isna(value) else value for value in key]  # NaN is not itself
         setting = tuple(zip(factors, values, strict=True))
+        if runs["seed"].duplicated().any():
+            twice = runs["seed"][runs["seed"].duplicated()].iloc[0]
+            raise SobookError(f"seed {twice} of {dict(setting)} is there twice: remove one row.")
         by_setting[setting] = runs.set_index("seed").sort_index()
     return by_setting
 
