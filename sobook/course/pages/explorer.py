@@ -64,6 +64,8 @@ def from_runs(runs: Sequence[Run], *, classes: int = 100, per_class: int = 20) -
     trained = [run.state["class_names"] for run in runs]
     if not runs or any(names != trained[0] for names in trained):
         raise SobookError("the explorer takes one run or more, all trained on the same classes.")
+    for run in runs[1:]:
+        run.check_same_data(runs[0])
     train, test = parts = _shown_sets(runs[0], classes, per_class)
     note = (
         f"{runs[0].config.dataset}: {train.num_classes} of {len(trained[0])} classes with proxies "
