@@ -405,7 +405,7 @@ def _image_sets(config: TrainConfig, run: "sobook.Run | None") -> dict[str, Any]
 
 def _print_result(title: str, result: dict[str, Any]) -> None:
     interval = result[next(key for key in result if key.endswith("_interval"))]
-    ends = "no interval over classes, since there is one class of queries"
+    ends = "no interval over classes: of fewer than 4 none covers"
     if interval is not None:
         ends = "95 % interval of the first over classes {:.3f} – {:.3f}".format(*interval)
     print(f"{title}:", "  ".join(f"R@{k} {value:.3f}" for k, value in result["recall"].items()))

@@ -162,7 +162,7 @@ def _facts(run: Run) -> dict[str, Any]:
 def _model_card(encoder: HubEncoder, facts: dict[str, Any]) -> str:
     config, retrieval = facts["config"], facts["retrieval"]
     interval = retrieval["recall_at_1_interval"]
-    ends = f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "none, of a single class"
+    ends = f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "none, of so few classes"
     recalls = ", ".join(f"Recall@{k} {value:.3f}" for k, value in retrieval["recall"].items())
     notes = "".join(f"- {note}\n" for note in retrieval["notes"])
     return f"""\

@@ -51,7 +51,7 @@ class Retrieval:
         return np.bincount(classes).astype(np.float64), np.bincount(classes, weights=hits)
 
     def interval(self, k: int) -> tuple[float, float]:
-        """95 % interval of Recall@K over classes (`statistics.class_interval`), NaN for one class."""
+        """95 % interval of Recall@K over classes, see `statistics.class_interval`."""
         queries, hits = self.by_class(k)
         return statistics.class_interval(hits, queries)
 

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special, stats
 
 from sobook.errors import SobookError
 
 RESAMPLES = 10_000  # draws of a bootstrap or a permutation test
 LEVEL = 0.95  # coverage of the interval of a comparison
-FEWEST = 20  # classes; of fewer, a bootstrap interval covers too little (tests/benchmarks/coverage)
+FEWEST = 4  # classes for an interval; of fewer, no interval that we tried covers .93 to .97
+FEWEST_TO_DRAW = 20  # classes for a bootstrap, which covers too little of fewer
 _ROUNDING = 1e-9  # differences that vary by less do not vary
 
 
@@ -68,7 +69,7 @@ def compare_classes(first: Any, second: Any, k: int = 1) -> Comparison:
         raise SobookError("the two results are not on the same queries: evaluate both alike.")
     queries, before = first.by_class(k)
     change = second.by_class(k)[1] - before
-    interval = class_interval if len(queries) >= FEWEST else _ratio_interval
+    interval = class_interval if len(queries) >= FEWEST_TO_DRAW else _ratio_interval
     low, high = interval(change, queries)
     sizes, counts = np.unique(np.abs(change), return_counts=True)
     # Of n classes whose change has the same size, Binomial(n, ½) keep their sign.
@@ -162,16 +163,17 @@ def class_interval(successes: np.ndarray, queries: np.ndarray) -> tuple[float, f
     """95 % interval of successes per query, over classes.
 
     A percentile bootstrap that draws whole classes; below twenty classes, where that covers too
-    little (.86 of the time at four), the t interval of the ratio on the logit scale.
+    little (at four .81 to .86 of the time), the t interval of the ratio on the logit scale, which
+    covers .95 to .97 (tests/benchmarks/coverage.py).
 
     Args:
         successes: (C,) successes of each class.
         queries: (C,) queries of each class.
 
     Returns:
-        Its two ends; NaN for a single class, which says nothing of others.
+        Its two ends; NaN for fewer than four classes, which say too little of others.
     """
-    if len(queries) < FEWEST:
+    if len(queries) < FEWEST_TO_DRAW:
         return _logit_interval(successes, queries)
     # Classes with equal counts are interchangeable, so unique profiles are drawn instead: the same
     # bootstrap with fewer numbers (the 11,316 test classes of SOP have about 80 profiles).
@@ -185,7 +187,7 @@ def class_interval(successes: np.ndarray, queries: np.ndarray) -> tuple[float, f
 def _ratio_interval(successes: np.ndarray, queries: np.ndarray) -> tuple[float, float]:
     """t interval of Σ successes / Σ queries over classes (linearized); also for differences."""
     classes, total = len(queries), queries.sum()
-    if classes < 2:
+    if classes < FEWEST:
         return math.nan, math.nan
     ratio = successes.sum() / total
     variance = classes / (classes - 1) * np.square(successes - ratio * queries).sum() / total**2
@@ -198,13 +200,10 @@ def _logit_interval(successes: np.ndarray, queries: np.ndarray) -> tuple[float, 
     total = queries.sum()
     ratio = (successes.sum() + 0.5) / (total + 1)  # so that none is 0 or 1
     low, high = _ratio_interval(successes, queries)
-    least = stats.t.ppf((1 + LEVEL) / 2, max(1, len(queries) - 1)) * math.sqrt(
-        ratio * (1 - ratio) / total
-    )
-    half = max((high - low) / 2, least) / (ratio * (1 - ratio))
-    middle = math.log(ratio / (1 - ratio))
-    ends = [1 / (1 + math.exp(-end)) for end in (middle - half, middle + half)]
-    return (ends[0], ends[1]) if not math.isnan(low) else (math.nan, math.nan)
+    least = stats.norm.ppf((1 + LEVEL) / 2) * math.sqrt(ratio * (1 - ratio) / total)
+    half = np.maximum((high - low) / 2, least) / (ratio * (1 - ratio))
+    low, high = special.expit(special.logit(ratio) + np.array([-half, half]))
+    return float(low), float(high)
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:

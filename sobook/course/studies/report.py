@@ -64,9 +64,13 @@ def comparisons(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     result, compared = _paired(study, table, metrics, columns)
     absent = max(0, _declared(study, metrics, columns) - len(compared))
     family = [*compared, *[missing(0)] * absent]  # it keeps its size, whatever is missing
-    verdicts = [verdict(comparison, family) for comparison in compared]
+    verdicts = [
+        verdict(comparison, family) if np.isfinite(comparison.difference) else "not measured"
+        for comparison in compared
+    ]
     corrected = holm([comparison.p_value for comparison in family])[: len(compared)]
-    return result.assign(p_holm=corrected, verdict=verdicts)
+    result = result.assign(p_holm=corrected, verdict=verdicts)
+    return result if result["difference"].notna().any() else result[:0]
 
 
 def _declared(study: Study, metrics: Iterable[str], columns: Iterable) -> int:
