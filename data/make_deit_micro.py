@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from sobook.course.aviary import micro
+from sobook.course.aviary import micro_deit
 from sobook.data import image_sets, loader, pixels
 from sobook.embedding import embed
 from sobook.encoder import Encoder
@@ -47,7 +47,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--weight-decay", type=float, default=0.05)
     parser.add_argument("--crop-scale", type=float, default=0.35)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=HERE / micro.WEIGHTS)
+    parser.add_argument("--out", type=Path, default=HERE / micro_deit.WEIGHTS)
     return parser.parse_args()
 
 
@@ -74,18 +74,20 @@ def by_genus(image_set: image_sets.ImageSet) -> image_sets.ImageSet:
 
 def frozen_recall(backbone: torch.nn.Module, image_set: image_sets.ImageSet) -> float:
     """Recall@1 of the backbone's features."""
-    encoder = Encoder(backbone, micro.NAME, None, 64, None)
+    encoder = Encoder(backbone, micro_deit.NAME, None, 64, None)
     found = embed(encoder, image_set, cache=False, progress=False)
     return evaluate(found, image_set.labels, ks=(1,)).recall[1]
 
 
 def train(args, image_set, judge) -> None:
     torch.manual_seed(args.seed)
-    model = timm.create_model(micro.NAME, num_classes=image_set.num_classes, drop_path_rate=0.05)
+    model = timm.create_model(
+        micro_deit.NAME, num_classes=image_set.num_classes, drop_path_rate=0.05
+    )
     model.set_distilled_training(True)  # forward gives the logits of both tokens
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=args.weight_decay)
     source = pixels.decode(image_set, 96, enlarge=False)
-    normalize = Encoder(model, micro.NAME, None, 64, None).normalize
+    normalize = Encoder(model, micro_deit.NAME, None, 64, None).normalize
     step, total, started = 0, args.epochs * (len(image_set) // args.batch_size), time.time()
     for epoch in range(1, args.epochs + 1):
         model.train()
@@ -129,7 +131,7 @@ def save(backbone: torch.nn.Module, file: Path) -> None:
 
 def backbone_of(model: torch.nn.Module) -> torch.nn.Module:
     """A copy without the classifiers."""
-    backbone = timm.create_model(micro.NAME, num_classes=0)
+    backbone = timm.create_model(micro_deit.NAME, num_classes=0)
     state = {k: v for k, v in model.state_dict().items() if not k.startswith("head")}
     backbone.load_state_dict(state)
     return backbone
@@ -142,7 +144,7 @@ def main() -> None:
         image_set = by_genus(image_set)
     train(args, image_set, whole_aviary(40, 20, seed=2))
     test = image_sets.load("aviary", "test")
-    result = frozen_recall(Encoder.create(micro.NAME, weights=args.out).backbone, test)
+    result = frozen_recall(Encoder.create(micro_deit.NAME, weights=args.out).backbone, test)
     print(json.dumps({"frozen_recall_at_1_on_test_species": round(result, 4)}))
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.2f} MB")
 

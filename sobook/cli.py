@@ -7,7 +7,6 @@ import argparse
 import sys
 import warnings
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Union
@@ -16,7 +15,7 @@ import tyro
 
 import sobook
 from sobook import files
-from sobook.errors import SobookError
+from sobook.errors import SobookError, check_choice
 from sobook.training.config import TrainConfig
 
 Several = tyro.conf.Positional[tuple[str, ...]]
@@ -40,8 +39,9 @@ class Source:
     token: str | None = None  # Which token is the feature: cls, dist or mean.
     device: str | None = None  # cpu, cuda …; default: a GPU if there is one.
 
-    def open(self) -> "tuple[TrainConfig, sobook.Encoder]":
-        """Settings of the data, and the encoder on its device."""
+    def open(self) -> "tuple[TrainConfig, sobook.Encoder, sobook.Run | None]":
+        """Settings of the data, the encoder on its device, and the run it is of."""
+        run = None
         names = ("dataset", "root", "options", "allow_partial")
         given = {name: value for name in names if (value := getattr(self, name))}
         if self.run is None:
@@ -54,7 +54,7 @@ class Source:
             if self.dataset not in (None, run.config.dataset):  # the run's options do not fit
                 given |= {"options": self.options, "allow_partial": self.allow_partial}
             config, encoder = run.config.replace(**given), run.encoder()
-        return config, encoder.to(sobook.training.processes.choose_device(self.device))
+        return config, encoder.to(sobook.training.processes.choose_device(self.device)), run
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,19 @@ class Evaluate(Source):
     """
 
     def __call__(self) -> None:
-        config, encoder = self.open()
-        result = sobook.training.evaluate_run(config, encoder, progress=True)
+        config, encoder, run = self.open()
+        sets = _image_sets(config, run)
+        notes = dict.fromkeys(note for part in sets.values() for note in part.notes)
+        if run is not None:
+            notes[f"epoch {run.state['selected_epoch']} of {run.config.epochs} was kept"] = None
+            parts = sobook.data.image_sets.test_splits(config.dataset)
+            tested = {name for part in parts for name in sets[part].class_names}
+            if trained := sorted(tested & {*run.state["class_names"]}):
+                listed = sobook.data.pictures.listed(trained)
+                notes[f"{len(trained)} test classes are named as ones trained on: {listed}"] = None
+        result = sobook.training.evaluate_run(config, encoder, sets=sets, progress=True)
         _print_result(self.run or f"{encoder.name}, frozen", result.summary())
+        _print_notes(notes)
         print(f"  computed on {encoder.mean.device}")
 
 
@@ -131,19 +141,23 @@ class Compare:
         import pandas as pd
 
         runs = [sobook.Run.load(path) for path in self.runs]
-        data = {(run.config.dataset, str(run.config.options)) for run in runs}
-        if len(runs) < 2 or len(data) > 1:
-            raise SobookError(f"compare needs two or more runs on the same data, not {data}.")
+        if len(runs) < 2:
+            raise SobookError("compare needs two or more runs.")
+        for run in runs[1:]:
+            run.check_same_data(runs[0])
         notes = dict.fromkeys(note for run in runs for note in run.retrieval["notes"])
         rows, first = [], None
         for run in runs:
-            result = sobook.training.evaluate_run(run.config, run.encoder(), progress=True)
+            result = sobook.training.evaluate_run(
+                run.config, run.encoder(), sets=run.sets, progress=True
+            )
             first = first or result
             low, high = result.interval(1)
             paired = sobook.statistics.compare_classes(first, result)
             difference = f"{paired.difference:+.3f} [{paired.low:+.3f}, {paired.high:+.3f}]"
             shape = sobook.describe(run.proxies())
             row = {"run": run.path.name, "so_weight": f"{run.config.so_weight:g}"}
+            row |= {"epoch": f"{run.state['selected_epoch']} of {run.config.epochs}"}
             row |= {"R@1": result.recall[1], "95 % interval": f"{low:.3f} – {high:.3f}"}
             row |= {"difference": "–" if result is first else difference}
             rows.append(row | {"RMS cos": shape.rms_cosine, "coherence": shape.coherence})
@@ -250,12 +264,23 @@ class Embed(Source):
     def __call__(self) -> None:
         import numpy as np
 
-        config, encoder = self.open()
-        images = sobook.load(config.dataset, self.split, **config.load_options)
+        config, encoder, run = self.open()
+        sets = _image_sets(config, run)
+        if self.split == "validation":  # those of the run: other classes of it were trained on
+            held = (config.validation_fraction, config.seed)
+            at_least = 1 if run is None else 2
+            images = sobook.data.image_sets.hold_out(sets["train"], *held, at_least=at_least)[1]
+        else:
+            check_choice("split", self.split, ("validation", *sets))
+            images = sets[self.split]
         embeddings = sobook.embed(encoder, images)
         arrays = {"embeddings": embeddings, "labels": images.labels}
-        arrays |= {"class_names": images.class_names, "paths": [str(path) for path in images.paths]}
+        arrays |= {
+            "class_names": images.class_names,
+            "paths": [str(path.absolute()) for path in images.paths],
+        }
         arrays["notes"] = np.array(images.notes, dtype=str)
+        arrays["encoder"] = np.array(encoder.fingerprint())
         with files.replacing(self.out.expanduser()) as partial, open(partial, "wb") as file:
             np.savez(file, **arrays)
         print(f"{self.out}: {len(embeddings):,} embeddings of dimension {embeddings.shape[1]}")
@@ -285,13 +310,13 @@ class Search(Source):
 
         if self.folder is None and self.index is None:
             raise SobookError("search needs --folder, pictures to index, or --index, a saved one.")
-        _, encoder = self.open()
+        _, encoder, _ = self.open()
         if self.folder is None:
-            index = search.Index.load(self.index)
+            index = search.Index.load(self.index, encoder)
         else:
             index = search.index_folder(encoder, self.folder)
             if index.calibration is not None:
-                print(f"its own pictures, asked as if new: {index.calibration}")
+                print(index.calibration)
             if self.index is not None:
                 print(f"{index.save(self.index)}: {len(index):,} pictures")
             _print_notes(index.left_out)
@@ -353,26 +378,29 @@ class Grade:
 
         if not self.notebooks or self.jobs < 1:
             raise SobookError("grade needs a notebook or more, and --jobs 1 or more.")
-        students = grade.read_class_list(self.class_list) if self.class_list else None
-        grades: list[Any] = []
-
-        def verdicts(path: Path, name: str) -> list[Any]:
-            return grade.grade(path, name=name, timeout=self.timeout, execute=self.execute)
-
-        with ThreadPoolExecutor(self.jobs) as pool:  # they wait for kernels, which are processes
-            names = grade.names(self.notebooks, students or ())
-            for name, new in zip(names, pool.map(verdicts, self.notebooks, names), strict=True):
-                print(f"{name}: {sum(one.passed for one in new)} of {len(new)} passed", flush=True)
-                grades += new
-                grade.write(grades, self.out)  # each time, so that a stop loses nothing
-        print(self.out)
-        if self.gradebook is not None:
-            print(grade.write_gradebook(grades, self.gradebook, students))
+        failed = 0
+        for grades in grade.grade_class(**vars(self)):
+            passed = sum(one.passed == "yes" for one in grades)
+            print(f"{grades[0].notebook}: {passed} of {len(grades)} passed", flush=True)
+            failed += any(one.passed == "" for one in grades)
+        print(*filter(None, (self.out, self.gradebook)), sep="\n")
+        if failed:
+            raise SobookError(
+                f"{failed} notebooks could not be graded; the reasons are in {self.out}. The same "
+                "command grades them, and leaves the others as they are."
+            )
 
 
 COMMANDS: dict[str, Any] = {"prepare": Prepare, "train": Train, "evaluate": Evaluate}
 COMMANDS |= {"compare": Compare, "study": Study, "explore": Explore, "lab": Lab, "embed": Embed}
 COMMANDS |= {"search": Search, "export": Export, "grade": Grade}
+
+
+def _image_sets(config: TrainConfig, run: "sobook.Run | None") -> dict[str, Any]:
+    """All parts of the data that a command names: those of the run, or others."""
+    if run is not None and config == run.config:
+        return run.sets
+    return sobook.data.image_sets.load_splits(config.dataset, **config.load_options)
 
 
 def _print_result(title: str, result: dict[str, Any]) -> None:

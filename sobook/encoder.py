@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from sobook import files
 from sobook.errors import EncoderError, SobookError, check_choice, first_line, plain, suggest
 
-MICRO = "deit_micro_patch8_64"  # sobook's own, see `sobook.course.aviary.micro`
+MICRO = "deit_micro_patch8_64"  # sobook's own, see `sobook.course.aviary.micro_deit`
 _TOKENS = {"cls": slice(0, 1), "dist": slice(1, 2), "mean": slice(0, 2)}  # their mean is taken
 
 
@@ -177,13 +177,20 @@ class Encoder(nn.Module):
         }
 
     def fingerprint(self) -> str:
-        """Short hash of settings and weights: the key of cached embeddings."""
-        digest = hashlib.sha256(repr(self.settings()).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            values = tensor.detach().cpu().reshape(-1)  # also single numbers, e.g. of a batch norm
-            digest.update(values.view(torch.uint8).numpy().data)
-        return digest.hexdigest()[:16]
+        """Short hash of what embeddings depend on: settings, layers, weights, mean and std."""
+        text = f"{self.settings()} {self.backbone} {self.head} {weights_digest(self)}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256 of all parameters and buffers, in hexadecimal."""
+    digest = hashlib.sha256()
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype}".encode())
+        values = tensor.detach().cpu().reshape(-1)  # also single numbers, e.g. of a batch norm
+        digest.update(values.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def make_head(features: int, dim: int | None) -> nn.Module:
@@ -218,7 +225,7 @@ def _make_backbone(name: str, config: dict, weights: Any, image_size: int | None
     """timm model without classifier, with its weights."""
     architecture = config["architecture"] if config else name
     if architecture.startswith(MICRO):  # by name: the encoder can be used without the aviary
-        importlib.import_module("sobook.course.aviary.micro")
+        importlib.import_module("sobook.course.aviary.micro_deit")
     scheme, _, place = name.partition(":")
     if name.startswith(MICRO) and weights in ("micro", "pretrained"):
         weights = files.shipped(f"{MICRO}.safetensors")

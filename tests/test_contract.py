@@ -23,21 +23,21 @@ BUDGET = {
     "geometry": (("sobook.geometry",), 290, 290),
     "retrieval": (("sobook.retrieval",), 240, 240),
     "statistics": (("sobook.statistics",), 220, 220),
-    "encoder": (("sobook.encoder",), 270, 270),
-    "embedding": (("sobook.embedding",), 70, 70),
-    "search": (("sobook.search",), 254, 220),
+    "encoder": (("sobook.encoder",), 277, 270),
+    "embedding": (("sobook.embedding",), 71, 70),
+    "search": (("sobook.search",), 275, 220),
     "baselines": (("sobook.baselines",), 110, 100),
-    "export and cli": (("sobook.export", "sobook.cli"), 621, 430),
-    "data": (("sobook.data",), 1368, 1050),
-    "training": (("sobook.training",), 1659, 1150),
+    "export and cli": (("sobook.export", "sobook.cli"), 656, 430),
+    "data": (("sobook.data",), 1386, 1050),
+    "training": (("sobook.training",), 1735, 1150),
     "figures": (("sobook.figures",), 1299, 1200),
-    "course": (("sobook.course",), 1386, 1220),
+    "course": (("sobook.course",), 1459, 1220),
     "aviary": (("sobook.course.aviary",), 1288, 1270),
     "studies": (("sobook.course.studies",), 835, 650),
-    "pages": (("sobook.course.pages",), 754, 660),
+    "pages": (("sobook.course.pages",), 757, 660),
 }
 WEB_BUDGET, WEB_GOAL = 3553, 3100
-TESTS_BUDGET, TESTS_GOAL = 11727, 9500
+TESTS_BUDGET, TESTS_GOAL = 11809, 9500
 FOUNDATION = ("errors", "files")
 # What these import of sobook beside the foundation, so that each can be read alone.
 STANDS_ALONE = {"losses": (), "statistics": (), "retrieval": ("statistics",), "encoder": ()}
@@ -45,7 +45,7 @@ STANDS_ALONE |= {"baselines": (), "geometry": (), "embedding": ("data", "encoder
 # The drawn birds are one data set of many: found by name, imported when asked for.
 BY_NAME = {
     ("sobook.data.image_sets", "sobook.course.aviary.species"),
-    ("sobook.encoder", "sobook.course.aviary.micro"),
+    ("sobook.encoder", "sobook.course.aviary.micro_deit"),
 }
 
 MODULES = {

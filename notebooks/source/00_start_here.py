@@ -71,7 +71,7 @@ import pandas as pd
 from sobook import geometry
 from sobook.course.aviary import microscope
 from sobook.course import exercises
-from sobook.course.predictions import predict, reveal
+from sobook.course.predictions import fold, predict, reveal
 from sobook.data import image_sets, pixels
 from sobook.embedding import embed
 from sobook.encoder import Encoder
@@ -155,7 +155,7 @@ figures.finish(
 # **Predict** Recall@1 on species that the network has never seen. (Guessing would be right about once in as many tries as there are species.)
 
 # %%
-guess = predict("00.a", None)
+predict("00.a", None)
 
 # %% tags=["slide"]
 frozen_encoder = Encoder.create(config.encoder, weights=config.weights)
@@ -164,11 +164,11 @@ frozen_embeddings = embed(frozen_encoder, test, progress=False)  # (N, F)
 frozen = evaluate(frozen_embeddings, test.labels)
 low, high = frozen.interval(1)
 reveal(
+    "00.a",
     str(frozen),
     f"Recall@1 {frozen.recall[1]:.3f}, 95 % interval over species "
     f"[{low:.3f}, {high:.3f}]",
     f"a random neighbor: about {1 / test.num_classes:.3f}",
-    prediction=guess,
     truth=frozen.recall[1],
 )
 
@@ -269,7 +269,7 @@ for run in (pa, pa_so):
 # Training with PA raises the cosines. **Predict.** And with SO: compared with the random proxies before training, is the typical size of a cosine (its root mean square) after PA+SO smaller, about the same (within a quarter), or larger?
 
 # %%
-guess = predict("00.b", None, choices=("smaller", "about the same", "larger"))
+predict("00.b", None, choices=("smaller", "about the same", "larger"))
 
 # %% tags=["hide-input", "slide"]
 proxies = {"PA": pa.proxies(), "PA+SO": pa_so.proxies()}  # (C, D) each
@@ -278,12 +278,12 @@ shapes |= {name: geometry.describe(p) for name, p in proxies.items()}
 family = [genus(name) for name in pa.state["class_names"]]
 ratio = shapes["PA+SO"].rms_cosine / shapes["before"].rms_cosine
 reveal(
+    "00.b",
     figures.proxy_heatmaps(
         {"before": pa.proxies(0), **proxies},
         groups=family,
         order=np.argsort(family, kind="stable"),  # genus by genus
     ),
-    prediction=guess,
     truth="smaller"
     if ratio < 0.75
     else "larger"
@@ -366,7 +366,7 @@ pd.DataFrame(
 # The heatmaps could hardly differ more. Now the search, on the test species. **Predict an order**, lowest Recall@1 first.
 
 # %%
-guess = predict("00.c", None, choices=("frozen", "PA", "PA+SO"), order=True)
+predict("00.c", None, choices=("frozen", "PA", "PA+SO"), order=True)
 
 # %% tags=["slide"]
 embeddings = {
@@ -385,8 +385,8 @@ for name, result in results.items():
         "MAP@R": f"{result.map_at_r:.3f}",
     }
 reveal(
+    "00.c",
     pd.DataFrame(rows).T,
-    prediction=guess,
     truth=sorted(results, key=lambda name: results[name].recall[1]),
 )
 
@@ -396,7 +396,7 @@ reveal(
 # %% tags=["slide"]
 pairs = [("frozen", "PA"), ("frozen", "PA+SO"), ("PA", "PA+SO")]
 changes = {(a, b): compare_classes(results[a], results[b]) for a, b in pairs}
-reveal(
+fold(
     figures.interval_plot(
         [
             (f"{b} − {a}", c.difference, c.low, c.high, f"{b} − {a}")
@@ -416,7 +416,7 @@ for (before, after), found in changes.items():
     said = verdict(found, list(changes.values()))
     numbers = f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
     sentences.append(f"{after} against {before}: {said}, {numbers}.")
-reveal(*sentences)
+fold(*sentences)
 
 # %% [markdown]
 # In the committed run (`aviary_finetune`, seed 0) Recall@1 is .416 frozen, .644 with PA and .662 with PA+SO. Training gains a lot. Between the two trainings, the interval contains zero; and it covers only the choice of *species*, not the luck of *one training run*. [08 · Benchmark](08_benchmark.ipynb) trains over several seeds before it says anything about PA against PA+SO.

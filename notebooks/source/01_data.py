@@ -119,7 +119,7 @@ figures.finish(
 # **Predict.** In how many of the thirteen marks do two species of one genus differ, on average?
 
 # %%
-guess = predict("01.a", None)
+predict("01.a", None)
 
 # %%
 pairs = pd.DataFrame(
@@ -134,10 +134,10 @@ pairs["marks that differ"] = differ
 counts = pairs.groupby("pair")["marks that differ"]
 counts = counts.value_counts(normalize=True).unstack(fill_value=0)
 reveal(
+    "01.a",
     counts.loc[["same genus", "other genus"]]
     .style.format("{:.0%}")
     .background_gradient(cmap="Blues", axis=None, vmax=1.6),
-    prediction=guess,
     truth=differ[same_genus].mean(),
 )
 
@@ -227,7 +227,7 @@ print({what: len(both) for what, both in overlap.items()})
 
 # %%
 TESTS = ("trained pictures", "new pictures", "new species")
-guess = predict("01.b", None, choices=TESTS, order=True)
+predict("01.b", None, choices=TESTS, order=True)
 
 # %%
 config = session.config()
@@ -307,9 +307,9 @@ said = [
     for e, one in excess.items()
 ]
 reveal(
+    "01.b",
     figures.interval_plot(rows, "gain of Recall@1 by training", reference=0.0),
     *said,
-    prediction=guess,
     truth=sorted(TESTS, key=lambda which: gains[which, 60].difference),
 )
 
@@ -496,7 +496,7 @@ exercises.check("01.2", chance_recall_at_1)
 # A folder with one subfolder per class is a data set: `sobook.load("folder", "train", root=…)`. Picture files from the wild hold surprises. Here is one bird, saved in five ways that cameras, scanners, printers and designers use every day: as a photograph that knows it was turned (EXIF), for print (CMYK), gray, with a palette, and cut out (with transparency). **Predict:** how many of the five does a plain `Image.open` hand to the network in another shape than (72 or 96, 96, 3)?
 
 # %%
-guess = predict("01.c", None)
+predict("01.c", None)
 
 # %%
 bird = aviary.draw(relatives[0], 3, size=96)
@@ -532,7 +532,7 @@ rows = {
     for path in files
 }
 wrong = sum(row["plain open"] != row["read_image"] for row in rows.values())
-reveal(pd.DataFrame(rows).T, prediction=guess, truth=wrong)
+reveal("01.c", pd.DataFrame(rows).T, truth=wrong)
 
 # %% [markdown]
 # Two dimensions, or four channels, may at least end in an error. The worst are those that do not: a sideways photograph is simply sideways; a palette picture opened plainly is a matrix of *color numbers*, which looks like a gray picture and is none; and whoever takes the first three of four channels gets inks for colors, or what was meant to be cut away. In the figure, the upper line is what plain opening gives (shown as a network would see it), the lower what `read_image` gives.

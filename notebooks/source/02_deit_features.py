@@ -169,7 +169,7 @@ exercises.check("02.1", patchify)
 # **Predict** the cosine of the two after the last block (at the start it is 0.55).
 
 # %%
-guess = predict("02.a", None)
+predict("02.a", None)
 
 # %% tags=["slide"]
 with torch.inference_mode():
@@ -183,11 +183,11 @@ alike = F.cosine_similarity(cls, dist)  # (B,)
 started = F.cosine_similarity(model.cls_token[0], model.dist_token[0]).item()
 local = F.cosine_similarity(cls[:, None], patches, dim=-1)  # (B, patches)
 reveal(
+    "02.a",
     f"cosine of class and distillation token: {started:.2f} before the first "
     f"block, {alike.mean():.2f} after the last (mean of {len(alike)} pictures)",
     "cosine of class token and patches after the last block: "
     f"{local.mean():.2f} on average",
-    prediction=guess,
     truth=alike.mean().item(),
 )
 
@@ -298,7 +298,7 @@ table.style.format("{:+.2f}")
 # **Predict.** Averaged over heads and pictures, how much more attention than an even spread would give it does the *bird* get? (1: the same; 2: twice as much.)
 
 # %%
-guess = predict("02.b", None)
+predict("02.b", None)
 
 # %% [markdown]
 # The birds are drawn, so we know where they are: `aviary.silhouette` gives the bird's outline in any picture. The maps leave the two prefix tokens out; 1 is the attention that every patch would get if it were spread evenly.
@@ -358,10 +358,10 @@ table = pd.DataFrame(
     index=[f"head {h + 1}" for h in range(len(on_bird))],
 )
 reveal(
+    "02.b",
     maps,
     f"{len(sample)} pictures; the bird covers {area:.0%} of them.",
     table.round(2),
-    prediction=guess,
     truth=over_even.mean() if session.quick else None,
 )
 
@@ -378,7 +378,7 @@ reveal(
 # **Predict** Recall@1 of the same network with *random weights* (chance is about .02).
 
 # %%
-guess = predict("02.c", None)
+predict("02.c", None)
 
 
 # %%
@@ -419,12 +419,12 @@ counts = np.bincount(test.labels)
 chance = (counts * (counts - 1)).sum() / (len(test) * (len(test) - 1))
 rows["chance"] = {"R@1": chance}
 reveal(
+    "02.c",
     figures.recall_curves(
         {which: result.recall for which, result in results.items()},
         {w: {k: r.interval(k) for k in r.ks} for w, r in results.items()},
     ),
     pd.DataFrame(rows).T.style.format("{:.3f}", na_rep=""),
-    prediction=guess,
     truth=results["untrained"].recall[1],
 )
 
@@ -480,7 +480,7 @@ figures.retrieval_wall(
 # **Predict.** Of all wrong first neighbors, which fraction is at least of the right genus? (An irrelevant picture drawn at random is in 8 %.)
 
 # %%
-guess = predict("02.d", None)  # between 0 and 1
+predict("02.d", None)  # between 0 and 1
 
 # %%
 group = np.array([name.split("_")[-1] for name in test.class_names])  # (C,)
@@ -493,11 +493,11 @@ strangers = test.labels[:, None] != test.labels[None]
 kin = (genera[:, None] == genera[None]) & strangers
 expected = kin[wrong].sum() / strangers[wrong].sum()
 reveal(
+    "02.d",
     f"{wrong.sum():,} of {len(test):,} nearest neighbors are of another "
     f"species, {wrong.mean():.0%}",
     f"of these, {fraction:.0%} are of the right genus; an irrelevant image "
     f"drawn at random would be in {expected:.0%}",
-    prediction=guess,
     truth=fraction,
 )
 

@@ -42,7 +42,7 @@ from pytorch_metric_learning import losses, miners
 
 from sobook import figures
 from sobook.course import exercises
-from sobook.course.predictions import predict, reveal
+from sobook.course.predictions import fold, predict, reveal
 from sobook.losses import ProxyAnchor
 from sobook import baselines
 from sobook.training.heads import HeadConfig, fit_head, frozen_recall
@@ -174,7 +174,7 @@ figures.finish(
 # **Predict.** Nine images make 36 pairs, 10 of them of one class. With $m = 1$, an angle of 60°, how many of the 36 have a gradient?
 
 # %%
-guess = predict("03.a", None)
+predict("03.a", None)
 
 # %%
 def distances(x):
@@ -195,7 +195,7 @@ pair_losses = {
     f"contrastive, m = {m}": (losses.ContrastiveLoss(neg_margin=m),)
     for m in (0.3, 1.0, 1.7)
 }
-reveal(gallery(pair_losses), prediction=guess, truth=works)
+reveal("03.a", gallery(pair_losses), truth=works)
 
 # %% [markdown]
 # Every positive pair pulls, however close it is already; of the negative pairs only those within the margin push. A larger margin lets more of them in. At $m = 1$ the stray is a mixed case: its own class pulls it home, and three orange images push it, two of them away from home. They nearly cancel, so the worst image of the batch has next to no arrow.
@@ -279,7 +279,7 @@ exercises.check("03.1", kind_of)
 # **Predict.** The stray lies in the middle of the wrong class. Does semi-hard mining send it home, leave it alone, or send it away?
 
 # %%
-guess = predict("03.b", None, choices=("home", "left alone", "away"))
+predict("03.b", None, choices=("home", "left alone", "away"))
 
 # %% tags=["slide", "hide-input"]
 MARGIN = 0.1
@@ -304,10 +304,10 @@ truth = (
     "left alone" if abs(along) < 1e-4 else "home" if along > 0 else "away"
 )
 reveal(
+    "03.b",
     gallery(triplet_losses),
     f"Of {len(a)} semi-hard triplets the stray is anchor or positive in "
     f"{inside}, and negative in {int((n == STRAY).sum())}.",
-    prediction=guess,
     truth=truth,
 )
 
@@ -470,7 +470,7 @@ exercises.check("03.2", sup_con)
 # **Predict.** 50 classes, and no scale ($\alpha = 1$). Before training, all cosines are about 0 and the loss is $\log 50 \approx 3.9$. How low can it get, at best?
 
 # %%
-guess = predict("03.c", None)
+predict("03.c", None)
 
 # %% tags=["slide", "hide-input"]
 def lowest(alpha, classes=50):
@@ -482,7 +482,7 @@ def lowest(alpha, classes=50):
 
 bounds = pd.Series({alpha: lowest(alpha) for alpha in (1, 2, 4, 8, 16, 32)})
 bounds = bounds.map("{:.4f}".format).rename_axis("α").to_frame("lowest loss")
-reveal(bounds.T, prediction=guess, truth=lowest(1))
+reveal("03.c", bounds.T, truth=lowest(1))
 
 # %% [markdown]
 # The best there is: every image on its class vector, and these as far apart as $C$ directions can be, at cosines of $-1/(C-1)$. Then $L = \log\big(1+(C-1)\,e^{-\alpha C/(C-1)}\big)$, which is Proposition 2 of NormFace. Cosines end at 1, so without a scale even perfect embeddings keep a large loss, and a gradient that pulls at images that are in the right place. A scale of 16 or more removes it.
@@ -630,7 +630,7 @@ cmp("SoftTriple", soft_triple(x, centers), library(x, y))
 # The blue class has a second center near the stray, as if it had learned that there are two kinds of blue. **What will the stray do now?**
 
 # %% tags=["slide", "hide-input"]
-reveal(
+fold(
     gallery(
         {
             "NormFace, α = 20": (
@@ -728,7 +728,7 @@ RUNS = {
     "SoftTriple": ("soft_triple", {}),
     "Proxy Anchor": ("proxy_anchor", {}),
 }
-guess = predict("03.d", None, choices=tuple(RUNS))
+predict("03.d", None, choices=tuple(RUNS))
 
 # %%
 base = HeadConfig(validation_fraction=0.0, device=session.device)
@@ -749,7 +749,7 @@ for name in RUNS:
     rows[name] = dict(zip(looks, found, strict=True))
 table = pd.DataFrame(rows).T.rename_axis("Recall@1, unseen species")
 best = table["20 epochs"].idxmax()
-reveal(table.round(4), prediction=guess, truth=best)
+reveal("03.d", table.round(4), truth=best)
 
 # %% [markdown]
 # Read the table from right to left.

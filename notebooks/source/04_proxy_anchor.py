@@ -76,7 +76,7 @@ def cmp(what, ours, reference):
 # **Predict.** Stanford Online Products has about sixty thousand training images in eleven thousand classes. By what factor does the number of comparisons fall from pairs to proxies? Ten? A thousand? A million?
 
 # %%
-guess = predict("04.a", None)
+predict("04.a", None)
 
 
 # %% tags=["slide"]
@@ -116,10 +116,10 @@ form = {
     "same-class pairs in a batch": "{:.1f}",
 }
 reveal(
+    "04.a",
     table.apply(
         lambda row: row.map(form.get(row.name, "{:,.0f}").format), axis=1
     ),
-    prediction=guess,
     truth=table.loc["pairs / image–proxy", "sop"],
 )
 
@@ -519,7 +519,7 @@ print(
 # - right: of all the negatives of a proxy, what share of the push do the hardest tenth get at $\alpha = 32$? Write this one down, between 0 and 1.
 
 # %%
-guess = predict("04.b", None)
+predict("04.b", None)
 
 # %% tags=["slide", "hide-input"]
 # α → line style
@@ -586,13 +586,13 @@ said = ", ".join(
     f"{share:.0%} at α = {alpha}" for alpha, share in hardest_tenth.items()
 )
 reveal(
+    "04.b",
     figures.finish(
         figure,
         "Weights of negatives in the gradient for four scales; the hardest "
         f"tenth of negatives carries {said}.",
     ),
     f"The share of the hardest tenth: {said}.",
-    prediction=guess,
     truth=hardest_tenth[32],
 )
 
@@ -832,7 +832,7 @@ pd.Series(describe_toy(four)).round(3).to_frame("four classes")
 # **Predict.** Now seven classes. Seven directions fit on a sphere comfortably. What will happen to the proxies?
 
 # %%
-guess = predict("04.c", None, choices=("all apart", "some merge"))
+predict("04.c", None, choices=("all apart", "some merge"))
 
 # %% tags=["slide"]
 seven = train_toy(classes=7)
@@ -842,9 +842,9 @@ both = {
 }
 closest = both["seven classes"]["largest cosine of two proxies"]
 reveal(
+    "04.c",
     figures.spheres({"after training": seven["after"]}, seven["labels"]),
     pd.DataFrame(both).round(3),
-    prediction=guess,
     truth="some merge" if closest > 0.95 else "all apart",
 )
 
@@ -1144,7 +1144,7 @@ print(
 # Training images prove nothing about retrieval. **Predict:** by how much does Recall@1 rise over the frozen features on the test species (.01 is one point)? And on held-out training classes, by more or less?
 
 # %%
-guess = predict("04.d", None)
+predict("04.d", None)
 
 # %%
 test = image_sets.load(config.dataset, "test", config.root, **config.options)
@@ -1167,6 +1167,7 @@ gain = (
     - results["test species", "frozen"].recall[1]
 )
 reveal(
+    "04.d",
     figures.interval_plot(
         [
             (f"{name}, {where}", result.recall[1], *result.interval(1), name)
@@ -1174,7 +1175,6 @@ reveal(
         ],
         "Recall@1",
     ),
-    prediction=guess,
     truth=gain,
 )
 

@@ -131,7 +131,7 @@ print(f"coherence {shape.coherence:.2f}, Welch bound {shape.welch_bound:.2f}")
 # Training with PA about doubles the RMS cosine of random directions, $1/\sqrt D$; notebook 05 printed the factor. Is that a few close pairs, or many? **Predict.** Of the pairs of random directions, one in forty or so has a cosine above $2/\sqrt D$. Which fraction of PA's pairs has?
 
 # %%
-guess = predict("06.a", None)
+predict("06.a", None)
 
 # %% tags=["slide"]
 rng = np.random.default_rng(session.seed)
@@ -163,10 +163,10 @@ above = {
 }
 often = ", ".join(f"{name} {part:.1%}" for name, part in above.items())
 reveal(
+    "06.a",
     table.round(3),
     f"RMS cosine in units of chance, 1/√{D} = {chance:.3f}: {said}.",
     f"Pairs with a cosine above twice that: {often}.",
-    prediction=guess,
     truth=above["PA"],
 )
 
@@ -227,7 +227,7 @@ exercises.check("06.1", closest_pair)
 # Under PA, two proxies *within* a genus have a larger mean cosine than two of different genera (notebook 00). **Predict.** Subtract the mean proxy from all of PA's proxies and scale them to unit length again. What becomes of that difference: larger, about the same (within a tenth), or smaller?
 
 # %%
-guess = predict("06.b", None, choices=("larger", "about the same", "smaller"))
+predict("06.b", None, choices=("larger", "about the same", "smaller"))
 
 # %% [markdown]
 # Heatmaps can be compared only when they share the order of the classes *and* the scale of the colors. Both are fixed here: classes stand genus by genus, black squares enclose the pairs of a genus, the scale is centered on zero and common. (On CUB, in full mode, the last word of the English name takes the place of the genus: all albatrosses, all sparrows.) The panel in the middle is PA with the mean proxy subtracted from every proxy; section 7 says why.
@@ -258,10 +258,10 @@ rows = pd.DataFrame(rows).T
 rows["difference"] = rows["within a genus"] - rows["between genera"]
 ratio = rows.loc["PA minus mean", "difference"] / rows.loc["PA", "difference"]
 reveal(
+    "06.b",
     drawn,
     f"{within.sum()} pairs within a genus, {(~within).sum()} between genera",
     rows.round(3),
-    prediction=guess,
     truth="larger"
     if ratio > 1.1
     else "smaller"
@@ -284,7 +284,7 @@ reveal(
 # Notebook 05 drew PA's angles against that bell: they move to smaller angles, all of them. **Predict** the *width* with SO: is the histogram of PA+SO's angles narrower than the bell, about as wide (within a quarter), or wider?
 
 # %%
-guess = predict("06.c", None, choices=("narrower", "about as wide", "wider"))
+predict("06.c", None, choices=("narrower", "about as wide", "wider"))
 
 # %% tags=["slide"]
 angles = {}
@@ -303,9 +303,9 @@ truth = "about as wide"
 if abs(ratio - 1) > 0.25:
     truth = "wider" if ratio > 1 else "narrower"
 reveal(
+    "06.c",
     figures.angle_histogram(proxies),
     angles.round(2),
-    prediction=guess,
     truth=truth,
 )
 
@@ -348,7 +348,7 @@ pd.DataFrame(rows).T.round(2)
 # **Predict.** In which epoch does the RMS cosine of PA's proxies change most? (The first is the warm-up: the backbone is frozen.)
 
 # %%
-guess = predict("06.d", None)
+predict("06.d", None)
 
 # %% tags=["slide"]
 moved = {
@@ -370,9 +370,9 @@ for name in runs:
     }
 rows = pd.DataFrame(rows).T
 reveal(
+    "06.d",
     figures.proxy_ribbons(moved, held_out, dim=D),
     rows.round(2),
-    prediction=guess,
     truth=rows.loc["PA", "largest change in epoch"],
 )
 
@@ -391,7 +391,7 @@ reveal(
 # **Predict** that fraction for PA, between 0 and 1.
 
 # %%
-guess = predict("06.e", None)
+predict("06.e", None)
 
 # %% tags=["slide"]
 sets = {"random directions": rng.standard_normal((C, D)), **proxies}
@@ -408,8 +408,8 @@ for name, p in sets.items():
         "coherence, mean subtracted": after.coherence,
     }
 reveal(
+    "06.e",
     pd.DataFrame(rows).round(3),
-    prediction=guess,
     truth=rows["PA"]["fraction of SO due to the mean"],
 )
 
@@ -427,7 +427,7 @@ for name, p in proxies.items():
 # **But why should all proxies share a direction?** Nothing in the loss asks for it, at first sight. A clue is where that direction points, seen from the images: *away* from the mean image, though the loss pulls images towards their proxies (notebook 04). SO takes most of the direction out of the proxies. **Predict** what that does to the images: are two training images of different classes closer to each other with SO than without, or further apart?
 
 # %%
-guess = predict("06.f", None, choices=("closer", "further apart"))
+predict("06.f", None, choices=("closer", "further apart"))
 
 # %%
 
@@ -467,7 +467,7 @@ for name in proxies:
 rows = pd.DataFrame(rows).T
 change = rows["mean cosine of images of two classes"].diff().iloc[-1]
 truth = "closer" if change > 0 else "further apart"
-reveal(rows.round(2), prediction=guess, truth=truth)
+reveal("06.f", rows.round(2), truth=truth)
 
 # %% [markdown]
 # In the committed run (`aviary_finetune`, seed 0) the cosine is −.931: images on one cone, proxies on the opposite one, as on the sphere of notebook 04. With SO the proxies' mean is short, but what there is of it points away just as much, and the images have crowded *more*. Keep this clue. What makes the two cones is the question of notebook 09.
@@ -613,7 +613,7 @@ exercises.check("06.3", without_mean)
 # **Predict.** Is ρ with "same genus" larger under PA or under PA+SO? SO asks for all cosines to be small; it does not ask for their *order* to change.
 
 # %%
-guess = predict("06.g", None, choices=("PA", "PA+SO"))
+predict("06.g", None, choices=("PA", "PA+SO"))
 
 
 # %%
@@ -668,8 +668,8 @@ columns = ["cosine against", "proxies", "Spearman ρ", "by chance (95 %)"]
 table = pd.DataFrame(rows, columns=columns)
 same = table[table["cosine against"] == "same genus"].set_index("proxies")
 reveal(
+    "06.g",
     table.round(3),
-    prediction=guess,
     truth=same.loc[["PA", "PA+SO"], "Spearman ρ"].idxmax(),
 )
 
@@ -722,7 +722,7 @@ shown
 # **Predict** Spearman's ρ between cosine and confusion under PA, between −1 and 1.
 
 # %%
-guess = predict("06.h", None)
+predict("06.h", None)
 
 
 # %%
@@ -754,11 +754,11 @@ for name in proxies:
         ),
     }
 reveal(
+    "06.h",
     figures.confusion_vs_cosine(
         {name: shapes[name].cosines for name in proxies}, confusions
     ),
     pd.DataFrame(rows).T,
-    prediction=guess,
     truth=rows["PA"]["ρ, all pairs"],
 )
 

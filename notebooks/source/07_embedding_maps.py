@@ -108,7 +108,7 @@ for name, points in spaces.items():
 # **Predict.** If the embeddings filled their $D$ dimensions evenly, two of them would hold $2/D$ of the variance. How much do they hold here, as a fraction, for PA?
 
 # %%
-guess = predict("07.a", None)
+predict("07.a", None)
 
 
 # %% tags=["slide"]
@@ -125,9 +125,9 @@ said = [
     for name, values in kept.items()
 ]
 reveal(
+    "07.a",
     f"evenly filled, 2 of {D} directions would hold {2 / D:.1%}",
     *said,
-    prediction=guess,
     truth=kept["PA"][1],
 )
 
@@ -214,7 +214,7 @@ figures.embedding_maps(spaces, genus_of[test.labels], **by_genus)
 # **Predict** the fraction of shared neighbors ($k = 15$) on the UMAP of PA.
 
 # %%
-guess = predict("07.b", None)
+predict("07.b", None)
 
 # %% [markdown]
 # ### Exercise 2 · Find the bug: shared neighbors
@@ -290,8 +290,8 @@ judged = pd.DataFrame(
     {key: judge(spaces[key[0]], m, test.labels) for key, m in maps.items()}
 ).T
 reveal(
+    "07.b",
     judged.round(2),
-    prediction=guess,
     truth=judged.loc[("PA", "UMAP"), f"shared of {K} neighbors"],
 )
 
@@ -314,7 +314,7 @@ reveal(
 # **Predict** Spearman's ρ between distances of classes in the space and on the UMAP of PA (1: same order, 0: unrelated).
 
 # %%
-guess = predict("07.c", None)
+predict("07.c", None)
 
 
 # %% tags=["slide"]
@@ -342,9 +342,9 @@ for (name, kind), plane in maps.items():
         "sizes of classes": spearmanr(true_spread, spread).statistic,
     }
 reveal(
+    "07.c",
     "Spearman ρ between the space and the map",
     pd.DataFrame(rows).T.round(2),
-    prediction=guess,
     truth=rows["PA", "UMAP"]["distances between classes"],
 )
 
@@ -387,7 +387,7 @@ for k, plane in noise_maps.items():
 # The same points, two seeds, three values of $k$: what stays, what moves? **Predict** the fraction of a point's 15 neighbors on the map that a change of *seed* alone leaves in place.
 
 # %%
-guess = predict("07.d", None)
+predict("07.d", None)
 
 # %% tags=["slide"]
 points = spaces["PA+SO"]
@@ -423,9 +423,9 @@ agreed = pd.DataFrame(
     {what: agreement(panel[a], panel[b]) for what, (a, b) in pairs.items()}
 ).T
 reveal(
+    "07.d",
     drawn,
     agreed.round(2),
-    prediction=guess,
     truth=agreed.iloc[0, 0],
 )
 
@@ -440,7 +440,7 @@ reveal(
 # In the loss, image and proxy of a class attract each other. **Predict** the mean cosine of an image with its own proxy, under PA: near 1, about a half, near 0?
 
 # %%
-guess = predict("07.e", None)
+predict("07.e", None)
 
 # %% tags=["slide"]
 train = some_images("train", classes=runs["PA"].state["class_names"], total=600)
@@ -479,8 +479,8 @@ def where_proxies_lie(name):
 
 rows = {name: where_proxies_lie(name) for name in runs}
 reveal(
+    "07.e",
     pd.DataFrame(rows).round(2),
-    prediction=guess,
     truth=rows["PA"]["cosine image – own proxy"],
 )
 

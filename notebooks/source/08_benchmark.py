@@ -42,7 +42,7 @@ from scipy import stats
 
 from sobook import figures, files
 from sobook.course import exercises
-from sobook.course.predictions import predict, reveal
+from sobook.course.predictions import fold, predict, reveal
 from sobook.data import benchmarks
 from sobook.losses import SO_WEIGHT
 from sobook.statistics import compare_classes, compare_seeds, verdict
@@ -69,13 +69,13 @@ from sobook.training.loop import evaluate_run
 # **Predict.** Notebook 06 showed what SO does to proxies. How large is the mean difference in Recall@1, PA+SO − PA (.01 is one point)?
 
 # %%
-effect = predict("08.a", None)
+predict("08.a", None)
 
 # %% [markdown]
 # And how large is the standard deviation of Recall@1 over *seeds of the same method*?
 
 # %%
-luck = predict("08.b", None)
+predict("08.b", None)
 
 # %% [markdown]
 # ## 2 · The results, and where they are from
@@ -104,9 +104,9 @@ table = (
 )
 frozen = results["frozen_recall_at_1"].mean()
 reveal(
+    "08.b",
     f"Recall@1 of the frozen encoder, before any training: {frozen:.3f}",
     table.T.unstack().round(3),
-    prediction=luck,
     truth=table["Recall@1", "std"].mean(),
 )
 
@@ -249,12 +249,12 @@ def finding(first, second, what):
 
 gained = recalls["PA"].mean() - frozen
 reveal(
+    "08.a",
     finding(recalls["PA"], recalls["PA+SO"], "Recall@1 on the aviary"),
     f"For scale: training with PA alone took Recall@1 from {frozen:.3f} "
     f"(frozen) to {recalls['PA'].mean():.3f}; the difference above is "
     f"{mean / gained:+.0%} of that gain.",
     f"Seeds with a positive difference: {(d > 0).sum()} of {n}.",
-    prediction=effect,
     truth=mean,
 )
 
@@ -341,7 +341,7 @@ exercises.check("08.2", seeds_needed)
 # **Predict.** Which of the two intervals is wider?
 
 # %%
-wider = predict("08.c", None, choices=("over seeds", "over classes"))
+predict("08.c", None, choices=("over seeds", "over classes"))
 
 # %% tags=["slide"]
 tested = {
@@ -352,9 +352,9 @@ by_class = compare_classes(tested["PA"], tested["PA+SO"], k=1)
 change, class_low, class_high = by_class.difference, by_class.low, by_class.high
 over_classes = class_high - class_low > high - low
 reveal(
+    "08.c",
     f"Over classes: {by_class}.",
     f"Over seeds: {compare_seeds(recalls['PA'], recalls['PA+SO'])}.",
-    prediction=wider,
     truth="over classes" if over_classes else "over seeds",
 )
 
@@ -462,7 +462,7 @@ pd.DataFrame(rows).T if rows else "These runs keep their last epoch."
 # **Predict.** By how much is the best of 60 epochs too high (.01 is one point)?
 
 # %%
-peek = predict("08.d", None)
+predict("08.d", None)
 
 # %% tags=["slide"]
 sigma = float(
@@ -476,11 +476,11 @@ gains["× the difference of section 4"] = gains["too high by"] / abs(mean)
 best = results.groupby("method")["recall_at_1"].agg(["mean", "max"])
 best["reporting the best adds"] = best["max"] - best["mean"]
 reveal(
+    "08.d",
     f"Standard deviation over seeds: {sigma:.4f}.",
     gains.round(4),
     "And the best seed of each method, in place of the mean:",
     best.round(4),
-    prediction=peek,
     truth=optimism_of[60],
 )
 
@@ -501,7 +501,7 @@ if "selected_epoch" in results:
 # First the aviary again, for 16 epochs in place of 8. λ is not the default here: it was chosen on validation classes (`finetune_aviary_tuning`: three values, two seeds, so nearly a coin's choice). "b learned" is a third method, a variant of PA that notebook 09 explains. Then photographs, since drawn birds are drawn birds: 100 complete classes of CUB-200-2011, cut to the bird's box by the collection we had them from, 58 of them training and 42 test classes by the usual rule (ids up to 100, and above). The encoder is a DeiT-Tiny at reduced resolution, so that two CPU cores could do it. These numbers are **committed**; the photographs are not part of the repository.
 
 # %% tags=["slide"]
-reveal(*report.show("finetune_aviary"), *report.show("finetune_cub"))
+fold(*report.show("finetune_aviary"), *report.show("finetune_cub"))
 
 # %% [markdown]
 # On photographs, fine-tuning is worth .22: from .606 to .831 (`finetune_cub`; on validation classes the curve is flat from the fourth of eight epochs on). SO changes that by −.004 [−.019, +.011] over five seeds, the threshold by −.001 [−.007, +.004] over three.
@@ -513,7 +513,7 @@ reveal(*report.show("finetune_aviary"), *report.show("finetune_cub"))
 # And on the aviary, where no test species shares its genus with a training species (in CUB hardly any does):
 
 # %%
-reveal(*report.show("finetune_genus"))
+fold(*report.show("finetune_genus"))
 
 # %% [markdown]
 # What does move Recall@1 here is the *split*: .411 for PA where the usual split has .680 (`finetune_genus`, `finetune_aviary`). The frozen encoder falls as well, from .416 to .233: whole genera are harder, whoever looks. Training adds .26 there and .18 here, so some of what it learned about new species it had learned from their relatives. Between the methods no difference is shown.
@@ -523,7 +523,7 @@ reveal(*report.show("finetune_genus"))
 # Baselines of pytorch-metric-learning, and other proxy regularizers, on equal terms: the same features, head, batches and number of steps. Each was tuned alike, with seven values of the parameter of its own that matters most, on validation classes; the chosen ones ran again on fresh seeds. (With proxies of unit length, *double* SO, $\|PP^\top - I\|^2 + \|P^\top P - I\|^2$, is SO with twice the weight and a constant; it is run here with lengths free.)
 
 # %%
-reveal(*report.show("baselines", rows=40))
+fold(*report.show("baselines", rows=40))
 
 # %% [markdown]
 # Five ways to spread proxies (SO, double SO, coherence, RegularFace, uniformity), each tuned, and none differs from PA by more than .001 in Recall@1 (`baselines`; intervals of about ±.005 to ±.007; 120 epochs, and PA itself falls by .014 when it trains twice as long, so this is no resting point). MultiSimilarity, which compares images with images, is level in Recall@1 and ahead in MAP@R, +.006. What the choice of $\alpha$ makes is larger than any of it: PA at α = 4, which the twelve validation classes preferred, is .017 *below* PA at α = 8. Validation classes can mislead, too.
@@ -531,7 +531,7 @@ reveal(*report.show("baselines", rows=40))
 # A loss is not compared before its own parameter is tuned. And these are *heads on frozen features*: which loss is best there says little about which is best when the backbone learns. On photographs at 224 pixels, the question is even whether *any* head is better than the frozen features themselves:
 
 # %%
-reveal(*report.show("cub_heads_tuning"), *report.show("cub_heads"))
+fold(*report.show("cub_heads_tuning"), *report.show("cub_heads"))
 
 # %% [markdown]
 # Here SO is ahead, for once, and it is worth a second look before it is passed on (`cub_heads`). At 20 epochs PA+SO has .845 and PA .839: higher. But PA is *below* the frozen .842, so half of the difference is damage that SO avoids; PA+SO is above frozen by .003, eight of 2,474 pictures; with twice the epochs all are below it; and in MAP@R, at the same 20 epochs, PA+SO is *behind* PA by .004. One number from this table makes an abstract. All of them make a question.

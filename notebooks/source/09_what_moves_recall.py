@@ -44,7 +44,7 @@ from IPython.display import HTML
 
 from sobook import figures, files
 from sobook.course import exercises
-from sobook.course.predictions import predict, reveal
+from sobook.course.predictions import fold, predict, reveal
 from sobook.data import image_sets
 from sobook.embedding import embed
 from sobook.course.pages import lab
@@ -64,7 +64,7 @@ from sobook.course.studies import report, study
 # **Predict.** How much of the gain is left after 120 epochs?
 
 # %%
-guess = predict("09.a", None)
+predict("09.a", None)
 
 # %% tags=["slide", "hide-input"]
 table = report.committed("convergence_heads")
@@ -72,8 +72,8 @@ at_120 = table.query("dim == 512 and epochs == 120").pivot(
     index="seed", columns="so_weight", values="recall_at_1"
 )
 reveal(
+    "09.a",
     *report.show("convergence_heads"),
-    prediction=guess,
     truth=(at_120[30] - at_120[0]).mean(),
 )
 
@@ -109,7 +109,7 @@ here.merge(there, on=keys, suffixes=(" here", " committed")).round(4)
 # **Predict.** From α = 32, random batches and 120 epochs: which moves Recall@1 most, the *scale* (to 8), the *batches* (to four images per class) or the *epochs* (to 240)?
 
 # %%
-guess = predict("09.b", None, choices=("scale", "batches", "epochs"))
+predict("09.b", None, choices=("scale", "batches", "epochs"))
 
 # %% tags=["slide", "hide-input"]
 table = report.committed("scale_batches")
@@ -124,7 +124,7 @@ if len(table):
         "epochs": level[32, 0, 240] - level[32, 0, 120],
     }
     truth = max(moved, key=lambda name: abs(moved[name]))
-reveal(*report.show("scale_batches"), prediction=guess, truth=truth)
+reveal("09.b", *report.show("scale_batches"), truth=truth)
 
 # %% [markdown]
 # At 20 epochs α = 4 looks best by far: +.045 over α = 32 (`scale_batches`). At 120 it is level with it, and the gain was speed. α = 8 is another matter: +.011 at 120 epochs and +.017 at 240. That is the largest effect of any setting on heads in this course, larger than that of SO at any λ, and every other study here uses α = 32, the published value. Four images per class in a batch lose at 20 epochs and gain +.013 at 240: an answer at one number of epochs is an answer to that number only.
@@ -137,7 +137,7 @@ reveal(*report.show("scale_batches"), prediction=guess, truth=truth)
 # The proxies of treated pairs end up far more orthogonal. **Predict.** Images of two classes whose proxies were spread: are they mistaken for each other less often than those of untreated pairs?
 
 # %%
-guess = predict(
+predict(
     "09.c", None, choices=("less often", "no difference shown", "more often")
 )
 
@@ -150,8 +150,8 @@ confusion = family[
 words = {"lower": "less often", "higher": "more often"}
 verdict = confusion["verdict"].iloc[-1]
 reveal(
+    "09.c",
     *report.show("randomized_so"),
-    prediction=guess,
     truth=words.get(verdict, verdict),
 )
 
@@ -195,7 +195,7 @@ figures.proxy_heatmaps(
 # **Predict.** The loss pulls the images of a class towards their proxy. Does the mean proxy point towards the mean embedding of the training images, at right angles to it, or away from it?
 
 # %%
-guess = predict("09.d", None, choices=("towards", "at right angles", "away"))
+predict("09.d", None, choices=("towards", "at right angles", "away"))
 
 # %% tags=["slide", "hide-input"]
 rows = {}
@@ -218,7 +218,7 @@ truth = (
     if cosine > 0
     else "away"
 )
-reveal(cones.round(3), prediction=guess, truth=truth)
+reveal("09.d", cones.round(3), truth=truth)
 
 # %% [markdown] tags=["slide"]
 # Proxies lie on one cone and images on another, and the two open in opposite directions. SO shortens the mean *proxy*. Look at what happens to the mean *embedding*: the tilt has not gone, it has moved.
@@ -257,7 +257,7 @@ print(
 # **Predict** the mean cosine of the proxies at $b = .4$, with λ = 0. (At $b = 0$ it is near .2 for heads on the aviary.)
 
 # %%
-guess = predict("09.e", None)
+predict("09.e", None)
 
 # %% [markdown]
 # Three runs, **recomputed**: 60 epochs and one seed each, so they differ a little from the study below, which has 120 epochs and ten seeds.
@@ -279,8 +279,8 @@ names = {
 three = study.run(part, progress=False)[list(names)].rename(columns=names)
 three.index = ["b = 0", "b = .4", "b learned"]
 reveal(
+    "09.e",
     three.round(3),
-    prediction=guess,
     truth=three.loc["b = .4", "mean proxy cosine"],
 )
 
@@ -294,7 +294,7 @@ lab.piece("threshold")
 # The whole study: six thresholds, three margins, with and without SO, ten seeds.
 
 # %% tags=["slide", "hide-input"]
-reveal(*report.show("threshold_aviary"))
+fold(*report.show("threshold_aviary"))
 
 # %% [markdown]
 # In `threshold_aviary`, reading from left to right: the common mode leaves the proxies as $b$ rises, and a learned $b$ finds the place by itself. The second row is what SO does not do. At $b = 0$ SO takes the tilt out of the proxies and puts it into the embeddings, whose mean grows from .607 to .783. A threshold takes it out of both: with $b$ learned the mean embedding has a length of .130.
@@ -310,7 +310,7 @@ reveal(*report.show("threshold_aviary"))
 # ### What is left for SO to do?
 
 # %% tags=["hide-input"]
-reveal(*report.show("threshold_so_aviary"))
+fold(*report.show("threshold_so_aviary"))
 
 # %% [markdown]
 # ### Where proxies are many, and on photographs
@@ -318,7 +318,7 @@ reveal(*report.show("threshold_so_aviary"))
 # With 1,300 classes in 128 dimensions, as in Stanford Online Products, proxies *cannot* be orthogonal. And drawn birds are drawn birds; so here are photographs too.
 
 # %% tags=["hide-input"]
-reveal(*report.show("threshold_many_classes"), *report.show("threshold_cub"))
+fold(*report.show("threshold_many_classes"), *report.show("threshold_cub"))
 
 # %% [markdown]
 # In `threshold_many_classes` the geometry is the same and the ending is not. A learned threshold is *higher* in Recall@1 than PA by +.008, SO at λ = 30 *lower* by −.003. (We had predicted that the threshold costs nothing; that it gains was not foreseen.) Is it speed again? At 120 epochs, with five seeds, PA has .187, SO .181 and the learned threshold .195: the gain stays. Part of it is the tilt in the embeddings: taking the mean proxy's direction out of them *after* training, without any retraining, brings SO to within −.001 of PA, and leaves the threshold +.005 of its +.008. In `threshold_cub` all heads end below the frozen encoder, which makes their order in Recall@1 one of damage done, not of quality; with the tuned head of notebook 08 a learned threshold is behind PA as well, and SO ahead of it.
@@ -360,7 +360,7 @@ pd.DataFrame(rows).T
 # **Predict.** The ratio of the two, marks over nuisances, grows by fine-tuning with PA. With PA+SO it becomes larger than with PA by more than a tenth, the same up to a tenth, or smaller?
 
 # %%
-guess = predict("09.f", None, choices=("larger", "the same", "smaller"))
+predict("09.f", None, choices=("larger", "the same", "smaller"))
 
 # %% tags=["slide", "hide-input"]
 moved = pd.read_csv(files.shipped("results/microscope.csv"))
@@ -369,9 +369,9 @@ change = change["moved"].item()
 singles = moved[moved["kind"] != "mean"]
 singles = singles[singles["method"] != "PA+SO − PA"]
 reveal(
+    "09.f",
     figures.movement_plot(dict(tuple(singles.groupby("method", sort=False)))),
     moved[moved["kind"] == "mean"].set_index(["method", "change"]).round(2),
-    prediction=guess,
     truth="the same"
     if abs(change) <= 0.1
     else "larger"
@@ -396,7 +396,7 @@ STEPS = (
     "SO, λ = 10",
     "choosing the epoch on test classes",
 )
-guess = predict("09.g", None, choices=STEPS, order=True)
+predict("09.g", None, choices=STEPS, order=True)
 
 # %% tags=["slide", "hide-input"]
 ladder = report.committed("ladder")
@@ -411,9 +411,9 @@ picture = HTML(
     f'style="max-width: 100%" src="data:image/png;base64,{data.decode()}">'
 )
 reveal(
+    "09.g",
     picture,
     ladder.round(3).set_index("label"),
-    prediction=guess,
     truth=[label for label in steps.index if label in STEPS],  # largest first
 )
 
@@ -430,7 +430,7 @@ reveal(
 # **Predict.** On its own three seeds the winner gains how much, on average over all ways to draw them? And on the fresh seeds, as a fraction of that?
 
 # %%
-guess = predict("09.h", None)  # the fraction that is left, between 0 and 1
+predict("09.h", None)  # the fraction that is left, between 0 and 1
 
 # %% tags=["slide", "hide-input"]
 table = report.committed("convergence_heads")
@@ -461,9 +461,9 @@ def search(ways):
 
 claimed, fresh = search(gains)
 reveal(
+    "09.h",
     f"The best of 24 on three seeds: {claimed:+.4f}. The same setting "
     f"on the seven others: {fresh:+.4f}.",
-    prediction=guess,
     truth=fresh / claimed,
 )
 

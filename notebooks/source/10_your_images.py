@@ -49,7 +49,7 @@ from sobook import figures
 from sobook.course.aviary import species as aviary
 from sobook.course import exercises
 from sobook.course.pages import search_page
-from sobook.course.predictions import predict, reveal
+from sobook.course.predictions import beside, fold, predict, reveal
 from sobook.data import image_sets, pixels
 from sobook.embedding import embed
 from sobook.encoder import Encoder
@@ -106,7 +106,7 @@ print(f"{len(classes)} folders: {', '.join(classes[:3])} …")
 
 # %%
 LOADING = ("stop", "skip them silently", "skip and name them")
-guess = predict("10.a", None, choices=LOADING)
+predict("10.a", None, choices=LOADING)
 
 # %% tags=["slide"]
 with warnings.catch_warnings():
@@ -116,8 +116,8 @@ with warnings.catch_warnings():
     )
 notes = dict.fromkeys(train.notes + test.notes)
 reveal(
+    "10.a",
     *(note.replace(str(folder), folder.name) for note in notes),
-    prediction=guess,
     truth="skip and name them",
 )
 print(f"training: {len(train):,} pictures of {train.num_classes} classes")
@@ -191,7 +191,7 @@ if not PHOTOGRAPHS:
 # **Predict** the order on the test half, best first. The folder's own species are more like those asked about; the first volume has more pictures and twice the species.
 
 # %%
-guess = predict("10.b", None, choices=tuple(encoders), order=True)
+predict("10.b", None, choices=tuple(encoders), order=True)
 
 # %% tags=["slide", "hide-input"]
 rows, results = {}, {}
@@ -201,6 +201,7 @@ for name, encoder in encoders.items():
     results[name] = evaluate(rows[name], test.labels)
 recalls = {name: result.recall[1] for name, result in results.items()}
 reveal(
+    "10.b",
     figures.interval_plot(
         [
             (name, result.recall[1], *result.interval(1), name)
@@ -208,7 +209,6 @@ reveal(
         ],
         f"Recall@1 on {test.num_classes} classes",
     ),
-    prediction=guess,
     truth=sorted(recalls, key=recalls.get, reverse=True),
 )
 
@@ -280,7 +280,7 @@ index = search.Index(
 # **Predict.** Of five new pictures, how many have a right nearest neighbor?
 
 # %%
-guess = predict("10.c", None)
+predict("10.c", None)
 
 # %% tags=["slide", "hide-input"]
 five = rng.choice(np.flatnonzero(new), 5, replace=False)
@@ -296,6 +296,7 @@ def thumbnail(path):
 
 
 reveal(
+    "10.c",
     figures.retrieval_wall(
         [thumbnail(whole.paths[i]) for i in five],
         [[thumbnail(index.paths[i]) for i in row] for row in places],
@@ -303,7 +304,6 @@ reveal(
         similarities,
         [name.replace(" ", "\n") for name in name_of[five]],
     ),
-    prediction=guess,
     truth=int(relevant[:, 0].sum()),
 )
 
@@ -410,7 +410,7 @@ odd_rows = {
 # **Predict** the cosine between a picture of noise and the nearest bird.
 
 # %%
-guess = predict("10.d", None)
+predict("10.d", None)
 
 # %% tags=["slide", "hide-input"]
 strange, _ = nearest_neighbors(odd_rows["noise"], 1, gallery=index.embeddings)
@@ -439,13 +439,13 @@ axis.set(xlabel="cosine of the nearest picture", ylabel="% of the queries")
 axis.legend(loc="upper left")
 means = {name: f"{values.mean():.3f}" for name, values in cosines.items()}
 reveal(
+    "10.d",
     figures.finish(
         figure,
         "Histograms of the cosine of the nearest picture, for queries whose "
         f"nearest is right, is wrong, and for noise. Means: {means}.",
     ),
     f"Mean cosine of the nearest picture: {means}.",
-    prediction=guess,
     truth=strange.mean(),
 )
 
@@ -517,8 +517,8 @@ print(f"answered without class   {own.rates[1]:.0%}")
 # **Predict.** What fraction of pictures of a *genus that is not indexed* will be refused? And what of a *species that is not indexed*, while its sister species are?
 
 # %%
-guess = predict("10.e", None)  # the genus that is not indexed, in 0..1
-guess_2 = predict("10.f", None)  # the species whose sisters are indexed
+predict("10.e", None)  # the genus that is not indexed, in 0..1
+predict("10.f", None)  # the species whose sisters are indexed
 
 # %% [markdown]
 # The rates below are measured on pictures that chose nothing: the new ones, the genera left out, other noise than the strangers. For the species, each new picture is asked with its own species taken out of the index; the threshold stays.
@@ -550,9 +550,9 @@ table = pd.DataFrame(
 )
 refused = {kind: float(np.mean(values)) for kind, values in told.items()}
 reveal(
+    "10.e",
     table,
-    guess_2.beside(refused["species not indexed, sisters are"]),
-    prediction=guess,
+    beside("10.f", refused["species not indexed, sisters are"]),
     truth=refused["class not indexed"],
 )
 
@@ -580,7 +580,7 @@ below = ", ".join(
     f"{name} {np.mean(look[0] < own.threshold):.0%}"
     for name, look in looks.items()
 )
-reveal(
+fold(
     figures.finish(
         figure,
         f"Cumulative distributions of nearness. Below the threshold: {below}.",
@@ -709,7 +709,7 @@ exercises.check("10.4", threshold_by_hand)
 # **Predict** the EER of the encoder we search with, on all pairs of test pictures.
 
 # %%
-guess = predict("10.g", None)
+predict("10.g", None)
 
 # %%
 upper = np.triu_indices(len(test), 1)
@@ -748,6 +748,7 @@ strict = {
     for name, (x, y) in rocs.items()
 }
 reveal(
+    "10.g",
     figures.finish(
         figure,
         "False non-matches against false matches. Equal error rates: "
@@ -755,7 +756,6 @@ reveal(
     ),
     "At one false match in 1,000, rejected although the same: "
     + ", ".join(f"{name} {rate:.0%}" for name, rate in strict.items()),
-    prediction=guess,
     truth=eer[best],
 )
 
@@ -828,7 +828,7 @@ figures.finish(
 # **Predict** which of them hurts most.
 
 # %%
-guess = predict("10.h", None, choices=tuple(SHIFTS)[1:])
+predict("10.h", None, choices=tuple(SHIFTS)[1:])
 
 # %%
 shifted = {}
@@ -845,8 +845,8 @@ for name, shift in SHIFTS.items():
 # %% tags=["slide", "hide-input"]
 shifted = pd.DataFrame(shifted).T
 reveal(
+    "10.h",
     shifted.map("{:.0%}".format),
-    prediction=guess,
     truth=shifted["right"].iloc[1:].idxmin(),
 )
 

@@ -1,8 +1,8 @@
 """Checks of the exercises of the course: on which inputs, and which mistakes are known.
 
 One function per exercise, in the order of the notebooks; `CHECKS` at the end numbers them. Each
-computes the truth the slow way, and beside it what typical mistakes give, so that
-`sobook.course.exercises.check` can name the one that was made.
+yields what typical mistakes give, with a sentence that names them, and then the `Outcome`: the
+value of the student's function beside the truth, computed the slow way.
 """
 
 import math
@@ -16,7 +16,7 @@ from scipy import stats
 from torch.nn.functional import cross_entropy
 
 from sobook import files
-from sobook.course.compare import Check, Wrong, as_array, call, compare, unit_rows
+from sobook.course.compare import Check, Outcome, Steps, Wrong, as_array, call, settle, unit_rows
 
 
 def _rng(seed: int = 0) -> np.random.Generator:
@@ -38,50 +38,44 @@ def _check_tensor(value: object) -> None:
         raise Wrong("the value is right, but it is no longer a tensor: no gradient can flow.")
 
 
-def recall_at_k(answer) -> None:
+def recall_at_k(answer) -> Steps:
     rows, labels = unit_rows(_rng().standard_normal((40, 6))), np.repeat(np.arange(10), 4)
     cosines = rows @ rows.T
     by_rank = labels[np.argsort(-(cosines - 10 * np.eye(len(rows))), axis=1)] == labels[:, None]
     farthest_first = labels[np.argsort(cosines, axis=1)] == labels[:, None]
     for k in (1, 3):
         relevant = by_rank[:, :k]
-        mistakes = [
-            (1.0, "every query found itself: set the diagonal of the cosines aside first."),
-            (farthest_first[:, :k].any(1).mean(), "these are the *least* similar: sort downwards."),
-            (relevant.mean(), "that is precision; Recall@K asks if *any* of the k is relevant."),
-            (by_rank[:, : k - 1].any(1).mean(), "one neighbor too few: k besides the query."),
-        ]
-        compare(call(answer, rows, labels, k), relevant.any(1).mean(), *mistakes)
+        yield 1.0, "every query found itself: set the diagonal of the cosines aside first."
+        yield farthest_first[:, :k].any(1).mean(), "these are the *least* similar: sort downwards."
+        yield relevant.mean(), "that is precision; Recall@K asks if *any* of the k is relevant."
+        yield by_rank[:, : k - 1].any(1).mean(), "one neighbor too few: k besides the query."
+        yield Outcome(call(answer, rows, labels, k), relevant.any(1).mean())
 
 
-def errors_removed(answer) -> None:
+def errors_removed(answer) -> Steps:
     for before, after in ((0.4, 0.7), (0.6, 0.5)):
         gain, errors = after - before, 1 - before
-        mistakes = [
-            (gain, "that is the change of Recall@1 itself: divide by the errors, 1 − before."),
-            (gain / before, "that is relative to the hits; divide by the errors, 1 − before."),
-            ((1 - after) / errors, "that is the fraction of the errors that is *left*."),
-            (0.0, "errors can also be added: the value may be negative, so do not clip it at 0."),
-        ]
-        compare(call(answer, before, after), gain / errors, *mistakes)
+        yield gain, "that is the change of Recall@1 itself: divide by the errors, 1 − before."
+        yield gain / before, "that is relative to the hits; divide by the errors, 1 − before."
+        yield (1 - after) / errors, "that is the fraction of the errors that is *left*."
+        yield 0.0, "errors can also be added: the value may be negative, so do not clip it at 0."
+        yield Outcome(call(answer, before, after), gain / errors)
 
 
-def rms_cosine(answer) -> None:
+def rms_cosine(answer) -> Steps:
     rows = _rng(1).standard_normal((12, 5)) * _rng(2).uniform(0.5, 3, (12, 1))
     gram = _cosines(rows)
     off, off_raw = _off_diagonal(gram), _off_diagonal(rows @ rows.T)
     by_column = rows / np.linalg.norm(rows, axis=0)
     mixed = by_column @ by_column.T
     as_given, half = np.sqrt((mixed**2).mean()), np.sqrt((_off_diagonal(mixed) ** 2).mean())
-    mistakes = [
-        (as_given, "this is the function as it was given."),
-        (half, "better: but columns have unit length; proxies are rows, so use axis 1."),
-        (np.sqrt((gram**2).mean()), "leave out the diagonal: its C ones are not pairs."),
-        (np.sqrt((off**2).sum() / gram.size), "divide by the C(C−1) pairs, not by C²."),
-        (np.sqrt((off_raw**2).mean()), "scale the rows to unit length first."),
-        (np.abs(off).mean(), "that is the mean absolute cosine: square, average, root."),
-    ]
-    compare(call(answer, rows), np.sqrt((off**2).mean()), *mistakes)
+    yield as_given, "this is the function as it was given."
+    yield half, "better: but columns have unit length; proxies are rows, so use axis 1."
+    yield np.sqrt((gram**2).mean()), "leave out the diagonal: its C ones are not pairs."
+    yield np.sqrt((off**2).sum() / gram.size), "divide by the C(C−1) pairs, not by C²."
+    yield np.sqrt((off_raw**2).mean()), "scale the rows to unit length first."
+    yield np.abs(off).mean(), "that is the mean absolute cosine: square, average, root."
+    yield Outcome(call(answer, rows), np.sqrt((off**2).mean()))
 
 
 def split_by_class(answer) -> None:
@@ -104,27 +98,23 @@ def split_by_class(answer) -> None:
         raise Wrong("another seed gives the same split: draw the classes with the seed.")
 
 
-def chance_recall(answer) -> None:
+def chance_recall(answer) -> Steps:
     labels = np.repeat(np.arange(5), [2, 3, 4, 10, 21])
     counts, total = np.bincount(labels), len(labels)
-    mistakes = [
-        (((counts / total) ** 2).sum(), "an image cannot find itself: n_c − 1 of N − 1."),
-        (1 / len(counts), "that holds for very many images, equally many in each class."),
-        (((counts - 1) / (total - 1)).mean(), "larger classes send more queries: weight n_c / N."),
-    ]
-    compare(call(answer, labels), (counts * (counts - 1)).sum() / (total * (total - 1)), *mistakes)
+    yield ((counts / total) ** 2).sum(), "an image cannot find itself: n_c − 1 of N − 1."
+    yield 1 / len(counts), "that holds for very many images, equally many in each class."
+    yield ((counts - 1) / (total - 1)).mean(), "larger classes send more queries: weight n_c / N."
+    yield Outcome(call(answer, labels), (counts * (counts - 1)).sum() / (total * (total - 1)))
 
 
-def labels_from_zero(answer) -> None:
+def labels_from_zero(answer) -> Steps:
     labels = np.array([101, 101, 150, 103, 150, 200])
-    mistakes = [
-        (labels - 101, "gaps remain, and with them rows of proxies that belong to no class."),
-        ([0, 0, 1, 2, 1, 3], "numbered in order of appearance; use the order of the old labels."),
-    ]
-    compare(call(answer, labels), [0, 0, 2, 1, 2, 3], *mistakes)
+    yield labels - 101, "gaps remain, and with them rows of proxies that belong to no class."
+    yield [0, 0, 1, 2, 1, 3], "numbered in order of appearance; use the order of the old labels."
+    yield Outcome(call(answer, labels), [0, 0, 2, 1, 2, 3])
 
 
-def patchify(answer) -> None:
+def patchify(answer) -> Steps:
     batch = torch.arange(2 * 3 * 4 * 6, dtype=torch.float32).reshape(2, 3, 4, 6)
     blocks = batch.reshape(2, 3, 2, 2, 3, 2)  # (B, channel, row, y, column, x)
 
@@ -132,46 +122,36 @@ def patchify(answer) -> None:
         return blocks.permute(*axes).reshape(2, 6, 12).numpy()
 
     reshaped = batch.reshape(2, 6, 12).numpy()
-    mistakes = [
-        (reshaped, "one reshape cuts across patches: split rows and columns, then permute."),
-        (ordered(0, 2, 4, 3, 5, 1), "within a patch, channels come first; yours have them last."),
-        (ordered(0, 4, 2, 1, 3, 5), "patches go row by row; yours go column by column."),
-    ]
-    compare(call(answer, batch, 2), ordered(0, 2, 4, 1, 3, 5), *mistakes)
+    yield reshaped, "one reshape cuts across patches: split rows and columns, then permute."
+    yield ordered(0, 2, 4, 3, 5, 1), "within a patch, channels come first; yours have them last."
+    yield ordered(0, 4, 2, 1, 3, 5), "patches go row by row; yours go column by column."
+    yield Outcome(call(answer, batch, 2), ordered(0, 2, 4, 1, 3, 5))
 
 
-def tokens(answer) -> None:
+def tokens(answer) -> Steps:
     for side, patch, prefix in ((64, 8, 2), (224, 16, 1)):
         grid = side // patch
-        mistakes = [
-            (grid**2, "the tokens before the patches are missing."),
-            (grid + prefix, "patches fill a square: rows times columns."),
-            (side**2 // patch + prefix, "a patch has p × p pixels, not p."),
-        ]
-        compare(call(answer, side, patch, prefix), grid**2 + prefix, *mistakes)
+        yield grid**2, "the tokens before the patches are missing."
+        yield grid + prefix, "patches fill a square: rows times columns."
+        yield side**2 // patch + prefix, "a patch has p × p pixels, not p."
+        yield Outcome(call(answer, side, patch, prefix), grid**2 + prefix)
 
 
-def genus_recall(answer) -> None:
+def genus_recall(answer) -> Steps:
     wrong, related = 0.4, 0.7
-    mistakes = [
-        (wrong * related, "those are the errors within the genus; right species count, too."),
-        (1 - wrong + related, "related_share is a fraction of the *errors*: multiply."),
-        (1 - wrong, "that is the recall of the species: some errors are of the right genus."),
-    ]
-    compare(call(answer, wrong, related), 1 - wrong + wrong * related, *mistakes)
+    yield wrong * related, "those are the errors within the genus; right species count, too."
+    yield 1 - wrong + related, "related_share is a fraction of the *errors*: multiply."
+    yield 1 - wrong, "that is the recall of the species: some errors are of the right genus."
+    yield Outcome(call(answer, wrong, related), 1 - wrong + wrong * related)
 
 
 def triplet_kind(answer) -> None:
-    kinds = ("easy", "semi-hard", "hard")
     cases = ((0.5, 0.9, 0.2), (0.5, 0.6, 0.2), (0.5, 0.3, 0.2), (0.5, 0.6, 0.05))
     cases += ((0.5, 0.5, 0.25), (0.5, 0.75, 0.25))  # on the two borders, exact in binary
     expected = ("easy", "semi-hard", "hard", "easy", "hard", "easy")
-    got = tuple(call(answer, *case) for case in cases)
-    for kind in got:
-        if not isinstance(kind, str) or kind not in kinds:
-            raise Wrong(f'the answer is "easy", "semi-hard" or "hard"; this is {kind!r}.')
-    if got == expected:
-        return
+    got = tuple(str(call(answer, *case)) for case in cases)
+    if unknown := [kind for kind in got if kind not in ("easy", "semi-hard", "hard")]:
+        raise Wrong(f'the answer is "easy", "semi-hard" or "hard"; this is {unknown[0]!r}.')
     if got[2] == "semi-hard":
         raise Wrong("a negative nearer than the positive is hard, by however little.")
     if got[0] == "hard":
@@ -183,14 +163,14 @@ def triplet_kind(answer) -> None:
             raise Wrong("right for a margin of 0.2, but it does not follow the margin.")
         if got[4] != expected[4]:
             raise Wrong("as near as the positive (d_an = d_ap) is hard: semi-hard is *farther*.")
-        raise Wrong("just at the margin (d_an = d_ap + m) the loss is 0: that is easy.")
-    for (d_ap, d_an, margin), kind, right in zip(cases, got, expected, strict=True):
+        if got[5] != expected[5]:
+            raise Wrong("just at the margin (d_an = d_ap + m) the loss is 0: that is easy.")
+    for case, kind, right in zip(cases, got, expected, strict=True):
         if kind != right:
-            case = f"d_ap = {d_ap}, d_an = {d_an}, margin = {margin}"
-            raise Wrong(f"with {case} the triplet is {right}; yours is {kind}.")
+            raise Wrong(f"(d_ap, d_an, margin) = {case}: the triplet is {right}; yours is {kind}.")
 
 
-def supervised_contrastive(answer) -> None:
+def supervised_contrastive(answer) -> Steps:
     rows = torch.from_numpy(_rng(4).standard_normal((7, 3)) * _rng(5).uniform(0.5, 3, (7, 1)))
     labels = torch.tensor([0, 0, 0, 1, 1, 2, 2])
     unit, itself = unit_rows(rows.numpy()), np.eye(len(rows), dtype=bool)
@@ -207,33 +187,29 @@ def supervised_contrastive(answer) -> None:
         each = ((logits - np.log(total)) * top).sum(1)
         return -(each / positives if divide else each).mean()
 
+    yield loss(same, every), "this is the function as it was given."
+    yield loss(same), "better: but an image is still among its own positives."
+    yield loss(below=every), "better: but an image is still in its own denominator."
+    yield loss(divide=False), "divide by |P_i|: the inner sum is a mean over the positives."
+    yield loss(mean_inside=True), "the mean over positives is outside of the logarithm."
+    yield loss(below=~same), "in the denominator are all other images, not only negatives."
+    yield loss(x=rows.numpy()), "scale the rows to unit length first."
+    yield loss(t=0.1), "it does not follow the temperature."
     value = call(answer, rows, labels, 0.2)
-    mistakes = [
-        (loss(same, every), "this is the function as it was given."),
-        (loss(same), "better: but an image is still among its own positives."),
-        (loss(below=every), "better: but an image is still in its own denominator."),
-        (loss(divide=False), "divide by |P_i|: the inner sum is a mean over the positives."),
-        (loss(mean_inside=True), "the mean over positives is outside of the logarithm."),
-        (loss(below=~same), "in the denominator are all other images, not only negatives."),
-        (loss(x=rows.numpy()), "scale the rows to unit length first."),
-        (loss(t=0.1), "it does not follow the temperature."),
-    ]
-    compare(value, loss(), *mistakes)
+    yield Outcome(value, loss())
     _check_tensor(value)
 
 
-def scale_of_nca(answer) -> None:
+def scale_of_nca(answer) -> Steps:
     for temperature in (1 / 9, 0.5, 3.0):
-        mistakes = [
-            (1 / temperature, "where is the 2 of d² = 2 − 2s?"),
-            (temperature / 2, "that is the temperature of NormFace; its scale is asked for."),
-            (-2 / temperature, "the sign: a large cosine is a small distance."),
-            (2 * temperature, "a *low* temperature is a *large* scale."),
-        ]
-        compare(call(answer, temperature), 2 / temperature, *mistakes)
+        yield 1 / temperature, "where is the 2 of d² = 2 − 2s?"
+        yield temperature / 2, "that is the temperature of NormFace; its scale is asked for."
+        yield -2 / temperature, "the sign: a large cosine is a small distance."
+        yield 2 * temperature, "a *low* temperature is a *large* scale."
+        yield Outcome(call(answer, temperature), 2 / temperature)
 
 
-def fair_gain(answer) -> None:
+def fair_gain(answer) -> Steps:
     rng = _rng(6)
     for _ in range(3):
         ours, theirs = (
@@ -244,16 +220,14 @@ def fair_gain(answer) -> None:
         best = [frame["test"].max() for frame in (ours, theirs)]
         average = ours["test"].mean() - theirs["test"].mean()
         validated = chosen[0]["validation"] - chosen[1]["validation"]
-        mistakes = [
-            (best[0] - best[1], "that chooses both settings on the test species."),
-            (best[0] - chosen[1]["test"], "ours is still chosen on the test species."),
-            (validated, "those values chose the settings: report the test values."),
-            (average, "a mean over settings: nobody would use the bad ones. Choose one."),
-        ]
-        compare(call(answer, ours, theirs), chosen[0]["test"] - chosen[1]["test"], *mistakes)
+        yield best[0] - best[1], "that chooses both settings on the test species."
+        yield best[0] - chosen[1]["test"], "ours is still chosen on the test species."
+        yield validated, "those values chose the settings: report the test values."
+        yield average, "a mean over settings: nobody would use the bad ones. Choose one."
+        yield Outcome(call(answer, ours, theirs), chosen[0]["test"] - chosen[1]["test"])
 
 
-def loss_at_zero(answer) -> None:
+def loss_at_zero(answer) -> Steps:
     labels, classes = torch.tensor([0, 0, 1, 3, 3, 3, 4]), 6
     positives = np.bincount(labels, minlength=classes)
     present = positives > 0
@@ -264,55 +238,47 @@ def loss_at_zero(answer) -> None:
         return np.log1p(positives * e), np.log1p((len(labels) - positives) * e)
 
     pull, push = terms(0.1, 32.0)
-    expected = pull[present].mean() + push.mean()
+    usual = pull[present].mean() + push.mean()
     without_one = np.log(positives[present]).mean() + np.log(len(labels) - positives).mean()
     without_one += 2 * 0.1 * 32
     wrong_sign = terms(-0.1, 32.0)[0][present].mean() + push.mean()
-    mistakes = [
-        (pull.mean() + push.mean(), "average the pull over the classes *in the batch*, P⁺, only."),
-        (pull[present].mean() + push[present].mean(), "average the push over *all* C proxies."),
-        (pull[present].sum() + push.sum(), "these are sums: both terms are means."),
-        (pull[present].mean(), "only the pull is there: where is the push?"),
-        (push.mean(), "only the push is there: where is the pull?"),
-        (without_one, "the 1 is missing: log(1 + Σ…), not log(Σ…)."),
-        (wrong_sign, "the sign of the margin in the pull: −α(0 − δ) is +αδ."),
-    ]
-    compare(call(answer, labels, classes, 0.1, 32.0), expected, *mistakes)
+    yield pull.mean() + push.mean(), "average the pull over the classes *in the batch*, P⁺, only."
+    yield pull[present].mean() + push[present].mean(), "average the push over *all* C proxies."
+    yield pull[present].sum() + push.sum(), "these are sums: both terms are means."
+    yield pull[present].mean(), "only the pull is there: where is the push?"
+    yield push.mean(), "only the push is there: where is the pull?"
+    yield without_one, "the 1 is missing: log(1 + Σ…), not log(Σ…)."
+    yield wrong_sign, "the sign of the margin in the pull: −α(0 − δ) is +αδ."
+    yield Outcome(call(answer, labels, classes, 0.1, 32.0), usual)
     pull, push = terms(0.05, 20.0)
-    compare(
-        call(answer, labels, classes, 0.05, 20.0),
-        pull[present].mean() + push.mean(),
-        (expected, "right for α = 32 and δ = 0.1, but it does not follow other values of them."),
-    )
+    yield usual, "right for α = 32 and δ = 0.1, but it does not follow other values of them."
+    truth = pull[present].mean() + push.mean()
+    yield Outcome(call(answer, labels, classes, 0.05, 20.0), truth)
 
 
-def row_softmax(answer) -> None:
+def row_softmax(answer) -> Steps:
     cosines = torch.from_numpy(_rng().uniform(-1, 1, (5, 4))).float()
     labels, logits = torch.tensor([0, 3, 1, 1, 2]), 32 * cosines
     total = cross_entropy(logits, labels, reduction="sum")
     twice = cross_entropy(logits.softmax(1), labels)
-    mistakes = [
-        (cross_entropy(cosines, labels), "the scale α is missing: logits are α·s."),
-        (total, "that is the sum over images: take the mean."),
-        (twice, "cross_entropy takes logits: it applies the softmax itself."),
-        (cross_entropy(-logits, labels), "the sign of the logits: a large cosine is good."),
-    ]
-    compare(call(answer, cosines, labels), cross_entropy(logits, labels), *mistakes)
+    yield cross_entropy(cosines, labels), "the scale α is missing: logits are α·s."
+    yield total, "that is the sum over images: take the mean."
+    yield twice, "cross_entropy takes logits: it applies the softmax itself."
+    yield cross_entropy(-logits, labels), "the sign of the logits: a large cosine is good."
+    yield Outcome(call(answer, cosines, labels), cross_entropy(logits, labels))
 
 
-def effective_negatives(answer) -> None:
+def effective_negatives(answer) -> Steps:
     weights = torch.from_numpy(_rng().random((7, 3)) ** 4).float()
     w = weights.numpy().astype(float)
     total, squares = w.sum(0), (w**2).sum(0)
-    mistakes = [
-        (total / squares, "square the sum in the numerator: a column's weights need not sum to 1."),
-        (1 / squares, "weights of a column need not sum to 1: divide by (Σw)²."),
-        ((w > 0).sum(0), "that counts all negatives, however small their weight."),
-    ]
-    compare(call(answer, weights), total**2 / squares, *mistakes)
+    yield total / squares, "square the sum in the numerator: a column's weights need not sum to 1."
+    yield 1 / squares, "weights of a column need not sum to 1: divide by (Σw)²."
+    yield (w > 0).sum(0), "that counts all negatives, however small their weight."
+    yield Outcome(call(answer, weights), total**2 / squares)
 
 
-def anchor_left_out(answer) -> None:
+def anchor_left_out(answer) -> Steps:
     drawn = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(3))
     embeddings, proxies, labels = drawn[0], drawn[1, :4], torch.tensor([0, 0, 1, 1, 1, 3])
     own = (labels[:, None] == torch.arange(4)).numpy()
@@ -325,12 +291,10 @@ def anchor_left_out(answer) -> None:
         return np.log1p(pull)[own.any(0)].mean() + np.log1p(push).mean()
 
     value = call(answer, embeddings.requires_grad_(), labels, proxies, 0.2, 8.0)
-    mistakes = [
-        (loss(1, 1), "this is the function as it was given."),
-        (loss(0, 1), "the pull is right; what do own entries add to the push?"),
-        (loss(1, 0), "the push is right; what do the others' entries add to the pull?"),
-    ]
-    compare(value, loss(), *mistakes)
+    yield loss(1, 1), "this is the function as it was given."
+    yield loss(0, 1), "the pull is right; what do own entries add to the push?"
+    yield loss(1, 0), "the push is right; what do the others' entries add to the pull?"
+    yield Outcome(value, loss())
     if not torch.is_tensor(value) or value.grad_fn is None:
         raise Wrong("the value is right, but no gradient can flow: it is no longer a tensor.")
 
@@ -346,23 +310,19 @@ def anchor_left_out(answer) -> None:
         )
 
 
-def so_from_spectrum(answer) -> None:
+def so_from_spectrum(answer) -> Steps:
     for shape in ((6, 9), (9, 4)):
         unit = unit_rows(_rng().standard_normal(shape))
         sigma, classes = np.linalg.svd(unit, compute_uv=False), shape[0]
         fourth, pairs = (sigma**4).sum(), classes * (classes - 1)
-        compare(
-            call(answer, sigma, classes),
-            np.square(unit @ unit.T - np.eye(classes)).sum(),
-            ((sigma**2).sum() - classes, "Σσ² is always C: the norm squares them *again*, to σ⁴."),
-            (fourth, "subtract the identity: −2‖P̂‖² + C = −C."),
-            ((fourth - classes) / pairs, "that is the mean over pairs; the sum is asked for."),
-            (
-                ((sigma**2 - 1) ** 2).sum(),
-                "P̂P̂ᵀ has C eigenvalues: with C > D, C − D of them are 0, and each adds (0 − 1)².",
-            ),
-            (((sigma - 1) ** 2).sum(), "the eigenvalues of P̂P̂ᵀ are σ², not σ."),
-        )
+        zeros = "P̂P̂ᵀ has C eigenvalues: with C > D, C − D of them are 0, and each adds (0 − 1)²."
+        yield (sigma**2).sum() - classes, "Σσ² is always C: the norm squares them *again*, to σ⁴."
+        yield fourth, "subtract the identity: −2‖P̂‖² + C = −C."
+        yield (fourth - classes) / pairs, "that is the mean over pairs; the sum is asked for."
+        yield ((sigma**2 - 1) ** 2).sum(), zeros
+        yield ((sigma - 1) ** 2).sum(), "the eigenvalues of P̂P̂ᵀ are σ², not σ."
+        truth = np.square(unit @ unit.T - np.eye(classes)).sum()
+        yield Outcome(call(answer, sigma, classes), truth)
 
 
 def simplex(answer) -> None:
@@ -381,7 +341,7 @@ def simplex(answer) -> None:
             )
 
 
-def one_sided(answer) -> None:
+def one_sided(answer) -> Steps:
     lengths = np.array([[1], [2], [0.5], [3], [1]])
     proxies = torch.from_numpy(_rng().standard_normal((5, 3)) * lengths).float()
     rows = proxies.numpy().astype(float)
@@ -390,19 +350,17 @@ def one_sided(answer) -> None:
     raw = np.maximum(_off_diagonal(rows @ rows.T), 0)
     total = (acute**2).sum()
     value = call(answer, proxies)
-    mistakes = [
-        ((off**2).mean(), "that is still the two-sided one: negative cosines are punished."),
-        (total, "that is the sum over pairs: take the mean."),
-        ((total + count) / count**2, "leave out the diagonal: its ones are not pairs."),
-        ((raw**2).mean(), "scale the rows to unit length first."),
-        ((np.minimum(off, 0) ** 2).mean(), "that punishes the *obtuse* angles."),
-        (total / (acute > 0).sum(), "average over all pairs; negative cosines count as 0."),
-    ]
-    compare(value, (acute**2).mean(), *mistakes)
+    yield (off**2).mean(), "that is still the two-sided one: negative cosines are punished."
+    yield total, "that is the sum over pairs: take the mean."
+    yield (total + count) / count**2, "leave out the diagonal: its ones are not pairs."
+    yield (raw**2).mean(), "scale the rows to unit length first."
+    yield (np.minimum(off, 0) ** 2).mean(), "that punishes the *obtuse* angles."
+    yield total / (acute > 0).sum(), "average over all pairs; negative cosines count as 0."
+    yield Outcome(value, (acute**2).mean())
     _check_tensor(value)
 
 
-def class_penalty(answer) -> None:
+def class_penalty(answer) -> Steps:
     weight = torch.from_numpy(_rng(8).standard_normal((7, 4)))
     in_rows = {"many": weight, "few": torch.from_numpy(_rng(9).standard_normal((3, 8)))}
 
@@ -425,7 +383,7 @@ def class_penalty(answer) -> None:
     if turned and {place for _, place in turned} == {"columns"}:
         raise Wrong("class vectors in columns: those are the dimensions, not the classes.")
     for (name, _), value in values.items():
-        compare(value, mean_square(in_rows[name].numpy()))
+        yield Outcome(value, mean_square(in_rows[name].numpy()))
         _check_tensor(value)
 
 
@@ -450,30 +408,26 @@ def closest_pair(answer) -> None:
     raise Wrong(f"the pair ({i}, {j}) has the cosine {got:.3f}; another has {off.max():.3f}.")
 
 
-def mean_cosine(answer) -> None:
+def mean_cosine(answer) -> Steps:
     unit = unit_rows(_rng().standard_normal((8, 3)) + 0.5)
     count, mean = len(unit), unit.mean(0)
     square = mean @ mean
-    mistakes = [
-        (square, "‖mean‖² is the mean over all C² entries, including the diagonal."),
-        (np.linalg.norm(mean), "that is the length of the mean proxy, and not squared."),
-        (count * square / (count - 1), "the C ones of the diagonal are still in it."),
-        (unit.mean(), "that averages coordinates; average the rows to one vector (axis 0)."),
-    ]
-    compare(call(answer, unit), _off_diagonal(unit @ unit.T).mean(), *mistakes)
+    yield square, "‖mean‖² is the mean over all C² entries, including the diagonal."
+    yield np.linalg.norm(mean), "that is the length of the mean proxy, and not squared."
+    yield count * square / (count - 1), "the C ones of the diagonal are still in it."
+    yield unit.mean(), "that averages coordinates; average the rows to one vector (axis 0)."
+    yield Outcome(call(answer, unit), _off_diagonal(unit @ unit.T).mean())
 
 
-def centered(answer) -> None:
+def centered(answer) -> Steps:
     unit = unit_rows(_rng().standard_normal((8, 3)) + 0.8)
     own_mean = "that subtracts each row's own mean; subtract the mean *proxy*, unit.mean(axis=0)."
-    mistakes = [
-        (unit_rows(unit - unit.mean(1, keepdims=True)), own_mean),
-        (unit_rows(unit + unit.mean(0)), "the sign: subtract the mean proxy."),
-    ]
-    compare(call(answer, unit), unit_rows(unit - unit.mean(0)), *mistakes)
+    yield unit_rows(unit - unit.mean(1, keepdims=True)), own_mean
+    yield unit_rows(unit + unit.mean(0)), "the sign: subtract the mean proxy."
+    yield Outcome(call(answer, unit), unit_rows(unit - unit.mean(0)))
 
 
-def directions_for(answer) -> None:
+def directions_for(answer) -> Steps:
     points = _rng().standard_normal((60, 8)) * 0.8 ** np.arange(8) + 5
     sigma = np.linalg.svd(points - points.mean(0), compute_uv=False)
     raw = np.linalg.svd(points, compute_uv=False)
@@ -482,40 +436,34 @@ def directions_for(answer) -> None:
     )
     for fraction in (0.9, 0.99, 0.5):
         expected = (variance_kept < fraction).sum() + 1
-        mistakes = [
-            (expected - 1, "off by one: an index counts from 0, a number of components from 1."),
-            ((raw_kept < fraction).sum() + 1, "variance is about the mean: center the points."),
-            ((sigma_kept < fraction).sum() + 1, "variance goes with σ²."),
-        ]
-        compare(call(answer, fraction, points), expected, *mistakes)
+        yield expected - 1, "off by one: an index counts from 0, a number of components from 1."
+        yield (raw_kept < fraction).sum() + 1, "variance is about the mean: center the points."
+        yield (sigma_kept < fraction).sum() + 1, "variance goes with σ²."
+        yield Outcome(call(answer, fraction, points), expected)
 
 
-def shared_neighbors(answer) -> None:
+def shared_neighbors(answer) -> Steps:
     first = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [2, 1, 0]])
     second = np.array([[3, 2, 1], [0, 4, 5], [4, 5, 6], [2, 5, 1]])
     common = np.array([len(np.intersect1d(a, b)) for a, b in zip(first, second, strict=True)])
-    mistakes = [
-        ((first == second).mean(), "order does not matter: look anywhere in the same row."),
-        (common.mean(), "that is the number of shared neighbors: divide by k."),
-        ((common > 0).mean(), "that asks for at least one; the mean fraction is asked for."),
-        (np.isin(first, second).mean(), "compare row with row: np.isin looks everywhere."),
-    ]
-    compare(call(answer, first, second), common.mean() / 3, *mistakes)
+    yield (first == second).mean(), "order does not matter: look anywhere in the same row."
+    yield common.mean(), "that is the number of shared neighbors: divide by k."
+    yield (common > 0).mean(), "that asks for at least one; the mean fraction is asked for."
+    yield np.isin(first, second).mean(), "compare row with row: np.isin looks everywhere."
+    yield Outcome(call(answer, first, second), common.mean() / 3)
 
 
-def nearest_in_plane(answer) -> None:
+def nearest_in_plane(answer) -> Steps:
     plane = _rng().uniform(1, 9, (15, 2))
     distances = np.linalg.norm(plane[:, None] - plane[None], axis=2)
     cosines, far = _cosines(plane), np.eye(len(plane)) * 1e6
-    mistakes = [
-        (np.arange(len(plane)), "every point is its own nearest: set the diagonal aside."),
-        ((cosines - far).argmax(1), "that is by cosine: on a map, plain distance counts."),
-        (distances.argmax(1), "these are the points furthest away."),
-    ]
-    compare(call(answer, plane), (distances + far).argmin(1), *mistakes)
+    yield np.arange(len(plane)), "every point is its own nearest: set the diagonal aside."
+    yield (cosines - far).argmax(1), "that is by cosine: on a map, plain distance counts."
+    yield distances.argmax(1), "these are the points furthest away."
+    yield Outcome(call(answer, plane), (distances + far).argmin(1))
 
 
-def interval_by_hand(answer) -> None:
+def interval_by_hand(answer) -> Steps:
     differences = np.array([0.012, -0.004, 0.02, 0.007, -0.001])
     n, mean, deviation = len(differences), differences.mean(), differences.std(ddof=1)
     t, error = stats.t.ppf(0.975, n - 1), deviation / math.sqrt(n)
@@ -523,89 +471,75 @@ def interval_by_hand(answer) -> None:
     def around(half_width):
         return np.array([mean - half_width, mean + half_width])
 
-    compare(
-        as_array(call(answer, differences)).ravel(),
-        around(t * error),
-        (around(t * differences.std() / math.sqrt(n)), "ddof=1: a sample's deviation has n − 1."),
-        (around(t * deviation), "the interval of the *mean* is narrower by √n."),
-        (around(stats.norm.ppf(0.975) * error), "that is the normal's 1.96; five values need t."),
-        (around(1.96 * error), "that is the normal's 1.96; five values need t."),
-        (around(stats.t.ppf(0.95, n - 1) * error), "that is 90 %: two tails share the 5 %."),
-        (around(stats.t.ppf(0.975, n) * error), "n − 1 degrees of freedom, not n."),
-        (around(-t * error), "low and high are exchanged."),
-        tolerance=1e-5,
-    )
+    yield around(t * differences.std() / math.sqrt(n)), "ddof=1: a sample's deviation has n − 1."
+    yield around(t * deviation), "the interval of the *mean* is narrower by √n."
+    yield around(stats.norm.ppf(0.975) * error), "that is the normal's 1.96; five values need t."
+    yield around(1.96 * error), "that is the normal's 1.96; five values need t."
+    yield around(stats.t.ppf(0.95, n - 1) * error), "that is 90 %: two tails share the 5 %."
+    yield around(stats.t.ppf(0.975, n) * error), "n − 1 degrees of freedom, not n."
+    yield around(-t * error), "low and high are exchanged."
+    got = as_array(call(answer, differences)).ravel()
+    yield Outcome(got, around(t * error), tolerance=1e-5)
 
 
-def seeds_needed(answer) -> None:
+def seeds_needed(answer) -> Steps:
     normal = "with the normal's 1.96: for few seeds t is larger, and depends on n."
     for half_width, deviation in ((0.01, 0.02), (0.005, 0.013)):
         n, ratio = 2, deviation / half_width
         while stats.t.ppf(0.975, n - 1) * ratio / math.sqrt(n) > 1:
             n += 1
-        mistakes = [
-            (2, "2 is what the stub returns."),
-            (n - 1, "one too few: its interval is still a little too wide."),
-            (n + 1, "one too many: the interval is narrow enough one seed earlier."),
-            (math.ceil((1.959964 * ratio) ** 2), normal),
-            (math.ceil(ratio**2), "the factor t is missing."),
-        ]
-        compare(call(answer, half_width, deviation), n, *mistakes)
+        yield 2, "2 is what the stub returns."
+        yield n - 1, "one too few: its interval is still a little too wide."
+        yield n + 1, "one too many: the interval is narrow enough one seed earlier."
+        yield math.ceil((1.959964 * ratio) ** 2), normal
+        yield math.ceil(ratio**2), "the factor t is missing."
+        yield Outcome(call(answer, half_width, deviation), n)
 
 
-def optimism(answer) -> None:
+def optimism(answer) -> Steps:
     recalls = 0.6 + 0.02 * _rng().standard_normal((40, 6))
     best, mean = recalls.max(1), recalls.mean()
-    mistakes = [
-        (recalls.max() - mean, "that is the best of all: take each row's best, then the mean."),
-        (recalls.max(0).mean() - mean, "the axis: a row is one try of E looks."),
-        (best.mean(), "that is what gets reported; how much *too high* is it?"),
-    ]
-    compare(call(answer, recalls), best.mean() - mean, *mistakes, tolerance=1e-5)
+    yield recalls.max() - mean, "that is the best of all: take each row's best, then the mean."
+    yield recalls.max(0).mean() - mean, "the axis: a row is one try of E looks."
+    yield best.mean(), "that is what gets reported; how much *too high* is it?"
+    yield Outcome(call(answer, recalls), best.mean() - mean, tolerance=1e-5)
 
 
-def standard_error(answer) -> None:
+def standard_error(answer) -> Steps:
     labels = np.repeat(np.arange(12), 20)
     hits = (_rng().random(240) < _rng(1).uniform(0.2, 0.95, 12)[labels]).astype(float)
     shuffled = _rng(2).permutation(240)
     recalls = hits.reshape(12, 20).mean(1)
     images = hits.std(ddof=1) / math.sqrt(240)
-    compare(
-        call(answer, hits[shuffled], labels[shuffled]),
-        recalls.std(ddof=1) / math.sqrt(12),
-        (images, "that takes 240 images for 240 independent draws: there are 12 species."),
-        (hits.std() / math.sqrt(240), "that still counts images, and with ddof=0: count species."),
-        (hits.std(ddof=1) / math.sqrt(12), "the scatter is that of the species' recalls."),
-        (recalls.std() / math.sqrt(12), "ddof=1: a sample's deviation has C − 1."),
-        (recalls.std(ddof=1), "that is the scatter of one species; their mean scatters √C less."),
-        (recalls.std(ddof=1) / math.sqrt(240), "divide by the root of the number of *species*."),
-        tolerance=1e-5,
-    )
+    yield images, "that takes 240 images for 240 independent draws: there are 12 species."
+    yield hits.std() / math.sqrt(240), "that still counts images, and with ddof=0: count species."
+    yield hits.std(ddof=1) / math.sqrt(12), "the scatter is that of the species' recalls."
+    yield recalls.std() / math.sqrt(12), "ddof=1: a sample's deviation has C − 1."
+    yield recalls.std(ddof=1), "that is the scatter of one species; their mean scatters √C less."
+    yield recalls.std(ddof=1) / math.sqrt(240), "divide by the root of the number of *species*."
+    value, truth = call(answer, hits[shuffled], labels[shuffled]), recalls.std(ddof=1) / 12**0.5
+    yield Outcome(value, truth, tolerance=1e-5)
 
 
-def mean_negative(answer) -> None:
+def mean_negative(answer) -> Steps:
     for s_plus, classes in ((0.8, 5), (0.5, 101)):
-        mistakes = [
-            (-s_plus / classes, "an image has C − 1 negatives, not C."),
-            (s_plus / (classes - 1), "positives and negatives sum to 0: mind the sign."),
-            (-s_plus, "that is their sum; the mean is asked for."),
-        ]
-        compare(call(answer, s_plus, classes), -s_plus / (classes - 1), *mistakes)
+        yield -s_plus / classes, "an image has C − 1 negatives, not C."
+        yield s_plus / (classes - 1), "positives and negatives sum to 0: mind the sign."
+        yield -s_plus, "that is their sum; the mean is asked for."
+        yield Outcome(call(answer, s_plus, classes), -s_plus / (classes - 1))
 
 
-def after_tilt(answer) -> None:
+def after_tilt(answer) -> Steps:
     cosines = _rng(8).uniform(-1, 1, (6, 4))
     for t in (0.1, 0.4):
-        mistakes = [
-            ((1 - t) * cosines + t, "the new coordinates have opposite signs: −t, not +t."),
-            (cosines - t, "the old coordinates shrink: √(1−t) twice is a factor 1 − t."),
-            (np.sqrt(1 - t) * cosines - t, "both vectors shrink by √(1−t)."),
-            (cosines, "nothing is tilted yet."),
-        ]
-        compare(call(answer, cosines, t), (1 - t) * cosines - t, *mistakes)
+        yield (1 - t) * cosines + t, "the new coordinates have opposite signs: −t, not +t."
+        yield cosines - t, "the old coordinates shrink: √(1−t) twice is a factor 1 − t."
+        yield np.sqrt(1 - t) * cosines - t, "both vectors shrink by √(1−t)."
+        yield cosines, "nothing is tilted yet."
+        yield Outcome(call(answer, cosines, t), (1 - t) * cosines - t)
 
 
-def holm_by_hand(answer) -> None:
+def holm_by_hand(answer) -> Steps:
     for p in ([0.04, 0.01, 0.03, 0.2], [0.001, 0.9, 0.02], [0.03, 0.03]):
         values = np.asarray(p)
         order = np.argsort(values)
@@ -614,13 +548,11 @@ def holm_by_hand(answer) -> None:
         right, unordered = np.empty(len(p)), np.empty(len(p))
         right[order] = np.minimum(np.maximum.accumulate(steps), 1)
         unordered[order] = np.minimum(steps, 1)
-        mistakes = [
-            (np.minimum(values * len(p), 1), "that is Bonferroni: the factor falls by one a step."),
-            (unordered, "a larger p must not get a smaller correction: keep the largest so far."),
-            (np.minimum(steps, 1), "the result is sorted: return it in the order of the input."),
-            (right[order], "the result is sorted: return it in the order of the input."),
-        ]
-        compare(call(answer, p), right, *mistakes)
+        yield np.minimum(values * len(p), 1), "that is Bonferroni: the factor falls by one a step."
+        yield unordered, "a larger p must not get a smaller correction: keep the largest so far."
+        yield np.minimum(steps, 1), "the result is sorted: return it in the order of the input."
+        yield right[order], "the result is sorted: return it in the order of the input."
+        yield Outcome(call(answer, p), right)
 
 
 def letters(statements: dict[str, dict], answer) -> str:
@@ -641,49 +573,43 @@ def letters(statements: dict[str, dict], answer) -> str:
     return "\n  ".join(["right.", *(reasons[letter] for letter in holds)])
 
 
-def nearest(answer) -> None:
+def nearest(answer) -> Steps:
     query = _rng().standard_normal(5)
     gallery = _rng(1).standard_normal((20, 5)) * _rng(2).uniform(0.2, 5, (20, 1))
     order = np.argsort(-(unit_rows(gallery) @ query))
     by_distance = np.argsort(np.linalg.norm(gallery - query, axis=1))
-    mistakes = [
-        (np.argsort(-(gallery @ query))[:4], "by dot product, long rows win: scale them first."),
-        (order[:-5:-1], "these are the *least* similar: sort downwards."),
-        (order[3::-1], "the right four, but the furthest first: nearest first, please."),
-        (by_distance[:4], "by distance, of rows of different lengths: use cosines."),
-        (order[1:5], "the first is left out; but this query is not part of the gallery."),
-    ]
-    compare(call(answer, query, gallery, 4), order[:4], *mistakes)
+    yield np.argsort(-(gallery @ query))[:4], "by dot product, long rows win: scale them first."
+    yield order[:-5:-1], "these are the *least* similar: sort downwards."
+    yield order[3::-1], "the right four, but the furthest first: nearest first, please."
+    yield by_distance[:4], "by distance, of rows of different lengths: use cosines."
+    yield order[1:5], "the first is left out; but this query is not part of the gallery."
+    yield Outcome(call(answer, query, gallery, 4), order[:4])
 
 
-def threshold_for(answer) -> None:
+def threshold_for(answer) -> Steps:
     similarities = np.round(_rng().uniform(0.2, 1, 30), 3)
     right = _rng(1).random(30) < similarities
     for wanted in (0.7, 0.8):
         good_enough = [t for t in similarities if right[similarities >= t].mean() >= wanted]
-        mistakes = [
-            (max(good_enough), "that refuses nearly everything: the *smallest* that will do."),
-            (similarities.min(), "that one answers everything, however unsure."),
-            (wanted, "that is the fraction wanted, not a similarity."),
-            (np.quantile(similarities, wanted), "a quantile does not ask how many are right."),
-        ]
-        compare(call(answer, similarities, right, wanted), min(good_enough), *mistakes)
+        yield max(good_enough), "that refuses nearly everything: the *smallest* that will do."
+        yield similarities.min(), "that one answers everything, however unsure."
+        yield wanted, "that is the fraction wanted, not a similarity."
+        yield np.quantile(similarities, wanted), "a quantile does not ask how many are right."
+        yield Outcome(call(answer, similarities, right, wanted), min(good_enough))
 
 
-def without_common(answer) -> None:
+def without_common(answer) -> Steps:
     cosines = np.array([0.97, 0.8, 0.62])
     for length in (0.7, 0.4):
         square = length**2
-        mistakes = [
-            (cosines - square, "the rest is shorter than 1: divide by 1 − m²."),
-            ((cosines - length) / (1 - length), "the common part adds m·m to a cosine, not m."),
-            (cosines / (1 - square), "the common part has to be subtracted first."),
-            (cosines * (1 - square) + square, "that is the way back: from y to x."),
-        ]
-        compare(call(answer, cosines, length), (cosines - square) / (1 - square), *mistakes)
+        yield cosines - square, "the rest is shorter than 1: divide by 1 − m²."
+        yield (cosines - length) / (1 - length), "the common part adds m·m to a cosine, not m."
+        yield cosines / (1 - square), "the common part has to be subtracted first."
+        yield cosines * (1 - square) + square, "that is the way back: from y to x."
+        yield Outcome(call(answer, cosines, length), (cosines - square) / (1 - square))
 
 
-def threshold_by_hand(answer) -> None:
+def threshold_by_hand(answer) -> Steps:
     rows = unit_rows(_rng().standard_normal((30, 4)))
     cosines = rows @ rows.T
     away = cosines - 9 * np.eye(len(rows))
@@ -692,14 +618,12 @@ def threshold_by_hand(answer) -> None:
             -np.sort(-of, axis=1)[:, :many].mean(1)
             for of, many in ((away, k), (cosines, k), (away, 1), (away, k - 1))
         )
-        mistakes = [
-            (np.quantile(itself, refuse), "each picture still finds itself; a new one cannot."),
-            (np.quantile(nearness, 1 - refuse), "that refuses all but so many: mind the side."),
-            (np.quantile(single, refuse), "nearness is the mean of k, not the nearest alone."),
-            (np.quantile(fewer, refuse), "that is the mean of k − 1: the slice is 1 to k + 1."),
-            (nearness.min(), "that refuses none."),
-        ]
-        compare(call(answer, rows, k, refuse), np.quantile(nearness, refuse), *mistakes)
+        yield np.quantile(itself, refuse), "each picture still finds itself; a new one cannot."
+        yield np.quantile(nearness, 1 - refuse), "that refuses all but so many: mind the side."
+        yield np.quantile(single, refuse), "nearness is the mean of k, not the nearest alone."
+        yield np.quantile(fewer, refuse), "that is the mean of k − 1: the slice is 1 to k + 1."
+        yield nearness.min(), "that refuses none."
+        yield Outcome(call(answer, rows, k, refuse), np.quantile(nearness, refuse))
 
 
 _BY_NOTEBOOK = {
@@ -717,7 +641,7 @@ _BY_NOTEBOOK = {
 }
 _CHOICES = files.read_toml(Path(__file__).with_name("choices.toml"))
 CHECKS: dict[str, Check] = {
-    f"{notebook}.{number}": check
+    f"{notebook}.{number}": partial(settle, check)
     for notebook, checks in _BY_NOTEBOOK.items()
     for number, check in enumerate(checks, 1)
 }

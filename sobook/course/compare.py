@@ -1,11 +1,13 @@
 """Parts of checks: call a student's function, and say how its answer and the truth differ.
 
-`compare` knows the results of typical mistakes (clues); where none fits, it says how the answer
-relates to the expected value. Whatever is not right raises `Wrong`.
+`settle` compares what a check yields, first with the truth, then with the results of typical
+mistakes (clues); where none fits, it says how the answer relates to the truth. Whatever is not
+right raises `Wrong`.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,9 +21,7 @@ _RELATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "the sign is the wrong way round.": np.negative,
     "it is twice too large: is every pair counted twice?": lambda x: 2 * x,
     "it is half of what it should be: a factor 2 is missing.": lambda x: x / 2,
-    "it is a hundred times too large: a fraction is asked for, not a percentage.": lambda x: (
-        100 * x
-    ),
+    "it is a hundred times too large: give a fraction, not a percentage.": lambda x: 100 * x,
     "it is the square of what is asked for: the root is missing.": np.square,
     "it is the square root of what is asked for.": np.sqrt,
     "it is the reciprocal of what is asked for.": lambda x: 1 / x,
@@ -33,6 +33,28 @@ _RELATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 class Wrong(Exception):
     """An answer that is not right; the message says what is off, to the student."""
+
+
+class Outcome(NamedTuple):
+    """The value of a student's function, to be compared with the truth."""
+
+    value: object
+    expected: object
+    tolerance: float = 1e-4  # relative to the largest entry
+
+
+Steps = Iterator[Clue | Outcome]
+
+
+def settle(check: Callable[[object], Steps | None], answer: object) -> None:
+    """Compare each outcome that a check yields, knowing the clues that it yielded before."""
+    clues: list[Clue] = []
+    for step in check(answer) or ():
+        if isinstance(step, Outcome):
+            compare(*step, clues)
+            clues = []
+        else:
+            clues.append(step)
 
 
 def call(answer: object, *arguments: object) -> object:
@@ -49,10 +71,10 @@ def call(answer: object, *arguments: object) -> object:
     return value
 
 
-def compare(value: object, expected: object, *clues: Clue, tolerance: float = 1e-4) -> None:
+def compare(
+    value: object, expected: object, tolerance: float = 1e-4, clues: Sequence[Clue] = ()
+) -> None:
     """Compare a number or an array: shape first, then values, then what the difference looks like.
-
-    `tolerance` is relative to the largest entry.
 
     Raises:
         Wrong: with the clue that fits, or how the answer relates to the expected one.

@@ -1,21 +1,24 @@
 """Grading: run students' notebooks in fresh kernels and collect the verdicts of their checks.
 
-A notebook that is broken in any way becomes lines of the table that say so, never an error.
-Start with `grade`; `write_gradebook` makes a row per student of its table.
+Of a notebook only the code counts; where there is no verdict, the table says why. A failure of the
+grader itself is an empty cell, not a 0. Start with `grade_class`; `grade` is for one notebook.
 """
 
 import asyncio
-import csv
+import hashlib
+import json
 import os
 import re
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 
+import sobook
 from sobook import files
 from sobook.course import exercises
 from sobook.course.compare import describe_error
@@ -23,98 +26,226 @@ from sobook.errors import SobookError
 
 # Students' code sees no other variables, so no secrets of who grades.
 _VARIABLES = "PATH LANG LC_ALL TMPDIR VIRTUAL_ENV OMP_NUM_THREADS CUDA_VISIBLE_DEVICES SOBOOK_MODE"
+_CHECK = r"check\(\s*[\"'](\d\d\.\d+)[\"']"
+_SELF_TEST = """from sobook.course import exercises, setup
+setup()
+exercises.check("00.2", lambda before, after: (after - before) / (1 - before))"""
+# Points for what `Grade.passed` says; of several files of a student, the first of these counts.
+_POINTS = {"yes": "1", "": "", "no": "0", "not checked": "0"}
+Row = tuple[str, str, str]  # exercise, passed, reason, as in `Grade`
 
 
-@dataclass(frozen=True)
-class Grade:
+class Grade(NamedTuple):
     """One exercise of one notebook."""
 
-    notebook: str  # the file's name
+    student: str
+    notebook: str  # the file, seen from the folder that holds them all
     exercise: str  # such as "04.2"; "" where nothing of the notebook could be judged
-    passed: bool
-    reason: str  # "right.", or what was wrong
+    passed: str  # "yes", "no", "not checked", or "" where the grader failed
+    reason: str  # "right.", what was wrong, or why there is no verdict
+    key: str  # digest of the file and of how it was graded
 
 
-def grade(
-    path: str | os.PathLike, *, name: str = "", timeout: float = 900, execute: bool = True
-) -> list[Grade]:
-    """Grade each exercise of a notebook, in order, by its last check.
+def grade_class(
+    notebooks: Sequence[Path],
+    out: Path,
+    *,
+    gradebook: Path | None = None,
+    class_list: Path | None = None,
+    timeout: float = 900,
+    jobs: int = 1,
+    execute: bool = True,
+) -> Iterator[list[Grade]]:
+    """Grade many notebooks, and write the tables after each; yields the grades of each.
+
+    Args:
+        notebooks: .ipynb files; for whose they are see `students`.
+        out: the table, CSV. What it holds of unchanged files, graded in the same way, is kept.
+        gradebook, class_list: see `write_gradebook` and `read_class_list`.
+        timeout, execute: as for `grade`.
+        jobs: how many at a time.
+
+    Raises:
+        SobookError: files that cannot be told apart, or nothing can be graded on this machine.
+    """
+    listed = read_class_list(class_list) if class_list else None
+    owners, before = students(notebooks, listed or ()), _read(out)
+    if execute:
+        _test_machine()
+
+    def graded(path: Path) -> list[Grade]:
+        name = owners[path][1]
+        how = (name, sobook.__version__, os.environ.get("SOBOOK_MODE"), timeout, execute)
+        try:
+            key = hashlib.sha256(path.read_bytes() + repr(how).encode()).hexdigest()[:16]
+            rows = before.get(key) or grade(path, timeout=timeout, execute=execute)
+        except Exception as error:  # whatever it is, the other notebooks are to be graded
+            rows, key = [("", "", f"the grader failed: {describe_error(error)}.")], ""
+        return [Grade(*owners[path], *row, key) for row in rows]
+
+    grades: dict[Path, list[Grade]] = dict.fromkeys(owners, [])
+    with ThreadPoolExecutor(jobs) as pool:  # threads wait for kernels, which are processes
+        running = {pool.submit(graded, path): path for path in owners}
+        try:
+            for done in as_completed(running):
+                grades[running[done]] = done.result()
+                so_far = [grade for of_file in grades.values() for grade in of_file]
+                _write(pd.DataFrame(so_far, columns=Grade._fields), out)
+                if gradebook is not None:
+                    write_gradebook(so_far, gradebook, listed)
+                yield done.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # those that wait when it is stopped
+
+
+def grade(path: Path, *, timeout: float = 900, execute: bool = True) -> list[Row]:
+    """Grade each exercise of a notebook by its last check.
 
     Args:
         path: an .ipynb file.
-        name: what the table calls it; default: the file's name.
         timeout: seconds for the whole notebook; what was checked until then counts.
-        execute: run it; otherwise the verdicts saved in the file are read.
+        execute: run its code; otherwise the verdicts saved in the file are read.
+
+    Raises:
+        Exception: the grader failed, e.g. since no kernel could be started.
     """
     import nbformat
 
-    path, stopped = Path(path), ""
-    name = name or path.name
+    content, stopped = path.read_bytes(), ""
     try:
-        notebook = nbformat.read(path, as_version=4)
-        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    except Exception as error:  # missing, no JSON, not a notebook: they share no base class
-        return [Grade(name, "", False, f"the file cannot be read: {describe_error(error)}.")]
+        saved = [cell for cell in json.loads(content)["cells"] if cell["cell_type"] == "code"]
+        cells = [nbformat.v4.new_code_cell("".join(cell["source"])) for cell in saved]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:  # no JSON, no notebook
+        what = describe_error(error) if content.strip() else "it is empty"
+        return [("", "not checked", f"the file cannot be read as a notebook: {what}.")]
     if execute:
-        for cell in code:
-            cell.outputs, cell.execution_count = [], None
-        stopped = _run(notebook, timeout)
-    source = "\n".join(cell.source for cell in code)
-    checked = re.findall(r"check\(\s*[\"'](\d\d)\.\d+[\"']", source)
-    numbers = sorted({*checked}) or re.findall(r"^(\d\d)_", path.name)
-    missing = "not checked: the cell with exercises.check was removed, or never reached."
-    missing = f"{missing} {stopped}".strip()
-    grades = {e: Grade(name, e, False, missing) for n in numbers for e in exercises.known(n)}
-    for output in [output for cell in code for output in cell.get("outputs", ())]:
+        stopped, saved = _run(nbformat.v4.new_notebook(cells=cells), timeout), cells
+    verdicts: dict[str, tuple[str, str]] = {}
+    for output in [output for cell in saved for output in cell.get("outputs", ())]:
         record = output.get("metadata", {}).get("sobook")
-        if record and record["exercise"] in grades:
-            verdict = record["passed"] is True, record["message"]
-            grades[record["exercise"]] = Grade(name, record["exercise"], *verdict)
-    nothing = stopped or "no exercise was found in it: is it a notebook of the course?"
-    return list(grades.values()) or [Grade(name, "", False, nothing)]
+        if isinstance(record, dict) and record.get("exercise") in exercises.known():
+            passed = "yes" if record.get("passed") is True else "no"
+            verdicts[record["exercise"]] = passed, str(record.get("message"))
+    checked = re.findall(_CHECK, "\n".join(cell.source for cell in cells))
+    numbers = [exercise[:2] for exercise in checked] or re.findall(r"^(\d\d)(?!\d)", path.name)
+    usual = exercises.known(max(numbers, key=numbers.count)) if numbers else ()
+    asked = {*usual, *verdicts, *checked} & {*exercises.known()}
+    if not asked:
+        return [("", "not checked", stopped or "it has no exercise: is it of the course?")]
+    return [
+        (exercise, *(verdicts.get(exercise) or ("not checked", _why(exercise, cells, stopped))))
+        for exercise in sorted(asked)
+    ]
 
 
-def _run(notebook, timeout: float) -> str:
-    """Execute in place, in an empty folder; returns why it was cut short, if it was."""
+def _run(notebook: Any, timeout: float) -> str:
+    """Execute in place, in empty folders; returns why it was cut short, if it was."""
     from nbclient import NotebookClient
     from traitlets.config import Config
 
     environment = {key: value for key in _VARIABLES.split() if (value := os.environ.get(key))}
-    environment["SOBOOK_DATA"] = str(files.data_root().resolve())
     environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
     with tempfile.TemporaryDirectory(prefix="sobook-grade-") as folder:
+        home, data = Path(folder, "home"), Path(folder, "data")
+        home.mkdir()
+        data.mkdir()
+        for entry in files.data_root().glob("*"):  # data sets; what notebooks write is their own
+            if entry.is_dir() and entry.name not in ("predictions", "runs", "cache"):
+                (data / entry.name).symlink_to(entry.resolve())
+        environment |= {"HOME": str(home), "SOBOOK_DATA": str(data)}
         client = NotebookClient(
             notebook,
             kernel_name="python3",
             allow_errors=True,  # later exercises may still be right
             timeout=None,
             store_widget_state=False,
-            resources={"metadata": {"path": folder}},
+            resources={"metadata": {"path": str(home)}},
             # Through files, not TCP, which other users of the machine could listen to.
             config=Config(ConnectionFileMixin={"transport": "ipc", "ip": f"{folder}/kernel"}),
         )
-        run, start = client.async_execute(env=environment | {"HOME": folder}), time.monotonic()
+        start = time.monotonic()
         try:
-            asyncio.run(asyncio.wait_for(run, timeout))
-        except Exception as error:  # a kernel that does not start, dies, or is out of time
-            if time.monotonic() - start >= timeout:
-                return f"It was stopped after {timeout:g} seconds."
-            return f"the notebook stopped: {describe_error(error)}."
+            asyncio.run(asyncio.wait_for(client.async_execute(env=environment), timeout))
+        except Exception as error:  # of asyncio, nbclient, the kernel: they share no base class
+            if not (reached := _reached(notebook.cells)):
+                raise  # before any code of the student's
+            late = time.monotonic() - start >= timeout  # then any error may come of it
+            what = f"after {timeout:g} seconds" if late else f"by {describe_error(error)}"
+            return f"the notebook was stopped {what}, in code cell {reached}."
     return ""
 
 
-def names(paths: Sequence[Path], listed: Collection[str] = ()) -> list[str]:
-    """Names for the table: each file's name, after its folder if it is listed or one of several."""
-    several = len({path.parent for path in paths}) > 1
-    return [
-        f"{path.parent.name}/{path.name}" if several or path.parent.name in listed else path.name
-        for path in paths
-    ]
+def _reached(cells: Sequence[Any]) -> int:
+    """Number of the last cell that was begun."""
+    return max((i for i, cell in enumerate(cells, 1) if cell.execution_count), default=0)
 
 
-def student_of(name: str) -> str:
-    """Student that a file of the table belongs to: its folder, else its stem."""
-    return name.rpartition("/")[0] or Path(name).stem
+def _why(exercise: str, cells: Sequence[Any], stopped: str) -> str:
+    """Why there is no verdict on an exercise."""
+    errors, place = {}, 0
+    for i, cell in enumerate(cells, 1):
+        place = i if exercise in re.findall(_CHECK, cell.source) else place
+        for output in cell.outputs:
+            if output.output_type == "error":
+                errors[i] = f"{output.ename}: {output.evalue}"[:200]
+    if not place:
+        return "no cell checks it: the cell was removed or changed."
+    if place in errors:
+        first = f" The first error, in code cell {min(errors)}: {errors[min(errors)]}"
+        return f"its cell stopped with {errors[place]}.{first if min(errors) < place else ''}"
+    if stopped and place >= _reached(cells):
+        return f"not reached: {stopped}"
+    return "its cell showed no verdict."
+
+
+def _test_machine() -> None:
+    """Refuse to grade where not even a right answer gets its point."""
+    import nbformat
+
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(_SELF_TEST)])
+    with tempfile.TemporaryDirectory(prefix="sobook-grade-") as folder:
+        nbformat.write(notebook, Path(folder, "test.ipynb"))
+        verdicts = {row[0]: row[1:] for row in grade(Path(folder, "test.ipynb"))}
+    if verdicts["00.2"][0] != "yes":
+        raise SobookError(
+            f"nothing is graded: here even a right answer fails: {verdicts['00.2'][1]}"
+        )
+
+
+def students(notebooks: Iterable[Path], listed: Collection[str] = ()) -> dict[Path, Row]:
+    """Whose each notebook is.
+
+    Files of one folder are one student's, who is called by the shortest part of the folders' paths
+    that tells them apart: ``Ada_1`` of ``Ada_1/notebooks``, ``groupA/ada`` where it takes both. If
+    all files lie in one folder, each is a student's. A folder in `listed` is a student wherever it
+    stands.
+
+    Returns:
+        path → student, and the path as seen from the folder that holds all notebooks.
+
+    Raises:
+        SobookError: a file is missing, or which student or which file is meant is not clear.
+    """
+    paths = list(dict.fromkeys(Path(os.path.abspath(path)) for path in notebooks))
+    if missing := [str(path) for path in paths if not path.is_file()]:
+        raise SobookError(f"no such notebook: {', '.join(missing[:3])}.")
+    top = Path(os.path.commonpath([path.parent for path in paths]))
+    names = {path: path.relative_to(top) for path in paths}
+    homes = {path: name.parent.parts or (name.stem,) for path, name in names.items()}
+    depth = max(map(len, homes.values()))
+    for part in [slice(i, i + n) for n in range(1, depth + 1) for i in range(depth - n + 1)]:
+        labels = {home: "/".join(home[part]) for home in homes.values()}
+        if all(labels.values()) and len({*labels.values()}) == len(labels):
+            break  # as the last part, all of the path, does
+    owners: dict[Path, tuple[str, str]] = {}
+    for path, name in names.items():
+        parts = (labels[homes[path]], path.stem, *reversed(path.parent.parts))
+        student = next((part for part in parts if part in listed), parts[0])
+        for other, (whose, told) in owners.items():
+            if whose == student and other.name == path.name or Path(whose) in Path(student).parents:
+                raise SobookError(f"{told} and {name}: are both {whose}'s, or is one a copy?")
+        owners[path] = student, str(name)
+    return owners
 
 
 def read_class_list(path: str | os.PathLike) -> dict[str, dict[str, str]]:
@@ -134,49 +265,52 @@ def read_class_list(path: str | os.PathLike) -> dict[str, dict[str, str]]:
         ) from None
 
 
-def write(grades: Iterable[Grade], out: str | os.PathLike) -> Path:
-    """Write grades as CSV (UTF-8): a line per notebook and exercise."""
-    rows = [asdict(grade) | {"passed": "yes" if grade.passed else "no"} for grade in grades]
-    return _write_csv(("notebook", "exercise", "passed", "reason"), rows, out)
-
-
 def write_gradebook(
     grades: Iterable[Grade],
-    out: str | os.PathLike,
+    out: Path,
     class_list: Mapping[str, Mapping[str, str]] | None = None,
-) -> Path:
-    """Write one row per student and one column per exercise: 1, 0, or empty if not handed in.
+) -> None:
+    """Write one row per student and one column per exercise: 1 or 0.
 
-    The last column, note, names what a person has to look at: a file that cannot be read, nothing
-    handed in, a folder that is not in the class list. Students of the list get a row in any case.
+    A cell is empty if nothing was handed in, or if the grader failed; then the sum is, too. The
+    last column, note, says why there is no verdict, who handed in nothing, and who is not in the
+    class list. Students of the list get a row in any case.
     """
-    handed_in: dict[str, list[Grade]] = {student: [] for student in class_list or ()}
-    for grade in grades:
-        handed_in.setdefault(student_of(grade.notebook), []).append(grade)
-    rows: list[dict] = []
-    columns: set[str] = set()
-    for student, own in sorted(handed_in.items()):
-        marks = {grade.exercise: 0 for grade in own if grade.exercise}
-        marks |= {grade.exercise: 1 for grade in own if grade.passed}  # passed once is passed
-        notes = [f"{Path(g.notebook).name}: {g.reason}" for g in own if not g.exercise]
+    table, rows = pd.DataFrame(grades, columns=Grade._fields), []
+    for student in sorted({*table["student"], *(class_list or ())}):
+        own, marks = table[table["student"] == student], {}
+        for passed in reversed(_POINTS):
+            marks |= dict.fromkeys(own.loc[own["passed"] == passed, "exercise"], _POINTS[passed])
+        open_ = own[own["passed"].isin(["", "not checked"])]
+        whys = open_.groupby(["notebook", "reason"], sort=False)["exercise"].agg(" ".join)
+        notes = [f"{file} {which}".strip() + f": {why}" for (file, why), which in whys.items()]
         if class_list is not None and student not in class_list:
             notes.insert(0, "not in the class list")
-        note = "; ".join(notes) or ("" if own else "not handed in")
-        row = {"student": student, "passed": sum(marks.values()), "note": note, **marks}
-        rows.append(row | dict((class_list or {}).get(student, {})))
-        columns |= marks.keys()
+        total = "" if "" in set(own["passed"]) else list(marks.values()).count("1")
+        row = {"student": student, "passed": total, "note": "; ".join(notes)}
+        row["note"] = row["note"] if len(own) else "not handed in"
+        rows.append(row | marks | dict((class_list or {}).get(student, {})))
     about = ["student"] if class_list is None else ["student", "id", "name"]
-    return _write_csv([*about, *sorted(columns), "passed", "note"], rows, out)
+    columns = [*about, *sorted({*table["exercise"]} - {""}), "passed", "note"]
+    _write(pd.DataFrame(rows, columns=columns), out)
 
 
-def _write_csv(columns: Sequence[str], rows: Iterable[Mapping], out: str | os.PathLike) -> Path:
-    """Write rows whose texts are single lines that no spreadsheet takes for a formula."""
-    out, lines = Path(out).expanduser(), [columns]
-    for row in rows:
-        texts = [" ".join(str(row.get(column, "")).split()) for column in columns]
-        lines.append(
-            [f"'{text}" if text.startswith(("=", "+", "-", "@")) else text for text in texts]
-        )
-    with files.replacing(out) as part, open(part, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(lines)
-    return out
+def _read(out: Path) -> dict[str, list[Row]]:
+    """What an earlier grading says of each file, by its key."""
+    if not out.exists():
+        return {}
+    table = pd.read_csv(out, dtype=str, keep_default_na=False)
+    if tuple(table) != Grade._fields:
+        raise SobookError(f"{out} exists and is no table of grades: give another name.")
+    rows = table[table["key"] != ""].groupby("key")[["exercise", "passed", "reason"]]
+    return {key: list(of_file.itertuples(index=False, name=None)) for key, of_file in rows}
+
+
+def _write(table: pd.DataFrame, out: Path) -> None:
+    """Write CSV whose texts are single lines that no spreadsheet takes for a formula."""
+
+    def safe(value: object) -> str:
+        text = " ".join(str(value).split())
+        return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+    files.write_text(out.expanduser(), table.fillna("").map(safe).to_csv(index=False))

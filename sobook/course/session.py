@@ -80,22 +80,21 @@ class Session:
         Raises:
             RunError: a file of a shipped run was changed.
         """
-        retrain = retrain or bool(os.environ.get("SOBOOK_RETRAIN"))
-        if retrain or training.Run.find(config) is not None:
-            return training.fit(config)
         manifest = files.shipped("quick_runs/manifest.json")
-        for name, entry in json.loads(manifest.read_text(encoding="utf-8")).items():
-            if entry["run_key"] == run_key(config):
-                print(
-                    f"{name}: the shipped run. Retrain it yourself: "
-                    "session.fit(config, retrain=True), two minutes on two cores."
-                )
-                folder = manifest.with_name(name)
-                for file, digest in entry["sha256"].items():
-                    if hashlib.sha256((folder / file).read_bytes()).hexdigest() != digest:
-                        raise RunError(f"{folder / file} was changed: reinstall sobook.")
-                return training.Run(folder, config)
-        return training.fit(config)
+        shipped = json.loads(manifest.read_text(encoding="utf-8"))
+        name = next((n for n in shipped if shipped[n]["run_key"] == run_key(config)), None)
+        retrain = retrain or bool(os.environ.get("SOBOOK_RETRAIN"))
+        if name is None or retrain or training.Run.find(config) is not None:
+            return training.fit(config)
+        folder = manifest.with_name(name)
+        for file, digest in shipped[name]["sha256"].items():
+            if hashlib.sha256((folder / file).read_bytes()).hexdigest() != digest:
+                raise RunError(f"{folder / file} was changed: reinstall sobook.")
+        print(
+            f"{name}: the shipped run. Retrain it yourself: "
+            "session.fit(config, retrain=True), two minutes on two cores."
+        )
+        return training.Run(folder, config)
 
     def __str__(self) -> str:
         cpu = f"CPU, {torch.get_num_threads()} threads"

@@ -124,19 +124,14 @@ def place(points, others, plane) -> np.ndarray:
     return (weights[:, :, None] * np.asarray(plane)[indices]).sum(axis=1)
 
 
-def align(plane, onto, points=None) -> np.ndarray:
-    """Turn, mirror, shift and scale a map to lie as near as possible to another (Procrustes).
+def align(plane, onto) -> np.ndarray:
+    """Turn (2, 2), perhaps mirrored, that brings ``plane @ turn`` as near as can be to another map.
 
     Args:
-        plane, onto: (N, 2) each, of the same points.
-        points: (M, 2) of the first map, to be moved the same way instead of `plane`.
+        plane, onto: (N, 2) each, of the same points; where they lie and their scale do not matter.
     """
     plane, onto = np.asarray(plane, float), np.asarray(onto, float)
-    points = plane if points is None else np.asarray(points, float)
-    middle, target = plane.mean(axis=0), onto.mean(axis=0)
-    turn, size = orthogonal_procrustes(plane - middle, onto - target)
-    scale = size / np.square(plane - middle).sum()
-    return scale * (points - middle) @ turn + target
+    return orthogonal_procrustes(plane - plane.mean(axis=0), onto - onto.mean(axis=0))[0]
 
 
 @use_style()

@@ -104,6 +104,8 @@ def fit_head(config: HeadConfig) -> dict[str, float]:
     used, unused = _draw_images(train_set.labels, config)
     inputs["unused"], inputs["train"] = inputs["train"][unused], inputs["train"][used]
     labels = all_labels[used]
+    if not config.images_per_class:
+        config = config.replace(batch_size=min(config.batch_size, len(labels)))
     inputs = {name: part.to(device) for name, part in inputs.items()}
 
     torch.manual_seed(config.seed)  # only now: embedding for the first time draws too

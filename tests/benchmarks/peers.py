@@ -50,7 +50,7 @@ class Data:
 
 
 def data(name: str) -> Data:
-    import sobook.course.aviary.micro  # noqa: F401  (registers the encoder with timm)
+    import sobook.course.aviary.micro_deit  # noqa: F401  (registers the encoder with timm)
     from sobook import files
 
     if name == "aviary":

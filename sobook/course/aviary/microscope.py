@@ -35,12 +35,11 @@ KINDS = {RELATIVE: "marks", **dict.fromkeys(MARKS, "mark"), **dict.fromkeys(NUIS
 
 
 class _Replay(Chance):
-    """Chance that repeats the draws of a part, where they are given."""
+    """Chance that repeats the given draws of a part, and draws those of other parts."""
 
-    def __init__(self, seed: str) -> None:
+    def __init__(self, seed: str, given: Mapping[str, list]) -> None:
         super().__init__(seed)
-        self.given: dict[str, list] = {}
-        self.taken: dict[str, list] = defaultdict(list)
+        self.given, self.taken = given, defaultdict[str, list](list)
 
     def _draw(self, fresh: Callable[..., Any], *args: int) -> Any:
         place, known = len(self.taken[self.part]), self.given.get(self.part)
@@ -55,14 +54,12 @@ class _Replay(Chance):
         return self._draw(super().randbytes, n)
 
 
-def redraw(
-    one: Species, instance: int, change: str = AS_IT_WAS, *, size: int = 96, seed: int = 0
-) -> Image.Image:
+def redraw(bird: Species, instance: int, change: str = AS_IT_WAS, *, size: int = 96) -> Image.Image:
     """Draw image number `instance` of a species again, with one thing changed.
 
     Args:
-        one: the species.
-        instance, size, seed: as for `sobook.course.aviary.species.draw`.
+        bird: the species.
+        instance, size: as for `sobook.course.aviary.species.draw`.
         change: a mark (one of `MARKS`), which gets another value that can be seen on this bird; a
             nuisance (one of `NUISANCES`), which is drawn anew; or ``"nothing"``. To choose the
             value yourself, replace the mark and `draw`.
@@ -75,23 +72,21 @@ def redraw(
         SobookError: no such change.
     """
     check_choice("change", change, (AS_IT_WAS, *MARKS, *NUISANCES))
-    chance = chance_of(one, instance, seed)
-    rng, marks = _Replay(chance), one.marks
+    chance = chance_of(bird, instance)
+    rng, marks = _Replay(chance, {}), bird.marks
     if change in NUISANCES:
-        paint(one.look, marks, rng, size)
+        paint(bird.look, marks, rng, size)
         kept = {part: taken for part, taken in rng.taken.items() if part != change}
-        rng = _Replay(f"{chance} {change} anew")
-        rng.given = kept
+        rng = _Replay(f"{chance} {change} anew", kept)
     elif change in MARKS:
-        usual = getattr(marks, change)
-        others = [value for value in visible_choices(one.look)[change] if value != usual]
-        if others:
+        values, usual = visible_choices(bird.look)[change], getattr(marks, change)
+        if others := [value for value in values if value != usual]:
             marks = replace(marks, **{change: pick(Random(f"{chance} {change}"), others)})
-    return paint(one.look, marks, rng, size)
+    return paint(bird.look, marks, rng, size)
 
 
 def where_marks_differ(
-    one: Species, other: Species, instance: int
+    bird: Species, other: Species, instance: int
 ) -> dict[str, tuple[float, float, float]]:
     """Locate, in a picture of one species, the marks by which another species differs from it.
 
@@ -99,7 +94,7 @@ def where_marks_differ(
     are the mark's.
 
     Args:
-        one, instance: the picture, as for `sobook.course.aviary.species.draw`.
+        bird, instance: the picture, as for `sobook.course.aviary.species.draw`.
         other: a species of the same genus.
 
     Returns:
@@ -109,15 +104,15 @@ def where_marks_differ(
     Raises:
         SobookError: the species are of different genera: then everything differs.
     """
-    if one.genus != other.genus:
-        raise SobookError(f"{one.name} and {other.name} are of different genera.")
-    before = np.asarray(redraw(one, instance)).astype(int)
+    if bird.genus != other.genus:
+        raise SobookError(f"{bird.name} and {other.name} are of different genera.")
+    before = np.asarray(redraw(bird, instance)).astype(int)
     circles = {}
     for mark in MARKS:
         value = getattr(other.marks, mark)
-        if value == getattr(one.marks, mark):
+        if value == getattr(bird.marks, mark):
             continue
-        painted = replace(one, marks=replace(one.marks, **{mark: value}))
+        painted = replace(bird, marks=replace(bird.marks, **{mark: value}))
         after = np.asarray(redraw(painted, instance))
         changed = np.argwhere(np.abs(after - before).max(axis=2) > 24)  # not its blurred rim
         if len(changed):
@@ -128,18 +123,18 @@ def where_marks_differ(
 
 
 def name_mistakes(
-    images: ImageSet, queries: Sequence[int], found: np.ndarray
+    images: ImageSet, queries: Sequence[int], retrieved: np.ndarray
 ) -> tuple[list[list[str]], list[list[list[tuple[float, float, float]]]]]:
     """Captions and circles for a retrieval wall: how images of the wrong species differ.
 
     Args:
         images: the set that was searched; of an aviary, that of 100 species and seed 0.
         queries: Q of its images.
-        found: (Q, k) images that were found.
+        retrieved: (Q, k) images that they retrieved.
 
     Returns:
         (Q, k) captions: the species of a wrong image, without the genus where it is the query's;
-        "" for a right one. (Q, k) lists of circles around the marks by which such a relative
+        "" for a relevant one. (Q, k) lists of circles around the marks by which such a relative
         differs, see `where_marks_differ`; none where the images were not drawn.
     """
     birds = species(100) if images.name == "aviary" else ()
@@ -149,17 +144,16 @@ def name_mistakes(
         if wanted == name:
             return "", []
         if birds:
-            other, one = (birds[int(of.partition(".")[0]) - 1] for of in (wanted, name))
-            if one.genus == other.genus:
-                circles = where_marks_differ(one, other, int(images.paths[image].stem))
-                return one.name.rpartition(" ")[0], list(circles.values())
+            other, bird = (birds[int(of.partition(".")[0]) - 1] for of in (wanted, name))
+            if bird.genus == other.genus:
+                circles = where_marks_differ(bird, other, int(images.paths[image].stem))
+                return bird.name.rpartition(" ")[0], list(circles.values())
         return name.partition(".")[2].replace("_", " "), []
 
-    walls = [
-        [describe(query, image) for image in row] for query, row in zip(queries, found, strict=True)
-    ]
-    captions = [[caption for caption, _ in row] for row in walls]
-    return captions, [[circles for _, circles in row] for row in walls]
+    rows = zip(queries, retrieved, strict=True)
+    wall = [[describe(query, image) for image in row] for query, row in rows]
+    captions = [[caption for caption, _ in row] for row in wall]
+    return captions, [[circles for _, circles in row] for row in wall]
 
 
 def slides(
@@ -189,16 +183,16 @@ def slides(
             f"{len(birds)} species with {instances} picture(s) each: distances need 2 or more."
         )
 
-    def drawn(one: Species, change: str) -> np.ndarray:
+    def drawn(bird: Species, change: str) -> np.ndarray:
         if change == RELATIVE:
-            family = [bird for bird in birds if bird.genus == one.genus]
-            relative = family[(family.index(one) + 1) % len(family)]
-            one, change = replace(one, marks=relative.marks), AS_IT_WAS
-        pictures = [redraw(one, i, change, size=size) for i in range(instances)]
+            genus = [relative for relative in birds if relative.genus == bird.genus]
+            relative = genus[(genus.index(bird) + 1) % len(genus)]
+            bird, change = replace(bird, marks=relative.marks), AS_IT_WAS
+        pictures = [redraw(bird, i, change, size=size) for i in range(instances)]
         return np.stack([np.asarray(picture) for picture in pictures])
 
     return {
-        change: np.stack([drawn(one, change) for one in birds])
+        change: np.stack([drawn(bird, change) for bird in birds])
         for change in dict.fromkeys((AS_IT_WAS, *changes))
     }
 
@@ -227,8 +221,7 @@ def by_bird(
     moved = {}
     for change in [name for name in pictures if name != AS_IT_WAS]:
         shows = (pictures[change] != before).any(axis=(2, 3, 4))  # (S, I)
-        after = _embed(encoder, pictures[change])
-        distance = np.linalg.norm(after - embedded, axis=-1)
+        distance = np.linalg.norm(_embed(encoder, pictures[change]) - embedded, axis=-1)
         moved[change] = pd.DataFrame(distance / unit).where(shows).mean(axis=1)
     return pd.DataFrame(moved)
 
@@ -254,9 +247,8 @@ def _embed(encoder: Any, pictures: np.ndarray) -> np.ndarray:
     flat = pictures.reshape(-1, *pictures.shape[2:])
     images = torch.from_numpy(flat).permute(0, 3, 1, 2)
     if side := getattr(encoder, "image_size", None):
-        images = torch.stack([evaluation_crop(Image.fromarray(one), side) for one in flat])
-    training = getattr(encoder, "training", False)
-    if training:
+        images = torch.stack([evaluation_crop(Image.fromarray(picture), side) for picture in flat])
+    if training := getattr(encoder, "training", False):
         encoder.eval()
     parts = [encoder(batch).cpu().double() for batch in images.split(64)]
     if training:

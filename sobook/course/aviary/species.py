@@ -218,27 +218,27 @@ def attributes(number: int = 100, *, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def draw(one: Species, instance: int, *, size: int = 96, seed: int = 0) -> Image.Image:
+def draw(bird: Species, instance: int, *, size: int = 96, seed: int = 0) -> Image.Image:
     """Draw image number `instance` of a species: RGB, `size` × `size` pixels.
 
     The image depends on nothing but these arguments, so any order of drawing is fine.
     """
-    return paint(one.look, one.marks, Chance(chance_of(one, instance, seed)), size)
+    return paint(bird.look, bird.marks, Chance(chance_of(bird, instance, seed)), size)
 
 
-def silhouette(one: Species, instance: int, *, size: int = 96, seed: int = 0) -> Image.Image:
+def silhouette(bird: Species, instance: int) -> Image.Image:
     """Draw where the bird is in the picture that `draw` returns for these arguments.
 
     Returns:
-        8-bit gray, `size` × `size`: 255 on the bird, also where a twig or water hides it, 0 beside
-        it, between the two at its rim.
+        8-bit gray, 96 × 96: 255 on the bird, also where a twig or water hides it, 0 beside it,
+        between the two at its rim.
     """
-    return cut_out(one.look, one.marks, Chance(chance_of(one, instance, seed)), size)
+    return cut_out(bird.look, bird.marks, Chance(chance_of(bird, instance)), 96)
 
 
-def chance_of(one: Species, instance: int, seed: int) -> str:
+def chance_of(bird: Species, instance: int, seed: int = 0) -> str:
     """Seed of the chance in an image. It leaves out the marks: see `microscope`."""
-    return f"aviary image {seed} {one.name} {instance}"
+    return f"aviary image {seed} {bird.name} {instance}"
 
 
 # --- the dataset on disk ------------------------------------------------------------------------

@@ -35,8 +35,8 @@ def summary(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     means = {"frozen": f"frozen_{study.metric}"}
     means |= {name: name for name in ("rms_cosine", "mean_cosine", study.select_by) if name}
     rows = []
-    for setting, runs in _by_setting(study, table):
-        row = {**setting, "seeds": len(runs), "mean": runs[study.metric].mean()}
+    for setting, runs in _by_setting(study, table).items():
+        row = {**dict(setting), "seeds": len(runs), "mean": runs[study.metric].mean()}
         row["low"], row["high"] = t_interval(runs[study.metric])
         row |= {name: runs[column].mean() for name, column in means.items() if column in runs}
         rows.append(row)
@@ -107,15 +107,15 @@ def _paired(
 
     `metrics` are compared between settings, the pairs in `columns` within each.
     """
-    by_setting = _by_setting(study, table)
-    places, compared = [], []
-    for row, (setting, runs) in enumerate(by_setting):
+    by_setting, places, compared = _by_setting(study, table), [], []
+    for row, (key, runs) in enumerate(by_setting.items()):
+        setting = dict(key)
         if not study.family.where.items() <= setting.items():
             continue
         first, second = _baseline(study, setting, by_setting), runs
         if doubled:
-            twice = {"epochs": 2 * (setting.get("epochs") or 0)}
-            second = _runs_of(by_setting, setting | twice) if first is runs else None
+            twice = setting | {"epochs": 2 * (setting.get("epochs") or 0)}
+            second = by_setting.get(tuple(twice.items())) if first is runs else None
         pairs = [(f"{b} − {a}", runs[a], runs[b]) for a, b in columns]
         if first is not None and second is not None and first is not second:
             pairs += [(metric, first[metric], second[metric]) for metric in metrics]
@@ -243,32 +243,28 @@ def _story(study: Study, table: pd.DataFrame) -> list[tuple[str, str]]:
     return [(title, text) for title, text in story if text]
 
 
-def _by_setting(study: Study, table: pd.DataFrame) -> list[tuple[dict[str, Any], pd.DataFrame]]:
-    """(factor → value, runs by seed) of every setting, in the order of the study."""
-    by_setting, factors = [], study.factors[:-1]
+def _by_setting(study: Study, table: pd.DataFrame) -> dict[tuple, pd.DataFrame]:
+    """Runs by seed of every setting, the pairs (factor, value), in the order of the study."""
+    by_setting, factors = {}, study.factors[:-1]
     for key, runs in table.groupby(factors, dropna=False, sort=False) if factors else [((), table)]:
         values = [None if pd.isna(value) else value for value in key]  # NaN is not itself
-        setting = dict(zip(factors, values, strict=True))
-        by_setting.append((setting, runs.set_index("seed").sort_index()))
+        setting = tuple(zip(factors, values, strict=True))
+        by_setting[setting] = runs.set_index("seed").sort_index()
     return by_setting
 
 
-def _runs_of(by_setting: list, setting: dict) -> pd.DataFrame | None:
-    return next((runs for other, runs in by_setting if other == setting), None)
-
-
-def _baseline(study: Study, setting: dict, by_setting: list) -> pd.DataFrame | None:
+def _baseline(study: Study, setting: dict, by_setting: dict) -> pd.DataFrame | None:
     """The runs that those of a setting are compared with.
 
     A baseline names some factors; the others keep the value they have in the setting. Where there
     are no such runs, as when methods have parameters of their own, it is the only setting that fits
     the baseline and has the same values of the grid's factors.
     """
-    same = _runs_of(by_setting, setting | study.baseline)
-    if same is not None or not study.baseline:
+    same = by_setting.get(tuple((setting | study.baseline).items()))
+    if same is not None:
         return same
     wanted = {name: setting[name] for name in study.grid if name in setting} | study.baseline
-    fitting = [runs for other, runs in by_setting if wanted.items() <= other.items()]
+    fitting = [runs for key, runs in by_setting.items() if wanted.items() <= dict(key).items()]
     return fitting[0] if len(fitting) == 1 else None
 
 

@@ -30,11 +30,10 @@ def test_with_nothing_changed_the_picture_is_the_same_to_the_bit(form):
 @pytest.mark.parametrize("change", NUISANCES)
 def test_one_part_of_chance_is_drawn_anew_and_all_others_stay(change):
     for one in SOME:
-        before = microscope._Replay("a")
+        before = microscope._Replay("a", {})
         art.paint(one.look, one.marks, before, 32)
         kept = {part: taken for part, taken in before.taken.items() if part != change}
-        after = microscope._Replay("b")
-        after.given = kept
+        after = microscope._Replay("b", kept)
         art.paint(one.look, one.marks, after, 32)
         parts = [part for part in NUISANCES if part != "ground" or one.look.stance != "hover"]
         assert list(before.taken) == list(after.taken) == parts  # in the order of drawing
