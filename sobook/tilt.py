@@ -29,27 +29,27 @@ class Tilt:
     """Two cones in numbers, and the balance of forces between them.
 
     Attributes:
-        tilt: τ = −⟨mean embedding, mean proxy⟩, which is √(ae) where the two are opposite.
-        tilt_of_proxies, tilt_of_images: a and e.
-        own, own_spread: mean and standard deviation of the residual cosines r of images and the
-            proxies of their own class.
-        foreign, foreign_spread: the same with the proxies of all other classes.
+        tau: τ = −⟨mean embedding, mean proxy⟩, which is √(ae) where the two are opposite.
+        proxy_cone, image_cone: a and e.
+        own_residual, own_spread: mean and standard deviation of the residual cosines r of images
+            and the proxies of their own class.
+        foreign_residual, foreign_spread: the same with the proxies of all other classes.
         pull, push: w₊ and w₋, what the loss weighs cosines with own proxies, summed per class and
             averaged over the classes in a batch, and with foreign ones, averaged over all C.
-        pulled, pushed: r₊ and r₋, the residual cosines averaged with these weights.
+        pulled_residual, pushed_residual: r₊ and r₋, averaged with these weights.
     """
 
-    tilt: float
-    tilt_of_proxies: float
-    tilt_of_images: float
-    own: float
+    tau: float
+    proxy_cone: float
+    image_cone: float
+    own_residual: float
     own_spread: float
-    foreign: float
+    foreign_residual: float
     foreign_spread: float
     pull: float
     push: float
-    pulled: float
-    pushed: float
+    pulled_residual: float
+    pushed_residual: float
 
 
 def measure(
@@ -57,8 +57,8 @@ def measure(
 ) -> Tilt:
     """The tilt of a trained head.
 
-    At rest pull · (1 + pulled) = push · (1 + pushed): tilting lowers an own cosine by 1 + r₊ and a
-    foreign one by 1 + r₋.
+    At rest w₊ (1 + r₊) = w₋ (1 + r₋): tilting lowers an own cosine by 1 + r₊ and a foreign one by
+    1 + r₋.
 
     Args:
         proxies: (C, D) of any length.
@@ -76,17 +76,17 @@ def measure(
     cosines = images @ unit.T
     pull, push = _weights(cosines[batches], is_own[batches], loss)  # (M, B, C) each
     return Tilt(
-        tilt=float(-mean_image @ mean_proxy),
-        tilt_of_proxies=float(a),
-        tilt_of_images=float(e),
-        own=float(residual[is_own].mean()),
+        tau=float(-mean_image @ mean_proxy),
+        proxy_cone=float(a),
+        image_cone=float(e),
+        own_residual=float(residual[is_own].mean()),
         own_spread=float(residual[is_own].std()),
-        foreign=float(residual[~is_own].mean()),
+        foreign_residual=float(residual[~is_own].mean()),
         foreign_spread=float(residual[~is_own].std()),
         pull=float(pull.sum() / len(batches)),
         push=float(push.sum() / len(batches)),
-        pulled=float((pull * residual[batches]).sum() / pull.sum()),
-        pushed=float((push * residual[batches]).sum() / push.sum()),
+        pulled_residual=float((pull * residual[batches]).sum() / pull.sum()),
+        pushed_residual=float((push * residual[batches]).sum() / push.sum()),
     )
 
 
@@ -111,7 +111,7 @@ def predict(
     """
     rng = np.random.default_rng(0)
     is_own = labels[:, :, None] == np.arange(num_classes)  # (M, B, C)
-    mean = np.where(is_own, seen.own, seen.foreign)
+    mean = np.where(is_own, seen.own_residual, seen.foreign_residual)
     spread = np.where(is_own, seen.own_spread, seen.foreign_spread)
     residual = mean + spread * rng.standard_normal(is_own.shape)
 

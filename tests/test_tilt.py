@@ -68,10 +68,12 @@ def test_measure_as_a_loop_over_pairs():
         for c, p in enumerate(unit):
             r = (x - x_mean) @ (p - p_mean) / ((1 - a) * (1 - e)) ** 0.5
             (own if c == label else foreign).append(r)
-    assert (seen.tilt_of_proxies, seen.tilt_of_images) == pytest.approx((a, e))
-    assert (seen.own, seen.own_spread) == pytest.approx((np.mean(own), np.std(own)))
-    assert (seen.foreign, seen.foreign_spread) == pytest.approx((np.mean(foreign), np.std(foreign)))
-    assert seen.tilt == pytest.approx(-x_mean @ p_mean) and seen.tilt > 0.1
+    assert (seen.proxy_cone, seen.image_cone) == pytest.approx((a, e))
+    assert (seen.own_residual, seen.own_spread) == pytest.approx((np.mean(own), np.std(own)))
+    assert (seen.foreign_residual, seen.foreign_spread) == pytest.approx(
+        (np.mean(foreign), np.std(foreign))
+    )
+    assert seen.tau == pytest.approx(-x_mean @ p_mean) and seen.tau > 0.1
 
 
 def test_measure_does_not_depend_on_the_axes_or_on_the_length_of_proxies():
