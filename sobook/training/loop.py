@@ -67,8 +67,9 @@ def fit(
         print(data)
     with run.locked():
         processes.wait()
-        if not run.finished:  # else another program has trained it meanwhile
-            run.resume(trainer, made_of)
+        run.check_made_of(made_of)
+        if not run.finished:  # else it was trained meanwhile, or restored from its mirror
+            run.resume(trainer)
             processes.wait()  # no process writes until all have read
             _train(run, data, trainer, {"made_of": made_of}, progress, after_epoch)
         processes.wait()  # nobody leaves before the main process has written
