@@ -130,7 +130,7 @@ class Evaluate(Source):
 class Compare:
     """Set runs on the same data side by side; differences are to the first.
 
-    Intervals are 95 % bootstrap intervals over classes; those of differences are paired.
+    Intervals are 95 % intervals over classes; those of differences are paired.
 
     For instance: sobook compare data/runs/pa data/runs/so100
     """
