@@ -56,29 +56,32 @@ def grade_class(
     jobs: int = 1,
     execute: bool = True,
 ) -> Iterator[list[Grade]]:
-    """Grade many notebooks, and write the tables after each; yields the grades of each.
+    """Grade many notebooks, `jobs` at a time, and write the tables after each.
 
     Args:
         notebooks: .ipynb files; for whose they are see `students`.
         out: the table, CSV. What it holds of unchanged files, graded in the same way, is kept.
         gradebook, class_list: see `write_gradebook` and `read_class_list`.
         timeout, execute: as for `grade`.
-        jobs: how many at a time.
+
+    Yields:
+        The grades of each notebook, as it is done.
 
     Raises:
         SobookError: files that cannot be told apart, or nothing can be graded on this machine.
     """
     listed = read_class_list(class_list) if class_list else None
     owners, before = students(notebooks, listed or ()), _read(out)
-    if execute:
-        _test_machine()
+    test = json.dumps({"cells": [{"cell_type": "code", "source": _SELF_TEST}]}).encode()
+    if execute and (failed := [why for _, passed, why in grade(test)[1:2] if passed != "yes"]):
+        raise SobookError(f"nothing is graded: here even a right answer fails: {failed[0]}")
 
     def graded(path: Path) -> list[Grade]:
-        name = owners[path][1]
-        how = (name, sobook.__version__, os.environ.get("SOBOOK_MODE"), timeout, execute)
+        how = (sobook.__version__, os.environ.get("SOBOOK_MODE"), timeout, execute)
         try:
-            key = hashlib.sha256(path.read_bytes() + repr(how).encode()).hexdigest()[:16]
-            rows = before.get(key) or grade(path, timeout=timeout, execute=execute)
+            content = path.read_bytes()
+            key = hashlib.sha256(content + repr(how).encode()).hexdigest()[:16]
+            rows = before.get(key) or grade(content, timeout=timeout, execute=execute)
         except Exception as error:  # whatever it is, the other notebooks are to be graded
             rows, key = [("", "", f"the grader failed: {describe_error(error)}.")], ""
         return [Grade(*owners[path], *row, key) for row in rows]
@@ -98,11 +101,11 @@ def grade_class(
             pool.shutdown(wait=False, cancel_futures=True)  # those that wait when it is stopped
 
 
-def grade(path: Path, *, timeout: float = 900, execute: bool = True) -> list[Row]:
+def grade(content: bytes, *, timeout: float = 900, execute: bool = True) -> list[Row]:
     """Grade each exercise of a notebook by its last check.
 
     Args:
-        path: an .ipynb file.
+        content: of an .ipynb file.
         timeout: seconds for the whole notebook; what was checked until then counts.
         execute: run its code; otherwise the verdicts saved in the file are read.
 
@@ -111,7 +114,7 @@ def grade(path: Path, *, timeout: float = 900, execute: bool = True) -> list[Row
     """
     import nbformat
 
-    content, stopped = path.read_bytes(), ""
+    stopped = ""
     try:
         saved = [cell for cell in json.loads(content)["cells"] if cell["cell_type"] == "code"]
         cells = [nbformat.v4.new_code_cell("".join(cell["source"])) for cell in saved]
@@ -127,7 +130,7 @@ def grade(path: Path, *, timeout: float = 900, execute: bool = True) -> list[Row
             passed = "yes" if record.get("passed") is True else "no"
             verdicts[record["exercise"]] = passed, str(record.get("message"))
     checked = re.findall(_CHECK, "\n".join(cell.source for cell in cells))
-    numbers = [exercise[:2] for exercise in checked] or re.findall(r"^(\d\d)(?!\d)", path.name)
+    numbers = [exercise[:2] for exercise in [*checked, *verdicts]]
     usual = exercises.known(max(numbers, key=numbers.count)) if numbers else ()
     asked = {*usual, *verdicts, *checked} & {*exercises.known()}
     if not asked:
@@ -167,17 +170,13 @@ def _run(notebook: Any, timeout: float) -> str:
         try:
             asyncio.run(asyncio.wait_for(client.async_execute(env=environment), timeout))
         except Exception as error:  # of asyncio, nbclient, the kernel: they share no base class
-            if not (reached := _reached(notebook.cells)):
+            begun = [i for i, cell in enumerate(notebook.cells, 1) if cell.execution_count]
+            if not begun:
                 raise  # before any code of the student's
             late = time.monotonic() - start >= timeout  # then any error may come of it
             what = f"after {timeout:g} seconds" if late else f"by {describe_error(error)}"
-            return f"the notebook was stopped {what}, in code cell {reached}."
+            return f"the notebook was stopped {what}, in code cell {begun[-1]}."
     return ""
-
-
-def _reached(cells: Sequence[Any]) -> int:
-    """Number of the last cell that was begun."""
-    return max((i for i, cell in enumerate(cells, 1) if cell.execution_count), default=0)
 
 
 def _why(exercise: str, cells: Sequence[Any], stopped: str) -> str:
@@ -193,23 +192,8 @@ def _why(exercise: str, cells: Sequence[Any], stopped: str) -> str:
     if place in errors:
         first = f" The first error, in code cell {min(errors)}: {errors[min(errors)]}"
         return f"its cell stopped with {errors[place]}.{first if min(errors) < place else ''}"
-    if stopped and place >= _reached(cells):
-        return f"not reached: {stopped}"
-    return "its cell showed no verdict."
-
-
-def _test_machine() -> None:
-    """Refuse to grade where not even a right answer gets its point."""
-    import nbformat
-
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(_SELF_TEST)])
-    with tempfile.TemporaryDirectory(prefix="sobook-grade-") as folder:
-        nbformat.write(notebook, Path(folder, "test.ipynb"))
-        verdicts = {row[0]: row[1:] for row in grade(Path(folder, "test.ipynb"))}
-    if verdicts["00.2"][0] != "yes":
-        raise SobookError(
-            f"nothing is graded: here even a right answer fails: {verdicts['00.2'][1]}"
-        )
+    after = any(cell.execution_count for cell in cells[place:])
+    return f"not reached: {stopped}" if stopped and not after else "its cell showed no verdict."
 
 
 def students(notebooks: Iterable[Path], listed: Collection[str] = ()) -> dict[Path, Row]:
@@ -302,7 +286,8 @@ def _read(out: Path) -> dict[str, list[Row]]:
     table = pd.read_csv(out, dtype=str, keep_default_na=False)
     if tuple(table) != Grade._fields:
         raise SobookError(f"{out} exists and is no table of grades: give another name.")
-    rows = table[table["key"] != ""].groupby("key")[["exercise", "passed", "reason"]]
+    table = table[table["key"] != ""].drop_duplicates(["key", "exercise"])  # copies: once is enough
+    rows = table.groupby("key")[["exercise", "passed", "reason"]]
     return {key: list(of_file.itertuples(index=False, name=None)) for key, of_file in rows}
 
 

@@ -74,7 +74,7 @@ def beside(key: str, truth: Answer) -> str:
     result = f"{'Measured' if is_number else 'It is'}: {_text(truth)}."
     if answer is None:
         return result
-    if not is_number:
+    if not is_number or isinstance(answer, str | list):
         mine = "So you predicted" if truth == answer else f"You predicted: {_text(answer)}"
         return f"{result} {mine}."
     off = float(answer) - float(truth)  # type: ignore[arg-type]  # both are numbers

@@ -1,6 +1,7 @@
 """Grading: whose a notebook is, its points, and a true reason for each that is missing."""
 
 import csv
+import re
 
 import nbformat
 import pytest
@@ -31,10 +32,10 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
-def judged(*cells, folder, timeout=120, **options):
+def judged(*cells, folder, timeout=120):
     """What running a notebook gives: exercise → passed, reason."""
-    path = notebook(folder / "a.ipynb", *cells)
-    return {row[0]: row[1:] for row in grading.grade(path, timeout=timeout, **options)}
+    content = notebook(folder / "a.ipynb", *cells).read_bytes()
+    return {row[0]: row[1:] for row in grading.grade(content, timeout=timeout)}
 
 
 def test_points_and_reasons_of_one_notebook(tmp_path):
@@ -67,7 +68,8 @@ def test_a_notebook_without_end_is_stopped(tmp_path, loop):
 def test_saved_verdicts_do_not_count_unless_asked_for(tmp_path):
     """Anybody can write verdicts into a file; only a run shows them."""
     path = notebook(tmp_path / "a.ipynb", "pass  # check('00.2')", passed=["00.2"])
-    read, run = (grading.grade(path, execute=execute)[1] for execute in (True, False))
+    content = path.read_bytes()
+    read, run = (grading.grade(content, execute=execute)[1] for execute in (True, False))
     assert (read[1], run[1]) == ("not checked", "yes") and "no verdict" in read[2]
 
 
@@ -128,36 +130,32 @@ def test_a_class_of_sixty_with_five_broken_submissions(tmp_path, capsys):
 
 
 def test_a_stopped_grading_resumes(tmp_path, monkeypatch):
-    paths = [notebook(tmp_path / f"{s}.ipynb", "check('00.2')", passed=["00.2"]) for s in "abcd"]
-    out, done = tmp_path / "grades.csv", []
-    real = grading.grade
+    paths = [tmp_path / f"{name}.ipynb" for name in "abcd"]
+    for path in paths:
+        notebook(path, f"check('00.2')  # by {path.stem}", passed=["00.2"])
+    out, book, done, stops = tmp_path / "grades.csv", tmp_path / "class.csv", [], ["b"]
+    grade = grading.grade
 
-    def grade(path, **options):
-        done.append(path.stem)
-        if path.stem in stops:
+    def watched(content, **options):
+        done.append(re.search(rb"# by (\w+)", content)[1].decode())
+        if done[-1] in stops:
             raise OSError("no space left")
-        return real(path, **options)
+        return grade(content, **options)
 
-    monkeypatch.setattr(grading, "grade", grade)
-    stops = "b"
-    arguments = ["grade", *map(str, paths), "--out", str(out), "--no-execute"]
-    arguments += ["--gradebook", str(tmp_path / "class.csv")]
+    monkeypatch.setattr(grading, "grade", watched)
+    arguments = ["grade", *map(str, paths), "--no-execute", "--out", str(out)]
+    arguments += ["--gradebook", str(book)]
     assert main(arguments) == 1  # the grader failed, not the student
-    assert [(r["00.2"], r["passed"]) for r in rows(tmp_path / "class.csv")][:2] == [
-        ("1", "1"),
-        ("", ""),
-    ]
-    assert "no space left" in rows(tmp_path / "class.csv")[1]["note"]
-    stops = ""
+    marks = [(row["00.2"], row["passed"], "no space left" in row["note"]) for row in rows(book)]
+    assert marks[:3] == [("1", "1", False), ("", "", True), ("1", "1", False)]
+    stops.clear()
     assert main(arguments) == 0 and done == [*"abcd", "b"]
-    notebook(paths[3], "check('00.2')", "# handed in again", passed=["00.2"])
-    assert main(arguments) == 0 and done == [*"abcd", "b", "d"]
+    notebook(paths[3], "check('00.2')  # by d, again", passed=["00.2"])
+    assert main(arguments) == 0 and done[5:] == ["d"]
     assert main([*arguments, "--timeout", "5"]) == 0 and done[6:] == [*"abcd"]
-    assert [r["00.2"] for r in rows(tmp_path / "class.csv")] == ["1"] * 4
-    done.clear()
-    for _ in grading.grade_class(paths, tmp_path / "other.csv", execute=False):
-        break  # stopped after the first
-    assert len(rows(tmp_path / "other.csv")) == len(KNOWN)
+    assert [row["00.2"] for row in rows(book)] == ["1"] * 4
+    next(grading.grade_class(paths, tmp_path / "other.csv", execute=False))
+    assert len(rows(tmp_path / "other.csv")) == len(KNOWN)  # written after the first
 
 
 def test_where_nothing_can_be_graded_nothing_is(tmp_path, monkeypatch, capsys):
