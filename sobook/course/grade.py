@@ -11,7 +11,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,10 +26,11 @@ from sobook.errors import SobookError
 
 # Students' code sees no other variables, so no secrets of who grades.
 _VARIABLES = "PATH LANG LC_ALL TMPDIR VIRTUAL_ENV OMP_NUM_THREADS CUDA_VISIBLE_DEVICES SOBOOK_MODE"
-_CHECK = r"check\(\s*[\"'](\d\d\.\d+)[\"']"
+_CHECK = r"check\([^\"')]*[\"'](\d\d\.\d+)[\"']"
 _SELF_TEST = """from sobook.course import exercises, setup
 setup()
 exercises.check("00.2", lambda before, after: (after - before) / (1 - before))"""
+_RIGHT = ("00.2", "yes", "right.")
 # Points for what `Grade.passed` says; of several files of a student, the first of these counts.
 _POINTS = {"yes": "1", "": "", "no": "0", "not checked": "0"}
 Row = tuple[str, str, str]  # exercise, passed, reason, as in `Grade`
@@ -72,31 +73,31 @@ def grade_class(
     """
     listed = read_class_list(class_list) if class_list else None
     owners, before = students(notebooks, listed or ()), _read(out)
-    test = json.dumps({"cells": [{"cell_type": "code", "source": _SELF_TEST}]}).encode()
-    if execute and (failed := [why for _, passed, why in grade(test)[1:2] if passed != "yes"]):
-        raise SobookError(f"nothing is graded: here even a right answer fails: {failed[0]}")
+    how = (sobook.__version__, os.environ.get("SOBOOK_MODE"), timeout, execute)
 
-    def graded(path: Path) -> list[Grade]:
-        how = (sobook.__version__, os.environ.get("SOBOOK_MODE"), timeout, execute)
+    def graded(read: Callable[[], bytes]) -> tuple[str, list[Row]]:
         try:
-            content = path.read_bytes()
+            content = read()
             key = hashlib.sha256(content + repr(how).encode()).hexdigest()[:16]
-            rows = before.get(key) or grade(content, timeout=timeout, execute=execute)
+            return key, before.get(key) or grade(content, timeout=timeout, execute=execute)
         except Exception as error:  # whatever it is, the other notebooks are to be graded
-            rows, key = [("", "", f"the grader failed: {describe_error(error)}.")], ""
-        return [Grade(*owners[path], *row, key) for row in rows]
+            return "", [("", "", f"the grader failed: {describe_error(error)}.")]
 
+    test = json.dumps({"cells": [{"cell_type": "code", "source": _SELF_TEST}]})
+    if execute and _RIGHT not in (rows := graded(test.encode)[1]):
+        raise SobookError(f"nothing is graded: here even a right answer fails: {rows[:2][-1][2]}")
     grades: dict[Path, list[Grade]] = dict.fromkeys(owners, [])
     with ThreadPoolExecutor(jobs) as pool:  # threads wait for kernels, which are processes
-        running = {pool.submit(graded, path): path for path in owners}
+        running = {pool.submit(graded, path.read_bytes): path for path in owners}
         try:
             for done in as_completed(running):
-                grades[running[done]] = done.result()
+                path, (key, rows) = running[done], done.result()
+                grades[path] = [Grade(*owners[path], *row, key) for row in rows]
                 so_far = [grade for of_file in grades.values() for grade in of_file]
                 _write(pd.DataFrame(so_far, columns=Grade._fields), out)
                 if gradebook is not None:
                     write_gradebook(so_far, gradebook, listed)
-                yield done.result()
+                yield grades[path]
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # those that wait when it is stopped
 
@@ -196,7 +197,9 @@ def _why(exercise: str, cells: Sequence[Any], stopped: str) -> str:
     return f"not reached: {stopped}" if stopped and not after else "its cell showed no verdict."
 
 
-def students(notebooks: Iterable[Path], listed: Collection[str] = ()) -> dict[Path, Row]:
+def students(
+    notebooks: Iterable[Path], listed: Collection[str] = ()
+) -> dict[Path, tuple[str, str]]:
     """Whose each notebook is.
 
     Files of one folder are one student's, who is called by the shortest part of the folders' paths
@@ -221,14 +224,17 @@ def students(notebooks: Iterable[Path], listed: Collection[str] = ()) -> dict[Pa
         labels = {home: "/".join(home[part]) for home in homes.values()}
         if all(labels.values()) and len({*labels.values()}) == len(labels):
             break  # as the last part, all of the path, does
-    owners: dict[Path, tuple[str, str]] = {}
+    owners, seen = {}, dict[tuple[str, str], Path]()
     for path, name in names.items():
         parts = (labels[homes[path]], path.stem, *reversed(path.parent.parts))
         student = next((part for part in parts if part in listed), parts[0])
-        for other, (whose, told) in owners.items():
-            if whose == student and other.name == path.name or Path(whose) in Path(student).parents:
-                raise SobookError(f"{told} and {name}: are both {whose}'s, or is one a copy?")
         owners[path] = student, str(name)
+        if (other := seen.setdefault((student, path.name), name)) != name:
+            raise SobookError(f"{other} and {name} are both {student}'s: move one of them away.")
+    everybody = {student for student, _ in owners.values()}
+    for student in everybody:
+        if above := {str(parent) for parent in Path(student).parents} & everybody:
+            raise SobookError(f"{student} lies in {above.pop()}: are they one student or two?")
     return owners
 
 
@@ -257,22 +263,22 @@ def write_gradebook(
     """Write one row per student and one column per exercise: 1 or 0.
 
     A cell is empty if nothing was handed in, or if the grader failed; then the sum is, too. The
-    last column, note, says why there is no verdict, who handed in nothing, and who is not in the
-    class list. Students of the list get a row in any case.
+    last column, note, says why there is no verdict, of whom there is no notebook, and who is not in
+    the class list. Students of the list get a row in any case.
     """
     table, rows = pd.DataFrame(grades, columns=Grade._fields), []
     for student in sorted({*table["student"], *(class_list or ())}):
         own, marks = table[table["student"] == student], {}
         for passed in reversed(_POINTS):
             marks |= dict.fromkeys(own.loc[own["passed"] == passed, "exercise"], _POINTS[passed])
-        open_ = own[own["passed"].isin(["", "not checked"])]
-        whys = open_.groupby(["notebook", "reason"], sort=False)["exercise"].agg(" ".join)
-        notes = [f"{file} {which}".strip() + f": {why}" for (file, why), which in whys.items()]
+        left = own["passed"].isin(["", "not checked"]) & (own["exercise"].map(marks) != "1")
+        whys = own[left].groupby(["notebook", "reason"], sort=False)["exercise"].agg(" ".join)
+        notes = [f"{Path(file).name} {of}".strip() + f": {why}" for (file, why), of in whys.items()]
         if class_list is not None and student not in class_list:
             notes.insert(0, "not in the class list")
         total = "" if "" in set(own["passed"]) else list(marks.values()).count("1")
         row = {"student": student, "passed": total, "note": "; ".join(notes)}
-        row["note"] = row["note"] if len(own) else "not handed in"
+        row["note"] = row["note"] if len(own) else "no notebook was given"
         rows.append(row | marks | dict((class_list or {}).get(student, {})))
     about = ["student"] if class_list is None else ["student", "id", "name"]
     columns = [*about, *sorted({*table["exercise"]} - {""}), "passed", "note"]
