@@ -295,8 +295,7 @@ def anchor_left_out(answer) -> Steps:
     yield loss(0, 1), "the pull is right; what do own entries add to the push?"
     yield loss(1, 0), "the push is right; what do the others' entries add to the pull?"
     yield Outcome(value, loss())
-    if not torch.is_tensor(value) or value.grad_fn is None:
-        raise Wrong("the value is right, but no gradient can flow: it is no longer a tensor.")
+    _check_tensor(value)
 
     @wraps(answer)
     def slope(embeddings, *others):

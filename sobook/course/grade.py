@@ -30,7 +30,6 @@ _CHECK = r"check\([^\"')]*[\"'](\d\d\.\d+)[\"']"
 _SELF_TEST = """from sobook.course import exercises, setup
 setup()
 exercises.check("00.2", lambda before, after: (after - before) / (1 - before))"""
-_RIGHT = ("00.2", "yes", "right.")
 # Points for what `Grade.passed` says; of several files of a student, the first of these counts.
 _POINTS = {"yes": "1", "": "", "no": "0", "not checked": "0"}
 Row = tuple[str, str, str]  # exercise, passed, reason, as in `Grade`
@@ -71,8 +70,8 @@ def grade_class(
     Raises:
         SobookError: files that cannot be told apart, or nothing can be graded on this machine.
     """
-    listed = read_class_list(class_list) if class_list else None
-    owners, before = students(notebooks, listed or ()), _read(out)
+    listed = read_class_list(class_list) if class_list else {}
+    owners, before = students(notebooks, listed), _read(out)
     how = (sobook.__version__, os.environ.get("SOBOOK_MODE"), timeout, execute)
 
     def graded(read: Callable[[], bytes]) -> tuple[str, list[Row]]:
@@ -84,9 +83,11 @@ def grade_class(
             return "", [("", "", f"the grader failed: {describe_error(error)}.")]
 
     test = json.dumps({"cells": [{"cell_type": "code", "source": _SELF_TEST}]})
-    if execute and _RIGHT not in (rows := graded(test.encode)[1]):
+    if execute and ("00.2", "yes", "right.") not in (rows := graded(test.encode)[1]):
         raise SobookError(f"nothing is graded: here even a right answer fails: {rows[:2][-1][2]}")
-    grades: dict[Path, list[Grade]] = dict.fromkeys(owners, [])
+    grades = {
+        path: [Grade(*owner, "", "", "not graded yet.", "")] for path, owner in owners.items()
+    }
     with ThreadPoolExecutor(jobs) as pool:  # threads wait for kernels, which are processes
         running = {pool.submit(graded, path.read_bytes): path for path in owners}
         try:
@@ -150,20 +151,19 @@ def _run(notebook: Any, timeout: float) -> str:
     environment = {key: value for key in _VARIABLES.split() if (value := os.environ.get(key))}
     environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
     with tempfile.TemporaryDirectory(prefix="sobook-grade-") as folder:
-        home, data = Path(folder, "home"), Path(folder, "data")
-        home.mkdir()
+        data = Path(folder, "data")
         data.mkdir()
         for entry in files.data_root().glob("*"):  # data sets; what notebooks write is their own
             if entry.is_dir() and entry.name not in ("predictions", "runs", "cache"):
                 (data / entry.name).symlink_to(entry.resolve())
-        environment |= {"HOME": str(home), "SOBOOK_DATA": str(data)}
+        environment |= {"HOME": folder, "SOBOOK_DATA": str(data)}
         client = NotebookClient(
             notebook,
             kernel_name="python3",
             allow_errors=True,  # later exercises may still be right
             timeout=None,
             store_widget_state=False,
-            resources={"metadata": {"path": str(home)}},
+            resources={"metadata": {"path": folder}},
             # Through files, not TCP, which other users of the machine could listen to.
             config=Config(ConnectionFileMixin={"transport": "ipc", "ip": f"{folder}/kernel"}),
         )
@@ -256,9 +256,7 @@ def read_class_list(path: str | os.PathLike) -> dict[str, dict[str, str]]:
 
 
 def write_gradebook(
-    grades: Iterable[Grade],
-    out: Path,
-    class_list: Mapping[str, Mapping[str, str]] | None = None,
+    grades: Iterable[Grade], out: Path, class_list: Mapping[str, Mapping[str, str]]
 ) -> None:
     """Write one row per student and one column per exercise: 1 or 0.
 
@@ -267,20 +265,20 @@ def write_gradebook(
     the class list. Students of the list get a row in any case.
     """
     table, rows = pd.DataFrame(grades, columns=Grade._fields), []
-    for student in sorted({*table["student"], *(class_list or ())}):
+    for student in sorted({*table["student"], *class_list}):
         own, marks = table[table["student"] == student], {}
         for passed in reversed(_POINTS):
             marks |= dict.fromkeys(own.loc[own["passed"] == passed, "exercise"], _POINTS[passed])
         left = own["passed"].isin(["", "not checked"]) & (own["exercise"].map(marks) != "1")
         whys = own[left].groupby(["notebook", "reason"], sort=False)["exercise"].agg(" ".join)
         notes = [f"{Path(file).name} {of}".strip() + f": {why}" for (file, why), of in whys.items()]
-        if class_list is not None and student not in class_list:
+        if class_list and student not in class_list:
             notes.insert(0, "not in the class list")
         total = "" if "" in set(own["passed"]) else list(marks.values()).count("1")
-        row = {"student": student, "passed": total, "note": "; ".join(notes)}
-        row["note"] = row["note"] if len(own) else "no notebook was given"
-        rows.append(row | marks | dict((class_list or {}).get(student, {})))
-    about = ["student"] if class_list is None else ["student", "id", "name"]
+        note = "; ".join(notes) if len(own) else "no notebook was given"
+        row = {"student": student, "passed": total, "note": note} | marks
+        rows.append(row | dict(class_list.get(student, {})))
+    about = ["student", "id", "name"] if class_list else ["student"]
     columns = [*about, *sorted({*table["exercise"]} - {""}), "passed", "note"]
     _write(pd.DataFrame(rows, columns=columns), out)
 

@@ -155,8 +155,9 @@ def test_a_stopped_grading_resumes(tmp_path, monkeypatch):
     assert main(arguments) == 0 and done[5:] == ["d"]
     assert main([*arguments, "--timeout", "5"]) == 0 and done[6:] == [*"abcd"]
     assert [row["00.2"] for row in rows(book)] == ["1"] * 4
-    next(grading.grade_class(paths, tmp_path / "other.csv", execute=False))
-    assert len(rows(tmp_path / "other.csv")) == len(KNOWN)  # written after the first
+    next(grading.grade_class(paths, tmp_path / "other.csv", execute=False))  # and stopped
+    reasons = [row["reason"] for row in rows(tmp_path / "other.csv")]
+    assert len(reasons) == len(KNOWN) + 3 and reasons.count("not graded yet.") == 3
 
 
 @pytest.mark.parametrize(
