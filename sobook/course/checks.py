@@ -212,10 +212,8 @@ def scale_of_nca(answer) -> Steps:
 def fair_gain(answer) -> Steps:
     rng = _rng(6)
     for _ in range(3):
-        ours, theirs = (
-            pd.DataFrame(rng.uniform(0.4, 0.6, (5, 2)).round(3), columns=["validation", "test"])
-            for _ in range(2)
-        )
+        recalls = rng.uniform(0.4, 0.6, (2, 5, 2)).round(3)
+        ours, theirs = (pd.DataFrame(rows, columns=["validation", "test"]) for rows in recalls)
         chosen = [frame.loc[frame["validation"].idxmax()] for frame in (ours, theirs)]
         best = [frame["test"].max() for frame in (ours, theirs)]
         average = ours["test"].mean() - theirs["test"].mean()
@@ -335,9 +333,8 @@ def simplex(answer) -> None:
         if off.max() > 0.999:
             raise Wrong(f"D = {dim}: two of the directions coincide.")
         if np.abs(off).max() > 1 / dim + 1e-4:  # the Welch bound of D + 1 directions
-            raise Wrong(
-                f"D = {dim}: not equiangular yet: cosines from {off.min():.3f} to {off.max():.3f}."
-            )
+            between = f"cosines from {off.min():.3f} to {off.max():.3f}"
+            raise Wrong(f"D = {dim}: not equiangular yet: {between}.")
 
 
 def one_sided(answer) -> Steps:
@@ -386,7 +383,7 @@ def class_penalty(answer) -> Steps:
         _check_tensor(value)
 
 
-def closest_pair(answer) -> None:
+def closest_pair(answer) -> Steps:
     unit = unit_rows(_rng(3).standard_normal((9, 4)))
     cosines = unit @ unit.T
     off = _off_diagonal(cosines)
@@ -398,13 +395,9 @@ def closest_pair(answer) -> None:
         raise Wrong("i and j are the same: leave the diagonal out.")
     if not (0 <= i < 9 and 0 <= j < 9):
         raise Wrong(f"({i}, {j}) is outside the 9 × 9 matrix: np.unravel_index gives both.")
-    if (got := cosines[i, j]) == off.max():
-        return
-    if got == off.min():
-        raise Wrong("that is the *most distant* pair: take the maximum.")
-    if abs(got) == np.abs(off).max():
-        raise Wrong("that is the largest |cosine|; here the sign counts.")
-    raise Wrong(f"the pair ({i}, {j}) has the cosine {got:.3f}; another has {off.max():.3f}.")
+    yield off.min(), "that is the *most distant* pair: take the maximum."
+    yield off[np.abs(off).argmax()], "that is the largest |cosine|; here the sign counts."
+    yield Outcome(cosines[i, j], off.max())  # the cosine of the pair, and the largest there is
 
 
 def mean_cosine(answer) -> Steps:
@@ -430,11 +423,9 @@ def directions_for(answer) -> Steps:
     points = _rng().standard_normal((60, 8)) * 0.8 ** np.arange(8) + 5
     sigma = np.linalg.svd(points - points.mean(0), compute_uv=False)
     raw = np.linalg.svd(points, compute_uv=False)
-    variance_kept, sigma_kept, raw_kept = (
-        np.cumsum(s) / s.sum() for s in (sigma**2, sigma, raw**2)
-    )
+    kept, sigma_kept, raw_kept = (np.cumsum(s) / s.sum() for s in (sigma**2, sigma, raw**2))
     for fraction in (0.9, 0.99, 0.5):
-        expected = (variance_kept < fraction).sum() + 1
+        expected = (kept < fraction).sum() + 1
         yield expected - 1, "off by one: an index counts from 0, a number of components from 1."
         yield (raw_kept < fraction).sum() + 1, "variance is about the mean: center the points."
         yield (sigma_kept < fraction).sum() + 1, "variance goes with σ²."
@@ -444,7 +435,7 @@ def directions_for(answer) -> Steps:
 def shared_neighbors(answer) -> Steps:
     first = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [2, 1, 0]])
     second = np.array([[3, 2, 1], [0, 4, 5], [4, 5, 6], [2, 5, 1]])
-    common = np.array([len(np.intersect1d(a, b)) for a, b in zip(first, second, strict=True)])
+    common = np.array([np.isin(a, b).sum() for a, b in zip(first, second, strict=True)])
     yield (first == second).mean(), "order does not matter: look anywhere in the same row."
     yield common.mean(), "that is the number of shared neighbors: divide by k."
     yield (common > 0).mean(), "that asks for at least one; the mean fraction is asked for."

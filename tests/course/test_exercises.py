@@ -166,7 +166,7 @@ MISTAKES = [
     ("06.1", lambda c: np.unravel_index(c.argmax(), c.shape), "diagonal"),
     ("06.1", lambda c: np.unravel_index(c.argmin(), c.shape), "most distant"),
     ("06.1", lambda c: (c - 2 * np.eye(len(c))).argmax(), "two numbers"),
-    ("06.1", lambda c: (0, len(c) - 1), r"the pair \(0, 8\) has the cosine"),
+    ("06.1", lambda c: (0, len(c) - 1), r"not yet. Yours .* expected 0\.\d"),
     ("06.2", lambda u: u.mean(0) @ u.mean(0), "diagonal"),
     ("06.2", lambda u: np.linalg.norm(u.mean(0)), "not squared"),
     ("06.3", lambda u: u - u.mean(0), "unit length"),

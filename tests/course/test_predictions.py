@@ -1,7 +1,9 @@
 """Predictions: kept between sessions, checked, set beside the result, folded."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -29,6 +31,15 @@ def test_an_answer_is_kept_for_another_session(capsys):
         "09.a: you predict 0.5.",
         "09.b: you predict b, a.",
     ]
+
+
+def test_each_answer_of_the_notebooks_belongs_to_one_question_of_theirs():
+    for script in (Path(__file__).parents[2] / "notebooks/source").glob("[0-9]*.py"):
+        text = script.read_text(encoding="utf-8")
+        asked = re.findall(r'\bpredict\(\s*"([\d.a-z]+)"', text)
+        answered = re.findall(r'\b(?:reveal|beside)\(\s*"([\d.a-z]+)"', text)
+        assert sorted(set(asked)) == sorted(answered) == sorted(asked)
+        assert all(key.startswith(f"{script.stem[:2]}.") for key in asked)
 
 
 def test_two_notebooks_at_once_keep_the_answers_of_both():
