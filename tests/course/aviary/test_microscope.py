@@ -118,7 +118,7 @@ def test_an_encoder_sees_the_pictures_as_in_evaluation():
     ("call", "sentence"),
     [
         (lambda: redraw(BIRDS[0], 1, "capp"), "unknown change 'capp'.*Did you mean 'cap'"),
-        (lambda: microscope.slides(BIRDS[:1]), "1 species with 3 picture.*2 or more"),
+        (lambda: microscope.slides(BIRDS[:1]), "1 species, 3 picture.*2 or more"),
     ],
 )
 def test_mistakes_get_one_sentence(call, sentence):
