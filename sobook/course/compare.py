@@ -7,7 +7,6 @@ right raises `Wrong`.
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from sobook.errors import first_line
 
 Check = Callable[[object], str | None]  # judges an answer: raises Wrong, or says why it is right
 Clue = tuple[object, str]  # (value that a typical mistake gives, what to say about it)
+Steps = Iterator[tuple]  # clues, and (value, truth) or (value, truth, tolerance) after them
 
 # How wrong numbers are often related to the right ones.
 _RELATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -35,26 +35,15 @@ class Wrong(Exception):
     """An answer that is not right; the message says what is off, to the student."""
 
 
-class Outcome(NamedTuple):
-    """The value of a student's function, to be compared with the truth."""
-
-    value: object
-    expected: object
-    tolerance: float = 1e-4  # relative to the largest entry
-
-
-Steps = Iterator[Clue | Outcome]
-
-
 def settle(check: Callable[[object], Steps | None], answer: object) -> None:
-    """Compare each outcome that a check yields, knowing the clues that it yielded before."""
+    """Compare each value that a check yields with its truth, knowing the clues yielded before."""
     clues: list[Clue] = []
-    for step in check(answer) or ():
-        if isinstance(step, Outcome):
-            compare(*step, clues)
-            clues = []
+    for value, other, *tolerance in check(answer) or ():
+        if isinstance(other, str):
+            clues.append((value, other))
         else:
-            clues.append(step)
+            compare(value, other, clues, *tolerance)
+            clues = []
 
 
 def call(answer: object, *arguments: object) -> object:
@@ -72,9 +61,11 @@ def call(answer: object, *arguments: object) -> object:
 
 
 def compare(
-    value: object, expected: object, tolerance: float = 1e-4, clues: Sequence[Clue] = ()
+    value: object, expected: object, clues: Sequence[Clue] = (), tolerance: float = 1e-4
 ) -> None:
     """Compare a number or an array: shape first, then values, then what the difference looks like.
+
+    `tolerance` is relative to the largest entry.
 
     Raises:
         Wrong: with the clue that fits, or how the answer relates to the expected one.

@@ -306,13 +306,13 @@ def test_every_clue_can_be_given(exercise):
     """The value of its mistake differs from the truth and from those of the clues before it."""
     check, clues, listed, given = CHECKS[exercise].args[0], [], set(), set()
     with contextlib.suppress(compare.Wrong):  # raised by what is asked of the answer itself
-        for step in check(zero) or ():
-            if isinstance(step, compare.Outcome):
-                given |= {message(mistake, *step[1:], clues) for mistake, _ in clues}
-                clues = []
+        for value, other, *tolerance in check(zero) or ():
+            if isinstance(other, str):
+                clues.append((value, other))
+                listed.add(other)
             else:
-                clues.append(step)
-                listed.add(step[1])
+                given |= {message(mistake, other, clues, *tolerance) for mistake, _ in clues}
+                clues = []
     assert listed <= given
 
 
@@ -331,10 +331,10 @@ def zero(*_):
     return torch.zeros(())
 
 
-def message(got, expected, tolerance=1e-4, clues=()):
+def message(*compared):
     """What is said of a wrong answer, "" of a right one."""
     try:
-        compare.compare(got, expected, tolerance, clues)
+        compare.compare(*compared)
     except compare.Wrong as wrong:
         return str(wrong)
     return ""
