@@ -297,9 +297,6 @@ def _read(out: Path) -> dict[str, list[Row]]:
 
 def _write(table: pd.DataFrame, out: Path) -> None:
     """Write CSV whose texts are single lines that no spreadsheet takes for a formula."""
-
-    def safe(value: object) -> str:
-        text = " ".join(str(value).split())
-        return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
-
-    files.write_text(out.expanduser(), table.fillna("").map(safe).to_csv(index=False))
+    lines = table.fillna("").astype(str).replace(r"\s+", " ", regex=True)
+    safe = lines.replace(r"^ ?(?=[=+@-])", "'", regex=True)
+    files.write_text(out.expanduser(), safe.to_csv(index=False))
