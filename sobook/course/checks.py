@@ -146,28 +146,19 @@ def genus_recall(answer) -> Steps:
 
 
 def triplet_kind(answer) -> None:
-    cases = ((0.5, 0.9, 0.2), (0.5, 0.6, 0.2), (0.5, 0.3, 0.2), (0.5, 0.6, 0.05))
-    cases += ((0.5, 0.5, 0.25), (0.5, 0.75, 0.25))  # on the two borders, exact in binary
-    expected = ("easy", "semi-hard", "hard", "easy", "hard", "easy")
-    got = tuple(str(call(answer, *case)) for case in cases)
-    if unknown := [kind for kind in got if kind not in ("easy", "semi-hard", "hard")]:
-        raise Wrong(f'the answer is "easy", "semi-hard" or "hard"; this is {unknown[0]!r}.')
-    if got[2] == "semi-hard":
-        raise Wrong("a negative nearer than the positive is hard, by however little.")
-    if got[0] == "hard":
-        raise Wrong("a negative far beyond the positive is easy: are d_ap and d_an exchanged?")
-    if "semi-hard" not in got:
-        raise Wrong("nothing is semi-hard: a triplet within the margin is.")
-    if got[:3] == expected[:3]:
-        if got[3] != expected[3]:
-            raise Wrong("right for a margin of 0.2, but it does not follow the margin.")
-        if got[4] != expected[4]:
-            raise Wrong("as near as the positive (d_an = d_ap) is hard: semi-hard is *farther*.")
-        if got[5] != expected[5]:
-            raise Wrong("just at the margin (d_an = d_ap + m) the loss is 0: that is easy.")
-    for case, kind, right in zip(cases, got, expected, strict=True):
-        if kind != right:
-            raise Wrong(f"(d_ap, d_an, margin) = {case}: the triplet is {right}; yours is {kind}.")
+    cases = {  # the last two are on the borders, exact in binary
+        (0.5, 0.9, 0.2): ("easy", "it is far beyond the positive. Are d_ap and d_an exchanged?"),
+        (0.5, 0.6, 0.2): ("semi-hard", "it is farther than the positive, but within the margin."),
+        (0.5, 0.3, 0.2): ("hard", "it is nearer than the positive, by however little."),
+        (0.5, 0.6, 0.05): ("easy", "right for a margin of 0.2, but yours does not follow it."),
+        (0.5, 0.5, 0.25): ("hard", "as near as the positive: semi-hard is *farther*."),
+        (0.5, 0.75, 0.25): ("easy", "just at the margin (d_an = d_ap + m) the loss is 0."),
+    }
+    for case, (kind, why) in cases.items():
+        if (got := str(call(answer, *case))) not in ("easy", "semi-hard", "hard"):
+            raise Wrong(f'the answer is "easy", "semi-hard" or "hard"; this is {got!r}.')
+        if got != kind:
+            raise Wrong(f"(d_ap, d_an, margin) = {case} is {kind}, not {got}: {why}")
 
 
 def supervised_contrastive(answer) -> Steps:
@@ -547,11 +538,9 @@ def holm_by_hand(answer) -> Steps:
 
 def letters(statements: dict[str, dict], answer) -> str:
     """A choice of letters: what is wrong or missing, or why each letter holds."""
-    if not isinstance(answer, str):
-        raise Wrong('letters are asked for, such as "ac".')
-    given = {letter for letter in answer.lower() if letter.isalnum()}
-    if not given:
-        raise Wrong('no letter is given yet; write them into the quotes, such as "ac".')
+    given = {letter for letter in str(answer).lower() if letter.isalnum()}
+    if not isinstance(answer, str) or not given:
+        raise Wrong('no letters are given yet; write them into the quotes, such as "ac".')
     if unknown := sorted(given - {*statements}):
         raise Wrong(f"{unknown[0]!r} is none of the letters here.")
     reasons = {letter: f"{letter}: {one['why']}" for letter, one in statements.items()}

@@ -132,7 +132,7 @@ MISTAKES = [
     ("02.3", lambda wrong, related: 1 - wrong, "species"),
     ("03.1", lambda ap, an, m: "hard" if an <= ap else "easy", "within the margin"),
     ("03.1", lambda ap, an, m: kind(an, ap, m), "exchanged"),
-    ("03.1", lambda ap, an, m: kind(ap, an, 0.2), "follow the margin"),
+    ("03.1", lambda ap, an, m: kind(ap, an, 0.2), "does not follow it"),
     ("03.1", lambda ap, an, m: "semi-hard" if abs(ap - an) < m + 0.1 else "easy", "however little"),
     ("03.1", lambda ap, an, m: "medium", "'medium'"),
     ("03.1", lambda ap, an, m: kind(ap, an, m, closed=True), "as near as the positive"),

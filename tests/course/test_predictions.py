@@ -56,12 +56,12 @@ def test_two_notebooks_at_once_keep_the_answers_of_both():
     [
         ("half", (), "number"),
         ("hihger", ("higher", "lower"), "higher"),
-        (["a", "a"], ("a", "b"), "each"),
+        (["a", "a"], ("a", "b"), "order"),
     ],
 )
 def test_an_answer_that_cannot_be_one_is_refused_and_not_kept(answer, choices, word, root):
     with pytest.raises(SobookError, match=word):
-        predict("09.a", answer, choices=choices, order=word == "each")
+        predict("09.a", answer, choices=choices, order=word == "order")
     assert not (root / "predictions").exists()
 
 
