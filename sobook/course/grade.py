@@ -249,10 +249,9 @@ def read_class_list(path: str | os.PathLike) -> dict[str, dict[str, str]]:
         table = table.assign(name=table.get("name", "")).set_index("folder")
         return table[["id", "name"]].to_dict("index")  # ValueError where a folder comes twice
     except (OSError, ValueError, KeyError) as error:
-        raise SobookError(
-            f"the class list {path} cannot be read ({describe_error(error)}): it must be CSV with "
-            "the columns folder, id and, if you like, name, and each folder once."
-        ) from None
+        must = "CSV with the columns folder, id and, if you like, name, and each folder once"
+        what = f"class list {path}: {describe_error(error)}"
+        raise SobookError(f"{what}. It must be {must}.") from None
 
 
 def write_gradebook(

@@ -79,22 +79,16 @@ def test_a_right_choice_of_letters_says_why_each_holds():
     assert re.findall(r"\n  (\w): ", judge("09.4", "D, b").message) == ["b", "d"]
 
 
-def test_exercises_are_numbered_in_the_order_they_stand_in():
-    for script in SOURCE.glob("[0-9][0-9]_*.py"):
-        text = script.read_text(encoding="utf-8")
+def test_notebooks_number_their_exercises_in_order_and_all_are_known():
+    scripts = sorted(SOURCE.glob("[0-9][0-9]_*.py"))
+    assert len(scripts) == 11
+    for script in scripts:
+        text, number = script.read_text(encoding="utf-8"), script.stem[:2]
         titles = re.findall(r"(?m)^# ### Exercise (\d)", text)
-        checked = re.findall(rf'exercises\.check\("{script.stem[:2]}\.(\d)"', text)
-        assert titles == sorted(titles)
-        assert checked == [number for number in titles for _ in ("stub", "solution")]
-
-
-def test_three_exercises_or_more_a_notebook_and_all_are_known():
-    numbers = sorted(path.stem[:2] for path in SOURCE.glob("[0-9][0-9]_*.py"))
-    assert len(numbers) == 11
-    for number in numbers:
-        named = re.findall(r'exercises\.check\("([\d.]+)"', "".join(cells(number)))
-        assert sorted(set(named)) == list(exercises.known(number))
-        assert len(exercises.known(number)) >= 3
+        assert len(titles) >= 3 and titles == sorted(titles)
+        checked = re.findall(rf'exercises\.check\("{number}\.(\d)"', text)
+        assert checked == [title for title in titles for _ in ("stub", "solution")]
+        assert exercises.known(number) == tuple(f"{number}.{title}" for title in titles)
 
 
 def cosines_of(x):

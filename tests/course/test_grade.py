@@ -59,9 +59,8 @@ def test_points_and_reasons_of_one_notebook(tmp_path):
     assert [name for name in result if name not in KNOWN] == ["01.1"]  # not all of notebook 01
 
 
-@pytest.mark.parametrize("loop", ["while True: pass", "import time; time.sleep(1e6)"])
-def test_a_notebook_without_end_is_stopped(tmp_path, loop):
-    result = judged(loop, "exercises.check('00.1', 1)", folder=tmp_path, timeout=5)
+def test_a_notebook_without_end_is_stopped(tmp_path):
+    result = judged("while True: pass", "exercises.check('00.1', 1)", folder=tmp_path, timeout=5)
     assert "not reached" in result["00.1"][1] and "after 5 seconds" in result["00.1"][1]
     assert result["00.2"] == ("not checked", "no cell checks it: the cell was removed or changed.")
 
@@ -241,7 +240,7 @@ def test_a_class_list_gives_everybody_a_row_and_says_what_is_missing(tmp_path):
 def test_a_bad_class_list_is_one_sentence(tmp_path, content, out, word, capsys):
     path, listed = notebook(tmp_path / "a.ipynb", RIGHT), tmp_path / "list.csv"
     listed.write_text(content)
-    options = ["--out", str(tmp_path / out), "--class-list", str(listed), "--no-execute"]
+    options = ["--out", str(tmp_path / out), "--class-list", str(listed)]
     assert main(["grade", str(path), *options]) == 1
     assert word in capsys.readouterr().err and listed.read_text() == content
 
