@@ -198,19 +198,8 @@ MISTAKES = [
     ("10.4", lambda x, k, q: np.quantile(nearness(x, 1), q), "mean of k"),
 ]
 LETTERS = {
-    "00.4": [
-        ("abce", "416"),
-        ("d", "section 2"),
-        ("a", "2 more of these hold"),
-        ("", "no letter"),
-        ("axe", "'x' is none"),
-    ],
-    "01.4": [
-        ("bcd", "protocol"),
-        ("a", "whole classes"),
-        ("bc", "1 more of these holds"),
-        (3, "letters"),
-    ],
+    "00.4": [("abce", "416"), ("d", "section 2"), ("a", "2 more of"), ("axe", "'x' is none")],
+    "01.4": [("bcd", "protocol"), ("bc", "1 more of these holds"), (3, "no letters")],
     "02.4": [("bc", "seen already"), ("a", "no test"), ("e", "not causal"), ("b", "1 more")],
     "06.4": [("b", "same 40"), ("d", "root"), ("ac", "1 more")],
     "07.4": [("ab", "usual choice"), ("e", "test classes"), ("ac", "1 more")],

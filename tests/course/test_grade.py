@@ -67,8 +67,7 @@ def test_a_notebook_without_end_is_stopped(tmp_path):
 
 def test_saved_verdicts_do_not_count_unless_asked_for(tmp_path):
     """Anybody can write verdicts into a file; only a run shows them."""
-    path = notebook(tmp_path / "a.ipynb", "pass  # check('00.2')", passed=["00.2"])
-    content = path.read_bytes()
+    content = notebook(tmp_path / "a", "pass  # check('00.2')", passed=["00.2"]).read_bytes()
     read, run = (grading.grade(content, execute=execute)[1] for execute in (True, False))
     assert (read[1], run[1]) == ("not checked", "yes") and "no verdict" in read[2]
 
