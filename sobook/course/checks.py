@@ -6,6 +6,7 @@ function gives, with the truth, computed the slow way (and a tolerance, where it
 """
 
 import math
+from collections.abc import Callable
 from functools import partial, wraps
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from scipy import stats
 from torch.nn.functional import cross_entropy
 
 from sobook import files
-from sobook.course.compare import Check, Steps, Wrong, as_array, call, settle, unit_rows
+from sobook.course.compare import Steps, Wrong, as_array, call, settle, unit_rows
 
 
 def _rng(seed: int = 0) -> np.random.Generator:
@@ -619,7 +620,7 @@ _BY_NOTEBOOK = {
     "10": (nearest, without_common, threshold_for, threshold_by_hand),  # your images
 }
 _CHOICES = files.read_toml(Path(__file__).with_name("choices.toml"))
-CHECKS: dict[str, Check] = {
+CHECKS: dict[str, Callable[[object], str | None]] = {
     f"{notebook}.{number}": partial(settle, check)
     for notebook, checks in _BY_NOTEBOOK.items()
     for number, check in enumerate(checks, 1)

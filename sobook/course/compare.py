@@ -12,7 +12,6 @@ import numpy as np
 
 from sobook.errors import first_line
 
-Check = Callable[[object], str | None]  # judges an answer: raises Wrong, or says why it is right
 Clue = tuple[object, str]  # (value that a typical mistake gives, what to say about it)
 Steps = Iterator[tuple]  # clues, and (value, truth) or (value, truth, tolerance) after them
 
@@ -81,11 +80,13 @@ def compare(
         raise Wrong("there is NaN in the answer: a division by 0, or the stub's placeholder?")
     if _same(got, expected, tolerance):
         return
-    for mistake, sentence in clues:
-        if _same(got, np.asarray(mistake, float), tolerance):
-            raise Wrong(sentence)
+    numbers = "" if got.ndim else f" Yours {got:.6g}, expected {expected:.6g}."
     with np.errstate(all="ignore"):
-        raise Wrong(_relation(got, expected, tolerance))
+        relations = [(change(expected), text + numbers) for text, change in _RELATIONS.items()]
+        for mistake, sentence in [*clues, *relations]:
+            if _same(got, np.asarray(mistake, float), tolerance):
+                raise Wrong(sentence)
+        raise Wrong(_difference(got, expected, tolerance) if got.ndim else f"not yet.{numbers}")
 
 
 def as_array(value: object) -> np.ndarray:
@@ -122,13 +123,7 @@ def _same(got: np.ndarray, expected: np.ndarray, tolerance: float) -> bool:
     return got.shape == expected.shape and np.allclose(got, expected, rtol=0, atol=margin)
 
 
-def _relation(got: np.ndarray, expected: np.ndarray, tolerance: float) -> str:
-    numbers = "" if got.ndim else f" Yours {got:.6g}, expected {expected:.6g}."
-    for sentence, change in _RELATIONS.items():
-        if _same(got, change(expected), tolerance):
-            return sentence + numbers
-    if numbers:
-        return f"not yet.{numbers}"
+def _difference(got: np.ndarray, expected: np.ndarray, tolerance: float) -> str:
     if _same(np.sort(got, None), np.sort(expected, None), tolerance):
         return "the right numbers, but in the wrong places: look at the order."
     if got.ndim == 2 and _same(unit_rows(got), unit_rows(expected), tolerance):
