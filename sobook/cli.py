@@ -15,7 +15,7 @@ import tyro
 
 import sobook
 from sobook import files
-from sobook.errors import SobookError
+from sobook.errors import SobookError, check_choice
 from sobook.training.config import TrainConfig
 
 Several = tyro.conf.Positional[tuple[str, ...]]
@@ -39,8 +39,9 @@ class Source:
     token: str | None = None  # Which token is the feature: cls, dist or mean.
     device: str | None = None  # cpu, cuda …; default: a GPU if there is one.
 
-    def open(self) -> "tuple[TrainConfig, sobook.Encoder]":
-        """Settings of the data, and the encoder on its device."""
+    def open(self) -> "tuple[TrainConfig, sobook.Encoder, sobook.Run | None]":
+        """Settings of the data, the encoder on its device, and the run it is of."""
+        run = None
         names = ("dataset", "root", "options", "allow_partial")
         given = {name: value for name in names if (value := getattr(self, name))}
         if self.run is None:
@@ -53,7 +54,7 @@ class Source:
             if self.dataset not in (None, run.config.dataset):  # the run's options do not fit
                 given |= {"options": self.options, "allow_partial": self.allow_partial}
             config, encoder = run.config.replace(**given), run.encoder()
-        return config, encoder.to(sobook.training.processes.choose_device(self.device))
+        return config, encoder.to(sobook.training.processes.choose_device(self.device)), run
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,19 @@ class Evaluate(Source):
     """
 
     def __call__(self) -> None:
-        config, encoder = self.open()
-        result = sobook.training.evaluate_run(config, encoder, progress=True)
+        config, encoder, run = self.open()
+        sets = _image_sets(config, run)
+        notes = dict.fromkeys(note for part in sets.values() for note in part.notes)
+        if run is not None:
+            notes[f"epoch {run.state['selected_epoch']} of {run.config.epochs} was kept"] = None
+            parts = sobook.data.image_sets.test_splits(config.dataset)
+            tested = {name for part in parts for name in sets[part].class_names}
+            if trained := sorted(tested & {*run.state["class_names"]}):
+                listed = sobook.data.pictures.listed(trained)
+                notes[f"{len(trained)} test classes are named as ones trained on: {listed}"] = None
+        result = sobook.training.evaluate_run(config, encoder, sets=sets, progress=True)
         _print_result(self.run or f"{encoder.name}, frozen", result.summary())
+        _print_notes(notes)
         print(f"  computed on {encoder.mean.device}")
 
 
@@ -130,19 +141,23 @@ class Compare:
         import pandas as pd
 
         runs = [sobook.Run.load(path) for path in self.runs]
-        data = {(run.config.dataset, str(run.config.options)) for run in runs}
-        if len(runs) < 2 or len(data) > 1:
-            raise SobookError(f"compare needs two or more runs on the same data, not {data}.")
+        if len(runs) < 2:
+            raise SobookError("compare needs two or more runs.")
+        for run in runs[1:]:
+            run.check_same_data(runs[0])
         notes = dict.fromkeys(note for run in runs for note in run.retrieval["notes"])
         rows, first = [], None
         for run in runs:
-            result = sobook.training.evaluate_run(run.config, run.encoder(), progress=True)
+            result = sobook.training.evaluate_run(
+                run.config, run.encoder(), sets=run.sets, progress=True
+            )
             first = first or result
             low, high = result.interval(1)
             paired = sobook.statistics.compare_classes(first, result)
             difference = f"{paired.difference:+.3f} [{paired.low:+.3f}, {paired.high:+.3f}]"
             shape = sobook.describe(run.proxies())
             row = {"run": run.path.name, "so_weight": f"{run.config.so_weight:g}"}
+            row |= {"epoch": f"{run.state['selected_epoch']} of {run.config.epochs}"}
             row |= {"R@1": result.recall[1], "95 % interval": f"{low:.3f} – {high:.3f}"}
             row |= {"difference": "–" if result is first else difference}
             rows.append(row | {"RMS cos": shape.rms_cosine, "coherence": shape.coherence})
@@ -249,12 +264,23 @@ class Embed(Source):
     def __call__(self) -> None:
         import numpy as np
 
-        config, encoder = self.open()
-        images = sobook.load(config.dataset, self.split, **config.load_options)
+        config, encoder, run = self.open()
+        sets = _image_sets(config, run)
+        if self.split == "validation":  # those of the run: other classes of it were trained on
+            held = (config.validation_fraction, config.seed)
+            at_least = 1 if run is None else 2
+            images = sobook.data.image_sets.hold_out(sets["train"], *held, at_least=at_least)[1]
+        else:
+            check_choice("split", self.split, ("validation", *sets))
+            images = sets[self.split]
         embeddings = sobook.embed(encoder, images)
         arrays = {"embeddings": embeddings, "labels": images.labels}
-        arrays |= {"class_names": images.class_names, "paths": [str(path) for path in images.paths]}
+        arrays |= {
+            "class_names": images.class_names,
+            "paths": [str(path.absolute()) for path in images.paths],
+        }
         arrays["notes"] = np.array(images.notes, dtype=str)
+        arrays["encoder"] = np.array(encoder.fingerprint())
         with files.replacing(self.out.expanduser()) as partial, open(partial, "wb") as file:
             np.savez(file, **arrays)
         print(f"{self.out}: {len(embeddings):,} embeddings of dimension {embeddings.shape[1]}")
@@ -284,13 +310,13 @@ class Search(Source):
 
         if self.folder is None and self.index is None:
             raise SobookError("search needs --folder, pictures to index, or --index, a saved one.")
-        _, encoder = self.open()
+        _, encoder, _ = self.open()
         if self.folder is None:
-            index = search.Index.load(self.index)
+            index = search.Index.load(self.index, encoder)
         else:
             index = search.index_folder(encoder, self.folder)
             if index.calibration is not None:
-                print(f"its own pictures, asked as if new: {index.calibration}")
+                print(index.calibration)
             if self.index is not None:
                 print(f"{index.save(self.index)}: {len(index):,} pictures")
             _print_notes(index.left_out)
@@ -370,10 +396,20 @@ COMMANDS |= {"compare": Compare, "study": Study, "explore": Explore, "lab": Lab,
 COMMANDS |= {"search": Search, "export": Export, "grade": Grade}
 
 
+def _image_sets(config: TrainConfig, run: "sobook.Run | None") -> dict[str, Any]:
+    """All parts of the data that a command names: those of the run, or others."""
+    if run is not None and config == run.config:
+        return run.sets
+    return sobook.data.image_sets.load_splits(config.dataset, **config.load_options)
+
+
 def _print_result(title: str, result: dict[str, Any]) -> None:
-    low, high = result[next(key for key in result if key.endswith("_interval"))]
+    interval = result[next(key for key in result if key.endswith("_interval"))]
+    ends = "no interval over classes: of fewer than 4 none covers"
+    if interval is not None:
+        ends = "95 % interval of the first over classes {:.3f} – {:.3f}".format(*interval)
     print(f"{title}:", "  ".join(f"R@{k} {value:.3f}" for k, value in result["recall"].items()))
-    print(f"  95 % interval of the first over classes {low:.3f} – {high:.3f}; MAP@R", end=" ")
+    print(f"  {ends}; MAP@R", end=" ")
     print(f"{result['map_at_r']:.3f}, R-precision {result['r_precision']:.3f};", end=" ")
     print(f"{result['queries']:,} queries")
 

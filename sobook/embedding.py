@@ -60,8 +60,9 @@ def _compute(
     count, parts, was_training = len(range(len(source))[rows]), [], encoder.training
     disable = None if progress else True  # None hides it where there is no terminal
     encoder.eval()
+    exact = torch.autocast(encoder.mean.device.type, enabled=False)  # whatever is on around it
     try:
-        with tqdm(total=count, desc="embedding", unit="image", disable=disable) as bar:
+        with exact, tqdm(total=count, desc="embedding", unit="image", disable=disable) as bar:
             for batch in batches:
                 parts.append(encoder(batch.to(encoder.mean.device)).cpu().numpy())
                 bar.update(len(batch))

@@ -177,22 +177,30 @@ class Encoder(nn.Module):
         }
 
     def fingerprint(self) -> str:
-        """Short hash of settings and weights: the key of cached embeddings."""
-        digest = hashlib.sha256(repr(self.settings()).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            values = tensor.detach().cpu().reshape(-1)  # also single numbers, e.g. of a batch norm
-            digest.update(values.view(torch.uint8).numpy().data)
-        return digest.hexdigest()[:16]
+        """Short hash of what embeddings depend on: settings, layers, weights, mean and std."""
+        text = f"{self.settings()} {self.backbone} {self.head} {weights_digest(self)}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def make_head(features: int, dim: int | None) -> nn.Module:
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256 of all parameters and buffers, in hexadecimal."""
+    digest = hashlib.sha256()
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype}".encode())
+        values = tensor.detach().cpu().reshape(-1)  # also single numbers, e.g. of a batch norm
+        digest.update(values.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def make_head(features: int, dim: int | None, *, bias: bool = True) -> nn.Module:
     """LayerNorm without parameters, then Linear with orthogonal start: HIER's head for DeiT."""
     if dim is None:
         return nn.Identity()
-    linear = nn.Linear(features, dim)
+    linear = nn.Linear(features, dim, bias=bias)
     nn.init.orthogonal_(linear.weight)
-    nn.init.zeros_(linear.bias)
+    if bias:
+        nn.init.zeros_(linear.bias)
     return nn.Sequential(nn.LayerNorm(features, elementwise_affine=False), linear)
 
 

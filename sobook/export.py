@@ -161,7 +161,8 @@ def _facts(run: Run) -> dict[str, Any]:
 
 def _model_card(encoder: HubEncoder, facts: dict[str, Any]) -> str:
     config, retrieval = facts["config"], facts["retrieval"]
-    low, high = retrieval["recall_at_1_interval"]
+    interval = retrieval["recall_at_1_interval"]
+    ends = f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "none, of so few classes"
     recalls = ", ".join(f"Recall@{k} {value:.3f}" for k, value in retrieval["recall"].items())
     notes = "".join(f"- {note}\n" for note in retrieval["notes"])
     return f"""\
@@ -186,8 +187,8 @@ encoder = HubEncoder.from_pretrained("you/name")  # images (B, 3, H, W) uint8 â†
 The backbone alone opens with timm. Images: short side to
 {evaluation_short_side(encoder.image_size)}, center crop of {encoder.image_size} pixels.
 
-On {retrieval["queries"]:,} images of test classes never trained on: {recalls}; Recall@1 has a 95 %
-bootstrap interval over classes of [{low:.3f}, {high:.3f}]. MAP@R {retrieval["map_at_r"]:.3f}.
+On {retrieval["queries"]:,} images of test classes never trained on: {recalls}; 95 % interval of
+Recall@1 over classes: {ends}. MAP@R {retrieval["map_at_r"]:.3f}.
 The epoch was chosen by: {config["selection"]}. Expect little on classes of another kind. The
 license of the training images may cover what is made from them.
 {notes}"""

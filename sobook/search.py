@@ -17,7 +17,7 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
 from sobook.data import loader, pictures
-from sobook.data.image_sets import ImageSet
+from sobook.data.image_sets import ImageSet, class_folders
 from sobook.embedding import embed
 from sobook.encoder import Encoder
 from sobook.errors import SobookError, first_line
@@ -53,8 +53,10 @@ class Calibration:
 
     def __str__(self) -> str:
         refused, answered = self.rates
-        without = "" if np.isnan(answered) else f"; {answered:.0%} answered without their class"
-        return f"{refused:.0%} refused{without}"
+        text = f"its own pictures, asked as if they were new: {refused:.0%} are refused"
+        if np.isfinite(answered):
+            text += f"; with their class taken out of the index, {answered:.0%} are still answered"
+        return text
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +70,7 @@ class Index:
         left_out: sentences on files left out, and on copies, as `ImageSet.notes`.
         calibration: what `judge` needs; None for fewer than twenty pictures, and in a file of
             `sobook embed`.
+        encoder: fingerprint of the encoder that made the embeddings; "" where it is not known.
     """
 
     embeddings: np.ndarray
@@ -75,6 +78,7 @@ class Index:
     names: tuple[str, ...]
     left_out: tuple[str, ...] = ()
     calibration: Calibration | None = None
+    encoder: str = ""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -86,14 +90,23 @@ class Index:
         arrays = {"embeddings": self.embeddings, "labels": labels, "class_names": class_names}
         arrays["paths"] = np.array([str(path) for path in self.paths])
         arrays["notes"] = np.array(self.left_out, dtype=str)
+        arrays["encoder"] = np.array(self.encoder)
         arrays |= vars(self.calibration) if self.calibration else {}
         with replacing(file) as partial, open(partial, "wb") as opened:
             np.savez(opened, **arrays)
         return file
 
     @classmethod
-    def load(cls, file: str | os.PathLike) -> "Index":
-        """Read what `save` or `sobook embed` has written."""
+    def load(cls, file: str | os.PathLike, encoder: Encoder | None = None) -> "Index":
+        """Read what `save` or `sobook embed` has written.
+
+        Args:
+            file: an .npz.
+            encoder: the one to search with.
+
+        Raises:
+            SobookError: no index, or one that another encoder has made.
+        """
         try:
             with np.load(Path(file).expanduser(), allow_pickle=False) as arrays:
                 names = arrays["class_names"][arrays["labels"]].tolist()
@@ -103,11 +116,18 @@ class Index:
                 if "threshold" in arrays:
                     rest = (arrays[name] for name in ("chance", "rates", "strangers"))
                     calibration = Calibration(float(arrays["threshold"]), *rest)
-                return cls(arrays["embeddings"], paths, tuple(names), notes, calibration)
+                made_by = str(arrays["encoder"]) if "encoder" in arrays else ""
+                index = cls(arrays["embeddings"], paths, tuple(names), notes, calibration, made_by)
         except Exception as error:  # numpy and zipfile raise anything on damaged bytes
             raise SobookError(
                 f"{file} is no index ({first_line(error)}): make it with `sobook search --folder`."
             ) from None
+        if encoder is not None and made_by not in ("", encoder.fingerprint()):
+            raise SobookError(
+                f"{file} was made by another encoder: name the run that made it, or index the "
+                "pictures again with --folder."
+            )
+        return index
 
     def search(self, queries: np.ndarray, k: int = 5) -> tuple[np.ndarray, np.ndarray]:
         """Cosines and positions (B, k) of the pictures nearest to queries (B, D), nearest first."""
@@ -167,7 +187,9 @@ def calibrate(
     nearness = np.take_along_axis(cosines, nearest, 1).mean(1)
     threshold = float(np.quantile(nearness, refuse))
     elsewhere = np.where(codes == codes[asked, None], -np.inf, cosines)  # as if not indexed
-    without = -np.sort(-elsewhere, axis=1)[:, :k].mean(1)
+    left = -np.sort(-elsewhere, axis=1)[:, :k]  # −∞ where fewer than k are left
+    counts = np.isfinite(left).sum(1)
+    without = np.where(np.isfinite(left), left, 0).sum(1) / counts.clip(1)
     rates = np.array([(nearness < threshold).mean(), (without >= threshold).mean()])
     winner, share = _vote(codes[nearest])
     # Add one right and one wrong answer at share 0.5, so that no probability is exactly 0 or 1.
@@ -227,15 +249,19 @@ def index_folder(encoder: Encoder, folder: str | os.PathLike, *, progress: bool 
     Raises:
         DatasetError: no such folder, or no picture in it that can be read.
     """
-    found = pictures.find(Path(folder).expanduser())
-    names = tuple(_class_name(path.relative_to(found.folder)) for path in found.pictures)
+    found = pictures.find(Path(folder).expanduser().absolute())
+    first: dict[str, Path] = {}  # of exact copies one: they would be each other's neighbors
+    for path, digest in zip(found.pictures, pictures.digests(found.pictures), strict=True):
+        first.setdefault(digest, path)
+    paths = tuple(first.values())
+    names = tuple(name for _, name in class_folders(found.folder, paths))
     unlabeled = np.zeros(len(names), dtype=int)
-    images = ImageSet(tuple(found.pictures), unlabeled, ("",), "folder", "search", found.notes())
+    images = ImageSet(paths, unlabeled, ("",), "folder", "search", found.notes())
     embeddings = embed(encoder, images, progress=progress)
     calibration = None
     if len(names) >= _FEWEST:
         calibration = calibrate(embeddings, names, embed_images(encoder, _strangers()))
-    return Index(embeddings, images.paths, names, images.notes, calibration)
+    return Index(embeddings, paths, names, images.notes, calibration, encoder.fingerprint())
 
 
 @torch.inference_mode()
@@ -245,10 +271,3 @@ def embed_images(encoder: Encoder, images: Sequence[Image.Image]) -> np.ndarray:
     crops = torch.stack([loader.evaluation_crop(image, encoder.image_size) for image in images])
     rows = [encoder(batch.to(encoder.mean.device)).cpu().numpy() for batch in crops.split(50)]
     return np.concatenate(rows)
-
-
-def _class_name(path: Path) -> str:
-    """The folders of a picture, without those that name a split."""
-    folders = path.parts[:-1]
-    is_split = bool(folders) and folders[0].casefold() in ("train", "test")
-    return "/".join(folders[is_split:])

@@ -61,7 +61,7 @@ def test_runs_are_evaluated_compared_embedded_and_explored(runs, data, tmp_path,
     assert "24 queries" in output(capsys, "evaluate", runs[0])
     assert "24 queries" in output(capsys, "evaluate", runs[0], "--dataset", "aviary", *data[:2])
     table = output(capsys, "compare", *runs)
-    assert "RMS cos" in table and "so_weight" in table and table.count("\n") == 3
+    assert "RMS cos" in table and "so_weight" in table and table.count("\n") == 4
     out, page = tmp_path / "test.npz", tmp_path / "page.html"
     assert "24 embeddings of dimension 16" in output(capsys, "embed", runs[1], "--out", out)
     with np.load(out, allow_pickle=False) as arrays:

@@ -37,11 +37,34 @@ def test_shape_order_and_batch_size(encoder, birds):
     np.testing.assert_allclose(part, many[3:9], atol=1e-5)
 
 
-def test_cache_is_keyed_by_weights(encoder, birds):
+def halve_mean(encoder):
+    encoder.mean.mul_(0.5)
+
+
+def change_activation(encoder):
+    encoder.backbone.blocks[0].mlp.act = torch.nn.ReLU()
+
+
+def change_weights(encoder):
+    encoder.head[1].weight.data.neg_()
+
+
+@pytest.mark.parametrize("change", [halve_mean, change_activation, change_weights])
+def test_cache_is_keyed_by_all_that_embeddings_depend_on(birds, change):
+    encoder = Encoder.create(MICRO, dim=16, weights="micro")
     first = embed(encoder, birds, progress=False)
     np.testing.assert_array_equal(embed(encoder, birds, progress=False), first)
-    other = Encoder.create(MICRO, dim=16, weights=None)
-    assert not np.allclose(embed(other, birds, progress=False), first)
+    change(encoder)
+    again = embed(encoder, birds, progress=False)
+    assert not np.allclose(again, first)
+    np.testing.assert_array_equal(again, embed(encoder, birds, cache=False, progress=False))
+
+
+def test_autocast_around_it_changes_nothing(encoder, birds, tmp_path, monkeypatch):
+    exact = embed(encoder, birds, cache=False, progress=False)
+    monkeypatch.setenv("SOBOOK_DATA", str(tmp_path))
+    with torch.autocast("cpu", torch.bfloat16):
+        np.testing.assert_array_equal(embed(encoder, birds, progress=False), exact)
 
 
 def test_mode_is_restored_even_after_an_error(birds, monkeypatch):

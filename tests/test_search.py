@@ -52,6 +52,45 @@ def test_a_folder_becomes_an_index(pictures, encoder):
     assert index.search(index.embeddings[:2], k=99)[1].shape == (2, 25)
 
 
+def test_train_is_a_class_where_there_is_no_test(pictures, encoder):
+    (pictures / "class 0").rename(pictures / "train")
+    (pictures / "class 1").rename(pictures / "train" / "inner")
+    index = search.index_folder(encoder, pictures, progress=False)
+    assert sorted(set(index.names)) == ["", "class 2", "class 3", "train"]
+
+
+def test_copies_are_indexed_once(pictures, encoder):
+    """Else a picture's copies would be its nearest neighbors, and every vote would look right."""
+    alone = search.index_folder(encoder, pictures, progress=False)
+    for file in list(pictures.glob("class */*.png")):
+        for copy in ("a", "b"):
+            (file.parent / f"{file.stem}{copy}.png").write_bytes(file.read_bytes())
+    index = search.index_folder(encoder, pictures, progress=False)
+    assert index.paths == alone.paths and "exact copies of other pictures: 48" in index.left_out[1]
+    np.testing.assert_array_equal(index.calibration.chance, alone.calibration.chance)
+
+
+def test_an_index_belongs_to_the_encoder_that_made_it(pictures, encoder, tmp_path, monkeypatch):
+    file = search.index_folder(encoder, pictures, progress=False).save(tmp_path / "i.npz")
+    monkeypatch.chdir(pictures.parent)
+    assert all(path.is_absolute() for path in search.Index.load(file, encoder).paths)
+    other = Encoder.create(weights=None, **encoder.settings())
+    with pytest.raises(SobookError, match="another encoder"):
+        search.Index.load(file, other)
+
+
+def test_few_pictures_of_another_class_may_answer(rng):
+    """Without its own class, a picture is held against what is left, be it three pictures."""
+    rows = rng.standard_normal((103, 8)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    names = ["a"] * 100 + ["b"] * 3
+    calibration = search.calibrate(rows, names, rows[:1])
+    left = np.where(np.arange(103) < 100, (rows @ rows[100:].T).mean(1), 0)
+    for i in range(100, 103):
+        left[i] = np.sort(rows[:100] @ rows[i])[-10:].mean()
+    assert calibration.rates[1] == pytest.approx((left >= calibration.threshold).mean())
+
+
 def clusters(rng, classes=6, each=12, dim=16, noise=0.15):
     """(N, D) rows of unit length around one center per class, (N,) names, and the centers."""
     centers = rng.standard_normal((classes, dim))
@@ -160,7 +199,7 @@ def test_the_command_names_a_known_picture_and_refuses_noise(pictures, rng, tmp_
     source = ["search", "--encoder", "deit_micro_patch8_64", "--index", str(saved)]
     assert main([*source, "--folder", str(pictures), "--page", str(page)]) == 0
     shown = capsys.readouterr().out
-    assert "left out" in shown and "asked as if new: " in shown and page.is_file()
+    assert "left out" in shown and "asked as if they were new: " in shown and page.is_file()
     known = pictures / "class 2" / "1.png"
     assert main([*source, "--query", str(known), str(noise), "--k", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()

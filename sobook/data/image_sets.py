@@ -278,23 +278,20 @@ def _read_folder(root: str | os.PathLike | None) -> dict[str, ImageSet]:
     if not root.is_dir():
         raise DatasetError(f"there is no folder {root}: name the one with your class folders.")
     given = {name.casefold() for name in os.listdir(root) if (root / name).is_dir()}
-    is_split = given >= {"train", "test"}
-    if "train" in given and not is_split and given & {"val", "valid", "validation"}:
+    if {"train"} == given & {"train", "test"} and given & {"val", "valid", "validation"}:
         raise DatasetError(
             f"{root} holds folders train and val: name them train and test, or pass one of them as "
             "root, to have its classes halved."
         )
     found = pictures.find(root)
     parts: dict[str, dict[str, list[Path]]] = {"train": {}, "test": {}}
-    for path in found.pictures:
-        folders = path.parent.relative_to(root).parts
-        part = folders[0].casefold() if is_split and folders else "train"
-        folders = folders[1:] if is_split else folders
-        if part not in parts or not folders:
+    places = class_folders(root, found.pictures)
+    is_split = any(part for part, _ in places)
+    for path, (part, name) in zip(found.pictures, places, strict=True):
+        if not name or (is_split and not part):
             found.left_out[path] = "not in a class folder"
-            continue
-        # A Mac writes é as two characters, others as one: the class is the same.
-        parts[part].setdefault(unicodedata.normalize("NFC", folders[0]), []).append(path)
+        else:
+            parts[part or "train"].setdefault(name, []).append(path)
     notes = list(found.notes())
     if shared := sorted(parts["train"].keys() & parts["test"].keys()):
         notes.append(
@@ -315,6 +312,27 @@ def _read_folder(root: str | os.PathLike | None) -> dict[str, ImageSet]:
         split: _from_folders(dict(sorted(part.items())), "folder", split, notes)
         for split, part in parts.items()
     }
+
+
+def class_folders(root: Path, paths: Sequence[Path]) -> list[tuple[str, str]]:
+    """Split and class of the pictures in a folder, by the folders that they are in.
+
+    The outermost folder is the class. Where there are folders train and test, they are the split
+    and the next one is the class; one of the two alone is a class like any other.
+
+    Returns:
+        "train", "test" or "" where the folder has no split, and the class, "" where there is none.
+    """
+    inner = [path.parent.relative_to(root).parts for path in paths]
+    is_split = {"train", "test"} <= {parts[0].casefold() for parts in inner if parts}
+    places = []
+    for parts in inner:
+        part = parts[0].casefold() if is_split and parts else ""
+        part = part if part in ("train", "test") else ""
+        name = "".join(parts[bool(part) :][:1])
+        # A Mac writes é as two characters, others as one: the class is the same.
+        places.append((part, unicodedata.normalize("NFC", name)))
+    return places
 
 
 def _from_folders(

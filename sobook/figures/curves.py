@@ -24,29 +24,28 @@ def training_curves(runs: Mapping[str, Sequence[Mapping]], *, dim: int) -> Figur
         runs: name → the lines of a run's ``metrics.jsonl``.
         dim: dimensions of the proxies, for the chance level 1/√dim.
     """
-    figure = style.new_figure(12, 4.4)
-    loss, so, cosine, recall = titles = (
-        "Proxy Anchor loss",
-        "soft orthogonality",
-        "RMS cosine of proxies",
-        "Recall@1, held-out classes",
-    )
+    titles = {
+        "proxy_anchor": "Proxy Anchor loss",
+        "soft_orthogonality": "soft orthogonality",
+        "rms_cosine": "RMS cosine of proxies",
+        "recall_at_1": "Recall@1, held-out classes",
+    }
+    loss, so, cosine, recall = titles
+    figure, looks, at_end = style.new_figure(12, 4.4), style.line_looks(runs), []
     axes = figure.subplot_mosaic([[loss, cosine, recall], [so, cosine, recall]])
-    keys = ("proxy_anchor", "soft_orthogonality", "rms_cosine", "recall_at_1")
-    looks, at_end = style.line_looks(runs), []
-    for title, key in zip(titles, keys, strict=True):
-        axis, ends = axes[title], []
+    for key, title in titles.items():
+        axis, ends = axes[key], []
         for name, metrics in runs.items():
             known = [e for e in metrics if e["kind"] == "epoch" and e.get(key) is not None]
             if known:
                 epochs, values = [e["epoch"] for e in known], [e[key] for e in known]
                 axis.plot(epochs, values, marker="o", ms=4, **looks[name])
                 ends.append(f"{name} {values[-1]:.3f}")
-        at_end.append(f"{title}: {', '.join(ends) or style.not_measured(axis)}")
+        at_end.append(f"{title}: {', '.join(ends) or style.write_inside(axis, 'not measured')}")
         axis.set(title=title, xlabel="epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         axis.sharex(axes[recall])
-        if title != recall:
+        if key != recall:
             axis.set_ylim(0, None)
     axes[recall].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes[loss].tick_params(labelbottom=False)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Circle, Rectangle
 from PIL import Image
 
-from sobook.errors import SobookError, check_choice
+from sobook.errors import check_choice
 from sobook.figures import style
 from sobook.figures.style import Figure, as_array, finish, method_color, panels, use_style
 
@@ -75,13 +75,11 @@ def retrieval_comparison(
     """
     hits = {name: as_array(r).astype(bool) for name, r in relevant.items()}
     rows, k = next(iter(hits.values())).shape
-    if len(query_images) != rows:
-        raise SobookError(f"{len(query_images)} query images but {rows} rows in relevant")
     start = 1.2 if len(hits) == 1 else 2.05
     pitch = 1.2 if captions is None else 1.4
     block = len(hits) * pitch + (0.25 if len(hits) > 1 else 0.16)
     figure, axis = _tiles(start + k * 1.06, rows * block)
-    for row, (query, title) in enumerate(zip(query_images, titles, strict=True)):
+    for row, query, title in zip(range(rows), query_images, titles, strict=True):
         _tile(axis, query, 0, row * block + (len(hits) - 1) * pitch / 2, caption=title)
         for line, (name, hit) in enumerate(hits.items()):
             y = row * block + line * pitch
@@ -204,12 +202,12 @@ def split_chart(splits: Mapping[str, Mapping[str, Any]], *, show: int) -> Figure
     classes, alt = style.evenly(classes, show), []
     for axis, (title, parts) in zip(axes, splits.items(), strict=True):
         counts = {part: (classes == as_array(c)[:, None]).sum(axis=0) for part, c in parts.items()}
-        height = np.zeros(len(classes))
+        below = np.zeros(len(classes))
         for part, count in counts.items():
             look = {"ec": "white", "lw": 0, **_PARTS[part]}
-            axis.bar(np.arange(len(classes)), count, 0.9, height, label=part, **look)
-            height += count
-        several = (np.stack([*counts.values()]) > 0).sum(axis=0) > 1
+            axis.bar(np.arange(len(classes)), count, 0.9, below, label=part, **look)
+            below += count
+        several = sum(count > 0 for count in counts.values()) > 1
         title = f"{title}: {several.sum()} of {len(classes)} classes in more than one part"
         axis.set(title=title, ylabel="pictures")
         alt.append(title)
@@ -235,9 +233,7 @@ def _tile(axis: Axes, image, x: float, y: float, *, relevant=None, caption="", *
     image = as_array(image)
     height, width = image.shape[:2] / np.max(image.shape[:2])
     left, top = x + (1 - width) / 2, y + (1 - height) / 2
-    limits = {"xlim": axis.get_xlim(), "ylim": axis.get_ylim()}
     shown = axis.imshow(image, extent=(left, left + width, top + height, top), **options)
-    axis.set(**limits)
     if relevant is not None:
         shade = style.COLORS["relevant" if relevant else "irrelevant"]
         axis.add_patch(Rectangle((x, y), 1, 1, fill=False, ec=shade, lw=4, joinstyle="round"))

@@ -20,6 +20,8 @@ from sobook.errors import SobookError
 from sobook.figures import style
 from sobook.figures.style import INK, Figure, as_array, finish, method_color, panels, use_style
 
+_MAX_CELLS = 400  # in a row of a heatmap
+
 
 def class_order(proxies) -> np.ndarray:
     """Order (C,) in which similar proxies (C, D) stand together: average linkage by cosine."""
@@ -127,9 +129,8 @@ def angle_histogram(proxies: Mapping[str, object]) -> Figure:
     axis.set(xlabel="angle between two proxies (degrees)", ylabel="fraction of pairs per degree")
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
     figure.legend(loc="outside upper center", ncols=2)
-    return finish(
-        figure, f"Histogram of the angles between {classes} proxies in {dim} dimensions", alt
-    )
+    what = f"Histogram of the angles between {classes} proxies in {dim} dimensions"
+    return finish(figure, what, alt)
 
 
 @use_style()
@@ -191,7 +192,7 @@ def proxy_ribbons(
     cosine.axhline(-chance, **style.CHANCE_LINE)
     so.axhline(1 / dim, **style.CHANCE_LINE)
     if not recall.lines:
-        style.not_measured(recall)
+        style.write_inside(recall, "not measured")
     cosine.set(ylabel="cosine of a pair\n(median, 5–95 %)")
     so.set(ylabel="SO (mean\nsquared cosine)", ylim=(0, None))
     recall.set(xlabel="epoch (0: before training)", ylabel="Recall@1,\nheld-out classes")
@@ -286,9 +287,9 @@ def _proxy_sets(proxies: Mapping[str, object]) -> tuple[dict[str, np.ndarray], i
     return sets, *shapes.pop()
 
 
-def _cosine_cells(unit: np.ndarray, most: int = 400) -> np.ndarray:
-    """Cosines without the diagonal; for more than `most` classes, means over blocks of classes."""
-    cells = most // 2 if len(unit) > most else len(unit)
+def _cosine_cells(unit: np.ndarray) -> np.ndarray:
+    """Cosines without the diagonal; of many classes, means over blocks of classes."""
+    cells = len(unit) if len(unit) <= _MAX_CELLS else _MAX_CELLS // 2
     starts = np.linspace(0, len(unit), cells, endpoint=False).astype(int)
     sizes = np.diff(np.append(starts, len(unit)))
     sums = np.add.reduceat(unit, starts)  # (cells, D): a block's mean cosine needs only these
@@ -314,7 +315,5 @@ def _draw_groups(figure: Figure, axes: Sequence[Axes], groups: np.ndarray) -> No
                 axis.add_patch(Rectangle(corner, size, size, fill=False, ec=INK, lw=1.1))
     if len(names) <= len(colors):
         handles = [Rectangle((0, 0), 1, 1, color=shade) for shade in colors[: len(names)]]
-        inches = 0.085 * max(len(str(name)) for name in names) + 0.45  # an entry of font size 11
-        columns = max(1, min(len(names), int(figure.get_figwidth() / inches), 6))
-        look = {"fontsize": 11, "ncols": columns, "handlelength": 1}
+        look = {"fontsize": 11, "ncols": min(3 * len(axes), 6), "handlelength": 1}
         figure.legend(handles, [str(n) for n in names], loc="outside upper center", **look)

@@ -144,9 +144,10 @@ def line_looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
     }
 
 
-def not_measured(axis: Axes) -> str:
-    """Say so inside empty axes."""
-    return axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes).get_text()
+def write_inside(axis: Axes, text: str) -> str:
+    """Say inside empty axes why they are empty; returns the text."""
+    axis.text(0.5, 0.6, text, ha="center", color="#666666", transform=axis.transAxes)
+    return text
 
 
 def as_array(values) -> np.ndarray:
@@ -154,6 +155,7 @@ def as_array(values) -> np.ndarray:
     return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
 
 
-def evenly(values: np.ndarray, most: int) -> np.ndarray:
-    """At most this many of the values, evenly spread over them."""
-    return values[np.linspace(0, len(values) - 1, min(most, len(values))).round().astype(int)]
+def evenly(values: np.ndarray, max_values: int) -> np.ndarray:
+    """At most `max_values` of the values, evenly spread over them."""
+    number = min(max_values, len(values))
+    return values[np.linspace(0, len(values) - 1, number).round().astype(int)]

@@ -248,14 +248,23 @@ def run_key(config: BaseConfig, sets: dict[str, ImageSet] | None = None) -> str:
     fields = {k: v for k, v in config.to_dict().items() if k not in NOT_IN_KEY}
     content = None
     if config.dataset == "folder" and Path(config.root or "").expanduser().is_dir():
-        sets = sets or image_sets.load_splits("folder", **config.load_options)
-        content = {
-            part: [images.class_names, images.labels.tolist(), pictures.digests(images.paths)]
-            for part, images in sets.items()
-        }
+        content = pictures_digest(sets or image_sets.load_splits("folder", **config.load_options))
     kind = type(config).__name__
     values = {"config": kind, "schema": SCHEMA, **fields, "content": content}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def pictures_digest(sets: dict[str, ImageSet]) -> str:
+    """Digest of all parts of a data set: pictures, labels and class names, wherever they lie.
+
+    The drawn birds are their options and the version of the drawings, which name their folder.
+    """
+    content: dict[str, Any] = {}
+    for part, images in sets.items():
+        drawn = images.paths[0].parent.parent.name if images.name == "aviary" else None
+        identities = drawn or pictures.digests(images.paths)
+        content[part] = [images.class_names, images.labels.tolist(), identities]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @cache

@@ -20,15 +20,16 @@ from tqdm.auto import tqdm
 from sobook import retrieval
 from sobook.data import image_sets, loader, pixels
 from sobook.data.image_sets import ImageSet
-from sobook.encoder import Encoder
+from sobook.encoder import Encoder, weights_digest
 from sobook.errors import SobookError
 from sobook.losses import SoftOrthogonalProxyAnchor
 from sobook.retrieval import Retrieval, evaluate
-from sobook.training.config import BaseConfig, TrainConfig
+from sobook.training.config import BaseConfig, TrainConfig, pictures_digest
 from sobook.training.processes import Processes, choose_device, join
 from sobook.training.run import Run
 from sobook.training.trainer import Trainer, loss_rates
 
+FEWEST_TO_SELECT = 5  # validation classes; of fewer, Recall@1 says too little to select an epoch
 AfterEpoch = Callable[[int, Encoder], object]
 
 
@@ -58,16 +59,18 @@ def fit(
         run.mirror()  # in case the last copy failed
         return run
     processes = join(config.device)
-    data, trainer = prepare(config, run.sets, processes)
+    data, trainer = prepare(run, processes)
+    made_of = {"pictures": pictures_digest(run.sets)}
+    made_of["weights"] = weights_digest(trainer.model.backbone)
     progress = progress and processes.is_main
     if progress:
         print(data)
     with run.locked():
         processes.wait()
         if not run.finished:  # else another program has trained it meanwhile
-            run.resume(trainer)
+            run.resume(trainer, made_of)
             processes.wait()  # no process writes until all have read
-            _train(run, data, trainer, progress, after_epoch)
+            _train(run, data, trainer, {"made_of": made_of}, progress, after_epoch)
         processes.wait()  # nobody leaves before the main process has written
     return run
 
@@ -80,14 +83,16 @@ class Data:
         train, validation: the training images, without and of the classes held out.
         test: the test images; for In-Shop query and gallery.
         ks: the Ks of Recall@K that will be reported on the test images.
+        batch_size: B, that of the settings or, where there are fewer, all training images.
         batches: per epoch.
-        notes: on all of them.
+        notes: on all of them, and on what the settings come to with them.
     """
 
     train: ImageSet
     validation: ImageSet | None
     test: tuple[ImageSet, ...]
     ks: tuple[int, ...]
+    batch_size: int
     batches: int
     notes: tuple[str, ...]
 
@@ -99,8 +104,8 @@ class Data:
             SobookError: too few classes or images for these settings.
         """
         train, test = sets["train"], [sets[n] for n in image_sets.test_splits(config.dataset)]
-        notes = tuple(dict.fromkeys(note for part in sets.values() for note in part.notes))
-        validation = None
+        notes = dict.fromkeys(note for part in sets.values() for note in part.notes)
+        validation, batch_size = None, config.batch_size
         if hold_out:
             train, validation = image_sets.hold_out(
                 train, config.validation_fraction, config.seed, at_least=2
@@ -111,9 +116,15 @@ class Data:
                 f"{train.name} train has {train.num_classes} class: training needs at least 2."
             )
         ks = check_retrievable(test, wanted_ks(config.dataset))
+        if not config.images_per_class and len(train) < batch_size:
+            batch_size = len(train)
+            notes[f"batches of {batch_size}: there are no more training images"] = None
+        if validation is not None and validation.num_classes < FEWEST_TO_SELECT:
+            few = f"{validation.num_classes} validation classes are too few to select an epoch"
+            notes[f"{few}: the last one is kept"] = None
         rng = np.random.default_rng(0)
-        plan = loader.batch_plan(rng, train.labels, config.batch_size, config.images_per_class)
-        return cls(train, validation, tuple(test), ks, len(plan), notes)
+        plan = loader.batch_plan(rng, train.labels, batch_size, config.images_per_class)
+        return cls(train, validation, tuple(test), ks, batch_size, len(plan), tuple(notes))
 
     def __str__(self) -> str:
         parts = [part for part in (self.train, self.validation, *self.test) if part is not None]
@@ -123,7 +134,8 @@ class Data:
             for part in parts
         ]
         ks = ", ".join(map(str, self.ks))
-        return "\n".join([*lines, f"{self.batches:,} batches per epoch; Recall@K for K = {ks}"])
+        lines.append(f"{self.batches:,} batches of {self.batch_size}; Recall@K for K = {ks}")
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
 def wanted_ks(dataset: str) -> tuple[int, ...]:
@@ -145,10 +157,12 @@ def check_retrievable(sets: Sequence[ImageSet], ks: tuple[int, ...]) -> tuple[in
         raise SobookError(f"{sets[0].name} {sets[0].split}: {error}") from None
 
 
-def prepare(
-    config: TrainConfig, sets: dict[str, ImageSet], processes: Processes
-) -> tuple[Data, Trainer]:
-    """Everything that a run needs before its first step; `SobookError` for what would stop it."""
+def prepare(run: Run, processes: Processes) -> tuple[Data, Trainer]:
+    """Everything that a run needs before its first step; `SobookError` for what would stop it.
+
+    The run gets the batch size that its data allow.
+    """
+    config = run.config
     torch.manual_seed(config.seed)  # the same start on every process
     encoder = Encoder.create(config.encoder, dim=config.dim, **config.encoder_options)
     if config.gradient_checkpointing:
@@ -160,7 +174,8 @@ def prepare(
         )
     if config.compile:
         encoder.backbone.compile()  # in place: names of the weights stay
-    data = Data.check(config, sets, hold_out=config.selection == "validation")
+    data = Data.check(config, run.sets, hold_out=config.selection == "validation")
+    run.config = config = config.replace(batch_size=data.batch_size)
     loss = SoftOrthogonalProxyAnchor(data.train.num_classes, encoder.dim, **config.loss_settings)
     rates = [
         (encoder.backbone.parameters(), config.lr),
@@ -172,7 +187,12 @@ def prepare(
 
 
 def _train(
-    run: Run, data: Data, trainer: Trainer, progress: bool, after_epoch: AfterEpoch | None
+    run: Run,
+    data: Data,
+    trainer: Trainer,
+    facts: dict[str, Any],
+    progress: bool,
+    after_epoch: AfterEpoch | None,
 ) -> None:
     """All epochs that are still to come, then the evaluation on the test classes."""
     config, encoder, processes = run.config, trainer.model, trainer.processes
@@ -180,7 +200,7 @@ def _train(
     source = pixels.decode(
         data.train, side, enlarge=False, budget=pixels.RAW_BUDGET, progress=False
     )
-    facts = {
+    facts |= {
         "class_names": list(data.train.class_names),
         "validation_classes": list(data.validation.class_names) if data.validation else [],
         "test_classes": list(data.test[0].class_names),
@@ -203,6 +223,7 @@ def _train(
     )
     if run.writes:
         run.track = _tracker(config, run.path)
+    few = data.validation is not None and data.validation.num_classes < FEWEST_TO_SELECT
     with bar:
         for epoch in range(run.progress.epoch, config.epochs + 1):
             losses = {}
@@ -210,13 +231,16 @@ def _train(
                 batches = loader.TrainingBatches(source, data.train.labels, epoch=epoch, **settings)
                 losses = _train_epoch(run, trainer, batches, epoch, bar)
             recall = _select(run, data, trainer)
-            run.save(epoch, trainer, recall=recall, losses=losses, facts=facts)
+            run.save(epoch, trainer, recall=recall, keep=few, losses=losses, facts=facts)
             if after_epoch is not None:
                 after_epoch(epoch, encoder)
     processes.wait()
     best = run.encoder().to(processes.device)
     result = evaluate_run(config, best, processes, sets=run.sets, progress=progress)
-    notes = list(data.notes)
+    kept = run.progress.best_epoch
+    notes = [*data.notes, f"epoch {kept} of {config.epochs} was kept"]
+    if run.progress.tied and not few and kept == config.epochs:
+        notes[-1] += ": an earlier one has the same Recall@1 on the classes that select"
     if left_out := set(wanted_ks(config.dataset)) - set(result.ks):
         fewer = ", ".join(map(str, sorted(left_out)))
         notes.append(f"no Recall@K for K = {fewer}: a query can find fewer images")
@@ -328,8 +352,7 @@ def evaluate_run(
 
 def check(config: TrainConfig) -> None:
     """Refuse what would stop `fit`: device, encoder or data."""
-    sets = image_sets.load_splits(config.dataset, **config.load_options)
-    prepare(config, sets, Processes(choose_device(config.device)))
+    prepare(Run.open(config), Processes(choose_device(config.device)))
 
 
 def dry_run(config: TrainConfig) -> str:
@@ -344,7 +367,8 @@ def dry_run(config: TrainConfig) -> str:
     if run.finished:
         return f"{run.path} is finished: it will be opened, not trained."
     processes = Processes(choose_device(config.device))
-    data, trainer = prepare(config, run.sets, processes)
+    data, trainer = prepare(run, processes)
+    config = run.config
     for group in trainer.optimizer.param_groups:
         group["initial_lr"] = 0.0  # random pixels teach nothing
     encoder, size = trainer.model, config.batch_size

@@ -4,12 +4,14 @@
     metrics.jsonl                     one line per step and one per epoch, written as they come
     proxies/epoch_0000.safetensors …  the proxies at the start and after every epoch, float16
     checkpoint.safetensors            encoder and proxies of the epoch that was kept
-    state.json                        which epoch that was, class names, versions, notes on the data
+    state.json                        which epoch that was, class names, versions, notes on the
+                                      data, digests of the pictures and weights
     retrieval.json                    the measures on the test classes
     resume.safetensors                while unfinished: everything needed to resume
 
 All files except metrics.jsonl are written atomically. ``$SOBOOK_MIRROR`` names a folder, e.g. on a
-mounted drive, that gets a copy of the run with every checkpoint.
+mounted drive, that gets a copy of the run with every checkpoint: file by file, and last what says
+how far the run is, so that a run resumed from half a copy repeats the rest to the same bits.
 """
 
 import contextlib
@@ -35,10 +37,10 @@ from torch import Tensor
 from sobook import files, geometry
 from sobook.data import image_sets
 from sobook.data.image_sets import ImageSet
-from sobook.encoder import Encoder
+from sobook.encoder import Encoder, weights_digest
 from sobook.errors import RunError, SobookError, first_line
 from sobook.retrieval import Retrieval
-from sobook.training.config import TrainConfig, run_key
+from sobook.training.config import TrainConfig, pictures_digest, run_key
 from sobook.training.processes import launched
 from sobook.training.trainer import Trainer
 
@@ -50,6 +52,7 @@ class Progress:
     Attributes:
         epoch, batch: what comes next. Epoch 0 trains nothing: it measures the start.
         best_epoch, best_recall: the epoch that is kept, and the Recall@1 that selected it.
+        tied: the epoch that is kept is as good as the best one before it.
         sums: of the losses in this epoch's batches so far.
     """
 
@@ -57,6 +60,7 @@ class Progress:
     batch: int = 0
     best_epoch: int | None = None
     best_recall: float | None = None
+    tied: bool = False
     sums: dict[str, float] = field(default_factory=dict)
 
 
@@ -67,7 +71,7 @@ class Run:
     Attributes:
         path: the run folder.
         config: its `TrainConfig`.
-        key: its `run_key`; None for a run that is only read.
+        key: its `run_key`; None where config.json has none.
         progress: how far it is, while it trains.
         writes: whether this process writes; of several, only the main one does.
         track: sends numbers by name, and their step, to an experiment tracker.
@@ -80,7 +84,6 @@ class Run:
     writes: bool = field(default_factory=lambda: launched()[0] == 0, repr=False)
     track: Callable[[dict[str, float], int], object] | None = field(default=None, repr=False)
     _step: int = field(default=0, repr=False)
-    _mirror_failed: bool = field(default=False, repr=False)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Run":
@@ -94,14 +97,16 @@ class Run:
             raise RunError(
                 f"{path} is not a run folder: it has no config.json that `sobook train` wrote."
             )
-        return cls(path, _read_config(path / "config.json")[0])
+        values = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        key = values.pop("run_key", None)
+        return cls(path, TrainConfig.from_dict(values), key)
 
     @classmethod
     def open(cls, config: TrainConfig) -> "Run":
         """The run of these settings, whether its folder is there or not; writes nothing.
 
         Raises:
-            RunError: what is in the folder is not this run.
+            RunError: what is in the folder is not this run, or was made of other weights.
         """
         sets = None
         if config.dataset == "folder":  # its content is part of the key
@@ -111,15 +116,19 @@ class Run:
         if sets is not None:
             run.sets = sets
         if (path / "config.json").is_file():
-            written, key = _read_config(path / "config.json")
-            if key != run.key:
-                changed = config.differences(written)
-                listed = ", ".join(f"{k}: {old!r} → {new!r}" for k, (new, old) in changed.items())
-                what = listed or "another version of sobook, or pictures that have changed since"
+            written = cls.load(path)
+            if written.key != run.key:
+                changed = config.differences(written.config)
+                what = [f"{k}: {old!r} → {new!r}" for k, (new, old) in changed.items()]
+                if not what or config.dataset == "folder":
+                    what.append("another version of sobook, or pictures that have changed since")
                 raise RunError(
-                    f"{path} holds a run with other settings ({what}): choose another run_dir, or "
-                    "remove the folder."
+                    f"{path} holds a run with other settings ({', '.join(what)}): choose another "
+                    "run_dir, or remove the folder."
                 )
+            if run.finished and config.weights not in (None, "pretrained", "micro"):
+                encoder = Encoder.create(config.encoder, dim=None, **config.encoder_options)
+                run.check_made_of({"weights": weights_digest(encoder.backbone)})
         elif path.is_dir() and any(file.name[0] != "." for file in path.iterdir()):
             raise RunError(f"{path} is not empty and not a run folder: choose another run_dir.")
         return run
@@ -132,8 +141,37 @@ class Run:
 
     @cached_property
     def sets(self) -> dict[str, ImageSet]:
-        """All parts of the run's data set, loaded once."""
-        return image_sets.load_splits(self.config.dataset, **self.config.load_options)
+        """All parts of the run's data set, loaded once; `RunError` where they have changed."""
+        sets = image_sets.load_splits(self.config.dataset, **self.config.load_options)
+        self.check_made_of({"pictures": pictures_digest(sets)})
+        return sets
+
+    def check_made_of(self, digests: dict[str, str]) -> None:
+        """Refuse pictures or weights that are not those this run was made of.
+
+        Raises:
+            RunError: which of them are others.
+        """
+        known = {}
+        if (self.path / "state.json").is_file():
+            known = self.state.get("made_of", {})
+        if changed := [name for name in digests if known.get(name, digests[name]) != digests[name]]:
+            raise RunError(
+                f"the {' and '.join(changed)} are not those that {self.path} was trained with: "
+                "restore them, name other data with --root, or train in another run_dir."
+            )
+
+    def check_same_data(self, other: "Run") -> None:
+        """Refuse to set runs side by side that were tested on other pictures."""
+        mine, theirs = (
+            (run.config.dataset, run.state["test_classes"], run.state["made_of"]["pictures"])
+            for run in (self, other)
+        )
+        if mine != theirs:
+            raise RunError(
+                f"{self.path} and {other.path} were tested on other pictures: compare runs on the "
+                "same data."
+            )
 
     @property
     def finished(self) -> bool:
@@ -196,8 +234,13 @@ class Run:
             self._restore()
             yield
 
-    def resume(self, trainer: Trainer) -> None:
-        """Load what an earlier process left, and drop the metrics that come again."""
+    def resume(self, trainer: Trainer, made_of: dict[str, str]) -> None:
+        """Load what an earlier process left, and drop the metrics that come again.
+
+        Raises:
+            RunError: that process had other pictures or weights.
+        """
+        self.check_made_of(made_of)
         file = self.path / "resume.safetensors"
         if file.is_file():
             tensors, progress = _read_tensors(file)
@@ -228,29 +271,33 @@ class Run:
         trainer: Trainer,
         *,
         recall: float | None,
+        keep: bool,
         losses: dict[str, float],
         facts: dict[str, Any],
     ) -> None:
-        """Write down an epoch: its numbers, its proxies, and the encoder where it is the best.
+        """Write down an epoch: its numbers, its proxies, and the encoder where it is kept.
 
         Args:
-            recall: that selects the epoch; None: the last one is kept.
+            recall: Recall@1 that selects the epoch, of two that are equal the later one.
+            keep: whatever its recall.
             losses: for metrics.jsonl.
             facts: for state.json.
         """
-        best = self.progress.best_epoch, self.progress.best_recall
-        if better := recall is None or best[1] is None or recall > best[1]:
-            best = epoch, recall
-        self.progress = Progress(epoch + 1, 0, *best)
+        before = self.progress
+        if better := keep or recall is None or recall >= (before.best_recall or 0):
+            tied = recall is not None and recall == before.best_recall
+            self.progress = Progress(epoch + 1, 0, epoch, recall, tied)
+        else:
+            self.progress = dataclasses.replace(before, epoch=epoch + 1, batch=0, sums={})
         if not self.writes:
             return
         encoder, proxies = trainer.model, trainer.loss.proxies
         if better:
             weights = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
             write_tensors(self.path / "checkpoint.safetensors", {**weights, "proxies": proxies})
-            packages = ("sobook", "torch", "torchvision")
+            packages = ("sobook", "torch", "torchvision", "timm")
             versions = {name: metadata.version(name) for name in packages}
-            state: dict[str, Any] = {"selected_epoch": best[0], "selection_recall_at_1": best[1]}
+            state: dict[str, Any] = {"selected_epoch": epoch, "selection_recall_at_1": recall}
             state |= {"encoder": encoder.settings(), **facts}
             state["versions"] = {**versions, "python": platform.python_version()}
             files.write_json(self.path / "state.json", state)
@@ -278,49 +325,27 @@ class Run:
         self.mirror()
 
     def mirror(self) -> None:
-        """Copy the folder to ``$SOBOOK_MIRROR``; where that fails, warn once and go on."""
+        """Copy the folder to ``$SOBOOK_MIRROR``; where that fails, warn and continue."""
         target = self._mirror_folder()
-        if target is None:
-            return
-        partial, old = (target.with_name(f".{target.name}.{end}") for end in ("partial", "old"))
         try:
-            if _position(target) == _position(self.path):
-                return
-            files.remove(partial)
-            files.remove(old)
-            partial.mkdir()  # no parents: never create an unmounted drive's mount point
-            ignored = shutil.ignore_patterns(".*", "tensorboard")
-            shutil.copytree(self.path, partial, ignore=ignored, dirs_exist_ok=True)
-            if target.exists():
-                target.rename(old)
-            partial.rename(target)
-            files.remove(old)
+            if target is not None:
+                target.mkdir(exist_ok=True)  # no parents: never create an unmounted drive's folder
+                _copy(self.path, target)
         except (OSError, SobookError) as error:
-            if not self._mirror_failed:
-                warnings.warn(
-                    f"the run could not be copied to {target} ({first_line(error)}): training "
-                    "continues, and the next checkpoint is copied.",
-                    stacklevel=2,
-                )
-            self._mirror_failed = True
+            warnings.warn(
+                f"the run could not be copied to {target} ({first_line(error)}): training "
+                "continues, and the next checkpoint is copied.",
+                stacklevel=2,
+            )
 
     def _restore(self) -> None:
         """Take the files of the mirror where it is ahead."""
         target = self._mirror_folder()
-        if target is None:
-            return
-        if not target.parent.is_dir():
+        if target is not None and not target.parent.is_dir():
             raise RunError(f"SOBOOK_MIRROR: {target.parent} is not there: mount its drive.")
-        if not target.exists():  # killed between two renames
-            target = target.with_name(f".{target.name}.old")
-        if _position(target) <= _position(self.path):
-            return
-        last = ("resume.safetensors", "retrieval.json")  # they say how far the run is
-        for file in sorted(target.rglob("*"), key=lambda file: file.name in last):
-            if file.is_file() and file.name != "config.json":
-                with files.replacing(self.path / file.relative_to(target)) as partial:
-                    shutil.copyfile(file, partial)
-        print(f"{self.path}: restored from {target}")
+        if target is not None and _position(target) > _position(self.path):
+            _copy(target, self.path)
+            print(f"{self.path}: restored from {target}")
 
     def _mirror_folder(self) -> Path | None:
         root = os.environ.get("SOBOOK_MIRROR")
@@ -348,10 +373,24 @@ def write_tensors(file: Path, tensors: dict[str, Tensor], **facts: Any) -> None:
         save_file(tensors, partial, {"sobook": json.dumps(facts)})
 
 
-def _read_config(file: Path) -> tuple[TrainConfig, str | None]:
-    values = json.loads(file.read_text(encoding="utf-8"))
-    key = values.pop("run_key", None)
-    return TrainConfig.from_dict(values), key
+def _copy(source: Path, target: Path) -> None:
+    """Copy a run's files that have changed, and last those that say how far it is."""
+    last = ("resume.safetensors", "retrieval.json")
+    for file in sorted(source.rglob("*"), key=lambda file: file.name in last):
+        inside = file.relative_to(source)
+        if not file.is_file() or inside.parts[0].startswith((".", "tensorboard")):
+            continue
+        copy = target / inside
+        if not copy.is_file() or _size_and_date(copy) != _size_and_date(file):
+            with files.replacing(copy) as partial:
+                shutil.copy2(file, partial)
+    if not (source / "resume.safetensors").exists():  # finished
+        (target / "resume.safetensors").unlink(missing_ok=True)
+
+
+def _size_and_date(file: Path) -> tuple[int, float]:
+    stat = file.stat()
+    return stat.st_size, round(stat.st_mtime, 2)  # drives round times
 
 
 def _read_tensors(file: Path, *, only_metadata: bool = False) -> tuple[dict[str, Tensor], dict]:

@@ -1,10 +1,7 @@
 """Inputs that the tests of figures share."""
 
-import matplotlib as mpl
 import numpy as np
 import pytest
-
-mpl.use("Agg")
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 
 from sobook import figures
 from sobook.errors import SobookError
-from tests.figures.reading import PA, SO, texts
+from tests.figures.reading import PA, SO, legend, texts
 
 
 @pytest.fixture
@@ -29,32 +29,30 @@ def test_retrieval_wall_marks_relevant_images_by_color_and_by_sign(images):
     assert frames == [expected[m] for m in marks(figure)]
     assert len(figure.axes[0].images) == 8 and texts(figure).count("0.50") == 6
     assert figures.alt_text(figure) == "2 queries with their 3 nearest images: 3 of 6 relevant."
-    with pytest.raises(SobookError, match="query images"):
-        figures.retrieval_wall(images[:1], rows, relevant)
+    with pytest.raises(ValueError, match="zip"):
+        figures.retrieval_wall(images[:1], rows, relevant, titles=["a", "b"])
 
 
-def test_retrieval_comparison_puts_pa_above_so(images):
-    rows, relevant = [images[2:5]], [[True, True, False]]
+def test_retrieval_comparison_puts_pa_above_so_and_circles_differences(images):
+    notes = {"captions": [["Northern Fulmar", "", ""]], "spots": [[[(0.5, 0.25, 0.1)], [], []]]}
+    relevant = {"PA": [[False] * 3], "PA+SO": [[True, True, False]]}
     figure = figures.retrieval_comparison(
-        images[:1], {"PA": rows, "PA+SO": rows}, {"PA": [[False] * 3], "PA+SO": relevant}, None, "a"
+        images[:1],
+        dict.fromkeys(relevant, [images[2:5]]),
+        relevant,
+        titles="a",
+        **{note: dict.fromkeys(relevant, rows) for note, rows in notes.items()},
     )
-    names = {t.get_text(): t for t in figure.axes[0].texts if t.get_text() in ("PA", "PA+SO")}
+    (axis,) = figure.axes
+    names = {t.get_text(): t for t in axis.texts if t.get_text() in ("PA", "PA+SO")}
     assert names["PA"].get_position()[1] < names["PA+SO"].get_position()[1]  # y runs downward
     assert (names["PA"].get_color(), names["PA+SO"].get_color()) == (PA, SO)
     assert marks(figure) == ["✗", "✗", "✗", "✓", "✓", "✗"]
-    inside = figure.axes[0].get_xlim()
-    assert all(image.get_extent()[1] <= inside[1] for image in figure.axes[0].images)
-
-
-def test_walls_caption_images_and_circle_differences(images):
-    captions, spots = [["Northern Fulmar", ""]], [[[(0.5, 0.25, 0.1)], []]]
-    figure = figures.retrieval_wall(
-        images[:1], [images[1:3]], [[False, True]], None, "a", captions=captions, spots=spots
-    )
+    assert all(image.get_extent()[1] <= axis.get_xlim()[1] for image in axis.images)
     assert "Northern Fulmar" in texts(figure).replace("\n", " ")
-    rings = [p for p in figure.axes[0].patches if isinstance(p, mpl.patches.Circle)]
-    left, _, _, top = figure.axes[0].images[1].get_extent()
-    assert {ring.center for ring in rings} == {(left + 0.5, top + 0.25)}
+    rings = {p.center for p in axis.patches if isinstance(p, mpl.patches.Circle)}
+    corners = [axis.images[nearest].get_extent() for nearest in (1, 4)]
+    assert rings == {(left + 0.5, top + 0.25) for left, _, _, top in corners}
 
 
 @pytest.mark.parametrize("columns", [2, 12])
@@ -77,33 +75,27 @@ def test_contact_sheet_keeps_proportions_and_wraps(images):
     assert {"a", "b", "c"} <= set(texts(figure).split(" | "))
 
 
-def test_attention_maps_share_one_scale_in_multiples_of_uniform(images, rng):
-    attention = rng.random((2, 3, 16))
-    figure = figures.attention_maps(images[:2], torch.tensor(attention), "ab")
-    maps = [i for i in figure.axes[0].images if i.get_array().shape == (4, 4)]
-    heads = [i for i in maps if i.get_alpha() is None]
-    assert len(heads) == 6 and len({i.get_clim() for i in maps}) == 1
-    assert all(i.get_array().mean() == pytest.approx(1) for i in heads)
-
-
-def test_attention_on_an_object_is_a_multiple_of_uniform_attention(images):
+def test_attention_maps_share_one_scale_in_multiples_of_uniform(images):
     attention = np.ones((1, 2, 16))
     attention[0, 1, :8] = 3  # the upper half gets three quarters
     upper = np.zeros((1, 12, 12))
     upper[:, :6] = 255
-    figure = figures.attention_maps(images[:1], attention, "a", masks=upper)
+    figure = figures.attention_maps(images[:1], torch.tensor(attention), "a", masks=upper)
+    maps = [i for i in figure.axes[0].images if i.get_array().shape == (4, 4)]
+    heads = [i.get_array() for i in maps if i.get_alpha() is None]
+    assert len({i.get_clim() for i in maps}) == 1
+    np.testing.assert_allclose(np.mean(heads, axis=(1, 2)), 1)
     assert "on it: 1.0 ×" in texts(figure) and "on it: 1.5 ×" in texts(figure)
 
 
 def test_queries_are_picked_by_what_changed():
-    relevant = {"PA": [[0, 1], [1, 1], [0, 0], [1, 0]], "PA+SO": [[1, 1], [0, 1], [0, 0], [1, 0]]}
-    relevant = {name: np.array(rows, bool) for name, rows in relevant.items()}
-    assert figures.pick_queries("fixed", relevant).tolist() == [0]
-    assert figures.pick_queries("broken", relevant).tolist() == [1]
-    assert figures.pick_queries("hardest", relevant, 2).tolist() == [2, 3]
+    before = np.array([[0, 1], [1, 1], [0, 0], [1, 0]], bool)
+    relevant = {"PA": before, "PA+SO": np.array([[1, 1], [0, 1], [0, 0], [1, 0]], bool)}
     gallery, labels = np.array([[0, 0], [2, 1], [1, 2], [1, 2]]), np.array([0, 1, 2, 2])
-    picked = figures.pick_queries("confused", relevant, gallery_labels=gallery, labels=labels)
-    assert picked.tolist() == [1, 2, 3]  # classes 1 and 2 retrieve each other
+    known = {"gallery_labels": gallery, "labels": labels}  # classes 1 and 2 retrieve each other
+    picked = {"fixed": [0], "broken": [1], "hardest": [2, 3], "confused": [1, 3]}
+    for which, expected in picked.items():
+        assert figures.pick_queries(which, relevant, 2, **known).tolist() == expected
     with pytest.raises(SobookError, match="fixed"):
         figures.pick_queries("best", relevant)
 
@@ -113,16 +105,11 @@ def test_split_chart_counts_classes_in_several_parts():
     disjoint = {"train": labels[:12], "validation": labels[12:16], "test": labels[16:]}
     mixed = {"train": labels[::2], "test": labels[1::2]}
     figure = figures.split_chart({"mixed": mixed, "disjoint": disjoint}, show=6)
-    first, second = figure.axes
-    assert "6 of 6 classes in more than one part" in first.get_title()
-    assert "0 of 6 classes in more than one part" in second.get_title()
-    for axis in (first, second):  # every picture is in a bar, and every column holds four
-        tops = np.zeros(6)
+    for axis, number in zip(figure.axes, (6, 0), strict=True):
+        assert f"{number} of 6 classes in more than one part" in axis.get_title()
+        tops = np.zeros(6)  # every picture is in a bar, and every column holds four
         for bar in axis.patches:
             tops[round(bar.get_x() + 0.45)] += bar.get_height()
         assert tops.tolist() == [4] * 6
-    assert first.get_ylim() == second.get_ylim()
-    names = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert names == ["train", "test", "validation"]  # including a part of one panel only
-    few = figures.split_chart({"disjoint": disjoint}, show=3)
-    assert len(few.axes[0].patches) == 3 * 3
+    assert legend(figure) == ["train", "test", "validation"]  # including a part of one panel only
+    assert len(figures.split_chart({"disjoint": disjoint}, show=3).axes[0].patches) == 3 * 3

@@ -28,13 +28,14 @@ def test_style_holds_when_drawn_later_and_leaves_other_settings_alone(proxies):
 
 def test_a_notebook_gets_the_picture_and_its_alternative_text(proxies, monkeypatch):
     shown = []
-    monkeypatch.setattr("IPython.display.display", lambda data, **how: shown.append((data, how)))
+    monkeypatch.setattr("IPython.display.display", lambda *data, **how: shown.append((*data, how)))
     figures.spectra(proxies)._ipython_display_()
     data, how = shown.pop()
-    assert data["text/plain"] == how["metadata"]["image/png"]["alt"]
-    assert data["text/plain"].startswith("Singular values of the proxies; effective rank of 18: PA")
+    picture = how["metadata"]["image/png"]
+    assert data["text/plain"] == picture["alt"]
+    assert picture["alt"].startswith("Singular values of the proxies; effective rank of 18: PA")
     width = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).width
-    assert width == 2 * how["metadata"]["image/png"]["width"]  # sharp on dense screens
+    assert width == 2 * picture["width"]  # sharp on dense screens
     noisy = np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3), dtype=np.uint8)
     figures.contact_sheet(noisy)._ipython_display_()
     assert "image/jpeg" in shown.pop()[0]  # photographs as PNG would make a notebook heavy

@@ -12,6 +12,7 @@ from sobook.training.config import TrainConfig
 from sobook.training.heads import HeadConfig, fit_head
 from sobook.training.loop import prepare
 from sobook.training.processes import Processes
+from sobook.training.run import Run
 from sobook.training.trainer import Trainer
 
 ALONE = Processes(torch.device("cpu"))
@@ -93,7 +94,7 @@ def test_batches_are_those_of_images(config, monkeypatch):
     name, drawn["check"] = "check", []
     shared = {name: getattr(config, name) for name in ("root", "options", "validation_fraction")}
     fine = TrainConfig(**shared, batch_size=8, dim=8, device="cpu", epochs=2)
-    _, trainer = prepare(fine, heads.image_sets.load_splits("aviary", **fine.load_options), ALONE)
+    _, trainer = prepare(Run.open(fine), ALONE)
     name, drawn["images"] = "images", []
     labels = np.arange(12) % 2
     for epoch in (1, 2):
@@ -145,7 +146,11 @@ def test_bad_settings(changes, word):
 
 def test_what_would_stop_a_run_is_said_before(config):
     heads.check(config)
-    for changes in ({"batch_size": 500}, {"weights": "gone.pth"}, {"device": "cdua"}):
+    for changes in (
+        {"images_per_class": 3, "batch_size": 500},
+        {"weights": "gone.pth"},
+        {"device": "cdua"},
+    ):
         with pytest.raises(SobookError):
             heads.check(config.replace(**changes))
     assert heads.notes(config) == []

@@ -25,7 +25,7 @@ ALONE = Processes(torch.device("cpu"))
 
 
 def prepared(config) -> tuple[loop.Data, Trainer]:
-    return prepare(config, Run.open(config).sets, ALONE)
+    return prepare(Run.open(config), ALONE)
 
 
 class TestFit:
@@ -141,12 +141,13 @@ class TestSelection:
             return original(embeddings, *args, **kwargs)
 
         monkeypatch.setattr(loop, "evaluate", watching)
+        monkeypatch.setattr(loop, "FEWEST_TO_SELECT", 2)
         config = config.replace(
             precision="bfloat16", selection="validation", validation_fraction=0.5, batch_size=4
         )
         run = fit(config, progress=False)
         recalls = {line["epoch"]: line["recall_at_1"] for line in run.epochs}
-        best = max(recalls, key=lambda epoch: (recalls[epoch], -epoch))
+        best = max(recalls, key=lambda epoch: (recalls[epoch], epoch))
         assert run.state["selected_epoch"] == best
         birds = image_sets.load("aviary", "train", **config.load_options)
         held_out = image_sets.hold_out(birds, 0.5, config.seed, at_least=2)[1]
@@ -156,7 +157,7 @@ class TestSelection:
     def test_on_the_test_classes_it_is_called_peeking(self, config, monkeypatch, tmp_path):
         monkeypatch.setenv("SOBOOK_DATA", str(tmp_path))
         run = fit(config.replace(selection="test", epochs=1), progress=False)
-        assert "peeking" in run.retrieval["notes"][0]
+        assert "peeking" in " ".join(run.retrieval["notes"])
         # Only the kept epoch is cached.
         assert len(list((tmp_path / "cache").glob("embeddings-*.npy"))) == 1
 
@@ -171,18 +172,44 @@ def picked(config, tmp_path, counts) -> TrainConfig:
             (folder / f"{number:02}" / f"{i}.png").write_bytes(source.read_bytes() + bytes(number))
     return config.replace(dataset="folder", root=folder, options={}, batch_size=4, epochs=1)
 
+    @pytest.mark.parametrize(("fewest", "kept"), [(2, 2), (5, 3)])
+    def test_ties_and_few_classes_keep_the_later_epoch(self, config, monkeypatch, fewest, kept):
+        """An encoder that separates the validation classes before training is not what is kept."""
+        monkeypatch.setattr(loop, "FEWEST_TO_SELECT", fewest)
+        recalls = iter([1.0, 0.5, 1.0, 0.5])
+        monkeypatch.setattr(loop, "_select", lambda *_: next(recalls))
+        run = fit(config.replace(selection="validation", batch_size=4, epochs=3), progress=False)
+        assert run.state["selected_epoch"] == kept
+        notes = " ".join(run.retrieval["notes"])
+        assert f"epoch {kept} of 3 was kept" in notes and ("too few" in notes) == (fewest == 5)
+
+    def test_a_tie_of_the_last_epoch_is_said(self, config, monkeypatch):
+        monkeypatch.setattr(loop, "FEWEST_TO_SELECT", 2)
+        monkeypatch.setattr(loop, "_select", lambda *_: 1.0)
+        run = fit(config.replace(selection="validation", batch_size=4, epochs=1), progress=False)
+        assert run.retrieval["notes"][0].startswith("epoch 1 of 1 was kept: an earlier one")
+
 
 class TestData:
     def test_ks_that_fit_are_reported(self, config, tmp_path):
         config = picked(config, tmp_path, [2] * 8)
         run = fit(config, progress=False)
         assert list(run.retrieval["recall"]) == ["1", "2", "4"]
-        assert run.retrieval["notes"] == ["no Recall@K for K = 8: a query can find fewer images"]
+        fewer = "no Recall@K for K = 8: a query can find fewer images"
+        assert run.retrieval["notes"] == ["epoch 1 of 1 was kept", fewer]
+
+    def test_a_batch_is_at_most_all_training_images(self, config, tmp_path, capsys):
+        config = picked(config, tmp_path, [2] * 8).replace(batch_size=40)
+        run = fit(config)
+        assert (
+            Run.load(run.path).config.batch_size == 8 and "batches of 8" in capsys.readouterr().out
+        )
+        assert fit(config, progress=False).retrieval == run.retrieval
 
     @pytest.mark.parametrize(
         ("counts", "changes", "word"),
         [
-            ([2] * 8, {"batch_size": 10}, "batch_size is 10"),
+            ([2] * 8, {"images_per_class": 2, "batch_size": 10}, "batch_size is 10"),
             ([3, 3], {}, "1 class"),
             ([3, 3, 3], {}, "test"),
             ([4, 4, 1, 1], {}, "test"),

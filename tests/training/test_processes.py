@@ -100,7 +100,7 @@ class TestManyProcesses:
 
 def beginning(config) -> dict[str, torch.Tensor]:
     """The weights before the first step."""
-    _, trainer = prepare(config, Run.open(config).sets, Processes(torch.device("cpu")))
+    _, trainer = prepare(Run.open(config), Processes(torch.device("cpu")))
     start = {f"encoder.{key}": value for key, value in trainer.model.state_dict().items()}
     return {**start, "proxies": trainer.loss.proxies.detach()}
 

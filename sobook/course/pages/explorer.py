@@ -64,6 +64,8 @@ def from_runs(runs: Sequence[Run], *, classes: int = 100, per_class: int = 20) -
     trained = [run.state["class_names"] for run in runs]
     if not runs or any(names != trained[0] for names in trained):
         raise SobookError("the explorer takes one run or more, all trained on the same classes.")
+    for run in runs[1:]:
+        run.check_same_data(runs[0])
     train, test = parts = _shown_sets(runs[0], classes, per_class)
     note = (
         f"{runs[0].config.dataset}: {train.num_classes} of {len(trained[0])} classes with proxies "
@@ -236,8 +238,8 @@ def _add_maps(
             stars[run["kept"]] = plane[len(images) :]
         run["trust"][method] = str(quality(images, places))
         if onto is not run:
-            target = onto["maps"][method]
-            places, stars = align(places, target), align(places, target, stars)
+            turn = align(places, onto["maps"][method])
+            places, stars = places @ turn, stars @ turn
         low, high = np.quantile(places, [0.005, 0.995], axis=0)
         middle, side = (low + high) / 2, 1.1 * (high - low).max()
         for kind, points in (("maps", places), ("stars", stars)):

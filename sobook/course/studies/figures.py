@@ -14,16 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from sobook.course.studies.study import LABELS, Study
-from sobook.figures.style import (
-    CHANCE_LINE,
-    COLORS,
-    GRID,
-    PALETTE,
-    Figure,
-    finish,
-    new_figure,
-    use_style,
-)
+from sobook.figures import style
+from sobook.figures.style import COLORS, Figure, finish, use_style
 from sobook.statistics import t_interval
 
 _FROZEN: dict[str, Any] = {"label": "frozen encoder", "color": COLORS["frozen"]}
@@ -90,19 +82,17 @@ def draw(study: Study, table: pd.DataFrame, summary: pd.DataFrame, family: pd.Da
         summary: its `sobook.course.studies.report.summary`.
         family: its `sobook.course.studies.report.comparisons`.
     """
-    panels, curves = {}, study.x and study.panels
+    panels, curves, baseline = {}, study.x and study.panels, _setting(study.baseline)
+    by_setting = table.groupby(study.factors[:-1] or (lambda row: 0), dropna=False, sort=False)
     for metric in study.curves_of or (study.metric,):
-        runs = table.groupby(study.factors[:-1] or (lambda row: 0), dropna=False, sort=False)[
-            metric
-        ]
-        low, high = zip(*[t_interval(values) for _, values in runs], strict=True)
-        numbers = pd.DataFrame({"value": runs.mean().to_numpy(), "low": low, "high": high})
-        numbers.loc[summary["seeds"] < _MIN_SEEDS, ["low", "high"]] = np.nan
-        panels[in_words(metric)] = numbers.assign(verdict="")
+        runs = by_setting[metric]
+        ends = pd.DataFrame([t_interval(values) for _, values in runs], columns=["low", "high"])
+        ends[summary["seeds"] < _MIN_SEEDS] = np.nan
+        panels[in_words(metric)] = ends.assign(value=runs.mean().to_numpy(), verdict="")
     if "difference" in summary:
-        name = f"difference from {_setting(study.baseline)}"
+        name = f"difference from {baseline}"
         if curves:
-            name = f"{in_words(study.metric)},\ndifference from\n{_setting(study.baseline)}"
+            name = f"{in_words(study.metric)},\ndifference from\n{baseline}"
         panels[name] = _differences(summary, "difference_")
     for first, second in study.family.columns:
         pairs = family[family["metric"] == f"{second} − {first}"].set_index("row")
@@ -124,8 +114,7 @@ def _settings(study: Study, summary: pd.DataFrame, panels: dict[str, pd.DataFram
     """One row per setting: its mean beside the frozen encoder, its difference from the baseline."""
     labels, alt = labels_of(summary, study.factors[:-1]), []
     width = 3.2 * len(panels) + max(3, 0.11 * max(map(len, labels)))
-    figure = new_figure(width, 0.42 * len(summary) + 2.2)
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    figure, axes = style.panels(width, 0.42 * len(summary) + 2.2, 1, len(panels), sharey=True)
     for axis, (name, rows) in zip(axes, panels.items(), strict=True):
         axis.hlines(rows.index, rows["low"], rows["high"], color=COLORS["PA+SO"], lw=2.2)
         _draw_dots(axis, rows["value"], rows.index, rows["verdict"], mew=1.8)
@@ -135,15 +124,14 @@ def _settings(study: Study, summary: pd.DataFrame, panels: dict[str, pd.DataFram
         ]
         alt.append(f"{name}: {', '.join(numbers)}".replace("\n", " "))
         axis.set_xlabel(name)
-        axis.grid(axis="x", **GRID)
+        axis.grid(axis="x", **style.GRID)
         axis.tick_params(axis="y", length=0)
         axis.locator_params(axis="x", nbins=5)
     for axis in axes[1:]:
-        axis.axvline(0, **CHANCE_LINE)
+        axis.axvline(0, **style.CHANCE_LINE)
     if "frozen" in summary:
-        steps = np.repeat(summary["frozen"].to_numpy(float), 2)
-        places = np.repeat(np.arange(len(summary)), 2) + np.tile([-0.5, 0.5], len(summary))
-        axes[0].plot(steps, places, **_FROZEN)
+        edges = np.arange(len(summary) + 1) - 0.5
+        axes[0].stairs(summary["frozen"], edges, baseline=None, orientation="horizontal", **_FROZEN)
         axes[0].legend(handles=[Line2D([], [], **_FROZEN)], **_ABOVE)
     if "difference" in summary:
         axes[1].legend(handles=_legend_of_dots(), **_ABOVE)
@@ -161,11 +149,11 @@ def _curves(study: Study, summary: pd.DataFrame, panels: dict[str, pd.DataFrame]
     names = pd.Series(labels_of(summary, others), summary.index)
     looks = {
         name: {"color": color, "marker": marker}
-        for name, color, marker in zip(names.unique(), PALETTE, _MARKERS, strict=False)
+        for name, color, marker in zip(names.unique(), style.PALETTE, _MARKERS, strict=False)
     }
     ticks = list(summary[x].unique())
     places = summary[x].map(ticks.index)
-    figure = new_figure(4.6 * columns.nunique() + 2.6, 3.0 * len(panels) + 0.8)
+    figure = style.new_figure(4.6 * columns.nunique() + 2.6, 3.0 * len(panels) + 0.8)
     axes = figure.subplots(len(panels), columns.nunique(), sharex=True, sharey="row", squeeze=False)
     for column, panel in zip(axes.T, columns.unique(), strict=True):
         inside, title = summary[columns == panel], _setting({study.panels: panel})
@@ -177,12 +165,11 @@ def _curves(study: Study, summary: pd.DataFrame, panels: dict[str, pd.DataFrame]
             if label == in_words(study.metric):
                 axis.axhline(inside.get("frozen", pd.Series(dtype=float)).mean(), **_FROZEN)
             else:
-                axis.axhline(0, **CHANCE_LINE)
+                axis.axhline(0, **style.CHANCE_LINE)
             if numbers.index.intersection(inside.index).empty:
-                look = {"ha": "center", "color": "#666666", "transform": axis.transAxes}
-                axis.text(0.5, 0.6, "not in the family", **look)
+                style.write_inside(axis, "not in the family")
             for index, (name, look) in enumerate(looks.items()):
-                rows = numbers.filter(names.index[(columns == panel) & (names == name)], axis=0)
+                rows = numbers.filter(inside.index[names[inside.index] == name], axis=0)
                 at = places[rows.index] + 0.05 * (index - (len(looks) - 1) / 2)  # side by side
                 axis.plot(at, rows["value"], color=look["color"], lw=1.8)
                 axis.vlines(at, rows["low"], rows["high"], color=look["color"], lw=1.5)

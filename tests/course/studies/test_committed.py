@@ -16,9 +16,7 @@ TOLERANCE = {"recall_at_1": 0.02, "rms_cosine": 0.02, "mean_cosine": 0.02}
     [
         ("convergence_heads", {"dim": [64], "so_weight": [0, 30], "epochs": [20], "seed": [300]}),
         pytest.param(
-            "randomized_so",
-            {"so_weight": [0, 100], "seed": [300, 301]},
-            marks=pytest.mark.slow,
+            "randomized_so", {"so_weight": [0, 100], "seed": [300, 301]}, marks=pytest.mark.slow
         ),
     ],
 )

@@ -1,19 +1,19 @@
 """The committed page and figures of the study data/studies/microscope.py."""
 
+import itertools
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from sobook import figures
 from sobook.course.aviary import microscope, species
-from tests.course.studies.scripts import DATA, script
 
-study = script("microscope")
-
-
-def table_of(moved):
-    """(method, seed, epoch, bird) → distances, as `look` gives them."""
-    return study.with_means(pd.concat(moved, names=["method", "seed", "epoch", "bird"]))
+DATA = Path(__file__).resolve().parents[3] / "data"
+study = SimpleNamespace(**runpy.run_path(str(DATA / "studies/microscope.py")))
 
 
 @pytest.fixture
@@ -24,11 +24,10 @@ def made_up(rng):
     usual[list(microscope.NUISANCES)] = 2.0
     usual += rng.normal(0, 0.01, usual.shape)
     moved = {("frozen", 0, 0): usual / 4}
-    for seed in range(3):
-        for epoch in (1, 2):
-            moved["PA", seed, epoch] = usual * epoch / 2 * (1 + 0.01 * (seed - 1))
-            moved["PA+SO", seed, epoch] = moved["PA", seed, epoch] * 1.1
-    return table_of(moved)
+    for seed, epoch in itertools.product(range(3), (1, 2)):
+        moved["PA", seed, epoch] = usual * epoch / 2 * (1 + 0.01 * (seed - 1))
+        moved["PA+SO", seed, epoch] = moved["PA", seed, epoch] * 1.1
+    return study.with_means(pd.concat(moved, names=["method", "seed", "epoch", "bird"]))
 
 
 def test_the_tables_hold_what_was_measured(made_up):
@@ -43,23 +42,19 @@ def test_the_tables_hold_what_was_measured(made_up):
     assert set(ends["n"]) == {8}
     means = study.over_epochs(made_up)
     assert means.loc[("PA", 2, 2), "cap"] == pytest.approx(2 * means.loc[("PA", 2, 1), "cap"])
-
-
-def test_figures_show_frozen_and_both_methods(made_up):
-    picture = study.picture(study.at_end(made_up))
-    assert "marks, PA+SO:" in figures.alt_text(picture) and "frozen" in figures.alt_text(picture)
-    over_epochs = study.picture_over_epochs(study.over_epochs(made_up))
-    assert [axis.get_title() for axis in over_epochs.axes] == list(study.MEANS)
-    low, high = over_epochs.axes[0].get_ylim()
+    figure = study.picture_over_epochs(means)  # the single changes: tests/figures/test_curves.py
+    assert [axis.get_title() for axis in figure.axes] == list(study.MEANS)
+    low, high = figure.axes[0].get_ylim()
     assert low == 0 and high > 2  # one scale, on which all of them can be seen
-    assert len(over_epochs.axes[0].lines) == 1 + 2 * (3 + 1)
-    assert "one mark, PA 0.50 to 1.00" in figures.alt_text(over_epochs)
+    assert len(figure.axes[0].lines) == 1 + 2 * (3 + 1)
+    assert "one mark, PA 0.50 to 1.00" in figures.alt_text(figure)
 
 
 def test_the_committed_page_is_the_one_of_the_committed_table():
     ends = pd.read_csv(DATA / "results/microscope.csv")
     means = pd.read_csv(DATA / "results/microscope_epochs.csv", index_col=[0, 1, 2])
     seeds = means.index.unique("seed")
+    assert "marks, PA+SO:" in figures.alt_text(study.picture(ends))
     assert study.page(ends, len(seeds)) == (DATA / "results/microscope.md").read_text()
     at_end = means.xs(means.index.unique("epoch").max(), level="epoch").groupby("method").mean()
     for method in study.METHODS:  # the two tables agree

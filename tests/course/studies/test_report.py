@@ -10,14 +10,15 @@ from scipy import stats
 
 from sobook import cli
 from sobook.course.studies import report, study
+from sobook.errors import SobookError
 from sobook.statistics import holm
 
 RESULTS = Path(__file__).resolve().parents[3] / "data/results"
 STUDIES = RESULTS.with_name("studies")
 
 
-def a_study(grid, baseline, cases=({},), **family):
-    options = {"baseline": baseline, "grid": grid, "cases": cases}
+def a_study(grid, baseline, cases=({},), select_by=None, **family):
+    options = {"baseline": baseline, "grid": grid, "cases": cases, "select_by": select_by}
     return study.Study("s", "s", "head", family=study.Family(**family), **options)
 
 
@@ -35,8 +36,8 @@ def test_the_command_writes_table_page_and_figure(tiny_study, tmp_path):
 
 
 def test_summary_equals_scipy(rng, made_up):
-    one = a_study({"so_weight": [0, 10, 100], "seed": list(range(5))}, {"so_weight": 0})
-    one = study.Study("s", "s", "head", baseline=one.baseline, grid=one.grid, select_by="chosen_by")
+    grid = {"so_weight": [0, 10, 100], "seed": list(range(5))}
+    one = a_study(grid, {"so_weight": 0}, select_by="chosen_by")
     table = made_up(one, chosen_by=rng.uniform(size=15))
     result = report.summary(one, table).set_index("so_weight")
     runs = table.pivot(index="seed", columns="so_weight", values="recall_at_1")
@@ -67,9 +68,26 @@ def test_the_family_is_the_declared_one(rng, made_up):
     assert len(family) == 8
     np.testing.assert_allclose(family["p_holm"], holm(family["p"]))
     within = a_study({"seed": [0, 1, 2]}, {}, columns=(("before", "after"),))
-    family = report.comparisons(within, table[:3])
+    family = report.comparisons(within, table.drop_duplicates("seed"))
     assert family["metric"].tolist() == ["after − before"]
-    assert family["difference"][0] == pytest.approx(table["after"][:3].mean() - 0.1)
+    mean = table.drop_duplicates("seed")["after"].mean()
+    assert family["difference"][0] == pytest.approx(mean - 0.1)
+
+
+def test_a_declared_family_keeps_its_size(made_up):
+    """A hole, a setting that was not run, or a table given twice never corrects for less."""
+    one = a_study({"so_weight": [0, 10, 100], "seed": [0, 1, 2]}, {"so_weight": 0})
+    table = made_up(one)
+    table["recall_at_1"] += table["so_weight"] / 1000
+    full = report.comparisons(one, table).set_index("row").loc[1]
+    hole = table.copy()
+    hole.loc[(hole["so_weight"] == 100) & (hole["seed"] == 2), "recall_at_1"] = np.nan
+    for part in (hole, table[table["so_weight"] < 100]):
+        family = report.comparisons(one, part).set_index("row")
+        assert family.loc[1, "p_holm"] == pytest.approx(2 * full["p"])
+    assert report.comparisons(one, hole)["verdict"].tolist()[1] == "not measured"
+    with pytest.raises(SobookError, match="twice"):
+        report.comparisons(one, pd.concat([table, table]))
 
 
 def test_converged_is_a_smaller_change_than_the_claim(made_up):
@@ -95,27 +113,20 @@ def test_converged_is_a_smaller_change_than_the_claim(made_up):
     assert report.convergence(one, table)["converged"].tolist() == ["no", "not shown"]
 
 
-def test_map_at_r_outside_the_family_has_no_verdict(made_up):
+def test_map_at_r_outside_the_family_has_no_verdict_and_a_fall_below_frozen_is_said(made_up):
     one = a_study({"so_weight": [0, 10], "seed": [0, 1, 2]}, {"so_weight": 0})
-    table = made_up(one)
+    table = made_up(one, frozen_recall_at_1=0.7)
     table["map_at_r"] = 0.1 + 0.01 * (table["so_weight"] == 10) + 0.001 * table["seed"]
     other = report.outside_family(one, table)
     assert other["metric"].tolist() == ["map_at_r"]
     assert other["difference"].tolist() == pytest.approx([0.01])
     assert not {"p", "p_holm", "verdict"} & set(other.columns)
-    assert "1 of 1 intervals exclude 0" in report.headline(one, table)
+    said = report.headline(one, table)
+    assert "1 of 1 intervals exclude 0" in said
+    assert "2 of 2 settings end below the frozen encoder" in said
+    assert "frozen" not in report.headline(one, table.assign(frozen_recall_at_1=0.3))
     in_family = a_study(one.grid, one.baseline, metrics=("recall_at_1", "map_at_r"))
     assert report.outside_family(in_family, table).empty
-
-
-def test_a_study_that_ends_below_frozen_says_so(made_up):
-    one = a_study({"so_weight": [0, 10], "seed": [0, 1]}, {"so_weight": 0})
-    below = report.headline(one, made_up(one, frozen_recall_at_1=0.7))
-    assert "2 of 2 settings end below the frozen encoder" in below
-    above = made_up(one, frozen_recall_at_1=0.3)
-    assert "frozen" not in report.headline(one, above)
-    page = report.markdown(one, above, {})
-    assert "| not at all (frozen) |" in page and "0.3000" in page
 
 
 def test_methods_with_their_own_parameters_share_one_baseline(made_up):
@@ -129,22 +140,13 @@ def test_methods_with_their_own_parameters_share_one_baseline(made_up):
     assert np.isnan(rows.loc["PA", "difference"])
 
 
-NOT_RUN = [f for f in STUDIES.glob("*.toml") if not (RESULTS / f"{f.stem}.csv").exists()]
-
-
-@pytest.mark.parametrize("file", sorted(NOT_RUN), ids=lambda file: file.stem)
-def test_a_declared_study_can_be_reported(file, rng, made_up):
-    """Before its runs, with made-up results."""
-    one = study.load(file.stem)
-    columns = {"frozen_recall_at_1", "rms_cosine", "mean_cosine", one.select_by or one.metric}
-    columns |= {*one.family.metrics, one.metric, *sum(one.family.columns, ())}
-    table = made_up(one)
-    for column in sorted(columns - {"recall_at_1"}):
-        table[column] = rng.uniform(0.1, 0.9, len(table))
-    family = report.comparisons(one, table)
-    assert bool(len(family)) == bool(one.baseline or one.family.columns)
-    page = report.markdown(one, table, {})
-    assert ("The whole family:" in page) == bool(one.family.metrics or one.family.columns)
+@pytest.mark.parametrize("name", ["own_pictures", "benchmarks_full"])
+def test_a_declared_study_can_be_reported_before_it_runs(name, made_up):
+    one = study.load(name)
+    columns = {"frozen_recall_at_1", "rms_cosine", one.select_by or one.metric, *one.family.metrics}
+    table = made_up(one, **dict.fromkeys(columns - {"recall_at_1"}, 0.5))
+    assert len(report.comparisons(one, table)) > 0
+    assert "| not at all (frozen) |" in report.markdown(one, table, {})
 
 
 COMMITTED = [f for f in sorted(RESULTS.glob("*.csv")) if (STUDIES / f"{f.stem}.toml").exists()]
@@ -163,3 +165,12 @@ def test_a_notebook_shows_prediction_result_table_and_figure():
     assert len(table) == 3 and "SO on a random half" in figure.get_label()
     assert all(not isinstance(part, type(figure)) for part in report.show("cub_heads_tuning"))
     assert "sobook study benchmarks_full" in report.show("benchmarks_full")[0]
+
+
+@pytest.mark.parametrize(("lead", "said"), [(0.01, "chosen among equals"), (0.2, "by more than")])
+def test_a_choice_that_cannot_choose_is_called_one(made_up, lead, said):
+    one = a_study({"so_weight": [0, 10, 100], "seed": [0, 1, 2]}, {}, select_by="kept")
+    table = made_up(one, train_classes=40, frozen_kept=0.963)
+    table["kept"] = 0.9 + 0.03 * table["seed"] + lead * (table["so_weight"] == 10)
+    sentence = report.headline(one, table)
+    assert said in sentence and "of 10 classes (frozen 0.963)" in sentence
