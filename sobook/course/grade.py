@@ -226,7 +226,7 @@ def students(
             break  # as the last part, all of the path, does
     owners, seen = {}, dict[tuple[str, str], Path]()
     for path, name in names.items():
-        parts = (labels[homes[path]], path.stem, *reversed(path.parent.parts))
+        parts = (labels[homes[path]], path.stem, *reversed(name.parent.parts or (top.name,)))
         student = next((part for part in parts if part in listed), parts[0])
         owners[path] = student, str(name)
         if (other := seen.setdefault((student, path.name), name)) != name:

@@ -187,6 +187,7 @@ def test_where_nothing_can_be_graded_nothing_is(
         ("ada bob/00", "ada bob"),
         ("in/ada/00 in/ada/01 | ada", "ada ada"),
         ("ada/00 | bob", "00"),
+        ("ada/in/bob/00 ada/in/eve/00 | ada eve", "bob eve"),
         ("ada/00 ada/old/00 bob/00", SobookError),
         ("ada/00 ada/old/00 bob/00 | ada", SobookError),
         ("groupA/ada/00 groupB/ada/00 | ada", SobookError),
