@@ -40,7 +40,7 @@ _PIECE_BYTES = 80_000  # features of one split in a notebook
 _SHEET_BYTES = 1_300_000  # sheet of pictures, as text
 _LOOKS = ((44, 60), (36, 55), (28, 50), (20, 40))  # side in pixels, and quality of WebP
 _ONLY_PYTHON = {"loss", "loss_options", "regularizer", "regularizer_weight", "images_per_class"}
-_ONLY_PYTHON |= {"so_pairs_fraction", "max_images_per_class"}
+_ONLY_PYTHON |= {"so_pairs_fraction", "so_reduction", "max_images_per_class", "schedule"}
 _FEWEST = 4  # classes of either split: validation takes two of the training classes
 
 

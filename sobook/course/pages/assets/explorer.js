@@ -106,9 +106,7 @@ function drawMap() {
   const chosen = focus();
   mapSide = w;
   const dot = (i, color, radius) => {
-    g.fillStyle = color;
-    circle(g, point(i), radius);
-    g.fill();
+    disc(g, point(i), radius, color);
     g.stroke();
   };
   g.globalAlpha = 0.7;

@@ -96,10 +96,10 @@ async function series(wanted, progress = () => {}) {
   const number = clamp((navigator.hardwareConcurrency || 2) - 1, 1, 4);
   while (helpers.length < Math.min(number, wanted.length)) helpers.push(startWorker());
   const results = [];
-  const queue = [...wanted.entries()];
+  const queue = wanted.entries(); // from which all helpers take
   const work = async (helper) => {
-    while (queue.length && !lab.cancelled) {
-      const [k, settings] = queue.shift();
+    for (const [k, settings] of queue) {
+      if (lab.cancelled) return;
       const result = await helper.train(settings, true, () => {});
       if (!result.stopped) results[k] = remember(settings, result);
       progress(results.filter(Boolean).length);
@@ -138,11 +138,7 @@ function showBusy() {
 // ---- runs ------------------------------------------------------------------------------------
 
 const key = (settings) => JSON.stringify(Object.keys(START).map((name) => settings[name]));
-const resolved = (set) => ({
-  ...START,
-  ...set,
-  epochs: set.epochs === "×4" ? 4 * START.epochs : (set.epochs ?? START.epochs),
-});
+const resolved = ({ longer = 1, ...set }) => ({ ...START, ...set, epochs: longer * START.epochs });
 const find = (settings) =>
   lab.runs.findLast((run) => !run.changed && !run.stopped && key(run.settings) === key(settings));
 
@@ -150,11 +146,11 @@ const find = (settings) =>
 function remember(settings, result) {
   const { recall_at_1, validation_recall_at_1, interval, geometry, stopped, changed } = result;
   const numbers = { recall_at_1, validation_recall_at_1, interval, geometry, stopped, changed };
-  const { cosine, embedding_length } = result.means;
-  const means = { cosine, embedding_length };
+  const { means, hits, curve = null } = result;
+  const { cosine, embedding_length } = means;
   const number = (lab.runs.at(-1)?.number ?? 0) + 1;
-  const [hits, curve] = [Array.from(result.hits), result.curve ?? null];
-  const run = { number, settings, ...numbers, means, hits, curve };
+  const more = { means: { cosine, embedding_length }, hits: [...hits], curve };
+  const run = { number, settings, ...numbers, ...more };
   lab.runs.push(run);
   keep();
   showNotebook();
@@ -229,7 +225,7 @@ function world(settings) {
 function board(settings) {
   const { C, D } = world(settings);
   const random = numerics.generator(settings.seed);
-  const proxies = Float32Array.from({ length: C * D }, () => numerics.normal(random));
+  const proxies = Float32Array.from(numerics.normals(random, C * D));
   return {
     settings: { ...settings },
     C,
@@ -398,35 +394,34 @@ function showGauges() {
 const sorted = (list, extra) => [...new Set([...list, extra])].sort((a, b) => a - b);
 
 function addLevers() {
-  const add = (group, name, input, label) => {
-    $(group).append(label);
+  const add = (group, name, ...parts) => {
+    const label = element("label", {}, ...parts);
     for (const kind of ["pointerover", "focusin"])
       label.addEventListener(kind, () => $("lever-words").replaceChildren(MEANING[name]));
-    input.id = name;
+    $(group).append(label);
   };
   for (const lever of SLIDERS) {
-    const [name, title] = lever;
-    const list = sorted(lever[2], START[name]);
+    const [id, title, usual] = lever;
+    const list = sorted(usual, START[id]);
     lever[2] = list;
-    const limits = { type: "range", min: 0, max: list.length - 1, "aria-label": title };
+    const limits = { id, type: "range", min: 0, max: list.length - 1, "aria-label": title };
     const input = element("input", limits);
-    input.oninput = () => pull(name, list[input.value]);
-    const words = element("span", {}, title, element("output"));
-    add("live-levers", name, input, element("label", {}, words, input));
+    input.oninput = () => pull(id, list[input.value]);
+    add("live-levers", id, element("span", {}, title, element("output")), input);
   }
-  for (const [name, title, list] of CHOICES) {
-    const options = sorted(list, START[name]).map((value) => element("option", { value }, value));
-    const select = element("select", {}, ...options);
-    select.onchange = () => pull(name, Number(select.value));
-    add("next-levers", name, select, element("label", {}, title, select));
+  for (const [id, title, list] of CHOICES) {
+    const options = sorted(list, START[id]).map((value) => element("option", { value }, value));
+    const select = element("select", { id }, ...options);
+    select.onchange = () => pull(id, Number(select.value));
+    add("next-levers", id, title, select);
   }
-  const seed = element("input", { type: "number", min: 0, max: 9999 });
+  const seed = element("input", { id: "seed", type: "number", min: 0, max: 9999 });
   seed.onchange = () => pull("seed", clamp(Math.round(Number(seed.value)) || 0, 0, 9999));
-  add("next-levers", "seed", seed, element("label", {}, "seed", seed));
-  for (const [name, title, values] of SWITCHES) {
-    const box = element("input", { type: "checkbox" });
-    box.onchange = () => pull(name, values[Number(box.checked)]);
-    add("next-levers", name, box, element("label", { class: "check" }, box, title));
+  add("next-levers", "seed", "seed", seed);
+  for (const [id, title, values] of SWITCHES) {
+    const box = element("input", { id, type: "checkbox" });
+    box.onchange = () => pull(id, values[Number(box.checked)]);
+    add("next-levers", id, box, title);
   }
 }
 
@@ -458,18 +453,13 @@ function showSettings() {
 }
 
 function restore(settings) {
-  lab.settings = { ...settings };
+  lab.settings = settings;
   showSettings();
 }
 
 // ---- notebook of runs, forking paths ----------------------------------------------------------
 
 function showNotebook() {
-  showRuns();
-  showTries();
-}
-
-function showRuns() {
   const { runs } = lab;
   const rows = runs.slice(-60).map((run) => {
     const note = run.stopped ? " (stopped)" : run.changed ? " (levers moved)" : "";
@@ -491,6 +481,7 @@ function showRuns() {
   $("notebook-words").textContent = first
     ? `${runs.length} ${runs.length > 1 ? "runs" : "run"}; the best Recall@1 is that of number ${first.number}. Validation is on training classes held out; choose by it, since the unseen classes are for the last word.`
     : "Every run you start is written down here.";
+  showTries();
 }
 
 // Every pair of runs that differ in λ alone, one of them without SO: a try to make SO win.

@@ -7,8 +7,6 @@ let angles = [0.6, 0.35]; // from which the sphere is seen
 const fontOf = (canvas) =>
   `${parseFloat(getComputedStyle(canvas).fontSize) * 0.8}px system-ui, sans-serif`;
 const inner = (a, b) => a.reduce((total, value, d) => total + value * b[d], 0);
-const rowsOf = (matrix, D) =>
-  Array.from({ length: matrix.length / D }, (_, i) => matrix.subarray(i * D, (i + 1) * D));
 
 const groupOf = (c) => DATA.names.train[c].split(" ").at(-1);
 const groups = [...new Set(DATA.names.train.map((_, c) => groupOf(c)))];
@@ -62,9 +60,7 @@ function drawSpace(state) {
   images.forEach((v, i) => {
     const [x, y, near] = place(v, sampleClasses[i], (i % 7) / 7 - 0.4);
     g.globalAlpha = near < 0 ? 0.2 : 0.7;
-    g.fillStyle = color(sampleClasses[i]);
-    circle(g, [x, y], size * 0.009);
-    g.fill();
+    disc(g, [x, y], size * 0.009, color(sampleClasses[i]));
   });
   if (D <= 3 && state.gradients) drawSlopes(g, at, state, proxies, size);
   g.lineWidth = 1.2;
@@ -254,12 +250,9 @@ function drawCurve({ curve: points, interval, epochs, old }, guess) {
   curve(points, "--so", 3);
   if (points.length) {
     const [epoch] = points.at(-1);
-    circle(g, at(points.at(-1)), 4.5);
-    g.fill();
-    if (interval) {
-      const ends = interval.map((recall) => [epoch, recall]);
-      curve(ends, "--so", 2);
-    }
+    disc(g, at(points.at(-1)), 4.5, cssColor("--so"));
+    const ends = (interval ?? []).map((recall) => [epoch, recall]);
+    curve(ends, "--so", 2);
   }
   if (guess !== null) curve(level(guess), "--ink", 2, [2, 4]);
 }
