@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.functional import layer_norm, normalize
 
 from sobook import geometry
-from sobook.course.pages import lab as lab_page, playground
+from sobook.course.pages import lab as lab_page
 from sobook.course.pages.page import read_asset
 from sobook.figures.proxies import random_angle_density
 from sobook.losses import SoftOrthogonalProxyAnchor
@@ -341,13 +341,3 @@ def test_seeds_decide_and_errors_are_one_sentence(lab):
     assert heard[-1]["message"] == "batch_size is 400, but there are only 200 training images."
     heard = talk(lab, ready=[[start(head_lr=1e38)]])
     assert "lower the learning rates" in heard[-1]["message"]
-
-
-def test_the_worker_starts_under_a_pages_own_policy_and_inside_a_notebook(visit):
-    """No network, no eval, and in a notebook an origin of its own: a worker from a blob is left."""
-    shown, ready = playground.page(), [[start(epochs=1)]]
-    page = visit(shown.source, bypass_csp=False)
-    assert talk(page.evaluate, ready=ready)[-1]["type"] == "done"
-    page = visit(HEAD + shown._repr_html_(), bypass_csp=False)
-    page.frame_locator("iframe").locator("#step").wait_for()
-    assert talk(page.frames[1].evaluate, ready=ready)[-1]["type"] == "done"

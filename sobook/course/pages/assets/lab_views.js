@@ -267,11 +267,7 @@ function drawLoss({ losses, epochs, settings }) {
 
 // ---- words -------------------------------------------------------------------------------------
 
-// Text for who does not see a canvas.
-function describe(id, text) {
-  if ($(id).getAttribute("aria-label") !== text) $(id).setAttribute("aria-label", text);
-}
-
+// Below the canvases, and for who does not see them.
 function showWords({ D, C, means, curve, losses, proxies, settings, threshold }) {
   const shape = numerics.describe(proxies, D);
   const [rms, mean] = [fixed(shape.rms_cosine), fixed(shape.mean_cosine)];
@@ -287,18 +283,18 @@ function showWords({ D, C, means, curve, losses, proxies, settings, threshold })
   $("space-title").textContent = kind;
   $("space-words").textContent = `■ proxies, ● images${colored}. ${how} ${cosine}`;
   const sizes = `${C} proxies and images. ${cosine} Mean embedding ${fixed(length, 2)} long.`;
-  describe("space", `${kind}: ${sizes}`);
+  $("space").ariaLabel = `${kind}: ${sizes}`;
   const largest = `largest ${fixed(shape.coherence)}`;
-  describe("heat", `heatmap of ${C} by ${C} cosines: mean ${mean}, RMS ${rms}, ${largest}`);
+  $("heat").ariaLabel = `heatmap of ${C} by ${C} cosines: mean ${mean}, RMS ${rms}, ${largest}`;
   const bound = `; red: ${C} directions in ${D} dimensions cannot all stay within (Welch bound ${fixed(shape.welch_bound)})`;
   const words = `Gray: random directions, and dashed their spread, ±1/√D. RMS cosine ${rms}, mean ${mean}${shape.welch_bound > 0 ? bound : ""}.`;
   $("angles-words").textContent = words;
-  describe("angles", `histogram of the angles between proxies. ${words}`);
+  $("angles").ariaLabel = `histogram of the angles between proxies. ${words}`;
   const [first, last] = [curve[0], curve.at(-1)];
   const course = last
     ? `${fixed(first[1])} at the start, ${fixed(last[1])} at epoch ${last[0]}; frozen encoder ${fixed(frozen.recall_at_1)}`
     : "no run yet";
-  describe("curve", `Recall@1 over the epochs: ${course}`);
+  $("curve").ariaLabel = `Recall@1 over the epochs: ${course}`;
   const [anchor, so] = (losses.at(-1) ?? []).slice(1).map((value) => ` ${fixed(value, 2)}`);
   const learned = settings.threshold_lr > 0 && threshold !== undefined;
   $("loss-words").replaceChildren(
@@ -306,7 +302,7 @@ function showWords({ D, C, means, curve, losses, proxies, settings, threshold })
     element("span", { class: "keyed so" }, `λ·SO${so ?? ""}`),
     learned ? `b = ${fixed(threshold, 2)}` : "",
   );
-  describe("loss-chart", `loss: ${anchor ? `Proxy Anchor${anchor}, λ·SO${so}` : "no run yet"}`);
+  $("loss-chart").ariaLabel = `loss: ${anchor ? `Proxy Anchor${anchor}, λ·SO${so}` : "no run yet"}`;
 }
 
 // ---- pictures ----------------------------------------------------------------------------------
