@@ -312,9 +312,8 @@ function openStep(number) {
   const choices = step.choices.map((text, k) => element("label", {}, radio(k), text));
   $("choices").replaceChildren(...choices);
   $("after").hidden = true;
-  [...$("steps").children].forEach((node, k) => {
-    node.ariaCurrent = k === number ? "step" : null;
-  });
+  for (const node of $("steps").children) node.ariaCurrent = null;
+  $("steps").children[number].ariaCurrent = "step";
   $("back").disabled = number === 0;
   $("next").disabled = last;
   $("next").textContent = last ? "Next →" : `Next: ${STORY[number + 1].name} →`;
@@ -327,12 +326,12 @@ function conclude(step, run, base) {
   const verdicts = [];
   if (lab.choice !== null)
     verdicts.push(lab.choice === came ? "As you predicted." : "Not what you predicted.");
-  const guesses = [
-    ["Recall@1", lab.guess.recall, run.recall_at_1],
-    ["RMS cosine", lab.guess.rms, run.geometry.rms_cosine],
-  ].filter(([, guess]) => guess !== null);
-  for (const [name, guess, truth] of guesses)
-    verdicts.push(`${name}: you said ${fixed(guess)}, it came out ${fixed(truth)}.`);
+  const compare = (name, guess, truth) => {
+    if (guess !== null)
+      verdicts.push(`${name}: you said ${fixed(guess)}, it came out ${fixed(truth)}.`);
+  };
+  compare("Recall@1", lab.guess.recall, run.recall_at_1);
+  compare("RMS cosine", lab.guess.rms, run.geometry.rms_cosine);
   const paragraph = (...content) => element("p", {}, ...content);
   const words = [verdicts.join(" "), ...step.after(run, base, now, came)].filter(Boolean);
   const where = element("b", {}, "Ten seeds in Python, on the aviary: ");
@@ -379,9 +378,8 @@ function showGauges() {
   const [low, high] = frozen.interval;
   const least = Math.sqrt(floor);
   showGauge("recall", live?.curve.at(-1)?.[1], { frozen: frozen.recall_at_1, band: low });
-  const track = $("gauge-recall").querySelector(".track");
-  const width = (100 * (high - low)) / track.querySelector("input").max;
-  track.querySelector(".band").style.width = `${width}%`;
+  const [band, input] = $("gauge-recall").querySelectorAll(".band, input");
+  band.style.width = `${(100 * (high - low)) / input.max}%`;
   showGauge("rms", live?.geometry?.rms_cosine, { chance, floor: least });
   $("rms-words").replaceChildren(
     element("span", { class: "keyed chance" }, `random directions ${fixed(chance)}`),
@@ -606,8 +604,6 @@ async function confirm(name, times) {
 
 // ---- to Python -------------------------------------------------------------------------------
 
-const FROM_A_FILE = "# The features of this page came from a file; name a data set instead.";
-
 function asToml(value) {
   if (value === null) return '"none"';
   if (typeof value !== "object") return JSON.stringify(value);
@@ -623,7 +619,7 @@ function studyFile() {
   const names = Object.keys(DATA.defaults).filter((name) => !varied.includes(name) && !usual(name));
   const only = (line) => (settings.so_weight > 0 ? [line] : []);
   return [
-    ...(DATA.in_python ? [] : [FROM_A_FILE]),
+    ...(DATA.in_python ? [] : ["# The features of this page came from a file; name a data set."]),
     "# sobook study lab.toml",
     'title = "From the lab"',
     'trainer = "head"',
