@@ -160,6 +160,8 @@ def headline(study: Study, table: pd.DataFrame) -> str:
             verdicts = [f"{number(v, 0)} {v}" for v in ("higher", "lower", "no difference shown")]
             counts += f"; {name} {', '.join(verdicts)}" if len(part) else ""
         sentences.append(f"{counts}.")
+    if "chosen" in result:
+        sentences.append(_selection(study, table, result))
     if "frozen" in result and (below := (result["mean"] < result["frozen"]).sum()):
         sentences.append(
             f"{below} of {len(result)} settings end below the frozen encoder: training made "
@@ -180,6 +182,29 @@ def headline(study: Study, table: pd.DataFrame) -> str:
             "(not corrected)."
         )
     return " ".join(sentences)
+
+
+def _selection(study: Study, table: pd.DataFrame, result: pd.DataFrame) -> str:
+    """How well the choice of a study could choose: classes, frozen recall, lead against spread."""
+    metric = study.select_by or ""
+    fraction = study.config({}).validation_fraction
+    classes = round(table["train_classes"].mean() * fraction / (1 - fraction))
+    text = f"Chosen by {figures.in_words(metric)} of {classes} classes"
+    if f"frozen_{metric}" in table:
+        text += f" (frozen {table[f'frozen_{metric}'].mean():.3f})"
+    spreads = [runs[metric].std() for runs in _by_setting(study, table).values()]
+    groups = result.assign(spread=spreads).groupby(
+        list(study.within) or (lambda row: 0), dropna=False
+    )
+    equals = 0
+    for _, group in groups:
+        best, *others = group.sort_values(metric, ascending=False)[metric]
+        spread = group["spread"][group[metric].idxmax()]
+        equals += bool(others) and not best - others[0] > spread
+    if not equals:
+        return f"{text}; the best setting leads by more than its spread over seeds."
+    cases = "" if len(groups) == 1 else f"in {equals} of {len(groups)} cases "
+    return f"{text}; {cases}chosen among equals: it leads by no more than its spread over seeds."
 
 
 def committed(name: str) -> pd.DataFrame:

@@ -165,3 +165,12 @@ def test_a_notebook_shows_prediction_result_table_and_figure():
     assert len(table) == 3 and "SO on a random half" in figure.get_label()
     assert all(not isinstance(part, type(figure)) for part in report.show("cub_heads_tuning"))
     assert "sobook study benchmarks_full" in report.show("benchmarks_full")[0]
+
+
+@pytest.mark.parametrize(("lead", "said"), [(0.01, "chosen among equals"), (0.2, "by more than")])
+def test_a_choice_that_cannot_choose_is_called_one(made_up, lead, said):
+    one = a_study({"so_weight": [0, 10, 100], "seed": [0, 1, 2]}, {}, select_by="kept")
+    table = made_up(one, train_classes=40, frozen_kept=0.963)
+    table["kept"] = 0.9 + 0.03 * table["seed"] + lead * (table["so_weight"] == 10)
+    sentence = report.headline(one, table)
+    assert said in sentence and "of 10 classes (frozen 0.963)" in sentence
