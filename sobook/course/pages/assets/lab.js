@@ -60,7 +60,6 @@ const lab = {
   query: 0,
   running: null,
   cancelled: false,
-  drawn: 0, // times
 };
 
 // ---- workers ---------------------------------------------------------------------------------
@@ -713,4 +712,3 @@ listen();
 loadRuns();
 openStep(Math.max(0, alone));
 announce(`No run yet. Recall@1 of the frozen encoder is ${fixed(frozen.recall_at_1)}.`);
-window.lab = lab;

@@ -17,7 +17,6 @@ const drawSoon = inNextFrame(draw);
 
 function draw() {
   const { live } = lab;
-  lab.drawn += 1;
   drawSpace(live);
   drawHeat(live);
   drawAngles(live);
@@ -311,22 +310,20 @@ function showWords({ D, C, means, curve, losses, proxies, settings, threshold })
 function marksOf(c) {
   const { names, values } = DATA.marks;
   const bills = ["short", "usual", "long"];
-  const marks = names.map((name, k) => [
-    name,
-    name === "bill length" ? bills[values[c][k]] : values[c][k],
-  ]);
-  const special = marks.filter(
-    ([, value]) => !["none", "plain", "dark", 0, "usual"].includes(value),
-  );
-  return special.map((mark) => mark.join(" ")).join(", ");
+  const marks = names.flatMap((name, k) => {
+    const value = name === "bill length" ? bills[values[c][k]] : values[c][k];
+    return ["none", "plain", "dark", 0, "usual"].includes(value) ? [] : [`${name} ${value}`];
+  });
+  return marks.join(", ");
 }
 
 // What separates a query from the species wrongly retrieved for it, one line each.
 function mistakes(query, retrieved) {
-  const { names, values, genera } = DATA.marks ?? { names: [] };
+  if (!DATA.marks) return [];
+  const { names, values, genera } = DATA.marks;
   const own = TEST_LABELS[query];
   const wrong = new Set(retrieved.map((i) => TEST_LABELS[i]).filter((c) => c !== own));
-  return [...wrong].slice(0, names.length && 3).map((c) => {
+  return [...wrong].slice(0, 3).map((c) => {
     const differing = names.filter((_, k) => values[c][k] !== values[own][k]).join(", ");
     const genus = genera[c] === genera[own] ? "same genus" : "another genus";
     const text = `✗ ${DATA.names.test[c]}: ${genus}, other ${differing}`;
