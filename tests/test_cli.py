@@ -43,7 +43,8 @@ def test_help_has_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code == 0
-    assert f"sobook {command} " in capsys.readouterr().out.partition("For instance:")[2]
+    shown = capsys.readouterr().out
+    assert f"sobook {command} " in shown.partition("For instance:")[2] and "{None}" not in shown
 
 
 def test_the_module_runs_and_lists_every_command():
@@ -67,7 +68,7 @@ def test_runs_are_evaluated_compared_embedded_and_explored(runs, data, tmp_path,
     with np.load(out, allow_pickle=False) as arrays:
         assert arrays["embeddings"].shape == (24, 16) and len(arrays["paths"]) == 24
         assert len(arrays["class_names"]) == 4 and set(arrays["labels"]) == {0, 1, 2, 3}
-    assert str(page) in output(capsys, "explore", *runs, "--out", page, "--images", 4)
+    assert str(page) in output(capsys, "explore", *runs, "--out", page)
     assert '"name":"PA+SO"' in page.read_text(encoding="utf-8")
 
 
