@@ -389,9 +389,12 @@ def _image_sets(config: TrainConfig, run: "sobook.Run | None") -> dict[str, Any]
 
 def _report(title: str, result: dict[str, Any], notes: Iterable[str], device: object) -> None:
     """Print the scalar results of a retrieval, see `Retrieval.summary`, and notes on the data."""
-    low, high = next(result[key] for key in result if key.endswith("_interval"))
+    interval = next(result[key] for key in result if key.endswith("_interval"))
+    ends = "no interval over classes: of fewer than 4 none covers"
+    if interval is not None:
+        ends = "95 % interval of the first over classes {:.3f} – {:.3f}".format(*interval)
     print(f"{title}:", "  ".join(f"R@{k} {value:.3f}" for k, value in result["recall"].items()))
-    print(f"  95 % interval of the first over classes {low:.3f} – {high:.3f}; MAP@R", end=" ")
+    print(f"  {ends}; MAP@R", end=" ")
     print(f"{result['map_at_r']:.3f}, R-precision {result['r_precision']:.3f};", end=" ")
     print(f"{result['queries']:,} queries")
     _print_notes(notes)
