@@ -5,6 +5,7 @@ Names of `sobook` are imported when first used, so ``--help`` never loads torch.
 
 import argparse
 import functools
+import math
 import sys
 import types
 import warnings
@@ -130,7 +131,8 @@ class Evaluate(Source):
 class Compare:
     """Set runs on the same data side by side; differences are to the first.
 
-    Intervals are 95 % bootstrap intervals over classes; those of differences are paired.
+    Intervals are 95 % intervals over classes (none for fewer than 4); those of differences are
+    paired.
 
     For instance: sobook compare data/runs/pa data/runs/so100
     """
@@ -151,13 +153,12 @@ class Compare:
                 run.config, run.encoder(), sets=run.sets, progress=True
             )
             results.append(result)
-            low, high = result.interval(1)
             paired = sobook.statistics.compare_classes(results[0], result)
-            difference = f"{paired.difference:+.3f} [{paired.low:+.3f}, {paired.high:+.3f}]"
+            difference = f"{paired.difference:+.3f} ({_interval(paired.low, paired.high)})"
             shape = sobook.describe(run.proxies())
             row = {"run": run.path.name, "so_weight": f"{run.config.so_weight:g}"}
             row |= {"epoch": f"{run.state['selected_epoch']} of {run.config.epochs}"}
-            row |= {"R@1": result.recall[1], "95 % interval": f"{low:.3f} – {high:.3f}"}
+            row |= {"R@1": result.recall[1], "95 % interval": _interval(*result.interval(1))}
             row |= {"difference": difference if len(results) > 1 else "–"}
             rows.append(row | {"RMS cos": shape.rms_cosine, "coherence": shape.coherence})
         print(pd.DataFrame(rows).to_string(index=False, float_format="{:.3f}".format))
@@ -389,16 +390,17 @@ def _image_sets(config: TrainConfig, run: "sobook.Run | None") -> dict[str, Any]
 
 def _report(title: str, result: dict[str, Any], notes: Iterable[str], device: object) -> None:
     """Print the scalar results of a retrieval, see `Retrieval.summary`, and notes on the data."""
-    interval = next(result[key] for key in result if key.endswith("_interval"))
-    ends = "no interval over classes: of fewer than 4 none covers"
-    if interval is not None:
-        ends = "95 % interval of the first over classes {:.3f} – {:.3f}".format(*interval)
+    ends = next(result[key] for key in result if key.endswith("_interval")) or (math.nan, math.nan)
     print(f"{title}:", "  ".join(f"R@{k} {value:.3f}" for k, value in result["recall"].items()))
-    print(f"  {ends}; MAP@R", end=" ")
-    print(f"{result['map_at_r']:.3f}, R-precision {result['r_precision']:.3f};", end=" ")
+    print(f"  95 % interval of the first over classes: {_interval(*ends)}", end="; ")
+    print(f"MAP@R {result['map_at_r']:.3f}", f"R-precision {result['r_precision']:.3f}", end="; ")
     print(f"{result['queries']:,} queries")
     _print_notes(notes)
     print(f"  computed on {device}")
+
+
+def _interval(low: float, high: float) -> str:
+    return "none, of so few classes" if math.isnan(low) else f"{low:.3f} to {high:.3f}"
 
 
 def _print_notes(notes: Iterable[str]) -> None:
