@@ -392,7 +392,7 @@ def _report(title: str, result: dict[str, Any], notes: Iterable[str], device: ob
     ends = next(result[key] for key in result if key.endswith("_interval")) or (math.nan, math.nan)
     print(f"{title}:", "  ".join(f"R@{k} {value:.3f}" for k, value in result["recall"].items()))
     print(f"  95 % interval of the first over classes: {_interval(*ends)}", end="; ")
-    print(f"MAP@R {result['map_at_r']:.3f}", f"R-precision {result['r_precision']:.3f}", end="; ")
+    print(f"MAP@R {result['map_at_r']:.3f},", f"R-precision {result['r_precision']:.3f}", end="; ")
     print(f"{result['queries']:,} queries")
     _print_notes(notes)
     print(f"  computed on {device}")
