@@ -386,10 +386,9 @@ def dry_run(config: TrainConfig) -> str:
         trainer.step(0, images, labels % data.train.num_classes)
     seconds = (time.perf_counter() - times[1]) / 3 * config.batch_size / size
     steps = config.epochs * data.batches
-    minutes = max(1, round(steps * seconds / 60))
     weights = sum(weight.numel() for weight in encoder.parameters()) / 1e6
     return (
         f"{data}\nencoder: {encoder.name}, {weights:.1f} million weights, {encoder.image_size} "
         f"pixels, {encoder.dim} dimensions\nrun folder: {run.path}\n{steps:,} steps with batches "
-        f"of {config.batch_size} on {processes.device}: about {minutes:,} min"
+        f"of {config.batch_size} on {processes.device}: about {steps * seconds // 60 + 1:,.0f} min"
     )
