@@ -18,27 +18,27 @@ ROOT = Path(__file__).resolve().parent.parent
 # Rooms of the house: modules, lines they may have, lines that the design wants. The first number
 # is a ratchet: it only falls, until it meets the second. A change that needs more says why.
 BUDGET = {
-    "foundation": (("sobook", "sobook.errors", "sobook.files", "sobook.__main__"), 308, 240),
+    "foundation": (("sobook", "sobook.errors", "sobook.files", "sobook.__main__"), 302, 240),
     "losses": (("sobook.losses",), 210, 210),
     "geometry": (("sobook.geometry",), 289, 290),
     "retrieval": (("sobook.retrieval",), 241, 240),
     "statistics": (("sobook.statistics",), 274, 220),
     "tilt": (("sobook.tilt",), 158, 160),  # of evidence: how far proxies and images tilt apart
-    "encoder": (("sobook.encoder",), 278, 270),
+    "encoder": (("sobook.encoder",), 270, 270),
     "embedding": (("sobook.embedding",), 71, 70),
-    "search": (("sobook.search",), 273, 220),
-    "baselines": (("sobook.baselines",), 110, 100),
-    "export and cli": (("sobook.export", "sobook.cli"), 653, 430),
+    "search": (("sobook.search",), 268, 220),
+    "baselines": (("sobook.baselines",), 108, 100),
+    "export and cli": (("sobook.export", "sobook.cli"), 651, 430),
     "data": (("sobook.data",), 1386, 1050),
     "training": (("sobook.training",), 1739, 1150),
     "figures": (("sobook.figures",), 1289, 1200),
     "course": (("sobook.course",), 1408, 1220),
     "aviary": (("sobook.course.aviary",), 1270, 1270),
     "studies": (("sobook.course.studies",), 890, 650),
-    "pages": (("sobook.course.pages",), 756, 660),
+    "pages": (("sobook.course.pages",), 750, 660),
 }
-WEB_BUDGET, WEB_GOAL = 3553, 3100
-TESTS_BUDGET, TESTS_GOAL = 12041, 9500
+WEB_BUDGET, WEB_GOAL = 3466, 3100
+TESTS_BUDGET, TESTS_GOAL = 11913, 9500
 FOUNDATION = ("errors", "files")
 # What these import of sobook beside the foundation, so that each can be read alone.
 STANDS_ALONE = {"losses": (), "statistics": (), "retrieval": ("statistics",), "encoder": ()}
