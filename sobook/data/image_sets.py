@@ -283,16 +283,16 @@ def _read_folder(root: str | os.PathLike | None) -> dict[str, ImageSet]:
             f"{root} holds folders train and val: name them train and test, or pass one of them as "
             "root, to have its classes halved."
         )
-    found = pictures.find(root)
+    scan = pictures.scan_folder(root)
     parts: dict[str, dict[str, list[Path]]] = {"train": {}, "test": {}}
-    places = class_folders(root, found.pictures)
+    places = class_folders(root, scan.pictures)
     is_split = any(part for part, _ in places)
-    for path, (part, name) in zip(found.pictures, places, strict=True):
+    for path, (part, name) in zip(scan.pictures, places, strict=True):
         if not name or (is_split and not part):
-            found.left_out[path] = "not in a class folder"
+            scan.left_out[path] = "not in a class folder"
         else:
             parts[part or "train"].setdefault(name, []).append(path)
-    notes = list(found.notes())
+    notes = list(scan.notes())
     if shared := sorted(parts["train"].keys() & parts["test"].keys()):
         notes.append(
             f"train and test share {len(shared):,} classes, so retrieval is judged on classes that "

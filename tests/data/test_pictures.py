@@ -133,14 +133,14 @@ class TestReadImage:
 class TestDigests:
     def test_small_files_are_hashed_in_full(self, good):
         file = good / "a/0.png"
-        assert pictures.digest(file) == hashlib.sha256(file.read_bytes()).hexdigest()
+        assert pictures.digests([file])[0] == hashlib.sha256(file.read_bytes()).hexdigest()
 
     def test_large_files_are_hashed_by_size_and_samples(self, tmp_path, own_cache, rng):
         content = bytearray(rng.bytes(3_000_000))
         (tmp_path / "a.jpg").write_bytes(content)
         samples = [content[:256_000], content[1_372_000:1_628_000], content[-256_000:]]
         expected = hashlib.sha256(b"3000000" + b"".join(samples)).hexdigest()
-        assert pictures.digest(tmp_path / "a.jpg") == expected
+        assert pictures.digests([tmp_path / "a.jpg"])[0] == expected
 
     def test_a_picture_is_read_again_only_when_it_has_changed(self, good, own_cache, opened):
         paths = sorted(good.rglob("*.png"))
@@ -155,19 +155,32 @@ class TestDigests:
         assert second[0] != first[0] and second[1:] == first[1:]
         assert [path for path in opened if path in paths] == [paths[0]]
 
+    def test_pixels_identify_a_picture_and_neither_name_size_nor_date(self, tmp_path, own_cache):
+        first, second = (tmp_path / folder / "car/0.bmp" for folder in ("one", "two"))
+        for path in (first, second):
+            picture(path)
+        stat = os.stat(first)
+        os.utime(second, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        before = pictures.digests([first, second])
+        first.write_bytes(second.read_bytes())  # as `cp -p` does it
+        os.utime(first, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        assert os.stat(first).st_size == stat.st_size == os.stat(second).st_size
+        after = pictures.digests([first, second])
+        assert before[0] != before[1] and after == [before[1]] * 2
+
     def test_names_and_places_identify_nothing(self, good, tmp_path):
         moved = tmp_path / "moved.jpeg"
         moved.write_bytes((good / "a/0.png").read_bytes())
-        assert pictures.digest(moved) == pictures.digest(good / "a/0.png")
+        assert pictures.digests([moved])[0] == pictures.digests([good / "a/0.png"])[0]
 
     def test_a_damaged_or_unwritable_record_is_no_trouble(self, good, own_cache):
         for content in (b"", b"\xff", b"{"):
             own_cache.mkdir(parents=True, exist_ok=True)
             (own_cache / "digests.json").write_bytes(content)
             pictures._record.cache_clear()
-            assert len(pictures.digest(good / "a/0.png")) == 64
+            assert len(pictures.digests([good / "a/0.png"])[0]) == 64
         with pytest.raises(ImageError, match="No such file"):
-            pictures.digest(good / "gone.png")
+            pictures.digests([good / "gone.png"])[0]
 
 
 def read(root, split="train"):
