@@ -14,6 +14,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image, ImageCms
 
 from sobook.data import load, load_splits, pictures
+from sobook.data.image_sets import class_folders
 from sobook.errors import DatasetError, ImageError, SobookError
 from tests.data.conftest import picture, save
 
@@ -318,6 +319,19 @@ class TestFolder:
         assert (train.class_names, test.class_names) == (tuple("ab"), tuple("bc"))
         assert "1 left out (not in a class folder): extra/z/0.png" in train.notes
         assert "share 1 classes" in train.notes[-1] and train.notes == test.notes
+
+    def test_train_may_be_a_class(self, tmp_path, own_cache):
+        names = ("bicycle", "bus", "car", "train", "tram", "truck")
+        for name in names:
+            picture(tmp_path / "roads" / name / "test/0.png")
+        root, parts = tmp_path / "roads", load_splits("folder", tmp_path / "roads")
+        assert parts["train"].class_names + parts["test"].class_names == names
+        places = class_folders(root, sorted(root.rglob("*.png")))  # as the search index has them
+        assert places == [("", name) for name in names]
+        for part in ("train", "test"):  # as a class of a given split
+            picture(tmp_path / "given" / part / "train/0.png")
+        for part in load_splits("folder", tmp_path / "given").values():
+            assert part.class_names == ("train",) and len(part) == 1
 
     def test_folders_that_cannot_be_split(self, tmp_path, good):
         for name in ("train/a", "train/b", "val/a"):
