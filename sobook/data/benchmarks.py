@@ -134,9 +134,7 @@ def _cars_folders(home: Path) -> Listing:
     So the alphabet gives the official split, although not the official order of classes.
     """
     base = _need(home, "train", "car_data/train", "car_data/car_data/train").parent
-    paths = [
-        path for part in ("train", "test") for path in sorted(base.glob(f"{part}/*/[!.]*.jpg"))
-    ]
+    paths = [*sorted(base.glob("train/*/[!.]*.jpg")), *sorted(base.glob("test/*/[!.]*.jpg"))]
     paths.sort(key=lambda path: path.parent.name)
     names = sorted({path.parent.name for path in paths})
     early = [name for name in names if name.casefold() < "f"]

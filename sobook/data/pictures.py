@@ -1,7 +1,8 @@
 """Picture files as people have them: decoding, identity, and what a folder holds.
 
 `read_image` decodes one file, `digests` identifies pictures by content, and `scan_folder` looks
-through a folder: what it leaves out is counted and named, with the reason. Classes are unknown here.
+through a folder: what it leaves out is counted and named, with the reason. Nothing here knows of
+classes.
 """
 
 import contextlib
@@ -239,7 +240,7 @@ def scan_folder(folder: Path) -> FolderScan:
         except Exception as error:  # as in `read_image`
             return f"cannot be decoded: {_reason(error)}"
 
-    pictures, left_out = walk(folder)
+    pictures, left_out = _walk(folder)
     problems = zip(pictures, _map(problem, pictures), strict=True)
     left_out |= {path: why for path, why in problems if why}
     pictures = [path for path in pictures if path not in left_out]
@@ -247,14 +248,11 @@ def scan_folder(folder: Path) -> FolderScan:
     return FolderScan(folder, pictures, left_out)
 
 
-def walk(folder: Path) -> tuple[list[Path], dict[Path, str]]:
+def _walk(folder: Path) -> tuple[list[Path], dict[Path, str]]:
     """Files named like pictures in a folder and those below, sorted; all else → the reason.
 
     Links are followed, but every folder is read once. Hidden files, what operating systems leave
     behind, and our own cache are passed over.
-
-    Raises:
-        DatasetError: the folder itself cannot be read.
     """
     pictures: list[Path] = []
     left_out: dict[Path, str] = {}

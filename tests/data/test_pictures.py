@@ -168,11 +168,8 @@ class TestDigests:
         assert os.stat(first).st_size == stat.st_size == os.stat(second).st_size
         after = pictures.digests([first, second])
         assert before[0] != before[1] and after == [before[1]] * 2
-
-    def test_names_and_places_identify_nothing(self, good, tmp_path):
-        moved = tmp_path / "moved.jpeg"
-        moved.write_bytes((good / "a/0.png").read_bytes())
-        assert pictures.digests([moved])[0] == pictures.digests([good / "a/0.png"])[0]
+        moved = first.rename(tmp_path / "moved.jpeg")
+        assert pictures.digests([moved]) == [before[1]]
 
     def test_a_damaged_or_unwritable_record_is_no_trouble(self, good, own_cache):
         for content in (b"", b"\xff", b"{"):
@@ -227,8 +224,8 @@ class TestFolder:
 
     def test_a_folder_is_walked_once_for_all_parts(self, good, monkeypatch):
         walks = []
-        walk = pictures.walk
-        monkeypatch.setattr(pictures, "walk", lambda root: walks.append(root) or walk(root))
+        walk = os.walk
+        monkeypatch.setattr(os, "walk", lambda root, **how: walks.append(root) or walk(root, **how))
         parts = load_splits("folder", good)
         assert {name: len(part) for name, part in parts.items()} == {"train": 8, "test": 8}
         assert walks == [good]
