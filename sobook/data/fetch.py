@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 from urllib import parse, request
 
 from sobook import files
@@ -101,8 +102,8 @@ def _download(url: str, dest: Path, progress: bool) -> None:
     with response, open(part, "ab" if response.status == 206 else "wb") as file:
         total = file.tell() + int(response.headers["Content-Length"] or 0)
         hidden = None if progress else True  # None hides it where there is no terminal
-        bar = {"desc": dest.name, "total": total, "initial": file.tell(), "disable": hidden}
-        with tqdm.wrapattr(file, "write", **bar) as writing:
+        bar: dict[str, Any] = {"desc": dest.name, "total": total, "initial": file.tell()}
+        with tqdm.wrapattr(file, "write", **bar, disable=hidden) as writing:
             shutil.copyfileobj(response, writing)
         if file.tell() < total:
             raise OSError(0, "the connection was closed early")
