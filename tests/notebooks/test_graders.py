@@ -1,10 +1,15 @@
-"""The notebooks as assignments for nbgrader and Otter-Grader: structure only.
+"""The notebooks as assignments for nbgrader and Otter-Grader.
 
-docs/teaching/grading.md names the versions of the programs that were tried.
+`make test-graders` runs the programs themselves, in an environment of their own.
 """
 
+import copy
 import importlib.util
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -13,9 +18,17 @@ import pytest
 from sobook.course import exercises
 
 ROOT = Path(__file__).resolve().parents[2]
-spec = importlib.util.spec_from_file_location("graders", ROOT / "notebooks/graders.py")
-graders = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(graders)
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"notebooks/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+graders = script("graders")
+GIVEN = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 
 
 @pytest.fixture
@@ -50,3 +63,68 @@ def test_otter_gets_a_test_for_each_exercise(written):
         checked += re.findall(r'judge\("(\d\d\.\d+)"', str(variables["test"]))
         assert (path.parents[1] / f"{path.parents[1].name}.ipynb").exists()
     assert tuple(checked) == exercises.known()
+
+
+# --- the programs themselves ---------------------------------------------------------------------
+
+
+def program(name, *arguments, cwd):
+    """Run a grading program as on a teacher's command line."""
+    command = [sys.executable, "-m", name, *arguments]
+    environment = os.environ | {"SOBOOK_MODE": "quick"}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def handed_in(path):
+    """A student's notebook, of which only the cells that the exercises need are kept."""
+    notebook = nbformat.read(path, as_version=4)
+    if path.parent.name != "solutions":
+        for position, _, _ in graders.stubs(notebook):
+            notebook.cells[position].metadata.tags = ["solution"]
+    short = copy.deepcopy(notebook)
+    script("build").shorten(short)
+    kept = {cell.id for cell in short.cells}
+    notebook.cells = [cell for cell in notebook.cells if cell.id in kept]
+    return notebook
+
+
+def grade_with_nbgrader(course, path):
+    """Points of the exercises in a notebook, by way of nbgrader's database."""
+    name = path.stem
+    notebook = handed_in(path)
+    graders.for_nbgrader(notebook)
+    folder = course / "submitted/ada" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, folder / path.name)
+    program("nbgrader", "generate_assignment", name, "--create", "--force", cwd=course)
+    program("nbgrader", "autograde", name, "--create", "--force", cwd=course)
+    with Gradebook(f"sqlite:///{course}/gradebook.db") as gradebook:
+        submission = gradebook.find_submission_notebook(name, name, "ada")
+        return [grade.auto_score for grade in submission.grades]
+
+
+def grade_with_otter(folder, path):
+    """Points of the exercises in a notebook, as Gradescope gets them from Otter."""
+    folder = folder / path.stem
+    nbformat.write(handed_in(path), folder / path.name)
+    program("otter", "generate", "-t", "tests", "--no-environment", cwd=folder)
+    program("otter", "run", path.name, cwd=folder)
+    tests = json.loads((folder / "results.json").read_text())["tests"]
+    return [test["score"] for test in tests if test["name"].startswith("ex_")]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    "written, package, grade",
+    [("nbgrader", "nbgrader", grade_with_nbgrader), ("otter", "otter", grade_with_otter)],
+    indirect=["written"],
+)
+@pytest.mark.parametrize("path", GIVEN, ids=lambda path: path.stem[:2])
+def test_the_program_gives_every_solution_its_points(written, package, grade, path):
+    pytest.importorskip(package, reason="make test-graders installs the graders")
+    exercises_here = exercises.known(path.stem[:2])
+    if path == GIVEN[0]:
+        assert grade(written, path) == [0] * len(exercises_here)
+    assert grade(written, path.parent / "solutions" / path.name) == [1] * len(exercises_here)
