@@ -71,7 +71,8 @@ def test_otter_gets_a_test_for_each_exercise(written):
 def program(name, *arguments, cwd):
     """Run a grading program as on a teacher's command line."""
     command = [sys.executable, "-m", name, *arguments]
-    environment = os.environ | {"SOBOOK_MODE": "quick"}
+    search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # nbgrader's alembic
+    environment = os.environ | {"SOBOOK_MODE": "quick", "PATH": search}
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
