@@ -130,7 +130,7 @@ class Evaluate(Source):
 class Compare:
     """Set runs on the same data side by side; differences are to the first.
 
-    Intervals are 95 % bootstrap intervals over classes; those of differences are paired.
+    Intervals are 95 % intervals over classes; those of differences are paired.
 
     For instance: sobook compare data/runs/pa data/runs/so100
     """
@@ -364,9 +364,9 @@ class Grade:
                   sobook grade handed-in/*/*.ipynb --out grades.csv --gradebook class.csv --jobs 2
     """
 
-    # Submitted notebooks; any file name works, since the exercises identify the notebook.
+    # Submitted notebooks; a folder is a student, or a file, where all lie in one folder.
     notebooks: tyro.conf.Positional[tuple[Path, ...]]
-    out: Path  # The CSV to write, anew after each notebook.
+    out: Path  # The CSV to write, anew after each notebook; what it holds already is kept.
     gradebook: Path | None = None  # A CSV with a row per student and a column per exercise.
     class_list: Path | None = None  # A CSV with the columns folder, id, name: all get a row.
     timeout: float = 900.0  # Seconds for each notebook.

@@ -207,7 +207,9 @@ def _logit_interval(successes: np.ndarray, queries: np.ndarray) -> tuple[float, 
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:
-    """Correct the p values of a family of comparisons by Holm's step-down method; NaN stays NaN.
+    """Correct the p values of a family of comparisons by Holm's step-down method.
+
+    NaN, where a comparison is missing, stays NaN and counts with p = 1: the family keeps its size.
 
     Source: Holm, Scandinavian Journal of Statistics 1979.
 
@@ -217,7 +219,7 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     p_values = as_array(p_values, float)
     corrected = np.full(len(p_values), np.nan)
     order = np.argsort(p_values)[: np.isfinite(p_values).sum()]  # NaN is sorted last
-    factors = np.arange(len(order), 0, -1)
+    factors = np.arange(len(p_values), len(p_values) - len(order), -1)
     corrected[order] = np.maximum.accumulate(np.minimum(1, factors * p_values[order]))
     return corrected
 

@@ -37,9 +37,13 @@ def summary(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     means |= {name: name for name in ("rms_cosine", "mean_cosine", study.select_by) if name}
     rows = []
     for setting, runs in _by_setting(study, table).items():
-        row = {**dict(setting), "seeds": len(runs), "mean": runs[study.metric].mean()}
+        row = {**dict(setting), "seeds": len(runs), "mean": runs[study.metric].mean(skipna=False)}
         row["low"], row["high"] = t_interval(runs[study.metric])
-        row |= {name: runs[column].mean() for name, column in means.items() if column in runs}
+        row |= {
+            name: runs[column].mean(skipna=False)
+            for name, column in means.items()
+            if column in runs
+        }
         rows.append(row)
     result, family = pd.DataFrame(rows), comparisons(study, table)
     if len(family):
