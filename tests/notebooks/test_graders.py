@@ -3,7 +3,7 @@
 `make test-graders` runs the programs themselves, in an environment of their own.
 """
 
-import copy
+import doctest
 import importlib.util
 import json
 import os
@@ -62,10 +62,12 @@ def test_otter_gets_a_test_for_each_exercise(written):
         assert variables["OK_FORMAT"] is True and variables["test"]["name"] == path.stem
         checked += re.findall(r'judge\("(\d\d\.\d+)"', str(variables["test"]))
         assert (path.parents[1] / f"{path.parents[1].name}.ipynb").exists()
+        if path.stem == "ex_00_4":  # its check says more of a right answer than "right."
+            code = variables["test"]["suites"][0]["cases"][0]["code"]
     assert tuple(checked) == exercises.known()
-
-
-# --- the programs themselves ---------------------------------------------------------------------
+    for answer, failures in (("abe", 0), ("c", 1)):
+        example = doctest.DocTestParser().get_doctest(code, {"my_objections": answer}, "", "", 0)
+        assert doctest.DocTestRunner().run(example, out=lambda _: None).failed == failures
 
 
 def program(name, *arguments, cwd):
@@ -77,24 +79,20 @@ def program(name, *arguments, cwd):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def handed_in(path):
-    """A student's notebook, of which only the cells that the exercises need are kept."""
-    notebook = nbformat.read(path, as_version=4)
-    if path.parent.name != "solutions":
-        for position, _, _ in graders.stubs(notebook):
-            notebook.cells[position].metadata.tags = ["solution"]
-    short = copy.deepcopy(notebook)
-    script("build").shorten(short)
-    kept = {cell.id for cell in short.cells}
-    notebook.cells = [cell for cell in notebook.cells if cell.id in kept]
+def handed_in(path, wrong):
+    """The solved notebook, shortened to what its exercises need; or with 00.4 answered wrongly."""
+    notebook = nbformat.read(path.parent / "solutions" / path.name, as_version=4)
+    script("build").shorten(notebook)
+    for cell in notebook.cells:
+        cell.source = cell.source.replace('"abe"', '"c"' if wrong else '"abe"')
     return notebook
 
 
-def grade_with_nbgrader(course, path):
+def grade_with_nbgrader(course, path, wrong):
     """Points of the exercises in a notebook, from nbgrader's database."""
     api = pytest.importorskip("nbgrader.api", reason="make test-graders installs nbgrader")
     name = path.stem
-    notebook = handed_in(path)
+    notebook = handed_in(path, wrong)
     graders.for_nbgrader(notebook)
     folder = course / "submitted/ada" / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,18 +101,18 @@ def grade_with_nbgrader(course, path):
     program("nbgrader", "autograde", name, "--create", "--force", cwd=course)
     with api.Gradebook(f"sqlite:///{course}/gradebook.db") as gradebook:
         submission = gradebook.find_submission_notebook(name, name, "ada")
-        return [grade.auto_score for grade in submission.grades]
+        return sum(grade.auto_score for grade in submission.grades)
 
 
-def grade_with_otter(folder, path):
+def grade_with_otter(folder, path, wrong):
     """Points of the exercises in a notebook, as Gradescope gets them from Otter."""
     pytest.importorskip("otter", reason="make test-graders installs Otter-Grader")
-    folder = folder / path.stem
-    nbformat.write(handed_in(path), folder / path.name)
+    folder /= path.stem
+    nbformat.write(handed_in(path, wrong), folder / path.name)
     program("otter", "generate", "-t", "tests", "--no-environment", cwd=folder)
     program("otter", "run", path.name, cwd=folder)
     tests = json.loads((folder / "results.json").read_text())["tests"]
-    return [test["score"] for test in tests if test["name"].startswith("ex_")]
+    return sum(test["score"] for test in tests if test["name"].startswith("ex_"))
 
 
 @pytest.mark.slow
@@ -127,6 +125,6 @@ def grade_with_otter(folder, path):
 @pytest.mark.parametrize("path", GIVEN, ids=lambda path: path.stem[:2])
 def test_the_program_gives_every_solution_its_points(written, grade, path):
     count = len(exercises.known(path.stem[:2]))
-    if path == GIVEN[0]:  # as it is handed out
-        assert grade(written, path) == [0] * count
-    assert grade(written, path.parent / "solutions" / path.name) == [1] * count
+    assert grade(written, path, wrong=False) == count
+    if path == GIVEN[0]:
+        assert grade(written, path, wrong=True) == count - 1
