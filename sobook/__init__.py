@@ -5,12 +5,12 @@ The tree is the table of contents: `losses`, `geometry`, `retrieval`, `statistic
 """
 
 import importlib
+import os
 import pkgutil
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-
-from sobook import files
 
 if TYPE_CHECKING:
     from sobook.data import load as load, prepare as prepare
@@ -56,4 +56,8 @@ __getattr__, __dir__, __all__ = lazy(
     retrieval="evaluate nearest_neighbors",
     training="Run TrainConfig fit",
 )
-files.prepare_libraries()  # before any of them is imported
+# What libraries read when they are imported: before any of them is.
+if sys.platform == "darwin":  # torch and faiss each bring an OpenMP; two would abort
+    os.environ.setdefault("KMP_DUPLICATE_LIB_OK", "TRUE")
+if not os.access(os.path.expanduser("~"), os.W_OK):  # where numba caches what UMAP compiles
+    os.environ.setdefault("NUMBA_CACHE_DIR", tempfile.mkdtemp())

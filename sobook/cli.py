@@ -4,14 +4,18 @@ Names of `sobook` are imported when first used, so ``--help`` never loads torch.
 """
 
 import argparse
+import functools
+import math
 import sys
+import types
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Union
+from typing import Annotated, Any
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 import sobook
 from sobook import files
@@ -25,8 +29,8 @@ Several = tyro.conf.Positional[tuple[str, ...]]
 class Source:
     """Which encoder, on which images: a finished run, or an encoder and a data set by name."""
 
-    # Run folder. Without one, the encoder named below is used as it comes (frozen).
-    run: tyro.conf.Positional[str | None] = None
+    # Folder of a finished run. Without one, the encoder named below is used as it comes (frozen).
+    run: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[RUN]")] = None
     # aviary, cub200, cars196, sop, inshop or folder; default: that of the run, else aviary.
     dataset: str | None = None
     root: str | None = None  # Folder that holds the data sets; default: $SOBOOK_DATA, else data/.
@@ -41,11 +45,10 @@ class Source:
 
     def open(self) -> "tuple[TrainConfig, sobook.Encoder, sobook.Run | None]":
         """Settings of the data, the encoder on its device, and the run it is of."""
-        run = None
         names = ("dataset", "root", "options", "allow_partial")
         given = {name: value for name in names if (value := getattr(self, name))}
         if self.run is None:
-            config = TrainConfig(**given, encoder=self.encoder, dim=None)
+            run, config = None, TrainConfig(**given, encoder=self.encoder, dim=None)
             encoder = sobook.Encoder.create(
                 self.encoder, weights=self.weights, image_size=self.image_size, token=self.token
             ).eval()
@@ -96,9 +99,8 @@ class Train:
             return
         run = sobook.fit(self.config)
         if sobook.training.processes.launched()[0] == 0:  # under torchrun, one process reports
-            _print_result(run.path.name, run.retrieval)
-            _print_notes(run.retrieval["notes"])
-            print(f"  trained and evaluated on {run.state['device']}\n{run.path}")
+            _report(run.path.name, run.retrieval, run.retrieval["notes"], run.state["device"])
+            print(run.path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,18 +114,17 @@ class Evaluate(Source):
     def __call__(self) -> None:
         config, encoder, run = self.open()
         sets = _image_sets(config, run)
-        notes = dict.fromkeys(note for part in sets.values() for note in part.notes)
+        notes = [note for part in sets.values() for note in part.notes]
         if run is not None:
-            notes[f"epoch {run.state['selected_epoch']} of {run.config.epochs} was kept"] = None
+            notes.append(f"epoch {run.state['selected_epoch']} of {run.config.epochs} was kept")
             parts = sobook.data.image_sets.test_splits(config.dataset)
             tested = {name for part in parts for name in sets[part].class_names}
             if trained := sorted(tested & {*run.state["class_names"]}):
                 listed = sobook.data.pictures.listed(trained)
-                notes[f"{len(trained)} test classes are named as ones trained on: {listed}"] = None
+                notes.append(f"{len(trained)} test classes are named as ones trained on: {listed}")
         result = sobook.training.evaluate_run(config, encoder, sets=sets, progress=True)
-        _print_result(self.run or f"{encoder.name}, frozen", result.summary())
-        _print_notes(notes)
-        print(f"  computed on {encoder.mean.device}")
+        title = self.run or f"{encoder.name}, frozen"
+        _report(title, result.summary(), notes, encoder.mean.device)
 
 
 @dataclass(frozen=True)
@@ -145,24 +146,22 @@ class Compare:
             raise SobookError("compare needs two or more runs.")
         for run in runs[1:]:
             run.check_same_data(runs[0])
-        notes = dict.fromkeys(note for run in runs for note in run.retrieval["notes"])
-        rows, first = [], None
+        rows, results = [], []
         for run in runs:
             result = sobook.training.evaluate_run(
                 run.config, run.encoder(), sets=run.sets, progress=True
             )
-            first = first or result
-            low, high = result.interval(1)
-            paired = sobook.statistics.compare_classes(first, result)
-            difference = f"{paired.difference:+.3f} [{paired.low:+.3f}, {paired.high:+.3f}]"
+            results.append(result)
+            paired = sobook.statistics.compare_classes(results[0], result)
+            difference = f"{paired.difference:+.3f} ({_interval(paired.low, paired.high)})"
             shape = sobook.describe(run.proxies())
             row = {"run": run.path.name, "so_weight": f"{run.config.so_weight:g}"}
             row |= {"epoch": f"{run.state['selected_epoch']} of {run.config.epochs}"}
-            row |= {"R@1": result.recall[1], "95 % interval": f"{low:.3f} – {high:.3f}"}
-            row |= {"difference": "–" if result is first else difference}
+            row |= {"R@1": result.recall[1], "95 % interval": _interval(*result.interval(1))}
+            row |= {"difference": difference if len(results) > 1 else "–"}
             rows.append(row | {"RMS cos": shape.rms_cosine, "coherence": shape.coherence})
         print(pd.DataFrame(rows).to_string(index=False, float_format="{:.3f}".format))
-        _print_notes(notes)
+        _print_notes(note for run in runs for note in run.retrieval["notes"])
 
 
 @dataclass(frozen=True)
@@ -210,15 +209,12 @@ class Explore:
 
     runs: Several  # One or two run folders, on the same data.
     out: Path = Path("explorer.html")  # The page; it needs no network and no Python.
-    classes: int = 100  # Most classes shown.
-    images: int = 20  # Most images of each class.
 
     def __call__(self) -> None:
         from sobook.course.pages import explorer
 
-        runs = [sobook.Run.load(path) for path in self.runs]
-        page = explorer.from_runs(runs, classes=self.classes, per_class=self.images)
-        print(f"{page.save(self.out)}: {len(page.source) / 1e6:.1f} MB")
+        page = explorer.from_runs([sobook.Run.load(path) for path in self.runs])
+        print(page.save(self.out))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,14 +236,11 @@ class Lab(Source):
 
         if self.run is not None:
             raise SobookError("the lab trains a head on a frozen encoder: name no run.")
-        if self.features is not None:
-            page = lab.from_features(self.features)
-        else:
-            settings = {item.name: getattr(self, item.name) for item in fields(Source)}
-            settings |= {"dataset": self.dataset or HeadConfig.dataset, "dim": 64}
-            del settings["run"]
-            page = lab.page(HeadConfig(**settings))
-        print(f"{page.save(self.out)}: {len(page.source) / 1e6:.1f} MB")
+        settings = {item.name: getattr(self, item.name) for item in fields(Source)[1:]}
+        settings |= {"dataset": self.dataset or HeadConfig.dataset, "dim": 64}
+        own = self.features is not None
+        page = lab.from_features(self.features) if own else lab.page(HeadConfig(**settings))
+        print(page.save(self.out))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,28 +255,20 @@ class Embed(Source):
     split: str = "test"  # train, validation, test, query or gallery.
 
     def __call__(self) -> None:
-        import numpy as np
+        from sobook.search import Index
 
         config, encoder, run = self.open()
         sets = _image_sets(config, run)
+        check_choice("split", self.split, ("validation", *sets))
         if self.split == "validation":  # those of the run: other classes of it were trained on
             held = (config.validation_fraction, config.seed)
-            at_least = 1 if run is None else 2
-            images = sobook.data.image_sets.hold_out(sets["train"], *held, at_least=at_least)[1]
-        else:
-            check_choice("split", self.split, ("validation", *sets))
-            images = sets[self.split]
+            sets["validation"] = sobook.data.hold_out(sets["train"], *held, at_least=2)[1]
+        images = sets[self.split]
         embeddings = sobook.embed(encoder, images)
-        arrays = {"embeddings": embeddings, "labels": images.labels}
-        arrays |= {
-            "class_names": images.class_names,
-            "paths": [str(path.absolute()) for path in images.paths],
-        }
-        arrays["notes"] = np.array(images.notes, dtype=str)
-        arrays["encoder"] = np.array(encoder.fingerprint())
-        with files.replacing(self.out.expanduser()) as partial, open(partial, "wb") as file:
-            np.savez(file, **arrays)
-        print(f"{self.out}: {len(embeddings):,} embeddings of dimension {embeddings.shape[1]}")
+        paths = tuple(path.absolute() for path in images.paths)
+        names = tuple(images.class_names[label] for label in images.labels)
+        index = Index(embeddings, paths, names, images.notes, encoder=encoder.fingerprint())
+        print(f"{index.save(self.out)}: {len(index):,} embeddings of dimension {encoder.dim}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,7 +295,7 @@ class Search(Source):
 
         if self.folder is None and self.index is None:
             raise SobookError("search needs --folder, pictures to index, or --index, a saved one.")
-        _, encoder, _ = self.open()
+        encoder = self.open()[1]
         if self.folder is None:
             index = search.Index.load(self.index, encoder)
         else:
@@ -391,32 +376,46 @@ class Grade:
             )
 
 
-COMMANDS: dict[str, Any] = {"prepare": Prepare, "train": Train, "evaluate": Evaluate}
-COMMANDS |= {"compare": Compare, "study": Study, "explore": Explore, "lab": Lab, "embed": Embed}
-COMMANDS |= {"search": Search, "export": Export, "grade": Grade}
+_CLASSES = (Prepare, Train, Evaluate, Compare, Study, Explore, Lab, Embed, Search, Export, Grade)
+COMMANDS: dict[str, Any] = {command.__name__.lower(): command for command in _CLASSES}
 
 
 def _image_sets(config: TrainConfig, run: "sobook.Run | None") -> dict[str, Any]:
     """All parts of the data that a command names: those of the run, or others."""
     if run is not None and config == run.config:
         return run.sets
-    return sobook.data.image_sets.load_splits(config.dataset, **config.load_options)
+    return sobook.data.load_splits(config.dataset, **config.load_options)
 
 
-def _print_result(title: str, result: dict[str, Any]) -> None:
-    interval = result[next(key for key in result if key.endswith("_interval"))]
-    ends = "no interval over classes: of fewer than 4 none covers"
-    if interval is not None:
-        ends = "95 % interval of the first over classes {:.3f} – {:.3f}".format(*interval)
+def _report(title: str, result: dict[str, Any], notes: Iterable[str], device: object) -> None:
+    """Print the scalar results of a retrieval, see `Retrieval.summary`, and notes on the data."""
+    ends = next(result[key] for key in result if key.endswith("_interval")) or (math.nan, math.nan)
     print(f"{title}:", "  ".join(f"R@{k} {value:.3f}" for k, value in result["recall"].items()))
-    print(f"  {ends}; MAP@R", end=" ")
-    print(f"{result['map_at_r']:.3f}, R-precision {result['r_precision']:.3f};", end=" ")
+    print(f"  95 % interval of the first over classes: {_interval(*ends)}", end="; ")
+    print(f"MAP@R {result['map_at_r']:.3f},", f"R-precision {result['r_precision']:.3f}", end="; ")
     print(f"{result['queries']:,} queries")
+    _print_notes(notes)
+    print(f"  computed on {device}")
+
+
+def _interval(low: float, high: float) -> str:
+    return "none, of so few classes" if math.isnan(low) else f"{low:.3f} to {high:.3f}"
 
 
 def _print_notes(notes: Iterable[str]) -> None:
-    for note in notes:
+    for note in dict.fromkeys(notes):  # each once
         print(f"  note: {note}")
+
+
+_registry = ConstructorRegistry()
+
+
+@_registry.primitive_rule
+def _none(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    """None is written "none", as in TOML files; tyro's own name for it is {None}."""
+    is_none, text = (lambda value: value is None), ("none", "None")
+    spec = PrimitiveConstructorSpec(1, "none", lambda _: None, is_none, lambda _: ["none"], text)
+    return spec if info.type is types.NoneType else None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -442,18 +441,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parse(words: list[str]) -> Any:
     """The command with its options, ready to be called."""
-    early = argparse.ArgumentParser(prog="sobook", add_help=False, allow_abbrev=False)
-    early.add_argument("--version", action="version", version=f"sobook {sobook.__version__}")
-    early.add_argument("--recipe")  # replaces the defaults, so it has to be known first
-    recipe = early.parse_known_args(words)[0].recipe
-    train = Train(config=TrainConfig.recipe(recipe)) if recipe else Train()
-    marks = {name: tyro.conf.subcommand(name) for name in COMMANDS}
-    marks["train"] = tyro.conf.subcommand("train", default=train)
-    commands = tuple(Annotated[COMMANDS[name], mark] for name, mark in marks.items())
-    return tyro.cli(
-        Union[commands],  # noqa: UP007 (of a tuple)
-        prog="sobook",
-        description="--debug shows the traceback of an error, --version the version.",
-        args=words,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+    listed = [f"  {name:9} {COMMANDS[name].__doc__.splitlines()[0]}" for name in COMMANDS]
+    usage = "sobook COMMAND [options]\n\n" + "\n".join(listed)
+    epilog = "sobook COMMAND --help lists options and examples; --debug shows tracebacks."
+    parser = argparse.ArgumentParser("sobook", usage, epilog=epilog)
+    parser.add_argument("--version", action="version", version=f"sobook {sobook.__version__}")
+    parser.add_argument("command", choices=COMMANDS, help=argparse.SUPPRESS)
+    name = parser.parse_args(words[:1]).command
+    command = COMMANDS[name]
+    if name == "train":  # a recipe replaces the defaults, so it has to be known first
+        early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        early.add_argument("--recipe")
+        if recipe := early.parse_known_args(words)[0].recipe:
+            command = functools.partial(Train, config=TrainConfig.recipe(recipe))
+    only_on = (tyro.conf.FlagCreatePairsOff,)  # no --no-dry-run beside --dry-run
+    with _registry:
+        return tyro.cli(command, prog=f"sobook {name}", args=words[1:], config=only_on)

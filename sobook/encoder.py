@@ -147,11 +147,8 @@ class Encoder(nn.Module):
         if layer is None:
             raise EncoderError(f"{self.name} has no attention to show: choose a DeiT or a ViT.")
         seen = []
-        hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        try:
+        with layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
             self.backbone(self.normalize(images))
-        finally:
-            hook.remove()
         tokens = seen[0]  # (B, T, F), after the block's LayerNorm
         shape = (*tokens.shape[:2], 3, layer.num_heads, -1)
         query, key, _ = layer.qkv(tokens).reshape(shape).permute(2, 0, 3, 1, 4)  # (B, heads, T, d)
@@ -169,12 +166,8 @@ class Encoder(nn.Module):
 
     def settings(self) -> dict:
         """Arguments of `create` that build this encoder again (with weights=None)."""
-        return {
-            "name": self.name,
-            "dim": None if isinstance(self.head, nn.Identity) else self.dim,
-            "image_size": self.image_size,
-            "token": self.token,
-        }
+        dim = None if isinstance(self.head, nn.Identity) else self.dim
+        return {"name": self.name, "dim": dim, "image_size": self.image_size, "token": self.token}
 
     def fingerprint(self) -> str:
         """Short hash of what embeddings depend on: settings, layers, weights, mean and std."""
@@ -231,8 +224,7 @@ def _make_backbone(name: str, config: dict, weights: Any, image_size: int | None
     if name.startswith(MICRO) and weights in ("micro", "pretrained"):
         weights = files.shipped(f"{MICRO}.safetensors")
     elif config and weights == "pretrained":
-        is_local = scheme == "local-dir"
-        weights = place if is_local else timm.models.load_state_dict_from_hf(place)
+        weights = place if scheme == "local-dir" else timm.models.load_state_dict_from_hf(place)
     known = timm.models.get_pretrained_cfg(architecture)
     size = image_size if known is None or known.fixed_input_size else None  # others take any
     backbone = timm.create_model(name, weights == "pretrained", num_classes=0, img_size=size)

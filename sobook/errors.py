@@ -50,20 +50,19 @@ def suggest(word: str, choices: Iterable[str]) -> str:
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
-    """Refuse a value that is not one of `choices`, naming the near match."""
+    """Refuse a value that is not one of `choices`; the message lists them and the near match."""
     choices = tuple(choices)
     if value not in choices:
-        listed = " or ".join(filter(None, [", ".join(choices[:-1]), choices[-1]]))
-        near = suggest(str(value), choices)
-        raise SobookError(f"unknown {name} {value!r}: choose {listed}.{near}")
+        listed = " or ".join(filter(None, [", ".join(choices[:-1]), *choices[-1:]]))
+        what = f"choose {listed}" if choices else "there is none"
+        raise SobookError(f"unknown {name} {value!r}: {what}.{suggest(str(value), choices)}")
 
 
 def check_fields(what: str, names: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse a name that is not among the `known` settings of `what`, naming the near match."""
+    """Refuse a name that is not among the `known` settings of `what`, as `check_choice` does."""
     known = tuple(known)
     for name in names:
-        if name not in known:
-            raise SobookError(f"unknown setting {name!r} of {what}.{suggest(name, known)}")
+        check_choice(f"setting of {what}", name, known)
 
 
 _EXPECTED = {int: "a whole number", float: "a finite number", bool: "True or False", str: "text"}

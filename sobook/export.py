@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sobook.data.loader import evaluation_short_side
-from sobook.encoder import Encoder
+from sobook.encoder import MICRO, Encoder
 from sobook.errors import SobookError
 from sobook.files import data_root, replacing, write_text
+from sobook.training.config import TrainConfig
 from sobook.training.run import Run
 
 _TOLERANCE = 1e-4  # per coordinate of a unit vector, between torch and onnxruntime
@@ -42,10 +43,14 @@ def to_onnx(run: Run, file: str | Path) -> Path:
     size; the output ``embeddings`` is (B, D), rows of unit length. B is free.
 
     Raises:
-        SobookError: onnxruntime and torch disagree; no file is left then.
+        SobookError: the extra is not installed, or onnxruntime and torch disagree (then no file is
+            left).
     """
-    import onnxruntime
-
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401 (torch uses it)
+    except ImportError as error:
+        raise SobookError(f"ONNX needs `pip install 'sobook[export]'` ({error}).") from None
     file = Path(file).expanduser()
     model = _FromPixels(run.encoder()).eval()
     side = model.encoder.image_size
@@ -85,8 +90,8 @@ class HubEncoder(Encoder, PyTorchModelHubMixin):
     >>> HubEncoder.from_pretrained("you/birds")  # or a folder  # doctest: +SKIP
     """
 
-    facts: dict[str, Any] | None = None
-    """Settings and measurements of the run, shown on the model card."""
+    card = ""
+    """The model card: settings and results of the run."""
 
     @classmethod
     def from_run(cls, run: Run) -> "HubEncoder":
@@ -94,24 +99,27 @@ class HubEncoder(Encoder, PyTorchModelHubMixin):
         trained = run.encoder()
         encoder = cls.create(weights=None, **trained.settings())
         encoder.load_state_dict(trained.state_dict())
-        encoder.facts = _facts(run)
+        encoder.card = _model_card(run, trained)
         return encoder.eval()
 
     def _save_pretrained(self, save_directory: Path) -> None:
         settings = self.settings()
         if ":" in self.name:  # the backbone of another folder or the Hub is in this folder now
             settings["name"] = "local-dir:."
-        has_fixed_size = self.backbone.pretrained_cfg.get("fixed_input_size")
+        side, pretrained = self.image_size, self.backbone.pretrained_cfg
+        crop = side / evaluation_short_side(side)  # timm's transform then is that of sobook
+        pretrained.update(crop_pct=crop, crop_mode="center", interpolation="bicubic")
+        pretrained.update(input_size=(3, side, side))
         timm.models.save_for_hf(
             self.backbone,
             save_directory,
-            model_config={"sobook": {"encoder": settings, "run": self.facts}},
-            model_args={"img_size": self.image_size} if has_fixed_size else None,
+            model_config={"sobook": {"encoder": settings}},
+            model_args={"img_size": side} if pretrained.get("fixed_input_size") else None,
             safe_serialization=True,
         )
         save_file(self.head.state_dict(), save_directory / "head.safetensors")
-        if self.facts:
-            write_text(save_directory / "README.md", _model_card(self, self.facts))
+        if self.card:  # else huggingface_hub writes one
+            write_text(save_directory / "README.md", self.card)
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, config: dict | None = None, **download: Any):
@@ -120,12 +128,10 @@ class HubEncoder(Encoder, PyTorchModelHubMixin):
         folder = Path(model_id)
         if not folder.is_dir():
             folder = Path(snapshot_download(model_id, **download))
-        settings = config["sobook"]["encoder"]
-        settings["name"] = settings["name"].replace("local-dir:.", f"local-dir:{folder}")
-        encoder = cls.create(weights=None, **settings)
-        encoder.backbone.load_state_dict(load_file(folder / "model.safetensors"))
+        encoder = cls.create(str(folder), dim=config["sobook"]["encoder"]["dim"])
         encoder.head.load_state_dict(load_file(folder / "head.safetensors"))
-        encoder.facts = config["sobook"]["run"]
+        if (card := folder / "README.md").is_file():
+            encoder.card = card.read_text(encoding="utf-8")
         return encoder.eval()
 
 
@@ -143,28 +149,20 @@ def to_hub(run: Run, folder: str | Path) -> Path:
     return folder
 
 
-def _facts(run: Run) -> dict[str, Any]:
-    """Facts on a run for the model card, without folders of this machine."""
+def _model_card(run: Run, encoder: Encoder) -> str:
+    """Settings and results, without folders of this machine."""
     config, retrieval = run.config, run.retrieval
-    weights = config.weights and Path(config.weights).name
-    config = config.replace(
-        root=None, run_dir=None, encoder=Path(config.encoder).name, weights=weights
-    )
-    home = f"{data_root(run.config.root)}{os.sep}"
-    return {
-        "config": config.to_dict(),
-        "retrieval": retrieval | {"notes": [note.replace(home, "") for note in retrieval["notes"]]},
-        "train_images": run.state["train_images"],
-        "train_classes": len(run.state["class_names"]),
-    }
-
-
-def _model_card(encoder: HubEncoder, facts: dict[str, Any]) -> str:
-    config, retrieval = facts["config"], facts["retrieval"]
+    names = {"encoder": Path(config.encoder).name}
+    names["weights"] = config.weights and Path(config.weights).name
+    config = config.replace(**names)
+    changed = config.differences(TrainConfig())
+    settings = ", ".join(f"{name} {value!r}" for name, (value, _) in changed.items())
     interval = retrieval["recall_at_1_interval"]
     ends = f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "none, of so few classes"
     recalls = ", ".join(f"Recall@{k} {value:.3f}" for k, value in retrieval["recall"].items())
-    notes = "".join(f"- {note}\n" for note in retrieval["notes"])
+    home = f"{data_root(config.root)}{os.sep}"
+    notes = "".join(f"- {note}\n" for note in retrieval["notes"]).replace(home, "")
+    timm_opens = "" if config.encoder == MICRO else " The backbone alone opens with timm."
     return f"""\
 ---
 library_name: timm
@@ -172,23 +170,23 @@ pipeline_tag: image-feature-extraction
 tags: [image-retrieval, metric-learning, sobook]
 ---
 
-# {config["encoder"]}, trained for retrieval on {config["dataset"]}
+# {config.encoder}, trained for retrieval on {config.dataset}
 
 Embeds an image as a unit vector of {encoder.dim} numbers; the cosine of two embeddings says how
 similar the images are. Trained with sobook: Proxy Anchor and soft orthogonality of weight
-{config["so_weight"]:g}, {config["epochs"]} epochs, seed {config["seed"]}, on
-{facts["train_images"]:,} images of {facts["train_classes"]:,} classes.
+{config.so_weight:g}, {config.epochs} epochs, seed {config.seed}, on {run.state["train_images"]:,}
+images of {len(run.state["class_names"]):,} classes. Settings other than the defaults: {settings}.
 
 ```python
 from sobook.export import HubEncoder
 encoder = HubEncoder.from_pretrained("you/name")  # images (B, 3, H, W) uint8 → (B, {encoder.dim})
 ```
 
-The backbone alone opens with timm. Images: short side to
-{evaluation_short_side(encoder.image_size)}, center crop of {encoder.image_size} pixels.
+Images: short side to {evaluation_short_side(encoder.image_size)}, center crop of
+{encoder.image_size} pixels.{timm_opens}
 
 On {retrieval["queries"]:,} images of test classes never trained on: {recalls}; 95 % interval of
 Recall@1 over classes: {ends}. MAP@R {retrieval["map_at_r"]:.3f}.
-The epoch was chosen by: {config["selection"]}. Expect little on classes of another kind. The
-license of the training images may cover what is made from them.
+The epoch was chosen by: {config.selection}. Expect little on classes of another kind. The license
+of the training images may cover what is made from them.
 {notes}"""

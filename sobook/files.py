@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import shutil
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,14 +106,6 @@ def lock(file: Path) -> contextlib.AbstractContextManager:
     except filelock.Timeout:
         print(f"waiting for another process, which holds {file}.", file=sys.stderr)
         return filelock.FileLock(file).acquire()
-
-
-def prepare_libraries() -> None:
-    """Settings that libraries read when they are imported."""
-    if sys.platform == "darwin":  # torch and faiss each bring an OpenMP; two would abort
-        os.environ.setdefault("KMP_DUPLICATE_LIB_OK", "TRUE")
-    if not os.access(os.path.expanduser("~"), os.W_OK) and "NUMBA_CACHE_DIR" not in os.environ:
-        os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp()  # else UMAP cannot be compiled
 
 
 def available_cores() -> int:

@@ -25,6 +25,7 @@ from sobook.files import replacing
 from sobook.retrieval import nearest_neighbors
 
 _VOTERS = 10  # neighbors that decide on nearness and name
+_REFUSED = 0.1  # fraction of the indexed pictures that the threshold refuses
 _FEWEST = 20  # pictures; fewer give no threshold
 _MOST_ASKED = 1000  # indexed pictures that set the threshold
 
@@ -38,11 +39,11 @@ class Calibration:
 
     Attributes:
         threshold: below this nearness, the index holds nothing like the query.
-        chance: slope and intercept of the log-odds that a vote is right, given its share. Not
-            finite where the pictures have no classes.
-        rates: fraction of the indexed pictures that the threshold refuses, and fraction that it
-            would still answer if their classes were not in the index.
-        strangers: (S, D) embeddings of pictures of nothing, such as noise. A query nearer to one of
+        chance: slope and intercept of the log-odds that a vote is right, given its share; not
+            finite for pictures without classes.
+        rates: fractions of the indexed pictures that the threshold refuses, and that it would still
+            answer without their classes in the index.
+        strangers: (S, D) embeddings of pictures of nothing, such as noise; a query nearer to one of
             them than to any picture of the index is refused as well.
     """
 
@@ -88,9 +89,8 @@ class Index:
         file = Path(file).expanduser()
         class_names, labels = np.unique(self.names, return_inverse=True)
         arrays = {"embeddings": self.embeddings, "labels": labels, "class_names": class_names}
-        arrays["paths"] = np.array([str(path) for path in self.paths])
+        arrays |= {"paths": np.array(self.paths, dtype=str), "encoder": np.array(self.encoder)}
         arrays["notes"] = np.array(self.left_out, dtype=str)
-        arrays["encoder"] = np.array(self.encoder)
         arrays |= vars(self.calibration) if self.calibration else {}
         with replacing(file) as partial, open(partial, "wb") as opened:
             np.savez(opened, **arrays)
@@ -108,16 +108,15 @@ class Index:
             SobookError: no index, or one that another encoder has made.
         """
         try:
-            with np.load(Path(file).expanduser(), allow_pickle=False) as arrays:
-                names = arrays["class_names"][arrays["labels"]].tolist()
-                paths = tuple(Path(path) for path in arrays["paths"].tolist())
-                notes = tuple(arrays["notes"].tolist())
-                calibration = None
-                if "threshold" in arrays:
-                    rest = (arrays[name] for name in ("chance", "rates", "strangers"))
-                    calibration = Calibration(float(arrays["threshold"]), *rest)
-                made_by = str(arrays["encoder"]) if "encoder" in arrays else ""
-                index = cls(arrays["embeddings"], paths, tuple(names), notes, calibration, made_by)
+            with np.load(Path(file).expanduser(), allow_pickle=False) as opened:
+                arrays = dict(opened)
+            names = tuple(arrays["class_names"][arrays["labels"]].tolist())
+            paths, notes = map(Path, arrays["paths"].tolist()), tuple(arrays["notes"].tolist())
+            calibration, made_by = None, str(arrays.get("encoder", ""))
+            if "threshold" in arrays:
+                rest = (arrays[name] for name in ("chance", "rates", "strangers"))
+                calibration = Calibration(float(arrays["threshold"]), *rest)
+            index = cls(arrays["embeddings"], tuple(paths), names, notes, calibration, made_by)
         except Exception as error:  # numpy and zipfile raise anything on damaged bytes
             raise SobookError(
                 f"{file} is no index ({first_line(error)}): make it with `sobook search --folder`."
@@ -141,9 +140,8 @@ class Index:
 
         Returns:
             One row per query: `nearness` and `share` as in `Calibration`; `stranger`: near enough,
-            but nearer to a stranger than to any picture of the index; `nothing`: refused, for that
-            or for its nearness; `name`: the class with the largest vote; `chance`: how often such a
-            vote was right among the indexed pictures.
+            but nearer to a stranger; `nothing`: refused, for that or for its nearness; `name`: the
+            class with the largest vote; `chance`: how often such a vote was right in the index.
 
         Raises:
             SobookError: embeddings of another dimension, or an index without calibration.
@@ -165,9 +163,7 @@ class Index:
         return table
 
 
-def calibrate(
-    embeddings: np.ndarray, names: Sequence[str], strangers: np.ndarray, *, refuse: float = 0.1
-) -> Calibration:
+def calibrate(embeddings: np.ndarray, names: Sequence[str], strangers: np.ndarray) -> Calibration:
     """Choose a threshold on the indexed pictures, and learn how often their votes are right.
 
     Every picture is asked as if it were new: its neighbors are sought among all others.
@@ -176,7 +172,6 @@ def calibrate(
         embeddings: (N, D) of the index; more than a thousand are sampled.
         names: N class names.
         strangers: (S, D) embeddings of pictures of nothing.
-        refuse: fraction of the indexed pictures that may be refused.
     """
     codes = np.unique(names, return_inverse=True)[1]  # (N,)
     asked = np.random.default_rng(0).permutation(len(codes))[:_MOST_ASKED]
@@ -185,7 +180,7 @@ def calibrate(
     k = min(_VOTERS, len(codes) - 1)
     nearest = np.argsort(-cosines, axis=1)[:, :k]  # (n, K)
     nearness = np.take_along_axis(cosines, nearest, 1).mean(1)
-    threshold = float(np.quantile(nearness, refuse))
+    threshold = float(np.quantile(nearness, _REFUSED))
     elsewhere = np.where(codes == codes[asked, None], -np.inf, cosines)  # as if not indexed
     left = -np.sort(-elsewhere, axis=1)[:, :k]  # −∞ where fewer than k are left
     counts = np.isfinite(left).sum(1)

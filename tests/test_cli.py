@@ -8,9 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import sobook
 from sobook.cli import COMMANDS, main
-from sobook.errors import RunError, SobookError
+from sobook.errors import SobookError
 from sobook.training import loop
 from sobook.training.config import TrainConfig
 from sobook.training.run import Run
@@ -43,17 +42,17 @@ def test_help_has_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code == 0
-    assert f"sobook {command} " in capsys.readouterr().out.partition("For instance:")[2]
+    shown = capsys.readouterr().out
+    assert f"sobook {command} " in shown.partition("For instance:")[2] and "{None}" not in shown
 
 
 def test_the_module_runs_and_lists_every_command():
     command = [sys.executable, "-m", "sobook", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert all(f" {name} " in done.stdout for name in COMMANDS)
 
 
-def test_runs_are_evaluated_compared_embedded_and_explored(runs, data, tmp_path, capsys):
+def test_runs_are_evaluated_compared_and_explored(runs, data, tmp_path, capsys):
     finished = Run.load(runs[0])
     words = ["--epochs", 1, "--batch-size", 8, "--dim", 16, "--selection", "last"]
     shown = output(capsys, "train", *data, *words, "--run-dir", runs[0])  # opened, not trained
@@ -62,12 +61,8 @@ def test_runs_are_evaluated_compared_embedded_and_explored(runs, data, tmp_path,
     assert "24 queries" in output(capsys, "evaluate", runs[0], "--dataset", "aviary", *data[:2])
     table = output(capsys, "compare", *runs)
     assert "RMS cos" in table and "so_weight" in table and table.count("\n") == 4
-    out, page = tmp_path / "test.npz", tmp_path / "page.html"
-    assert "24 embeddings of dimension 16" in output(capsys, "embed", runs[1], "--out", out)
-    with np.load(out, allow_pickle=False) as arrays:
-        assert arrays["embeddings"].shape == (24, 16) and len(arrays["paths"]) == 24
-        assert len(arrays["class_names"]) == 4 and set(arrays["labels"]) == {0, 1, 2, 3}
-    assert str(page) in output(capsys, "explore", *runs, "--out", page, "--images", 4)
+    page = tmp_path / "page.html"
+    assert str(page) in output(capsys, "explore", *runs, "--out", page)
     assert '"name":"PA+SO"' in page.read_text(encoding="utf-8")
 
 
@@ -94,7 +89,6 @@ grid = {{ so_weight = [0, 1] }}
     assert (tmp_path / "out" / "own.md").is_file()
 
 
-@pytest.mark.skipif(not hasattr(sobook.training, "dry_run"), reason="needs training.dry_run")
 def test_a_dry_run_trains_nothing(data, tmp_path, capsys):
     folder = tmp_path / "run"
     words = [*data, "--batch-size", 8, "--dim", 16, "--selection", "last", "--run-dir", folder]
@@ -107,19 +101,14 @@ def test_a_dry_run_trains_nothing(data, tmp_path, capsys):
     [
         (["prepare", "cub2000"], "'cub200'"),
         (["evaluate", "no-such-run"], "no-such-run"),
-        (["compare", "no-such-run"], "no-such-run"),
         (["compare"], "two"),
-        (["train", "--encoder", "deit_mikro_patch8_64"], "deit_mikro_patch8_64"),
-        (["train", "--options", "specis", "8"], "specis"),
+        (["train", "--options", "specis", "8"], "choose species"),
         (["train", "--schedule", "Constnat"], "'constant'"),
-        (["train", "--recipe", "cub2000"], "'cub200'"),
         (["explore"], "one run"),
         (["search"], "--folder"),
         (["search", "--index", "gone.npz"], "gone.npz"),
-        (["search", "--folder", "gone"], "gone"),
         (["export", "no-such-run"], "--onnx"),
         (["lab", "some-run"], "name no run"),
-        (["study"], "name"),
         (["study", "gone"], "gone"),
         (["study", "gone", "--jobs", "0"], "--jobs"),
         (["grade", "--out", "grades.csv"], "notebook"),
@@ -138,13 +127,12 @@ def test_wrong_usage_is_status_2(arguments):
     assert stop.value.code == 2
 
 
-@pytest.mark.parametrize("words", ["--debug evaluate no-such-run", "evaluate no-such-run --debug"])
-def test_debug_shows_the_traceback(words):
+def test_debug_shows_the_traceback():
     with pytest.raises(SobookError):
-        main(words.split())
+        main(["evaluate", "no-such-run", "--debug"])
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk gone"), RunError("no run")])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk gone")])
 def test_what_stops_a_run_is_one_sentence(error, monkeypatch, capsys):
     def stop(config):
         raise error
@@ -153,11 +141,8 @@ def test_what_stops_a_run_is_one_sentence(error, monkeypatch, capsys):
     assert main(["train"]) == 1
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and ("resumes" in line or str(error) in line)
-
-
-def test_a_bug_is_not_hidden(monkeypatch):
     monkeypatch.setattr(loop, "fit", lambda config: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError):  # a bug is not hidden
         main(["train"])
 
 
@@ -167,5 +152,5 @@ def test_a_recipe_replaces_the_defaults(monkeypatch):
     retrieval |= {"map_at_r": 1.0, "r_precision": 1.0, "queries": 1}
     run = SimpleNamespace(path=Path("run"), retrieval=retrieval, state={"device": "cpu"})
     monkeypatch.setattr(loop, "fit", lambda config: configs.append(config) or run)
-    assert main(["train", "--recipe=cub200", "--dim", "16", "--weights", "None"]) == 0
+    assert main(["train", "--recipe=cub200", "--dim", "16", "--weights", "none"]) == 0
     assert configs == [TrainConfig.recipe("cub200").replace(dim=16, weights=None)]

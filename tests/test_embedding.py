@@ -37,24 +37,19 @@ def test_shape_order_and_batch_size(encoder, birds):
     np.testing.assert_allclose(part, many[3:9], atol=1e-5)
 
 
-def halve_mean(encoder):
-    encoder.mean.mul_(0.5)
+CHANGES = {
+    "mean": lambda encoder: encoder.mean.mul_(0.5),
+    "activation": lambda encoder: setattr(encoder.backbone.blocks[0].mlp, "act", torch.nn.ReLU()),
+    "weights": lambda encoder: encoder.head[1].weight.data.neg_(),
+}
 
 
-def change_activation(encoder):
-    encoder.backbone.blocks[0].mlp.act = torch.nn.ReLU()
-
-
-def change_weights(encoder):
-    encoder.head[1].weight.data.neg_()
-
-
-@pytest.mark.parametrize("change", [halve_mean, change_activation, change_weights])
+@pytest.mark.parametrize("change", CHANGES)
 def test_cache_is_keyed_by_all_that_embeddings_depend_on(birds, change):
     encoder = Encoder.create(MICRO, dim=16, weights="micro")
     first = embed(encoder, birds, progress=False)
     np.testing.assert_array_equal(embed(encoder, birds, progress=False), first)
-    change(encoder)
+    CHANGES[change](encoder)
     again = embed(encoder, birds, progress=False)
     assert not np.allclose(again, first)
     np.testing.assert_array_equal(again, embed(encoder, birds, cache=False, progress=False))

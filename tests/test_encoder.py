@@ -31,44 +31,37 @@ def batch():
     return torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8)
 
 
-class TestForward:
-    def test_unit_length_float32(self, encoder, batch):
-        embeddings = encoder(batch)
-        assert embeddings.shape == (5, 16) and embeddings.dtype == torch.float32
-        torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(5))
-        with torch.autocast("cpu", torch.bfloat16):
-            assert encoder(batch).dtype == torch.float32
+def test_unit_length_float32(encoder, batch):
+    embeddings = encoder(batch)
+    assert embeddings.shape == (5, 16) and embeddings.dtype == torch.float32
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(5))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert encoder(batch).dtype == torch.float32
+    with pytest.raises(SobookError, match="shape"):
+        encoder(batch[0])
 
-    def test_uint8_is_normalized_with_the_backbones_statistics(self, encoder, batch):
-        mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
-        std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-        torch.testing.assert_close(encoder(batch), encoder((batch / 255 - mean) / std))
 
-    def test_without_head_the_embedding_is_timms_normalized_feature(self, batch):
-        encoder = Encoder.create(MICRO, weights="micro").eval()
-        backbone = timm.create_model(MICRO, num_classes=0).eval()
-        backbone.load_state_dict(encoder.backbone.state_dict())
-        features = backbone(encoder.normalize(batch))
-        torch.testing.assert_close(encoder(batch), nn.functional.normalize(features, dim=1))
-        assert encoder.dim == encoder.num_features == 128
+def test_without_head_the_embedding_is_timms_normalized_feature(batch):
+    encoder = Encoder.create(MICRO, weights="micro").eval()
+    backbone = timm.create_model(MICRO, num_classes=0).eval()
+    backbone.load_state_dict(encoder.backbone.state_dict())
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    features = backbone((batch / 255 - mean) / std)
+    torch.testing.assert_close(encoder(batch), nn.functional.normalize(features, dim=1))
+    assert encoder.dim == encoder.num_features == 128
 
-    @pytest.mark.parametrize("training", [True, False])
-    def test_tokens(self, batch, training):
-        """ "mean" is what timm does for distilled DeiT, in training and in evaluation."""
-        torch.manual_seed(0)
-        features = {
-            token: Encoder.create(MICRO, weights="micro", token=token)
-            .train(training)
-            .features(batch)
-            for token in (None, "cls", "dist", "mean")
-        }
-        torch.testing.assert_close(features["mean"], features[None])
-        torch.testing.assert_close(features["mean"], (features["cls"] + features["dist"]) / 2)
-        assert not torch.allclose(features["cls"], features["dist"])
 
-    def test_wrong_shape(self, encoder):
-        with pytest.raises(SobookError, match="shape"):
-            encoder(torch.zeros(3, 64, 64))
+@pytest.mark.parametrize("training", [True, False])
+def test_tokens(batch, training):
+    """The mean is what timm does for distilled DeiT, in training and in evaluation."""
+    features = {}
+    for token in (None, "cls", "dist", "mean"):
+        encoder = Encoder.create(MICRO, weights="micro", token=token).train(training)
+        features[token] = encoder.features(batch)
+    torch.testing.assert_close(features["mean"], features[None])
+    torch.testing.assert_close(features["mean"], (features["cls"] + features["dist"]) / 2)
+    assert not torch.allclose(features["cls"], features["dist"])
 
 
 def test_attention_is_that_which_timm_computes(encoder, batch):
@@ -108,12 +101,8 @@ def test_networks_of_convolutions_take_any_size(name):
 
 
 def test_the_size_of_the_feature_is_that_after_pooling():
-    torch.manual_seed(7)
     encoder = Encoder.create("mobilenetv3_small_050", dim=8, weights=None).eval()
-    torch.manual_seed(7)
-    timm.create_model("mobilenetv3_small_050", num_classes=0)
-    expected = nn.init.orthogonal_(nn.Linear(1024, 8).weight)
-    assert torch.equal(encoder.head[1].weight, expected) and encoder.num_features == 1024
+    assert encoder.head[1].weight.shape == (8, 1024) and encoder.num_features == 1024
     with pytest.raises(EncoderError, match="no attention"):
         encoder.attention(torch.zeros(1, 3, 224, 224))
 
@@ -135,9 +124,6 @@ def test_bad_arguments(arguments, words):
         Encoder.create(**arguments)
 
 
-# --- Weights --------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def state():
     """State dict of TINY with its classifier."""
@@ -148,8 +134,8 @@ def prefixed(prefix, state):
     return {prefix + key: value for key, value in state.items()}
 
 
-def without(state, *parts):
-    return {key: v for key, v in state.items() if not key.startswith(parts)}
+def without(state, part):
+    return {key: v for key, v in state.items() if not key.startswith(part)}
 
 
 def has(encoder, state):
@@ -203,7 +189,6 @@ def test_real_deit_is_plain_timm(shared_weights):
 
 REFUSED = {
     "blocks.5": lambda s: without(s, "blocks.5"),
-    "blocks.6": lambda s: s | {"blocks.6.norm1.bias": s["norm.bias"]},
     "misshapen": lambda s: s | {"norm.weight": torch.zeros(128)},
     "dist_token": lambda s: s | {"dist_token": s["cls_token"]},
     "patch_embed": lambda s: s | {"patch_embed.proj.weight": torch.zeros(64, 3, 14, 14)},
@@ -223,9 +208,6 @@ def test_files_that_are_not_weights(tmp_path, name):
     (tmp_path / name).write_bytes(b"<!DOCTYPE html>")
     with pytest.raises(EncoderError, match="torch.save"):
         Encoder.create(TINY, weights=tmp_path / name)
-
-
-# --- Folders and the Hub --------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -272,6 +254,5 @@ def test_a_model_on_the_hub(folder, monkeypatch):
 def test_no_network_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    for name in ("deit_tiny_patch16_224", "hf-hub:you/birds"):
-        with pytest.raises(EncoderError, match=f"cannot be made.*{MICRO}"):
-            Encoder.create(name)
+    with pytest.raises(EncoderError, match=f"cannot be made.*{MICRO}"):
+        Encoder.create("hf-hub:you/birds")

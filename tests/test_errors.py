@@ -21,13 +21,17 @@ def test_suggest_names_the_nearest(word, near):
     assert suggested == (f" Did you mean {near!r}?" if near else "")
 
 
-def test_choices_and_fields_name_the_near_match():
+def test_choices_and_fields_are_listed_with_the_near_match():
     errors.check_choice("schedule", "cosine", ("cosine", "constant"))
     errors.check_fields("TrainConfig", ["seed"], ["epochs", "seed"])
     with pytest.raises(SobookError, match="cosine or constant.*'cosine'"):
         errors.check_choice("schedule", "cosin", ("cosine", "constant"))
-    with pytest.raises(SobookError, match="'epoch'.*'epochs'"):
+    with pytest.raises(
+        SobookError, match="of TrainConfig 'epoch': choose epochs or seed.*'epochs'"
+    ):
         errors.check_fields("TrainConfig", ["epoch"], ["epochs", "seed"])
+    with pytest.raises(SobookError, match="of sop 'size': there is none"):
+        errors.check_fields("sop", ["size"], ())
 
 
 @pytest.mark.parametrize(
@@ -37,11 +41,9 @@ def test_choices_and_fields_name_the_near_match():
         (np.float32(0.1), float, 0.1),  # as printed, not 0.10000000149
         (torch.tensor(3), int, 3),
         (8.0, int, 8),
-        (1, float, 1.0),
         (np.bool_(True), bool, True),
         (Path("a/b"), str | None, "a/b"),
         (None, str | None, None),
-        (0.5, int | float, 0.5),
         (1.0, int | float, 1.0),
         ({"seed": np.int64(1)}, dict[str, int], {"seed": 1}),
         (["method"], tuple[str, ...] | None, ("method",)),
@@ -58,12 +60,10 @@ def test_plain_converts(value, kind, expected):
     [
         ("none", int | None, "'none'.*whole number or None"),
         ("8", int, "whole number"),
-        (None, float, "finite"),
         (float("nan"), float, "nan"),
         (10**400, float, "finite"),
         (True, int, "whole number"),
         (1, bool, "True or False"),
-        (np.array([8]), int, "array"),
         ({"seed": "one"}, dict[str, int], "setting.seed"),
         ({1: 1}, dict[str, int], "a key of setting"),
         ("seed=1", dict[str, int], "table"),

@@ -39,4 +39,5 @@ def test_a_folder_with_broken_files_from_training_to_search(
     assert name in (tmp_path / "hub" / "README.md").read_text(encoding="utf-8")
     with np.load(out) as arrays:
         assert len(arrays["paths"]) == 23 and str(broken) not in arrays["paths"]
+        assert arrays["embeddings"].shape == (23, 16) and len(arrays["class_names"]) == 4
         assert {*arrays["notes"].tolist()} == {*notes} - {"epoch 1 of 1 was kept"}

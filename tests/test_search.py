@@ -27,11 +27,12 @@ def pictures(tmp_path, rng, monkeypatch):
     """Four classes of six pictures, one picture without a class, one broken file."""
     monkeypatch.setenv("SOBOOK_DATA", str(tmp_path / "data"))
     root = tmp_path / "pictures"
-    for number, shade in enumerate(rng.integers(0, 200, (4, 3))):
-        (root / f"class {number}").mkdir(parents=True)
+    names = ("class 0", "class 1", "class 2", "train")  # which is a class, where there is no test
+    for name, shade in zip(names, rng.integers(0, 200, (4, 3)), strict=True):
+        (root / name).mkdir(parents=True)
         for copy in range(6):
             array = rng.integers(0, 55, (70, 80 + copy, 3)) + shade
-            Image.fromarray(array.astype(np.uint8)).save(root / f"class {number}" / f"{copy}.png")
+            Image.fromarray(array.astype(np.uint8)).save(root / name / f"{copy}.png")
     Image.new("RGB", (50, 60), "red").save(root / "loose.jpg")
     (root / "class 0" / "broken.jpg").write_bytes(b"nothing")
     return root
@@ -40,7 +41,7 @@ def pictures(tmp_path, rng, monkeypatch):
 def test_a_folder_becomes_an_index(pictures, encoder):
     index = search.index_folder(encoder, pictures, progress=False)
     assert len(index) == 25
-    assert sorted(set(index.names)) == ["", "class 0", "class 1", "class 2", "class 3"]
+    assert sorted(set(index.names)) == ["", "class 0", "class 1", "class 2", "train"]
     assert len(index.left_out) == 1 and "broken.jpg" in index.left_out[0]
     np.testing.assert_allclose(np.linalg.norm(index.embeddings, axis=1), 1, rtol=1e-5)
     content = io.BytesIO(index.paths[0].read_bytes())
@@ -52,17 +53,10 @@ def test_a_folder_becomes_an_index(pictures, encoder):
     assert index.search(index.embeddings[:2], k=99)[1].shape == (2, 25)
 
 
-def test_train_is_a_class_where_there_is_no_test(pictures, encoder):
-    (pictures / "class 0").rename(pictures / "train")
-    (pictures / "class 1").rename(pictures / "train" / "inner")
-    index = search.index_folder(encoder, pictures, progress=False)
-    assert sorted(set(index.names)) == ["", "class 2", "class 3", "train"]
-
-
 def test_copies_are_indexed_once(pictures, encoder):
     """Else a picture's copies would be its nearest neighbors, and every vote would look right."""
     alone = search.index_folder(encoder, pictures, progress=False)
-    for file in list(pictures.glob("class */*.png")):
+    for file in list(pictures.glob("*/*.png")):
         for copy in ("a", "b"):
             (file.parent / f"{file.stem}{copy}.png").write_bytes(file.read_bytes())
     index = search.index_folder(encoder, pictures, progress=False)
@@ -70,32 +64,19 @@ def test_copies_are_indexed_once(pictures, encoder):
     np.testing.assert_array_equal(index.calibration.chance, alone.calibration.chance)
 
 
-def test_an_index_belongs_to_the_encoder_that_made_it(pictures, encoder, tmp_path, monkeypatch):
+def test_an_index_belongs_to_the_encoder_that_made_it(pictures, encoder, tmp_path):
     file = search.index_folder(encoder, pictures, progress=False).save(tmp_path / "i.npz")
-    monkeypatch.chdir(pictures.parent)
-    assert all(path.is_absolute() for path in search.Index.load(file, encoder).paths)
+    assert len(search.Index.load(file, encoder)) == 25
     other = Encoder.create(weights=None, **encoder.settings())
     with pytest.raises(SobookError, match="another encoder"):
         search.Index.load(file, other)
 
 
-def test_few_pictures_of_another_class_may_answer(rng):
-    """Without its own class, a picture is held against what is left, be it three pictures."""
-    rows = rng.standard_normal((103, 8)).astype(np.float32)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    names = ["a"] * 100 + ["b"] * 3
-    calibration = search.calibrate(rows, names, rows[:1])
-    left = np.where(np.arange(103) < 100, (rows @ rows[100:].T).mean(1), 0)
-    for i in range(100, 103):
-        left[i] = np.sort(rows[:100] @ rows[i])[-10:].mean()
-    assert calibration.rates[1] == pytest.approx((left >= calibration.threshold).mean())
-
-
-def clusters(rng, classes=6, each=12, dim=16, noise=0.15):
+def clusters(rng, sizes=(12,) * 6, dim=16, noise=0.15):
     """(N, D) rows of unit length around one center per class, (N,) names, and the centers."""
-    centers = rng.standard_normal((classes, dim))
+    centers = rng.standard_normal((len(sizes), dim))
     centers /= np.linalg.norm(centers, axis=1, keepdims=True)
-    labels = np.repeat(np.arange(classes), each)
+    labels = np.repeat(np.arange(len(sizes)), sizes)
     rows = centers[labels] + noise * rng.standard_normal((len(labels), dim))
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     return rows.astype(np.float32), [f"class {label}" for label in labels], centers
@@ -123,19 +104,17 @@ def test_known_classes_are_named_and_others_refused(judging):
     judged = index.judge(np.concatenate([centers[2:3], strangers]))
     assert re.fullmatch(r"class 2, right with a chance of \d+%", search.sentence(judged.iloc[0]))
     assert "nearness" in search.sentence(judged.iloc[1])
-
-
-def test_what_is_nearer_to_a_stranger_is_refused_however_near_it_is(judging):
-    index, centers, _ = judging
+    # However near it is, what is nearer to a stranger is refused.
     calibration = dataclasses.replace(index.calibration, strangers=centers[:1])
     judged = dataclasses.replace(index, calibration=calibration).judge(centers[:1]).iloc[0]
     assert judged["stranger"] and judged["nothing"]
     assert "picture of nothing" in search.sentence(judged)
 
 
-def test_the_calibration_is_that_of_pictures_asked_one_by_one(rng):
-    rows, names, _ = clusters(rng, noise=0.5)
-    calibration = search.calibrate(rows, names, rows[:1], refuse=0.25)
+@pytest.mark.parametrize("sizes", [(12,) * 6, (70, 3)])  # 3 is fewer than are asked for
+def test_the_calibration_is_that_of_pictures_asked_one_by_one(rng, sizes):
+    rows, names, _ = clusters(rng, sizes, noise=0.5)
+    calibration = search.calibrate(rows, names, rows[:1])
     nearness, shares, right, without = [], [], [], []
     for i in range(len(rows)):
         cosines = rows @ rows[i]
@@ -147,15 +126,10 @@ def test_the_calibration_is_that_of_pictures_asked_one_by_one(rng):
         right.append(max(votes, key=votes.get) == names[i])
         shares.append(max(votes.values()) / sum(votes.values()))
         without.append(np.mean([cosines[j] for j in order if names[j] != names[i]][:10]))
-    assert calibration.threshold == pytest.approx(np.quantile(nearness, 0.25), abs=1e-6)
-    expected = [
-        np.mean(values)
-        for values in (
-            np.array(nearness) < calibration.threshold,
-            np.array(without) >= calibration.threshold,
-        )
-    ]
-    np.testing.assert_allclose(calibration.rates, expected, atol=0.02)
+    assert calibration.threshold == pytest.approx(np.quantile(nearness, 0.1), abs=1e-6)
+    refused = np.mean(np.array(nearness) < calibration.threshold)
+    answered = np.mean(np.array(without) >= calibration.threshold)
+    np.testing.assert_allclose(calibration.rates, [refused, answered], atol=0.02)
     slope, intercept = calibration.chance
     chance = 1 / (1 + np.exp(-(slope * np.array(shares) + intercept)))
     assert slope > 0 and chance.mean() == pytest.approx(np.mean(right), abs=0.02)
@@ -175,8 +149,6 @@ def test_an_index_survives_saving_without_objects(judging, tmp_path):
     assert again.paths == index.paths and again.names == index.names
     assert again.left_out == ("a note",)
     pd.testing.assert_frame_equal(again.judge(index.embeddings), index.judge(index.embeddings))
-    with np.load(tmp_path / "i.npz", allow_pickle=False) as data:
-        assert all(data[name].dtype.kind in "fiU" for name in data.files)
 
 
 def test_wrong_requests_are_one_sentence(judging, encoder, tmp_path):

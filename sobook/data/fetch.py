@@ -17,8 +17,6 @@ from pathlib import Path
 from urllib import parse, request
 from urllib.error import HTTPError
 
-from tqdm.auto import tqdm
-
 from sobook import files
 from sobook.errors import DatasetError, DownloadError, first_line
 
@@ -104,6 +102,8 @@ def fetch(archive: Mapping, dest: Path, progress: bool = True) -> None:
 
 def _download(url: str, dest: Path, progress: bool) -> None:
     """Resume ``NAME.part`` where the server can, else start again; rename it when complete."""
+    from tqdm.auto import tqdm  # here, since it imports asyncio
+
     part = dest.with_name(f"{dest.name}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
     have = part.stat().st_size if part.exists() else 0
@@ -117,9 +117,8 @@ def _download(url: str, dest: Path, progress: bool) -> None:
     with response, open(part, "ab" if response.status == 206 else "wb") as file:
         total = file.tell() + int(response.headers["Content-Length"] or 0)
         hidden = None if progress else True  # None hides it where there is no terminal
-        with tqdm(
-            desc=dest.name, total=total, initial=file.tell(), unit="B", disable=hidden
-        ) as bar:
+        bar = tqdm(None, dest.name, total, initial=file.tell(), unit="B", disable=hidden)
+        with bar:
             while chunk := response.read(1 << 16):
                 bar.update(file.write(chunk))
         if file.tell() < total:

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -19,7 +19,6 @@ from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageOps
-from tqdm.contrib.concurrent import thread_map
 
 from sobook import files
 from sobook.errors import DatasetError, ImageError, SobookError, first_line
@@ -27,11 +26,6 @@ from sobook.errors import DatasetError, ImageError, SobookError, first_line
 _NOTES = "NOTES.txt"
 _PASSED_OVER = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN")  # waste bins
 _SAMPLE = 256_000  # bytes
-_BAR: dict[str, Any] = {
-    "desc": "looking through pictures",
-    "delay": 2,
-    "disable": None,
-}  # delay: seconds
 
 # About odd EXIF and many pixels, which nobody has to act on. Last, so that other filters win.
 warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
@@ -47,6 +41,13 @@ def listed(names: Sequence[str], most: int = 10) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def _map(function: Callable[[Any], Any], paths: Sequence[Any]) -> list[Any]:
+    """Values of a function for all paths, by threads; a bar shows after two seconds."""
+    from tqdm.contrib.concurrent import thread_map  # here, since it imports asyncio
+
+    return thread_map(function, paths, desc="looking through pictures", delay=2, disable=None)
 
 
 # --- one picture ----------------------------------------------------------------------------------
@@ -136,7 +137,7 @@ def digests(paths: Sequence[str | os.PathLike]) -> list[str]:
     file = files.data_root() / "cache" / "digests.json"
     record, new = _record(file), [path for path in dict.fromkeys(paths) if not _is_recorded(path)]
     if new:
-        entries = thread_map(_hash, new, **_BAR)
+        entries = _map(_hash, new)
         record |= {os.path.abspath(path): entry for path, entry in zip(new, entries, strict=True)}
         with contextlib.suppress(SobookError):  # a read-only cache: they are hashed again next time
             files.write_text(file, json.dumps(record))
@@ -242,8 +243,8 @@ def find(folder: Path) -> Found:
             return f"cannot be decoded: {_reason(error)}"
 
     pictures, left_out = walk(folder)
-    problems = thread_map(problem, pictures, **_BAR)
-    left_out |= {path: why for path, why in zip(pictures, problems, strict=True) if why}
+    problems = zip(pictures, _map(problem, pictures), strict=True)
+    left_out |= {path: why for path, why in problems if why}
     pictures = [path for path in pictures if path not in left_out]
     digests(pictures)
     return Found(folder, pictures, left_out)

@@ -73,8 +73,8 @@ def check(config: HeadConfig) -> None:
     choose_device(config.device)
     if config.loss != "proxy_anchor":
         baselines.make(config.loss, 2, 2, **config.loss_options)
-    Encoder.create(config.encoder, **config.encoder_options)
     Data.check(config, _sets(_source(config)), hold_out=config.validation_fraction > 0)
+    Encoder.create(config.encoder, **config.encoder_options)  # last: it may have to be downloaded
 
 
 def notes(config: BaseConfig) -> list[str]:

@@ -390,5 +390,5 @@ def dry_run(config: TrainConfig) -> str:
     return (
         f"{data}\nencoder: {encoder.name}, {weights:.1f} million weights, {encoder.image_size} "
         f"pixels, {encoder.dim} dimensions\nrun folder: {run.path}\n{steps:,} steps with batches "
-        f"of {config.batch_size} on {processes.device}: about {steps * seconds / 60:.0f} minutes"
+        f"of {config.batch_size} on {processes.device}: about {steps * seconds // 60 + 1:,.0f} min"
     )

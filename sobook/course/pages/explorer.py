@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sobook import geometry
-from sobook.course.pages.page import Page, render, sprite
+from sobook.course.pages.page import Page, plain_name, render, sprite
 from sobook.data import image_sets, pixels
 from sobook.data.image_sets import ImageSet
 from sobook.embedding import embed
@@ -121,8 +121,7 @@ def build(
     order = np.arange(len(class_names))
     order[:C] = class_order(first.proxies[first.epochs.index(first.kept)])
     labels = np.argsort(order)[labels]
-    names = [name.partition(".")[2].replace("_", " ") or name for name in class_names]
-    names = [names[c] for c in order.tolist()]
+    names = [plain_name(class_names[c]) for c in order.tolist()]
     runs: list[dict[str, Any]] = []
     for name, model in models.items():
         proxies = np.stack([geometry.unit_rows(p) for p in model.proxies])

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from sobook.course.aviary.species import species
-from sobook.course.pages.page import Page, read_asset, render, sprite
+from sobook.course.pages.page import Page, plain_name, read_asset, render, sprite
 from sobook.data import image_sets, pixels
 from sobook.embedding import embed
 from sobook.encoder import Encoder
@@ -40,7 +40,7 @@ _PIECE_BYTES = 80_000  # features of one split in a notebook
 _SHEET_BYTES = 1_300_000  # sheet of pictures, as text
 _LOOKS = ((44, 60), (36, 55), (28, 50), (20, 40))  # side in pixels, and quality of WebP
 _ONLY_PYTHON = {"loss", "loss_options", "regularizer", "regularizer_weight", "images_per_class"}
-_ONLY_PYTHON |= {"so_pairs_fraction", "max_images_per_class"}
+_ONLY_PYTHON |= {"so_pairs_fraction", "so_reduction", "max_images_per_class", "schedule"}
 _FEWEST = 4  # classes of either split: validation takes two of the training classes
 
 
@@ -92,14 +92,13 @@ def from_features(file: str | os.PathLike) -> Page:
             f"{file}: it must be an .npz with numbers features (N, F), and labels (N,) and split "
             f"(N,), without Python objects: {first_line(error)}."
         ) from None
-    features, labels, names = {}, {}, {}
-    for name, (rows, classes) in splits.items():
+    parts = {}
+    for split, (features, classes) in splits.items():
         codes = np.unique(classes, return_inverse=True)[1]
-        kept = _fitting(codes, rows.shape[1], _MOST_BYTES)
-        features[name] = rows[kept]
-        names[name], labels[name] = np.unique(classes[kept], return_inverse=True)
-    data = {"note": f"Features: {file.name}.", "in_python": False}
-    return _build(features, labels, names, HeadConfig(dim=64), data)
+        kept = _fitting(codes, features.shape[1], _MOST_BYTES)
+        names, labels = np.unique(classes[kept], return_inverse=True)
+        parts[split] = features[kept], labels, names
+    return _build(parts, HeadConfig(dim=64), f"Features: {file.name}.", in_python=False)
 
 
 def _read(file: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -150,37 +149,29 @@ def _from_images(config: HeadConfig, most_bytes: int, step: str | None = None) -
         raise SobookError(f"the lab trains in the browser, without {', '.join(refused)}: drop it.")
     encoder = Encoder.create(config.encoder, **config.encoder_options)
     encoder = encoder.to(choose_device(config.device))
-    splits, features, notes = {}, {}, []
-    for name in ("train", "test"):
-        images = image_sets.load(config.dataset, name, **config.load_options)
-        part = images.subset(_fitting(images.labels, encoder.dim, most_bytes))
-        splits[name], features[name] = part, embed(encoder, part, progress=False)
+    parts, notes = {}, []
+    for split in ("train", "test"):
+        images = image_sets.load(config.dataset, split, **config.load_options)
+        shown = images.subset(_fitting(images.labels, encoder.dim, most_bytes))
+        names = [plain_name(name) for name in shown.class_names]
+        parts[split] = embed(encoder, shown, progress=False), shown.labels, names
         notes += images.notes
-        if len(part) < len(images):
-            notes.append(f"{len(part):,} of {len(images):,} {name} images fit into the page")
-    labels = {name: images.labels for name, images in splits.items()}
-    names = {name: [_plain(c) for c in images.class_names] for name, images in splits.items()}
+        if len(shown) < len(images):
+            notes.append(f"{len(shown):,} of {len(images):,} {split} images fit into the page")
     note = "".join(f" Note: {note}." for note in dict.fromkeys(notes))
-    data: dict[str, Any] = {
-        "note": f"Images: {config.dataset}; encoder: {encoder.name}, frozen.{note}",
-        "in_python": True,
-        "step": step,
-    }
-    if step is None:
-        data["pictures"] = _pictures(splits["test"])
-        if config.dataset == "aviary":
-            data["marks"] = _marks(config, splits["test"].class_names)
-    return _build(features, labels, names, config, data)
+    note = f"Images: {config.dataset}; encoder: {encoder.name}, frozen.{note}"
+    if step is not None:
+        return _build(parts, config, note, step=step)
+    marks = _marks(config, shown.class_names) if config.dataset == "aviary" else None
+    return _build(parts, config, note, pictures=_pictures(shown), marks=marks)
 
 
-def _build(features, labels, names, config: HeadConfig, data: dict[str, Any]) -> Page:
-    """The page.
-
-    Args:
-        features, labels, names: split → (n, F), (n,), class names.
-        config: the settings that the page starts with.
-        data: what else the page shows: note, step, pictures, marks.
-    """
+def _build(
+    parts, config: HeadConfig, note: str, *, step=None, in_python=True, pictures=None, marks=None
+) -> Page:
+    """The page, of split → features (n, F), labels (n,) and class names."""
+    labels = {split: part[1] for split, part in parts.items()}
+    names = {split: part[2] for split, part in parts.items()}
     for split in ("train", "test"):
         sizes = np.bincount(labels[split], minlength=1)
         if len(sizes) < _FEWEST or sizes.min() < 2:
@@ -188,7 +179,7 @@ def _build(features, labels, names, config: HeadConfig, data: dict[str, Any]) ->
                 f"the {split} split has {len(sizes)} classes, the smallest of {sizes.min()} "
                 f"images: the lab needs at least {_FEWEST} classes with 2 images each."
             )
-    packed = pack(np.concatenate([features["train"], features["test"]]))
+    packed = pack(np.concatenate([parts["train"][0], parts["test"][0]]))
     frozen = unpack(packed)[len(labels["train"]) :]
     result, classes = evaluate(frozen, labels["test"], ks=(1,)), len(names["train"])
     held_out = min(max(round(config.validation_fraction * classes), 2), classes - 2)
@@ -196,8 +187,12 @@ def _build(features, labels, names, config: HeadConfig, data: dict[str, Any]) ->
     fewest = np.sort(np.bincount(labels["train"]))[: classes - held_out].sum()
     if config.batch_size > fewest:  # small sets: two batches an epoch
         config = config.replace(batch_size=max(int(fewest) // 2, 2))
-    data = {"step": None, "pictures": None, "marks": None} | data
-    data |= {
+    data = {
+        "note": note,
+        "step": step,
+        "in_python": in_python,
+        "pictures": pictures,
+        "marks": marks,
         "lab": {
             "features": packed,
             "labels": np.concatenate([labels["train"], labels["test"]]).tolist(),
@@ -210,14 +205,14 @@ def _build(features, labels, names, config: HeadConfig, data: dict[str, Any]) ->
             "frozen": {"recall_at_1": result.recall[1], "interval": result.interval(1)},
         },
         "names": {split: [str(name) for name in part] for split, part in names.items()},
-        "nearest": None if data["step"] else nearest_neighbors(frozen, _DEPTH)[1].tolist(),
+        "nearest": None if step else nearest_neighbors(frozen, _DEPTH)[1].tolist(),
         "start": config.to_dict(),
         "defaults": HeadConfig().to_dict(),
         "worker": read_asset("numerics.js") + read_asset("worker.js"),
     }
     source = render("lab", "The lab", data, scripts=_SCRIPTS)
     title = "The lab: a head that learns in this page"
-    return Page(source, title=title, height=900 if data["step"] else 1100)
+    return Page(source, title=title, height=900 if step else 1100)
 
 
 def _fitting(labels: np.ndarray, width: int, most_bytes: int) -> np.ndarray:
@@ -251,8 +246,3 @@ def _marks(config: HeadConfig, class_names) -> dict[str, Any]:
         "values": [list(values.values()) for values in marks],
         "genera": [birds[name].genus for name in class_names],
     }
-
-
-def _plain(name: str) -> str:
-    """Without number and underscores: "007.Barred_Ambertail" → "Barred Ambertail"."""
-    return (name.partition(".")[2] or name).replace("_", " ")

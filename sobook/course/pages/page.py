@@ -47,6 +47,11 @@ def render(name: str, title: str, data: Any, *, scripts: Sequence[str] = ()) -> 
     return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], template)
 
 
+def plain_name(name: str) -> str:
+    """Without number and underscores: "007.Barred_Ambertail" → "Barred Ambertail"."""
+    return (name.partition(".")[2] or name).replace("_", " ")
+
+
 def thumbnail(image: Image.Image, side: int) -> Image.Image:
     """The middle square of an image, `side` pixels wide."""
     return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.functional import layer_norm, normalize
 
 from sobook import geometry
-from sobook.course.pages import lab as lab_page, playground
+from sobook.course.pages import lab as lab_page
 from sobook.course.pages.page import read_asset
 from sobook.figures.proxies import random_angle_density
 from sobook.losses import SoftOrthogonalProxyAnchor
@@ -33,7 +33,6 @@ CASES = {
     "D = 2": {"dim": 2},
     "b learned, centered": {"threshold_lr": 0.01, "threshold": 0.1, "center": True},
     "clipped, decay, C > D": {"clip_norm": 0.5, "weight_decay": 0.05, "dim": 8},
-    "constant, SO as a sum": {"schedule": "constant", "so_reduction": "sum", "so_weight": 0.05},
 }
 
 
@@ -63,7 +62,7 @@ class InPyTorch:
     def __init__(self, config: HeadConfig, start: dict, classes: int, steps: int, dtype):
         self.config, self.steps, self.dtype = config, steps, dtype
         self.head = nn.Linear(len(start["weight"][0]), config.dim)
-        names = ("margin", "scale", "threshold", "so_weight", "so_reduction")
+        names = ("margin", "scale", "threshold", "so_weight")
         options = {name: getattr(config, name) for name in names}
         self.loss = SoftOrthogonalProxyAnchor(
             classes, config.dim, learn_threshold=config.threshold_lr > 0, **options
@@ -85,8 +84,7 @@ class InPyTorch:
             for name, p in self.learned.items()
         )
         factor = lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))  # noqa: E731
-        schedule = factor if config.schedule == "cosine" else lambda step: 1
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, schedule)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
 
     def embed(self, features: torch.Tensor) -> torch.Tensor:
         return normalize(self.head(layer_norm(features.to(self.dtype), features.shape[1:])), dim=1)
@@ -172,9 +170,9 @@ def test_100_steps_as_in_pytorch(lab, name):
 
 # ---- embeddings and proxies ----------------------------------------------------------------------
 
-SEARCH = """({ rows, D, labels, T, k }) => {
+SEARCH = """async ({ rows, D, labels, T, k }) => {
   const { unit } = numerics.unitRows(Float32Array.from(rows), D);
-  const neighbors = numerics.nearest(unit, D, k);
+  const neighbors = await numerics.nearest(unit, D, k);
   const { recall_at_1, hits, queries } = numerics.recall(neighbors, k, labels, T);
   return { neighbors: [...neighbors], recall_at_1, hits: [...hits], queries: [...queries],
     interval: numerics.classInterval(hits, queries) };
@@ -213,7 +211,7 @@ def test_geometry_is_that_of_describe(lab, classes, dim):
         {"P": proxies.flatten().tolist(), "X": embeddings.flatten().tolist(), "D": dim},
     )
     shape = geometry.describe(proxies)
-    for name in ("rms_cosine", "mean_cosine", "coherence", "welch_bound", "chance_cosine"):
+    for name in ("rms_cosine", "mean_cosine", "coherence", "welch_bound"):
         assert seen[name] == pytest.approx(getattr(shape, name), abs=1e-6)
     assert seen["floor"] == pytest.approx(shape.orthogonality_floor / classes / (classes - 1))
     mean, proxy = embeddings.mean(0), geometry.unit_rows(proxies).mean(0)
@@ -250,33 +248,32 @@ def test_a_batch_plan_takes_each_image_once_an_epoch(lab):
 
 # ---- the worker ----------------------------------------------------------------------------------
 
-TALK = """({ source, data, talk, runs, brief }) => new Promise((resolve) => {
+TALK = """({ source, data, talk, runs }) => new Promise((resolve) => {
   const worker = new Worker(URL.createObjectURL(new Blob([source]))), heard = [];
-  const plain = (_, value) => (ArrayBuffer.isView(value) ? (brief ? [] : [...value]) : value);
+  const plain = (_, value) => (ArrayBuffer.isView(value) ? [...value] : value);
   worker.onmessage = ({ data: message }) => {
-    heard.push([performance.now(), JSON.stringify(message, plain)]);
+    heard.push(JSON.parse(JSON.stringify(message, plain)));
     for (const next of talk[message.type]?.shift() ?? []) worker.postMessage(next);
     if (["done", "error"].includes(message.type) && !(runs -= 1)) {
       worker.terminate();
-      resolve(heard.map(([at, text]) => ({ at, ...JSON.parse(text) })));
+      resolve(heard);
     }
   };
   worker.postMessage({ type: "load", data });
 })"""
 
 
-def talk(lab, runs: int = 1, *, data: dict | None = None, brief=False, **answers) -> list[dict]:
+def talk(lab, runs: int = 1, **answers) -> list[dict]:
     """All that the worker says until so many runs are over.
 
-    `answers` has what it is told at the first, second … message of a kind; `brief` drops arrays.
+    `answers` has what it is told at the first, second … message of a kind.
     """
     source = read_asset("numerics.js") + read_asset("worker.js")
-    data = data or packed(*toy(0), *toy(1))
-    what = {"source": source, "data": data, "talk": answers, "runs": runs, "brief": brief}
+    what = {"source": source, "data": packed(*toy(0), *toy(1)), "talk": answers, "runs": runs}
     return lab(TALK, what)
 
 
-def packed(train, train_labels, test, test_labels, held_out: int = 2) -> dict:
+def packed(train, train_labels, test, test_labels) -> dict:
     """Training and test classes as the lab's page hands them to its worker."""
     classes = len(set(train_labels))
     order = [np.random.default_rng(seed).permutation(classes).tolist() for seed in range(2)]
@@ -286,7 +283,7 @@ def packed(train, train_labels, test, test_labels, held_out: int = 2) -> dict:
         "sizes": {"train": len(train), "test": len(test)},
         "classes": {"train": classes, "test": len(set(test_labels))},
         "class_order": order,
-        "held_out": held_out,
+        "held_out": 2,
     }
 
 
@@ -342,15 +339,5 @@ def test_seeds_decide_and_errors_are_one_sentence(lab):
     assert first["parts"] == same["parts"] != other["parts"] and first["epoch"] == 6
     heard = talk(lab, ready=[[start(batch_size=400)]])
     assert heard[-1]["message"] == "batch_size is 400, but there are only 200 training images."
-    heard = talk(lab, ready=[[start(head_lr=1e38, schedule="constant")]])
+    heard = talk(lab, ready=[[start(head_lr=1e38)]])
     assert "lower the learning rates" in heard[-1]["message"]
-
-
-def test_the_worker_starts_under_a_pages_own_policy_and_inside_a_notebook(visit):
-    """No network, no eval, and in a notebook an origin of its own: a worker from a blob is left."""
-    shown, ready = playground.page(), [[start(epochs=1)]]
-    page = visit(shown.source, bypass_csp=False)
-    assert talk(page.evaluate, ready=ready)[-1]["type"] == "done"
-    page = visit(HEAD + shown._repr_html_(), bypass_csp=False)
-    page.frame_locator("iframe").locator("#step").wait_for()
-    assert talk(page.frames[1].evaluate, ready=ready)[-1]["type"] == "done"

@@ -32,15 +32,8 @@ def site(tmp_path_factory):
 
 
 @pytest.fixture
-def tab(browser, site):
-    page = browser.new_page(viewport={"width": 400, "height": 800}, bypass_csp=True)
-    errors = []
-    page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(site[1].as_uri())
-    yield page
-    assert errors == []
-    page.close()
+def tab(visit, site):
+    return visit(site[1].read_text(), viewport={"width": 400, "height": 800})
 
 
 def shown(tab) -> list[str]:

@@ -11,6 +11,8 @@ const $ = (id) => document.getElementById(id);
 const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
 const cssColor = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const fixed = (value, digits = 3) => value.toFixed(digits).replace("-", "−");
+const rowsOf = (matrix, D) =>
+  Array.from({ length: matrix.length / D }, (_, i) => matrix.subarray(i * D, (i + 1) * D));
 const percent = (value, digits = 0) => `${(100 * value).toFixed(digits)} %`;
 
 // ---- elements --------------------------------------------------------------------------------
@@ -55,6 +57,12 @@ function circle(g, [x, y], radius) {
   g.arc(x, y, radius, 0, 2 * Math.PI);
 }
 
+function disc(g, place, radius, color) {
+  circle(g, place, radius);
+  g.fillStyle = color;
+  g.fill();
+}
+
 function path(g, points) {
   g.beginPath();
   for (const point of points) g.lineTo(...point);
@@ -80,15 +88,10 @@ function arrow(g, from, to, width) {
 
 // `draw` in the next frame, once, however often it is asked for until then.
 function inNextFrame(draw) {
-  let waiting = false;
+  let frame;
   return () => {
-    if (!waiting) {
-      requestAnimationFrame(() => {
-        waiting = false;
-        draw();
-      });
-    }
-    waiting = true;
+    cancelAnimationFrame(frame);
+    frame = requestAnimationFrame(draw);
   };
 }
 
@@ -108,20 +111,17 @@ function pointer(event, canvas) {
 
 // `press(place)`, then `move(place, change)` until the pointer is released.
 function onDrag(canvas, press, move) {
-  let held = null;
+  let place;
   canvas.onpointerdown = (event) => {
-    held = pointer(event, canvas);
+    place = pointer(event, canvas);
     canvas.setPointerCapture(event.pointerId);
-    press(held);
+    press(place);
   };
   canvas.onpointermove = (event) => {
-    if (!held) return;
-    const [before, now] = [held, pointer(event, canvas)];
-    held = now;
-    move(now, [now[0] - before[0], now[1] - before[1]]);
-  };
-  canvas.onpointerup = canvas.onpointercancel = () => {
-    held = null;
+    if (!canvas.hasPointerCapture(event.pointerId)) return;
+    const [x, y] = place;
+    place = pointer(event, canvas);
+    move(place, [place[0] - x, place[1] - y]);
   };
 }
 

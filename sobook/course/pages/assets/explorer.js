@@ -106,9 +106,7 @@ function drawMap() {
   const chosen = focus();
   mapSide = w;
   const dot = (i, color, radius) => {
-    g.fillStyle = color;
-    circle(g, point(i), radius);
-    g.fill();
+    disc(g, point(i), radius, color);
     g.stroke();
   };
   g.globalAlpha = 0.7;
@@ -318,10 +316,6 @@ function change(values) {
   draw();
 }
 
-const announce = (text) => {
-  $("status").textContent = text;
-};
-
 function nameClasses(a, b) {
   if (b < 0 || a === b) return classes[a].name;
   const known = cosineText(run(), a, b);
@@ -330,7 +324,7 @@ function nameClasses(a, b) {
 
 function select(a, b = -1, image = -1) {
   change({ a, b: b === a ? -1 : b, image, over: [-1, -1] });
-  announce(a < 0 ? "nothing chosen" : nameClasses(a, b));
+  $("status").textContent = a < 0 ? "nothing chosen" : nameClasses(a, b);
 }
 
 function hover(over, event, image = -1) {
@@ -372,7 +366,7 @@ function search() {
   const exact = names.indexOf(wanted);
   const c = exact >= 0 ? exact : names.findIndex((name) => name.includes(wanted));
   if (c >= 0) select(c);
-  else announce(`no class is called ${$("search").value}`);
+  else $("status").textContent = `no class is called ${$("search").value}`;
 }
 
 // ---- pointer and keys ------------------------------------------------------------------------
@@ -423,15 +417,11 @@ function fillPage() {
 
 function listen() {
   const [heat, map] = [$("heat"), $("map")];
-  const onPoint = (act) => (event) => {
-    const { c, image } = pointAt(event);
-    act([c, -1], event, image);
-  };
   heat.onpointermove = (event) => hover(cellAt(event), event);
-  map.onpointermove = onPoint(hover);
+  map.onpointermove = (event) => hover([pointAt(event).c, -1], event, pointAt(event).image);
   heat.onpointerleave = map.onpointerleave = () => hover([-1, -1]);
   heat.onclick = (event) => select(...cellAt(event));
-  map.onclick = onPoint(([c], _, image) => select(c, -1, image));
+  map.onclick = (event) => select(pointAt(event).c, -1, pointAt(event).image);
   heat.onkeydown = heatKey;
   map.onkeydown = mapKey;
   document.onkeydown = pageKey;

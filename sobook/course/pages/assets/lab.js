@@ -60,7 +60,6 @@ const lab = {
   query: 0,
   running: null,
   cancelled: false,
-  drawn: 0, // times
 };
 
 // ---- workers ---------------------------------------------------------------------------------
@@ -96,10 +95,10 @@ async function series(wanted, progress = () => {}) {
   const number = clamp((navigator.hardwareConcurrency || 2) - 1, 1, 4);
   while (helpers.length < Math.min(number, wanted.length)) helpers.push(startWorker());
   const results = [];
-  const queue = [...wanted.entries()];
+  const queue = wanted.entries(); // from which all helpers take
   const work = async (helper) => {
-    while (queue.length && !lab.cancelled) {
-      const [k, settings] = queue.shift();
+    for (const [k, settings] of queue) {
+      if (lab.cancelled) return;
       const result = await helper.train(settings, true, () => {});
       if (!result.stopped) results[k] = remember(settings, result);
       progress(results.filter(Boolean).length);
@@ -138,11 +137,7 @@ function showBusy() {
 // ---- runs ------------------------------------------------------------------------------------
 
 const key = (settings) => JSON.stringify(Object.keys(START).map((name) => settings[name]));
-const resolved = (set) => ({
-  ...START,
-  ...set,
-  epochs: set.epochs === "×4" ? 4 * START.epochs : (set.epochs ?? START.epochs),
-});
+const resolved = ({ longer = 1, ...set }) => ({ ...START, ...set, epochs: longer * START.epochs });
 const find = (settings) =>
   lab.runs.findLast((run) => !run.changed && !run.stopped && key(run.settings) === key(settings));
 
@@ -150,11 +145,11 @@ const find = (settings) =>
 function remember(settings, result) {
   const { recall_at_1, validation_recall_at_1, interval, geometry, stopped, changed } = result;
   const numbers = { recall_at_1, validation_recall_at_1, interval, geometry, stopped, changed };
-  const { cosine, embedding_length } = result.means;
-  const means = { cosine, embedding_length };
+  const { means, hits, curve = null } = result;
+  const { cosine, embedding_length } = means;
   const number = (lab.runs.at(-1)?.number ?? 0) + 1;
-  const [hits, curve] = [Array.from(result.hits), result.curve ?? null];
-  const run = { number, settings, ...numbers, means, hits, curve };
+  const more = { means: { cosine, embedding_length }, hits: [...hits], curve };
+  const run = { number, settings, ...numbers, ...more };
   lab.runs.push(run);
   keep();
   showNotebook();
@@ -229,7 +224,7 @@ function world(settings) {
 function board(settings) {
   const { C, D } = world(settings);
   const random = numerics.generator(settings.seed);
-  const proxies = Float32Array.from({ length: C * D }, () => numerics.normal(random));
+  const proxies = Float32Array.from(numerics.normals(random, C * D));
   return {
     settings: { ...settings },
     C,
@@ -316,9 +311,8 @@ function openStep(number) {
   const choices = step.choices.map((text, k) => element("label", {}, radio(k), text));
   $("choices").replaceChildren(...choices);
   $("after").hidden = true;
-  [...$("steps").children].forEach((node, k) => {
-    node.ariaCurrent = k === number ? "step" : null;
-  });
+  for (const node of $("steps").children) node.ariaCurrent = null;
+  $("steps").children[number].ariaCurrent = "step";
   $("back").disabled = number === 0;
   $("next").disabled = last;
   $("next").textContent = last ? "Next →" : `Next: ${STORY[number + 1].name} →`;
@@ -331,12 +325,12 @@ function conclude(step, run, base) {
   const verdicts = [];
   if (lab.choice !== null)
     verdicts.push(lab.choice === came ? "As you predicted." : "Not what you predicted.");
-  const guesses = [
-    ["Recall@1", lab.guess.recall, run.recall_at_1],
-    ["RMS cosine", lab.guess.rms, run.geometry.rms_cosine],
-  ].filter(([, guess]) => guess !== null);
-  for (const [name, guess, truth] of guesses)
-    verdicts.push(`${name}: you said ${fixed(guess)}, it came out ${fixed(truth)}.`);
+  const compare = (name, guess, truth) => {
+    if (guess !== null)
+      verdicts.push(`${name}: you said ${fixed(guess)}, it came out ${fixed(truth)}.`);
+  };
+  compare("Recall@1", lab.guess.recall, run.recall_at_1);
+  compare("RMS cosine", lab.guess.rms, run.geometry.rms_cosine);
   const paragraph = (...content) => element("p", {}, ...content);
   const words = [verdicts.join(" "), ...step.after(run, base, now, came)].filter(Boolean);
   const where = element("b", {}, "Ten seeds in Python, on the aviary: ");
@@ -383,9 +377,8 @@ function showGauges() {
   const [low, high] = frozen.interval;
   const least = Math.sqrt(floor);
   showGauge("recall", live?.curve.at(-1)?.[1], { frozen: frozen.recall_at_1, band: low });
-  const track = $("gauge-recall").querySelector(".track");
-  const width = (100 * (high - low)) / track.querySelector("input").max;
-  track.querySelector(".band").style.width = `${width}%`;
+  const [band, input] = $("gauge-recall").querySelectorAll(".band, input");
+  band.style.width = `${(100 * (high - low)) / input.max}%`;
   showGauge("rms", live?.geometry?.rms_cosine, { chance, floor: least });
   $("rms-words").replaceChildren(
     element("span", { class: "keyed chance" }, `random directions ${fixed(chance)}`),
@@ -398,35 +391,34 @@ function showGauges() {
 const sorted = (list, extra) => [...new Set([...list, extra])].sort((a, b) => a - b);
 
 function addLevers() {
-  const add = (group, name, input, label) => {
-    $(group).append(label);
+  const add = (group, name, ...parts) => {
+    const label = element("label", {}, ...parts);
     for (const kind of ["pointerover", "focusin"])
       label.addEventListener(kind, () => $("lever-words").replaceChildren(MEANING[name]));
-    input.id = name;
+    $(group).append(label);
   };
   for (const lever of SLIDERS) {
-    const [name, title] = lever;
-    const list = sorted(lever[2], START[name]);
+    const [id, title, usual] = lever;
+    const list = sorted(usual, START[id]);
     lever[2] = list;
-    const limits = { type: "range", min: 0, max: list.length - 1, "aria-label": title };
+    const limits = { id, type: "range", min: 0, max: list.length - 1, "aria-label": title };
     const input = element("input", limits);
-    input.oninput = () => pull(name, list[input.value]);
-    const words = element("span", {}, title, element("output"));
-    add("live-levers", name, input, element("label", {}, words, input));
+    input.oninput = () => pull(id, list[input.value]);
+    add("live-levers", id, element("span", {}, title, element("output")), input);
   }
-  for (const [name, title, list] of CHOICES) {
-    const options = sorted(list, START[name]).map((value) => element("option", { value }, value));
-    const select = element("select", {}, ...options);
-    select.onchange = () => pull(name, Number(select.value));
-    add("next-levers", name, select, element("label", {}, title, select));
+  for (const [id, title, list] of CHOICES) {
+    const options = sorted(list, START[id]).map((value) => element("option", { value }, value));
+    const select = element("select", { id }, ...options);
+    select.onchange = () => pull(id, Number(select.value));
+    add("next-levers", id, title, select);
   }
-  const seed = element("input", { type: "number", min: 0, max: 9999 });
+  const seed = element("input", { id: "seed", type: "number", min: 0, max: 9999 });
   seed.onchange = () => pull("seed", clamp(Math.round(Number(seed.value)) || 0, 0, 9999));
-  add("next-levers", "seed", seed, element("label", {}, "seed", seed));
-  for (const [name, title, values] of SWITCHES) {
-    const box = element("input", { type: "checkbox" });
-    box.onchange = () => pull(name, values[Number(box.checked)]);
-    add("next-levers", name, box, element("label", { class: "check" }, box, title));
+  add("next-levers", "seed", "seed", seed);
+  for (const [id, title, values] of SWITCHES) {
+    const box = element("input", { id, type: "checkbox" });
+    box.onchange = () => pull(id, values[Number(box.checked)]);
+    add("next-levers", id, box, title);
   }
 }
 
@@ -458,18 +450,13 @@ function showSettings() {
 }
 
 function restore(settings) {
-  lab.settings = { ...settings };
+  lab.settings = settings;
   showSettings();
 }
 
 // ---- notebook of runs, forking paths ----------------------------------------------------------
 
 function showNotebook() {
-  showRuns();
-  showTries();
-}
-
-function showRuns() {
   const { runs } = lab;
   const rows = runs.slice(-60).map((run) => {
     const note = run.stopped ? " (stopped)" : run.changed ? " (levers moved)" : "";
@@ -491,6 +478,7 @@ function showRuns() {
   $("notebook-words").textContent = first
     ? `${runs.length} ${runs.length > 1 ? "runs" : "run"}; the best Recall@1 is that of number ${first.number}. Validation is on training classes held out; choose by it, since the unseen classes are for the last word.`
     : "Every run you start is written down here.";
+  showTries();
 }
 
 // Every pair of runs that differ in λ alone, one of them without SO: a try to make SO win.
@@ -615,8 +603,6 @@ async function confirm(name, times) {
 
 // ---- to Python -------------------------------------------------------------------------------
 
-const FROM_A_FILE = "# The features of this page came from a file; name a data set instead.";
-
 function asToml(value) {
   if (value === null) return '"none"';
   if (typeof value !== "object") return JSON.stringify(value);
@@ -632,7 +618,7 @@ function studyFile() {
   const names = Object.keys(DATA.defaults).filter((name) => !varied.includes(name) && !usual(name));
   const only = (line) => (settings.so_weight > 0 ? [line] : []);
   return [
-    ...(DATA.in_python ? [] : [FROM_A_FILE]),
+    ...(DATA.in_python ? [] : ["# The features of this page came from a file; name a data set."]),
     "# sobook study lab.toml",
     'title = "From the lab"',
     'trainer = "head"',
@@ -726,4 +712,3 @@ listen();
 loadRuns();
 openStep(Math.max(0, alone));
 announce(`No run yet. Recall@1 of the frozen encoder is ${fixed(frozen.recall_at_1)}.`);
-window.lab = lab;

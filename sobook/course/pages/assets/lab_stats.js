@@ -18,15 +18,9 @@ const statistics = (() => {
       extreme += Math.abs(total) >= seen;
     }
     const [low, high] = numerics.classInterval(change, queries);
+    const difference = sum(change) / sum(queries);
     const p = (extreme + 1) / (RESAMPLES + 1);
-    return {
-      difference: sum(change) / sum(queries),
-      low,
-      high,
-      p,
-      n: change.length,
-      over: "classes",
-    };
+    return { difference, low, high, p, n: change.length, over: "classes" };
   }
 
   // A number of two methods over the same five seeds: t interval and paired t test. With four

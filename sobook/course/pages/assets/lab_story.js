@@ -154,8 +154,8 @@ const STORY = (() => {
       views: ["angles", "curve", "loss-chart"],
       found:
         "In 512 dimensions, λ = 30 gained 0.016 after 20 epochs: higher. After 120 epochs the difference was −0.003 and after 240 it was +0.002: no difference shown (study convergence_heads). SO made heads learn faster, not better.",
-      set: { so_weight: 100, epochs: "×4" },
-      against: { epochs: "×4" },
+      set: { so_weight: 100, longer: 4 },
+      against: { longer: 4 },
       question: ({ epochs }) =>
         `${epochs} epochs are a short training, and a method may only be faster, not better. Both runs once more, four times as long. Compared with λ = 0, Recall@1 at λ = 100 will be …`,
       choices: DIFFERENCE,

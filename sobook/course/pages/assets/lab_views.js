@@ -7,8 +7,6 @@ let angles = [0.6, 0.35]; // from which the sphere is seen
 const fontOf = (canvas) =>
   `${parseFloat(getComputedStyle(canvas).fontSize) * 0.8}px system-ui, sans-serif`;
 const inner = (a, b) => a.reduce((total, value, d) => total + value * b[d], 0);
-const rowsOf = (matrix, D) =>
-  Array.from({ length: matrix.length / D }, (_, i) => matrix.subarray(i * D, (i + 1) * D));
 
 const groupOf = (c) => DATA.names.train[c].split(" ").at(-1);
 const groups = [...new Set(DATA.names.train.map((_, c) => groupOf(c)))];
@@ -19,7 +17,6 @@ const drawSoon = inNextFrame(draw);
 
 function draw() {
   const { live } = lab;
-  lab.drawn += 1;
   drawSpace(live);
   drawHeat(live);
   drawAngles(live);
@@ -62,9 +59,7 @@ function drawSpace(state) {
   images.forEach((v, i) => {
     const [x, y, near] = place(v, sampleClasses[i], (i % 7) / 7 - 0.4);
     g.globalAlpha = near < 0 ? 0.2 : 0.7;
-    g.fillStyle = color(sampleClasses[i]);
-    circle(g, [x, y], size * 0.009);
-    g.fill();
+    disc(g, [x, y], size * 0.009, color(sampleClasses[i]));
   });
   if (D <= 3 && state.gradients) drawSlopes(g, at, state, proxies, size);
   g.lineWidth = 1.2;
@@ -254,12 +249,9 @@ function drawCurve({ curve: points, interval, epochs, old }, guess) {
   curve(points, "--so", 3);
   if (points.length) {
     const [epoch] = points.at(-1);
-    circle(g, at(points.at(-1)), 4.5);
-    g.fill();
-    if (interval) {
-      const ends = interval.map((recall) => [epoch, recall]);
-      curve(ends, "--so", 2);
-    }
+    disc(g, at(points.at(-1)), 4.5, cssColor("--so"));
+    const ends = (interval ?? []).map((recall) => [epoch, recall]);
+    curve(ends, "--so", 2);
   }
   if (guess !== null) curve(level(guess), "--ink", 2, [2, 4]);
 }
@@ -274,11 +266,7 @@ function drawLoss({ losses, epochs, settings }) {
 
 // ---- words -------------------------------------------------------------------------------------
 
-// Text for who does not see a canvas.
-function describe(id, text) {
-  if ($(id).getAttribute("aria-label") !== text) $(id).setAttribute("aria-label", text);
-}
-
+// Below the canvases, and for who does not see them.
 function showWords({ D, C, means, curve, losses, proxies, settings, threshold }) {
   const shape = numerics.describe(proxies, D);
   const [rms, mean] = [fixed(shape.rms_cosine), fixed(shape.mean_cosine)];
@@ -294,18 +282,18 @@ function showWords({ D, C, means, curve, losses, proxies, settings, threshold })
   $("space-title").textContent = kind;
   $("space-words").textContent = `■ proxies, ● images${colored}. ${how} ${cosine}`;
   const sizes = `${C} proxies and images. ${cosine} Mean embedding ${fixed(length, 2)} long.`;
-  describe("space", `${kind}: ${sizes}`);
+  $("space").ariaLabel = `${kind}: ${sizes}`;
   const largest = `largest ${fixed(shape.coherence)}`;
-  describe("heat", `heatmap of ${C} by ${C} cosines: mean ${mean}, RMS ${rms}, ${largest}`);
+  $("heat").ariaLabel = `heatmap of ${C} by ${C} cosines: mean ${mean}, RMS ${rms}, ${largest}`;
   const bound = `; red: ${C} directions in ${D} dimensions cannot all stay within (Welch bound ${fixed(shape.welch_bound)})`;
   const words = `Gray: random directions, and dashed their spread, ±1/√D. RMS cosine ${rms}, mean ${mean}${shape.welch_bound > 0 ? bound : ""}.`;
   $("angles-words").textContent = words;
-  describe("angles", `histogram of the angles between proxies. ${words}`);
+  $("angles").ariaLabel = `histogram of the angles between proxies. ${words}`;
   const [first, last] = [curve[0], curve.at(-1)];
   const course = last
     ? `${fixed(first[1])} at the start, ${fixed(last[1])} at epoch ${last[0]}; frozen encoder ${fixed(frozen.recall_at_1)}`
     : "no run yet";
-  describe("curve", `Recall@1 over the epochs: ${course}`);
+  $("curve").ariaLabel = `Recall@1 over the epochs: ${course}`;
   const [anchor, so] = (losses.at(-1) ?? []).slice(1).map((value) => ` ${fixed(value, 2)}`);
   const learned = settings.threshold_lr > 0 && threshold !== undefined;
   $("loss-words").replaceChildren(
@@ -313,7 +301,7 @@ function showWords({ D, C, means, curve, losses, proxies, settings, threshold })
     element("span", { class: "keyed so" }, `λ·SO${so ?? ""}`),
     learned ? `b = ${fixed(threshold, 2)}` : "",
   );
-  describe("loss-chart", `loss: ${anchor ? `Proxy Anchor${anchor}, λ·SO${so}` : "no run yet"}`);
+  $("loss-chart").ariaLabel = `loss: ${anchor ? `Proxy Anchor${anchor}, λ·SO${so}` : "no run yet"}`;
 }
 
 // ---- pictures ----------------------------------------------------------------------------------
@@ -322,22 +310,20 @@ function showWords({ D, C, means, curve, losses, proxies, settings, threshold })
 function marksOf(c) {
   const { names, values } = DATA.marks;
   const bills = ["short", "usual", "long"];
-  const marks = names.map((name, k) => [
-    name,
-    name === "bill length" ? bills[values[c][k]] : values[c][k],
-  ]);
-  const special = marks.filter(
-    ([, value]) => !["none", "plain", "dark", 0, "usual"].includes(value),
-  );
-  return special.map((mark) => mark.join(" ")).join(", ");
+  const marks = names.flatMap((name, k) => {
+    const value = name === "bill length" ? bills[values[c][k]] : values[c][k];
+    return ["none", "plain", "dark", 0, "usual"].includes(value) ? [] : [`${name} ${value}`];
+  });
+  return marks.join(", ");
 }
 
 // What separates a query from the species wrongly retrieved for it, one line each.
 function mistakes(query, retrieved) {
-  const { names, values, genera } = DATA.marks ?? { names: [] };
+  if (!DATA.marks) return [];
+  const { names, values, genera } = DATA.marks;
   const own = TEST_LABELS[query];
   const wrong = new Set(retrieved.map((i) => TEST_LABELS[i]).filter((c) => c !== own));
-  return [...wrong].slice(0, names.length && 3).map((c) => {
+  return [...wrong].slice(0, 3).map((c) => {
     const differing = names.filter((_, k) => values[c][k] !== values[own][k]).join(", ");
     const genus = genera[c] === genera[own] ? "same genus" : "another genus";
     const text = `✗ ${DATA.names.test[c]}: ${genus}, other ${differing}`;

@@ -133,6 +133,7 @@ const numerics = (() => {
 
   const normal = (random) =>
     Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());
+  const normals = (random, n) => Float64Array.from({ length: n }, () => normal(random));
 
   // The whole numbers below n in random order.
   function shuffled(random, n) {
@@ -160,7 +161,7 @@ const numerics = (() => {
     const q = new Float64Array(D * F);
     for (let i = 0; i < Math.min(D, F); i++) {
       const row = q.subarray(i * length, (i + 1) * length);
-      for (let l = 0; l < length; l++) row[l] = normal(random);
+      row.set(normals(random, length));
       for (let j = 0; j < i; j++) {
         const other = q.subarray(j * length, (j + 1) * length);
         const along = row.reduce((sum, value, l) => sum + value * other[l], 0);
@@ -209,10 +210,10 @@ const numerics = (() => {
     return { value, embeddings, proxies: weighted(slopes, X, D), threshold: threshold_gradient };
   }
 
-  // As sobook.soft_orthogonality.
-  function softOrthogonality(P, D, reduction = "mean") {
+  // As sobook.soft_orthogonality, with the reduction "mean".
+  function softOrthogonality(P, D) {
     const C = P.length / D;
-    const pairs = reduction === "mean" ? C * (C - 1) : 1;
+    const pairs = C * (C - 1);
     const gram = product(P, P, D);
     for (let c = 0; c < C; c++) gram[c * C + c] -= 1;
     const proxies = weighted(gram, P, D).map((value) => (4 / pairs) * value);
@@ -234,10 +235,6 @@ const numerics = (() => {
     return out;
   }
 
-  // What loop.learning_rate_factor says.
-  const rateFactor = (step, total, schedule) =>
-    schedule === "constant" ? 1 : 0.5 * (1 + Math.cos((Math.PI * step) / total));
-
   // What learns, and how it takes a step: sobook's Trainer with a head, Proxy Anchor and SO.
   //
   // `settings` has the names and the meaning of HeadConfig, and may change between steps. `inputs`
@@ -249,8 +246,8 @@ const numerics = (() => {
       const random = generator(8 * settings.seed + 1);
       const zeros = new Float64Array(this.D);
       const weight = start.weight ?? orthogonal(random, this.D, F);
-      const kaiming = () => Math.sqrt(2 / C) * normal(random);
-      const proxies = start.proxies ?? Float64Array.from({ length: C * this.D }, kaiming);
+      const proxies =
+        start.proxies ?? normals(random, C * this.D).map((value) => Math.sqrt(2 / C) * value);
       this.weight = parameter("weight", weight, "head_lr", true);
       this.bias = parameter("bias", start.bias ?? zeros, "head_lr", false);
       this.proxies = parameter("proxies", proxies, "proxy_lr", true);
@@ -296,7 +293,7 @@ const numerics = (() => {
       for (const { gradient } of this.learned) squares += norm(gradient) ** 2;
       const gradient_norm = check("the gradient", Math.sqrt(squares), step);
       const clip = Math.min(1, this.settings.clip_norm / (gradient_norm + 1e-6));
-      const factor = rateFactor(step, this.steps, this.settings.schedule);
+      const factor = 0.5 * (1 + Math.cos((Math.PI * step) / this.steps)); // the cosine schedule
       for (const learned of this.learned) {
         const decay = learned.decays ? this.settings.weight_decay : 0;
         adamW(learned, factor * this.settings[learned.rate], decay, clip);
@@ -315,7 +312,7 @@ const numerics = (() => {
       const P = proxies.unit;
       const threshold = this.threshold.value[0];
       const anchor = proxyAnchor(X, labels, P, D, { ...settings, threshold });
-      const so = softOrthogonality(P, D, settings.so_reduction);
+      const so = softOrthogonality(P, D);
       this.gradients = {
         proxy_anchor: tangent(anchor.proxies.slice(), P, D),
         soft_orthogonality: tangent(so.proxies.slice(), P, D),
@@ -381,8 +378,8 @@ const numerics = (() => {
 
   // The k nearest other rows of each row, nearest first, in ties by index: (N, k). As
   // retrieval.nearest_neighbors. Every pair is looked at once, and rows meet the others in the
-  // order of their index. Yields between blocks, for who has to do something else as well.
-  function* nearestByTurns(unit, D, k) {
+  // order of their index. `pause` is awaited between blocks, for who has to do something else as well.
+  async function nearest(unit, D, k, pause = () => {}) {
     const [N, block] = [unit.length / D, 32];
     const neighbors = new Int32Array(N * k).fill(-1);
     const best = new Float32Array(N * k).fill(-Infinity);
@@ -407,12 +404,10 @@ const numerics = (() => {
           consider(j, i, cosines[at + j]);
         }
       }
-      yield neighbors;
+      await pause();
     }
     return neighbors;
   }
-
-  const nearest = (unit, D, k) => [...nearestByTurns(unit, D, k)].at(-1);
 
   // Recall@1 from neighbors (N, k): queries and hits of each of T classes. As retrieval.evaluate,
   // an image that is alone in its class is no query.
@@ -479,7 +474,6 @@ const numerics = (() => {
       coherence,
       welch_bound: Math.sqrt(Math.max(0, C - D) / (D * (C - 1))),
       floor: Math.max(0, (C * C) / D - C) / pairs,
-      chance_cosine: 1 / Math.sqrt(D),
     };
   }
 
@@ -487,14 +481,10 @@ const numerics = (() => {
   function commonMode(proxies, embeddings, D) {
     const proxy = meanRow(unitRows(proxies, D).unit, D);
     const embedding = meanRow(embeddings, D);
-    const length = norm(embedding);
+    const embedding_length = norm(embedding);
     const along = proxy.reduce((sum, value, d) => sum + value * embedding[d], 0);
-    return {
-      proxy: Float32Array.from(proxy),
-      embedding: Float32Array.from(embedding),
-      cosine: along / Math.max(norm(proxy) * length, 1e-12),
-      embedding_length: length,
-    };
+    const cosine = along / Math.max(norm(proxy) * embedding_length, 1e-12);
+    return { proxy, embedding, cosine, embedding_length };
   }
 
   const degrees = (cosine) => (Math.acos(Math.max(-1, Math.min(1, cosine))) * 180) / Math.PI;
@@ -518,8 +508,8 @@ const numerics = (() => {
 
   // biome-ignore format: a list of names
   return {
-    unitRows, tangent, gather, generator, normal, batchPlan, proxyAnchor, softOrthogonality,
-    layerNorm, Trainer, decode, nearestByTurns, nearest, recall, classInterval, cosines,
-    describe, commonMode, degrees, angleHistogram, randomAngleDensity,
+    unitRows, tangent, gather, generator, normals, batchPlan, proxyAnchor, softOrthogonality,
+    layerNorm, Trainer, decode, nearest, recall, classInterval, cosines, describe,
+    commonMode, degrees, angleHistogram, randomAngleDensity,
   };
 })();

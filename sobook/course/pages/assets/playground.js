@@ -6,8 +6,6 @@
 // ---- scene -----------------------------------------------------------------------------------
 
 const unitRows = (rows, D) => numerics.unitRows(rows, D).unit;
-const rowsOf = (matrix, D) =>
-  Array.from({ length: matrix.length / D }, (_, i) => matrix.subarray(i * D, (i + 1) * D));
 
 // Both terms of the loss, their sum, how they move proxies and images, and sobook.geometry's numbers.
 function evaluate({ proxies, images, labels, ...settings }) {
@@ -41,7 +39,7 @@ function step(scene) {
 // Proxies at random, and a few images around a random center for each class.
 function newScene(classes, dim, seed, each = 5) {
   const random = numerics.generator(1000 * seed + 10 * classes + dim);
-  const normals = () => Float64Array.from({ length: dim }, () => numerics.normal(random));
+  const normals = () => numerics.normals(random, dim);
   const [proxies, images, labels] = [[], [], []];
   for (let c = 0; c < classes; c++) {
     const center = unitRows(normals(), dim);
@@ -162,9 +160,7 @@ function draw() {
   rowsOf(images, dim).forEach((x, b) => {
     const [px, py, near] = place(x);
     g.globalAlpha = near < 0 ? 0.25 : 0.9;
-    g.fillStyle = PALETTE[labels[b]];
-    circle(g, [px, py], size * 0.009);
-    g.fill();
+    disc(g, [px, py], size * 0.009, PALETTE[labels[b]]);
   });
   const points = rowsOf(proxies, dim);
   const { anchorGradient, soGradient } = board.now;
@@ -199,11 +195,9 @@ function drawSlope(g, at, gradient, weight, color, side) {
 function drawDisc(g, c, px, py, near) {
   const radius = board.size * 0.032;
   g.globalAlpha = near < 0 ? 0.45 : 1;
-  g.fillStyle = PALETTE[c];
   g.strokeStyle = cssColor("--ink");
   g.lineWidth = c === board.chosen ? 4 : 1.5;
-  circle(g, [px, py], radius);
-  g.fill();
+  disc(g, [px, py], radius, PALETTE[c]);
   g.stroke();
   g.font = `bold ${Math.round(radius * 1.2)}px sans-serif`;
   g.textAlign = "center";

@@ -1,8 +1,8 @@
 // The lab's worker: trains on what the page sends, and answers with numbers to draw.
 //
 // Comes after numerics.js in one script. To the worker: load, start, set, stop; from it: ready,
-// started, progress, evaluated, done, error. Work is cut into short turns, so that a slider moved
-// while it trains is heard between two steps.
+// started, progress, evaluated, done, error. Training pauses often, so that a slider moved while it
+// trains is heard between two steps.
 
 const NEIGHBORS = 6; // kept for each test image
 const SAMPLE = 200; // training images that are drawn
@@ -10,8 +10,9 @@ const FRAME = 20; // milliseconds between two reports
 const TURN = 12; // milliseconds until messages are heard
 const turns = new MessageChannel();
 let data;
-let current = null;
-let waiting = false;
+let current; // the last run that was asked for
+let work = Promise.resolve(); // runs train one after the other
+let turnEnds = 0;
 
 const post = (type, message = {}) => postMessage({ type, ...message });
 
@@ -33,8 +34,17 @@ function split({ seed }) {
   };
 }
 
-// All of a run; yields whenever a turn may end.
-function* train(run) {
+// Let messages be heard once the turn is over.
+async function pause() {
+  if (performance.now() < turnEnds) return;
+  await new Promise((heard) => {
+    turns.port1.onmessage = heard;
+    turns.port2.postMessage(null);
+  });
+  turnEnds = performance.now() + TURN;
+}
+
+async function train(run) {
   const { settings, quiet } = run;
   const { rows, validation, classes } = split(settings);
   const labels = data.labels.slice(0, data.sizes.train).map((c) => classes.indexOf(c));
@@ -51,7 +61,7 @@ function* train(run) {
   Object.assign(run, { trainer, validation, epoch: 0 });
   post("started", { run: run.name, classes, sample, steps });
 
-  if (!quiet) yield* evaluate(run);
+  if (!quiet) await evaluate(run);
   for (let step = 0; step < steps && !run.stopped; step++) {
     if (step && step % per === 0) batches = plan();
     const { parts } = trainer.step(step, batches[step % per]);
@@ -60,10 +70,10 @@ function* train(run) {
       reported = performance.now();
       report(run, sample);
     }
-    if (!quiet && run.epoch % 2 === 0 && step + 1 < steps) yield* evaluate(run);
-    yield;
+    if (!quiet && run.epoch % 2 === 0 && step + 1 < steps) await evaluate(run);
+    await pause();
   }
-  if (!run.evaluated) yield* evaluate(run);
+  if (!run.evaluated) await evaluate(run);
   if (!quiet) report(run, sample);
   const { stopped, changed } = run;
   const { embeddings, gradients, ...state } = stateOf(run, rows);
@@ -90,19 +100,20 @@ function stateOf({ name, trainer, parts, epoch }, rows) {
 const report = (run, sample) => post("progress", stateOf(run, sample));
 
 // Recall@1 on the test classes and on the validation classes.
-function* evaluate(run) {
+async function evaluate(run) {
   const { sizes, classes, labels, inputs, F } = data;
   const { D } = run.trainer;
   // In float32, as `evaluate` gets them in Python.
   const embed = (matrix) => numerics.unitRows(Float32Array.from(run.trainer.embed(matrix)), D).unit;
   const test = embed(inputs.subarray(sizes.train * F));
-  const neighbors = yield* numerics.nearestByTurns(test, D, NEIGHBORS);
+  const neighbors = await numerics.nearest(test, D, NEIGHBORS, pause);
   const targets = labels.slice(sizes.train);
   const result = numerics.recall(neighbors, NEIGHBORS, targets, classes.test);
   const interval = numerics.classInterval(result.hits, result.queries);
   let validation_recall_at_1 = null;
   if (run.validation.length) {
-    const nearest = numerics.nearest(embed(numerics.gather(inputs, F, run.validation)), D, 1);
+    const rows = embed(numerics.gather(inputs, F, run.validation));
+    const nearest = await numerics.nearest(rows, D, 1, pause);
     const held = run.validation.map((row) => labels[row]);
     validation_recall_at_1 = numerics.recall(nearest, 1, held, classes.train).recall_at_1;
   }
@@ -111,12 +122,13 @@ function* evaluate(run) {
   if (!run.quiet) post("evaluated", { run: run.name, ...run.result });
 }
 
+// The run before is stopped, and reports first.
 function begin({ run: name, settings, quiet = false }) {
   stop();
-  while (current) advance(Infinity); // the old run reports first
-  current = { name, settings, quiet, stopped: false, changed: false };
-  current.work = train(current);
-  wake();
+  const run = { name, settings, quiet, stopped: false, changed: false };
+  current = run;
+  const failed = (error) => post("error", { run: name, message: error.message });
+  work = work.then(() => train(run)).catch(failed);
 }
 
 function stop() {
@@ -129,28 +141,5 @@ function change({ name, value }) {
   current.changed = true;
 }
 
-// Work on the current run until a moment, or to its end.
-function advance(until) {
-  const run = current;
-  try {
-    while (current && performance.now() < until) {
-      if (run.work.next().done) current = null;
-    }
-  } catch (error) {
-    current = null;
-    post("error", { run: run.name, message: error.message });
-  }
-}
-
-function wake() {
-  if (!waiting) turns.port2.postMessage(null);
-  waiting = true;
-}
-
-turns.port1.onmessage = () => {
-  waiting = false;
-  if (current) advance(performance.now() + TURN);
-  if (current) wake();
-};
 const actions = { load: ({ data: packed }) => load(packed), start: begin, set: change, stop };
 self.onmessage = ({ data: message }) => actions[message.type](message);
