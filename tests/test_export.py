@@ -15,6 +15,7 @@ from packaging.version import Version
 from PIL import Image
 
 from sobook import export
+from sobook.data import image_sets
 from sobook.data.loader import evaluation_crop, evaluation_short_side
 from sobook.encoder import MICRO
 from sobook.errors import SobookError
@@ -122,7 +123,7 @@ np.savez(sys.argv[3], **embeddings)
     ],
 )
 def test_without_sobook_every_export_gives_the_same_embeddings(
-    name, settings, run, tmp_path, request
+    name, settings, tiny_aviary, tiny_options, tmp_path, request
 ):
     if settings["weights"] == "shared":
         weights = request.getfixturevalue("shared_weights") / "deit_tiny_patch16_224.pth"
@@ -132,7 +133,8 @@ def test_without_sobook_every_export_gives_the_same_embeddings(
     has_onnx = Version(torch.__version__) >= Version("2.9") and find_spec("onnxruntime")
     if has_onnx and name == MICRO:  # the others take long
         export.to_onnx(SimpleNamespace(encoder=lambda: encoder), tmp_path / "encoder.onnx")
-    pictures = [Image.open(path) for path in run.sets["test"].paths[:6]]
+    drawn = image_sets.load("aviary", "test", tiny_aviary, **tiny_options)
+    pictures = [Image.open(path) for path in drawn.paths[:6]]
     files = []
     for position, picture in enumerate(pictures):  # wide, tall, large and small
         size = [(150, 210), (301, 200), (64, 91), (500, 377), (224, 224), (97, 640)][position]
