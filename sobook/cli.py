@@ -5,6 +5,7 @@ Names of `sobook` are imported when first used, so ``--help`` never loads torch.
 
 import argparse
 import functools
+import math
 import sys
 import types
 import warnings
@@ -130,7 +131,7 @@ class Evaluate(Source):
 class Compare:
     """Set runs on the same data side by side; differences are to the first.
 
-    Intervals are 95 % bootstrap intervals over classes; those of differences are paired.
+    Intervals are 95 % intervals over classes; those of differences are paired.
 
     For instance: sobook compare data/runs/pa data/runs/so100
     """
@@ -151,13 +152,12 @@ class Compare:
                 run.config, run.encoder(), sets=run.sets, progress=True
             )
             results.append(result)
-            low, high = result.interval(1)
             paired = sobook.statistics.compare_classes(results[0], result)
-            difference = f"{paired.difference:+.3f} [{paired.low:+.3f}, {paired.high:+.3f}]"
+            difference = f"{paired.difference:+.3f} ({_interval(paired.low, paired.high)})"
             shape = sobook.describe(run.proxies())
             row = {"run": run.path.name, "so_weight": f"{run.config.so_weight:g}"}
             row |= {"epoch": f"{run.state['selected_epoch']} of {run.config.epochs}"}
-            row |= {"R@1": result.recall[1], "95 % interval": f"{low:.3f} – {high:.3f}"}
+            row |= {"R@1": result.recall[1], "95 % interval": _interval(*result.interval(1))}
             row |= {"difference": difference if len(results) > 1 else "–"}
             rows.append(row | {"RMS cos": shape.rms_cosine, "coherence": shape.coherence})
         print(pd.DataFrame(rows).to_string(index=False, float_format="{:.3f}".format))
@@ -349,9 +349,9 @@ class Grade:
                   sobook grade handed-in/*/*.ipynb --out grades.csv --gradebook class.csv --jobs 2
     """
 
-    # Submitted notebooks; any file name works, since the exercises identify the notebook.
+    # Submitted notebooks; a folder is a student, or a file, where all lie in one folder.
     notebooks: tyro.conf.Positional[tuple[Path, ...]]
-    out: Path  # The CSV to write, anew after each notebook.
+    out: Path  # The CSV to write, anew after each notebook; what it holds already is kept.
     gradebook: Path | None = None  # A CSV with a row per student and a column per exercise.
     class_list: Path | None = None  # A CSV with the columns folder, id, name: all get a row.
     timeout: float = 900.0  # Seconds for each notebook.
@@ -389,13 +389,17 @@ def _image_sets(config: TrainConfig, run: "sobook.Run | None") -> dict[str, Any]
 
 def _report(title: str, result: dict[str, Any], notes: Iterable[str], device: object) -> None:
     """Print the scalar results of a retrieval, see `Retrieval.summary`, and notes on the data."""
-    low, high = next(result[key] for key in result if key.endswith("_interval"))
+    ends = next(result[key] for key in result if key.endswith("_interval")) or (math.nan, math.nan)
     print(f"{title}:", "  ".join(f"R@{k} {value:.3f}" for k, value in result["recall"].items()))
-    print(f"  95 % interval of the first over classes {low:.3f} – {high:.3f}; MAP@R", end=" ")
-    print(f"{result['map_at_r']:.3f}, R-precision {result['r_precision']:.3f};", end=" ")
+    print(f"  95 % interval of the first over classes: {_interval(*ends)}", end="; ")
+    print(f"MAP@R {result['map_at_r']:.3f},", f"R-precision {result['r_precision']:.3f}", end="; ")
     print(f"{result['queries']:,} queries")
     _print_notes(notes)
     print(f"  computed on {device}")
+
+
+def _interval(low: float, high: float) -> str:
+    return "none, of so few classes" if math.isnan(low) else f"{low:.3f} to {high:.3f}"
 
 
 def _print_notes(notes: Iterable[str]) -> None:

@@ -186,13 +186,14 @@ def weights_digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def make_head(features: int, dim: int | None) -> nn.Module:
+def make_head(features: int, dim: int | None, *, bias: bool = True) -> nn.Module:
     """LayerNorm without parameters, then Linear with orthogonal start: HIER's head for DeiT."""
     if dim is None:
         return nn.Identity()
-    linear = nn.Linear(features, dim)
+    linear = nn.Linear(features, dim, bias=bias)
     nn.init.orthogonal_(linear.weight)
-    nn.init.zeros_(linear.bias)
+    if bias:
+        nn.init.zeros_(linear.bias)
     return nn.Sequential(nn.LayerNorm(features, elementwise_affine=False), linear)
 
 

@@ -163,7 +163,8 @@ def _model_card(run: Run, encoder: Encoder) -> str:
     config = config.replace(**names)
     changed = config.differences(TrainConfig())
     settings = ", ".join(f"{name} {value!r}" for name, (value, _) in changed.items())
-    low, high = retrieval["recall_at_1_interval"]
+    interval = retrieval["recall_at_1_interval"]
+    ends = f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "none, of so few classes"
     recalls = ", ".join(f"Recall@{k} {value:.3f}" for k, value in retrieval["recall"].items())
     home = f"{data_root(config.root)}{os.sep}"
     notes = "".join(f"- {note}\n" for note in retrieval["notes"]).replace(home, "")
@@ -190,8 +191,8 @@ encoder = HubEncoder.from_pretrained("you/name")  # images (B, 3, H, W) uint8 â†
 Images: short side to {evaluation_short_side(encoder.image_size)}, center crop of
 {encoder.image_size} pixels. The backbone alone opens with timm; its feature is the {feature}.
 
-On {retrieval["queries"]:,} images of test classes never trained on: {recalls}; Recall@1 has a 95 %
-bootstrap interval over classes of [{low:.3f}, {high:.3f}]. MAP@R {retrieval["map_at_r"]:.3f}.
+On {retrieval["queries"]:,} images of test classes never trained on: {recalls}; 95 % interval of
+Recall@1 over classes: {ends}. MAP@R {retrieval["map_at_r"]:.3f}.
 The epoch was chosen by: {config.selection}. Expect little on classes of another kind. The license
 of the training images may cover what is made from them.
 {notes}"""

@@ -51,18 +51,19 @@ class Retrieval:
         return np.bincount(classes).astype(np.float64), np.bincount(classes, weights=hits)
 
     def interval(self, k: int) -> tuple[float, float]:
-        """95 % interval of Recall@K, drawing whole classes (`statistics.class_interval`)."""
+        """95 % interval of Recall@K over classes, see `statistics.class_interval`."""
         queries, hits = self.by_class(k)
         return statistics.class_interval(hits, queries)
 
     def summary(self) -> dict[str, Any]:
         """The scalar results, with a 95 % interval of the first recall, for a JSON file."""
         first = self.ks[0]
+        interval = [round(end, 6) for end in self.interval(first) if np.isfinite(end)]
         return {
             "queries": len(self.labels),
             "unmatched": int((~self.counted).sum()),
             "recall": {str(k): round(value, 6) for k, value in self.recall.items()},
-            f"recall_at_{first}_interval": [round(end, 6) for end in self.interval(first)],
+            f"recall_at_{first}_interval": interval or None,
             "map_at_r": round(self.map_at_r, 6),
             "r_precision": round(self.r_precision, 6),
         }
@@ -215,7 +216,7 @@ def _at_r(relevant: np.ndarray, num_relevant: np.ndarray) -> tuple[np.ndarray, n
 
 def _unit_rows(rows: Any, name: str) -> np.ndarray:
     """(N, D) float32 rows of unit length."""
-    rows = np.asarray(rows.detach().float().cpu() if hasattr(rows, "detach") else rows)
+    rows = statistics.as_array(rows.detach().float().cpu() if hasattr(rows, "detach") else rows)
     if rows.ndim != 2 or not rows.size or rows.dtype.kind not in "biuf":
         raise SobookError(f"{name} are {rows.dtype} {rows.shape}, expected numbers (N, D).")
     rows = rows.astype(np.float64)
@@ -227,7 +228,7 @@ def _unit_rows(rows: Any, name: str) -> np.ndarray:
 
 
 def _checked_labels(labels: Any, size: int) -> np.ndarray:
-    labels = np.asarray(labels.cpu() if hasattr(labels, "cpu") else labels)
+    labels = statistics.as_array(labels.cpu() if hasattr(labels, "cpu") else labels)
     if labels.shape != (size,) or labels.dtype.kind not in "iu":
         raise SobookError(f"labels are {labels.dtype} {labels.shape}, expected integers ({size},).")
     return labels.astype(np.int64)

@@ -20,28 +20,29 @@ ROOT = Path(__file__).resolve().parent.parent
 BUDGET = {
     "foundation": (("sobook", "sobook.errors", "sobook.files", "sobook.__main__"), 308, 240),
     "losses": (("sobook.losses",), 210, 210),
-    "geometry": (("sobook.geometry",), 290, 290),
-    "retrieval": (("sobook.retrieval",), 240, 240),
-    "statistics": (("sobook.statistics",), 220, 220),
-    "encoder": (("sobook.encoder",), 277, 270),
+    "geometry": (("sobook.geometry",), 289, 290),
+    "retrieval": (("sobook.retrieval",), 241, 240),
+    "statistics": (("sobook.statistics",), 274, 220),
+    "tilt": (("sobook.tilt",), 158, 160),  # of evidence: how far proxies and images tilt apart
+    "encoder": (("sobook.encoder",), 278, 270),
     "embedding": (("sobook.embedding",), 71, 70),
-    "search": (("sobook.search",), 275, 220),
+    "search": (("sobook.search",), 273, 220),
     "baselines": (("sobook.baselines",), 110, 100),
-    "export and cli": (("sobook.export", "sobook.cli"), 656, 430),
+    "export and cli": (("sobook.export", "sobook.cli"), 653, 430),
     "data": (("sobook.data",), 1386, 1050),
-    "training": (("sobook.training",), 1735, 1150),
-    "figures": (("sobook.figures",), 1299, 1200),
-    "course": (("sobook.course",), 1459, 1220),
-    "aviary": (("sobook.course.aviary",), 1288, 1270),
-    "studies": (("sobook.course.studies",), 835, 650),
-    "pages": (("sobook.course.pages",), 757, 660),
+    "training": (("sobook.training",), 1739, 1150),
+    "figures": (("sobook.figures",), 1289, 1200),
+    "course": (("sobook.course",), 1408, 1220),
+    "aviary": (("sobook.course.aviary",), 1270, 1270),
+    "studies": (("sobook.course.studies",), 890, 650),
+    "pages": (("sobook.course.pages",), 756, 660),
 }
 WEB_BUDGET, WEB_GOAL = 3553, 3100
-TESTS_BUDGET, TESTS_GOAL = 11809, 9500
+TESTS_BUDGET, TESTS_GOAL = 12041, 9500
 FOUNDATION = ("errors", "files")
 # What these import of sobook beside the foundation, so that each can be read alone.
 STANDS_ALONE = {"losses": (), "statistics": (), "retrieval": ("statistics",), "encoder": ()}
-STANDS_ALONE |= {"baselines": (), "geometry": (), "embedding": ("data", "encoder")}
+STANDS_ALONE |= {"baselines": (), "tilt": (), "geometry": (), "embedding": ("data", "encoder")}
 # The drawn birds are one data set of many: found by name, imported when asked for.
 BY_NAME = {
     ("sobook.data.image_sets", "sobook.course.aviary.species"),

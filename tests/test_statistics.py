@@ -62,7 +62,35 @@ def test_interval_equals_scipy(rng):
     successes = np.bincount(labels, weights=hits, minlength=30)
     expected = pytest.approx(tuple(scipy_bootstrap(successes, queries)), abs=0.004)
     assert class_interval(successes, queries) == expected == results(hits, labels).interval(1)
-    assert results(np.ones(20), np.repeat([0, 1], 10)).interval(1) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("mean", [0.5, 0.9])
+@pytest.mark.parametrize("classes", [4, 10])
+def test_interval_over_few_classes_covers(mean, classes):
+    from tests.benchmarks.coverage import coverage  # which takes `results` from here
+
+    held, held_difference = coverage(mean, classes, draws=400)
+    assert 0.92 <= held <= 0.99 and held_difference >= 0.92
+
+
+def test_interval_over_few_classes_is_never_a_point():
+    all_right = results(np.ones(50), np.repeat(np.arange(5), 10))
+    low, high = all_right.interval(1)
+    assert 0.8 < low < 0.95 and 0.99 < high < 1
+    assert all(map(math.isnan, results(np.ones(30), np.repeat(np.arange(3), 10)).interval(1)))
+    assert all_right.summary()["recall_at_1_interval"] == pytest.approx([low, high], abs=1e-6)
+    alone = results([1, 1, 0], [0, 0, 0]).summary()
+    assert alone["recall_at_1_interval"] is None
+
+
+def test_interval_of_a_ratio_equals_that_of_a_regression_through_the_origin():
+    """statsmodels would call it a survey ratio; here SciPy's t interval of equal classes."""
+    change = np.array([3.0, -1, 0, 2, 1])
+    ends = stats.t.interval(0.95, 4, (change / 10).mean(), stats.sem(change / 10))
+    before, labels = np.tile(np.arange(10) < 4, 5), np.repeat(np.arange(5), 10)
+    after = np.concatenate([np.arange(10) < 4 + c for c in change])
+    compared = compare_classes(results(before, labels), results(after, labels))
+    assert (compared.low, compared.high) == pytest.approx(ends)
 
 
 def test_interval_over_classes_holds_the_truth_where_one_over_queries_does_not(rng):
@@ -141,11 +169,36 @@ def test_comparison_of_seeds_errs_as_often_as_it_says(rng):
     assert below == pytest.approx(0.05, abs=0.015)
 
 
-def test_seeds_without_variation_are_a_point_without_a_p_value():
-    compared = compare_seeds([0.5, 0.25], [0.75, 0.5])
-    assert (compared.difference, compared.low, compared.high) == (0.25, 0.25, 0.25)
-    assert math.isnan(compared.p_value)
+@pytest.mark.parametrize("first", [[0.5, 0.56], [0.62, 0.63], [0.1, 0.2, 0.3, 0.7, 0.9]])
+def test_a_constant_difference_is_not_decided_by_rounding(first):
+    """The last bit of a float made it certain, or nothing at all."""
+    second = np.array(first) + 0.01
+    compared = compare_seeds(first, second)
+    assert compared.p_value == 2.0 ** (1 - len(first)) and compared.low == compared.high
+    assert f"constant over {len(first)} seeds" in str(compared)
+    signs = stats.permutation_test(
+        (np.full(len(first), 0.01),), np.mean, permutation_type="samples", n_resamples=np.inf
+    )
+    assert compared.p_value == pytest.approx(signs.pvalue)
+    assert compare_seeds(first, np.array(first) + 1e-12).p_value == 1
     assert all(map(math.isnan, t_interval([0.5])))
+
+
+def test_masked_values_are_refused():
+    masked = np.ma.masked_array([0.5, 0.6, 0.7], mask=[False, True, False])
+    rows = np.ma.masked_array(np.eye(4), mask=np.eye(4, k=1))
+    labels = np.ma.masked_array([0, 0, 1, 1], mask=[0, 0, 0, 1])
+    for call in (
+        lambda: compare_seeds(masked, [1, 2, 3]),
+        lambda: t_interval(masked),
+        lambda: holm(masked),
+        lambda: evaluate(rows, [0, 0, 1, 1]),
+        lambda: evaluate(np.eye(4), labels),
+    ):
+        with pytest.raises(SobookError, match="masked"):
+            call()
+    unmasked = np.ma.masked_array([0.5, 0.6], mask=False)
+    assert compare_seeds(unmasked, [0.6, 0.8]).n == 2
 
 
 @pytest.mark.parametrize(
@@ -191,7 +244,8 @@ def seeds_compared(difference, p_value):
         (0.02, 0.06, [], "no difference shown"),
         (0.02, 0.03, [0.5], "no difference shown"),
         (0.02, 0.04, [0.01], "higher"),  # Holm: the largest p of a family is not raised
-        (0.02, 0.03, [math.nan, math.nan], "higher"),
+        (0.02, 0.03, [math.nan], "no difference shown"),  # a missing one counts with p = 1
+        (0.02, 0.02, [math.nan], "higher"),
         (0.02, math.nan, [], "no difference shown"),
     ],
 )

@@ -7,14 +7,13 @@ right raises `Wrong`.
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from sobook.errors import first_line
 
-Check = Callable[[object], str | None]  # judges an answer: raises Wrong, or says why it is right
 Clue = tuple[object, str]  # (value that a typical mistake gives, what to say about it)
+Steps = Iterator[tuple]  # clues, and (value, truth) or (value, truth, tolerance) after them
 
 # How wrong numbers are often related to the right ones.
 _RELATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -35,26 +34,15 @@ class Wrong(Exception):
     """An answer that is not right; the message says what is off, to the student."""
 
 
-class Outcome(NamedTuple):
-    """The value of a student's function, to be compared with the truth."""
-
-    value: object
-    expected: object
-    tolerance: float = 1e-4  # relative to the largest entry
-
-
-Steps = Iterator[Clue | Outcome]
-
-
 def settle(check: Callable[[object], Steps | None], answer: object) -> None:
-    """Compare each outcome that a check yields, knowing the clues that it yielded before."""
+    """Compare each value that a check yields with its truth, knowing the clues yielded before."""
     clues: list[Clue] = []
-    for step in check(answer) or ():
-        if isinstance(step, Outcome):
-            compare(*step, clues)
-            clues = []
+    for value, other, *tolerance in check(answer) or ():
+        if isinstance(other, str):
+            clues.append((value, other))
         else:
-            clues.append(step)
+            compare(value, other, clues, *tolerance)
+            clues = []
 
 
 def call(answer: object, *arguments: object) -> object:
@@ -72,9 +60,11 @@ def call(answer: object, *arguments: object) -> object:
 
 
 def compare(
-    value: object, expected: object, tolerance: float = 1e-4, clues: Sequence[Clue] = ()
+    value: object, expected: object, clues: Sequence[Clue] = (), tolerance: float = 1e-4
 ) -> None:
     """Compare a number or an array: shape first, then values, then what the difference looks like.
+
+    `tolerance` is relative to the largest entry.
 
     Raises:
         Wrong: with the clue that fits, or how the answer relates to the expected one.
@@ -90,11 +80,13 @@ def compare(
         raise Wrong("there is NaN in the answer: a division by 0, or the stub's placeholder?")
     if _same(got, expected, tolerance):
         return
-    for mistake, sentence in clues:
-        if _same(got, np.asarray(mistake, float), tolerance):
-            raise Wrong(sentence)
+    numbers = "" if got.ndim else f" Yours {got:.6g}, expected {expected:.6g}."
     with np.errstate(all="ignore"):
-        raise Wrong(_relation(got, expected, tolerance))
+        relations = [(change(expected), text + numbers) for text, change in _RELATIONS.items()]
+        for mistake, sentence in [*clues, *relations]:
+            if _same(got, np.asarray(mistake, float), tolerance):
+                raise Wrong(sentence)
+        raise Wrong(_difference(got, expected, tolerance) if got.ndim else f"not yet.{numbers}")
 
 
 def as_array(value: object) -> np.ndarray:
@@ -131,13 +123,7 @@ def _same(got: np.ndarray, expected: np.ndarray, tolerance: float) -> bool:
     return got.shape == expected.shape and np.allclose(got, expected, rtol=0, atol=margin)
 
 
-def _relation(got: np.ndarray, expected: np.ndarray, tolerance: float) -> str:
-    numbers = "" if got.ndim else f" Yours {got:.6g}, expected {expected:.6g}."
-    for sentence, change in _RELATIONS.items():
-        if _same(got, change(expected), tolerance):
-            return sentence + numbers
-    if numbers:
-        return f"not yet.{numbers}"
+def _difference(got: np.ndarray, expected: np.ndarray, tolerance: float) -> str:
     if _same(np.sort(got, None), np.sort(expected, None), tolerance):
         return "the right numbers, but in the wrong places: look at the order."
     if got.ndim == 2 and _same(unit_rows(got), unit_rows(expected), tolerance):

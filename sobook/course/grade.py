@@ -11,7 +11,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from sobook.errors import SobookError
 
 # Students' code sees no other variables, so no secrets of who grades.
 _VARIABLES = "PATH LANG LC_ALL TMPDIR VIRTUAL_ENV OMP_NUM_THREADS CUDA_VISIBLE_DEVICES SOBOOK_MODE"
-_CHECK = r"check\(\s*[\"'](\d\d\.\d+)[\"']"
+_CHECK = r"check\([^\"')]*[\"'](\d\d\.\d+)[\"']"
 _SELF_TEST = """from sobook.course import exercises, setup
 setup()
 exercises.check("00.2", lambda before, after: (after - before) / (1 - before))"""
@@ -56,53 +56,58 @@ def grade_class(
     jobs: int = 1,
     execute: bool = True,
 ) -> Iterator[list[Grade]]:
-    """Grade many notebooks, and write the tables after each; yields the grades of each.
+    """Grade many notebooks, `jobs` at a time, and write the tables after each.
 
     Args:
         notebooks: .ipynb files; for whose they are see `students`.
         out: the table, CSV. What it holds of unchanged files, graded in the same way, is kept.
         gradebook, class_list: see `write_gradebook` and `read_class_list`.
         timeout, execute: as for `grade`.
-        jobs: how many at a time.
+
+    Yields:
+        The grades of each notebook, as it is done.
 
     Raises:
         SobookError: files that cannot be told apart, or nothing can be graded on this machine.
     """
-    listed = read_class_list(class_list) if class_list else None
-    owners, before = students(notebooks, listed or ()), _read(out)
-    if execute:
-        _test_machine()
+    listed = read_class_list(class_list) if class_list else {}
+    owners, before = students(notebooks, listed), _read(out)
+    how = (sobook.__version__, os.environ.get("SOBOOK_MODE"), timeout, execute)
 
-    def graded(path: Path) -> list[Grade]:
-        name = owners[path][1]
-        how = (name, sobook.__version__, os.environ.get("SOBOOK_MODE"), timeout, execute)
+    def graded(read: Callable[[], bytes]) -> tuple[str, list[Row]]:
         try:
-            key = hashlib.sha256(path.read_bytes() + repr(how).encode()).hexdigest()[:16]
-            rows = before.get(key) or grade(path, timeout=timeout, execute=execute)
+            content = read()
+            key = hashlib.sha256(content + repr(how).encode()).hexdigest()[:16]
+            return key, before.get(key) or grade(content, timeout=timeout, execute=execute)
         except Exception as error:  # whatever it is, the other notebooks are to be graded
-            rows, key = [("", "", f"the grader failed: {describe_error(error)}.")], ""
-        return [Grade(*owners[path], *row, key) for row in rows]
+            return "", [("", "", f"the grader failed: {describe_error(error)}.")]
 
-    grades: dict[Path, list[Grade]] = dict.fromkeys(owners, [])
+    test = json.dumps({"cells": [{"cell_type": "code", "source": _SELF_TEST}]})
+    if execute and ("00.2", "yes", "right.") not in (rows := graded(test.encode)[1]):
+        raise SobookError(f"nothing is graded: here even a right answer fails: {rows[:2][-1][2]}")
+    grades = {
+        path: [Grade(*owner, "", "", "not graded yet.", "")] for path, owner in owners.items()
+    }
     with ThreadPoolExecutor(jobs) as pool:  # threads wait for kernels, which are processes
-        running = {pool.submit(graded, path): path for path in owners}
+        running = {pool.submit(graded, path.read_bytes): path for path in owners}
         try:
             for done in as_completed(running):
-                grades[running[done]] = done.result()
+                path, (key, rows) = running[done], done.result()
+                grades[path] = [Grade(*owners[path], *row, key) for row in rows]
                 so_far = [grade for of_file in grades.values() for grade in of_file]
                 _write(pd.DataFrame(so_far, columns=Grade._fields), out)
                 if gradebook is not None:
                     write_gradebook(so_far, gradebook, listed)
-                yield done.result()
+                yield grades[path]
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # those that wait when it is stopped
 
 
-def grade(path: Path, *, timeout: float = 900, execute: bool = True) -> list[Row]:
+def grade(content: bytes, *, timeout: float = 900, execute: bool = True) -> list[Row]:
     """Grade each exercise of a notebook by its last check.
 
     Args:
-        path: an .ipynb file.
+        content: of an .ipynb file.
         timeout: seconds for the whole notebook; what was checked until then counts.
         execute: run its code; otherwise the verdicts saved in the file are read.
 
@@ -111,7 +116,7 @@ def grade(path: Path, *, timeout: float = 900, execute: bool = True) -> list[Row
     """
     import nbformat
 
-    content, stopped = path.read_bytes(), ""
+    stopped = ""
     try:
         saved = [cell for cell in json.loads(content)["cells"] if cell["cell_type"] == "code"]
         cells = [nbformat.v4.new_code_cell("".join(cell["source"])) for cell in saved]
@@ -127,7 +132,7 @@ def grade(path: Path, *, timeout: float = 900, execute: bool = True) -> list[Row
             passed = "yes" if record.get("passed") is True else "no"
             verdicts[record["exercise"]] = passed, str(record.get("message"))
     checked = re.findall(_CHECK, "\n".join(cell.source for cell in cells))
-    numbers = [exercise[:2] for exercise in checked] or re.findall(r"^(\d\d)(?!\d)", path.name)
+    numbers = [exercise[:2] for exercise in [*checked, *verdicts]]
     usual = exercises.known(max(numbers, key=numbers.count)) if numbers else ()
     asked = {*usual, *verdicts, *checked} & {*exercises.known()}
     if not asked:
@@ -146,20 +151,19 @@ def _run(notebook: Any, timeout: float) -> str:
     environment = {key: value for key in _VARIABLES.split() if (value := os.environ.get(key))}
     environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
     with tempfile.TemporaryDirectory(prefix="sobook-grade-") as folder:
-        home, data = Path(folder, "home"), Path(folder, "data")
-        home.mkdir()
+        data = Path(folder, "data")
         data.mkdir()
         for entry in files.data_root().glob("*"):  # data sets; what notebooks write is their own
             if entry.is_dir() and entry.name not in ("predictions", "runs", "cache"):
                 (data / entry.name).symlink_to(entry.resolve())
-        environment |= {"HOME": str(home), "SOBOOK_DATA": str(data)}
+        environment |= {"HOME": folder, "SOBOOK_DATA": str(data)}
         client = NotebookClient(
             notebook,
             kernel_name="python3",
             allow_errors=True,  # later exercises may still be right
             timeout=None,
             store_widget_state=False,
-            resources={"metadata": {"path": str(home)}},
+            resources={"metadata": {"path": folder}},
             # Through files, not TCP, which other users of the machine could listen to.
             config=Config(ConnectionFileMixin={"transport": "ipc", "ip": f"{folder}/kernel"}),
         )
@@ -167,17 +171,13 @@ def _run(notebook: Any, timeout: float) -> str:
         try:
             asyncio.run(asyncio.wait_for(client.async_execute(env=environment), timeout))
         except Exception as error:  # of asyncio, nbclient, the kernel: they share no base class
-            if not (reached := _reached(notebook.cells)):
+            begun = [i for i, cell in enumerate(notebook.cells, 1) if cell.execution_count]
+            if not begun:
                 raise  # before any code of the student's
             late = time.monotonic() - start >= timeout  # then any error may come of it
             what = f"after {timeout:g} seconds" if late else f"by {describe_error(error)}"
-            return f"the notebook was stopped {what}, in code cell {reached}."
+            return f"the notebook was stopped {what}, in code cell {begun[-1]}."
     return ""
-
-
-def _reached(cells: Sequence[Any]) -> int:
-    """Number of the last cell that was begun."""
-    return max((i for i, cell in enumerate(cells, 1) if cell.execution_count), default=0)
 
 
 def _why(exercise: str, cells: Sequence[Any], stopped: str) -> str:
@@ -193,26 +193,13 @@ def _why(exercise: str, cells: Sequence[Any], stopped: str) -> str:
     if place in errors:
         first = f" The first error, in code cell {min(errors)}: {errors[min(errors)]}"
         return f"its cell stopped with {errors[place]}.{first if min(errors) < place else ''}"
-    if stopped and place >= _reached(cells):
-        return f"not reached: {stopped}"
-    return "its cell showed no verdict."
+    after = any(cell.execution_count for cell in cells[place:])
+    return f"not reached: {stopped}" if stopped and not after else "its cell showed no verdict."
 
 
-def _test_machine() -> None:
-    """Refuse to grade where not even a right answer gets its point."""
-    import nbformat
-
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(_SELF_TEST)])
-    with tempfile.TemporaryDirectory(prefix="sobook-grade-") as folder:
-        nbformat.write(notebook, Path(folder, "test.ipynb"))
-        verdicts = {row[0]: row[1:] for row in grade(Path(folder, "test.ipynb"))}
-    if verdicts["00.2"][0] != "yes":
-        raise SobookError(
-            f"nothing is graded: here even a right answer fails: {verdicts['00.2'][1]}"
-        )
-
-
-def students(notebooks: Iterable[Path], listed: Collection[str] = ()) -> dict[Path, Row]:
+def students(
+    notebooks: Iterable[Path], listed: Collection[str] = ()
+) -> dict[Path, tuple[str, str]]:
     """Whose each notebook is.
 
     Files of one folder are one student's, who is called by the shortest part of the folders' paths
@@ -237,14 +224,17 @@ def students(notebooks: Iterable[Path], listed: Collection[str] = ()) -> dict[Pa
         labels = {home: "/".join(home[part]) for home in homes.values()}
         if all(labels.values()) and len({*labels.values()}) == len(labels):
             break  # as the last part, all of the path, does
-    owners: dict[Path, tuple[str, str]] = {}
+    owners, seen = {}, dict[tuple[str, str], Path]()
     for path, name in names.items():
-        parts = (labels[homes[path]], path.stem, *reversed(path.parent.parts))
+        parts = (labels[homes[path]], path.stem, *reversed(name.parent.parts or (top.name,)))
         student = next((part for part in parts if part in listed), parts[0])
-        for other, (whose, told) in owners.items():
-            if whose == student and other.name == path.name or Path(whose) in Path(student).parents:
-                raise SobookError(f"{told} and {name}: are both {whose}'s, or is one a copy?")
         owners[path] = student, str(name)
+        if (other := seen.setdefault((student, path.name), name)) != name:
+            raise SobookError(f"{other} and {name} are both {student}'s: move one of them away.")
+    everybody = {student for student, _ in owners.values()}
+    for student in everybody:
+        if above := {str(parent) for parent in Path(student).parents} & everybody:
+            raise SobookError(f"{student} lies in {above.pop()}: are they one student or two?")
     return owners
 
 
@@ -259,38 +249,35 @@ def read_class_list(path: str | os.PathLike) -> dict[str, dict[str, str]]:
         table = table.assign(name=table.get("name", "")).set_index("folder")
         return table[["id", "name"]].to_dict("index")  # ValueError where a folder comes twice
     except (OSError, ValueError, KeyError) as error:
-        raise SobookError(
-            f"the class list {path} cannot be read ({describe_error(error)}): it must be CSV with "
-            "the columns folder, id and, if you like, name, and each folder once."
-        ) from None
+        must = "CSV with the columns folder, id and, if you like, name, and each folder once"
+        what = f"class list {path}: {describe_error(error)}"
+        raise SobookError(f"{what}. It must be {must}.") from None
 
 
 def write_gradebook(
-    grades: Iterable[Grade],
-    out: Path,
-    class_list: Mapping[str, Mapping[str, str]] | None = None,
+    grades: Iterable[Grade], out: Path, class_list: Mapping[str, Mapping[str, str]]
 ) -> None:
     """Write one row per student and one column per exercise: 1 or 0.
 
     A cell is empty if nothing was handed in, or if the grader failed; then the sum is, too. The
-    last column, note, says why there is no verdict, who handed in nothing, and who is not in the
-    class list. Students of the list get a row in any case.
+    last column, note, says why there is no verdict, of whom there is no notebook, and who is not in
+    the class list. Students of the list get a row in any case.
     """
     table, rows = pd.DataFrame(grades, columns=Grade._fields), []
-    for student in sorted({*table["student"], *(class_list or ())}):
+    for student in sorted({*table["student"], *class_list}):
         own, marks = table[table["student"] == student], {}
         for passed in reversed(_POINTS):
             marks |= dict.fromkeys(own.loc[own["passed"] == passed, "exercise"], _POINTS[passed])
-        open_ = own[own["passed"].isin(["", "not checked"])]
-        whys = open_.groupby(["notebook", "reason"], sort=False)["exercise"].agg(" ".join)
-        notes = [f"{file} {which}".strip() + f": {why}" for (file, why), which in whys.items()]
-        if class_list is not None and student not in class_list:
+        left = own["passed"].isin(["", "not checked"]) & (own["exercise"].map(marks) != "1")
+        whys = own[left].groupby(["notebook", "reason"], sort=False)["exercise"].agg(" ".join)
+        notes = [f"{Path(file).name} {of}".strip() + f": {why}" for (file, why), of in whys.items()]
+        if class_list and student not in class_list:
             notes.insert(0, "not in the class list")
         total = "" if "" in set(own["passed"]) else list(marks.values()).count("1")
-        row = {"student": student, "passed": total, "note": "; ".join(notes)}
-        row["note"] = row["note"] if len(own) else "not handed in"
-        rows.append(row | marks | dict((class_list or {}).get(student, {})))
-    about = ["student"] if class_list is None else ["student", "id", "name"]
+        note = "; ".join(notes) if len(own) else "no notebook was given"
+        row = {"student": student, "passed": total, "note": note} | marks
+        rows.append(row | dict(class_list.get(student, {})))
+    about = ["student", "id", "name"] if class_list else ["student"]
     columns = [*about, *sorted({*table["exercise"]} - {""}), "passed", "note"]
     _write(pd.DataFrame(rows, columns=columns), out)
 
@@ -302,15 +289,13 @@ def _read(out: Path) -> dict[str, list[Row]]:
     table = pd.read_csv(out, dtype=str, keep_default_na=False)
     if tuple(table) != Grade._fields:
         raise SobookError(f"{out} exists and is no table of grades: give another name.")
-    rows = table[table["key"] != ""].groupby("key")[["exercise", "passed", "reason"]]
+    table = table[table["key"] != ""].drop_duplicates(["key", "exercise"])  # copies: once is enough
+    rows = table.groupby("key")[["exercise", "passed", "reason"]]
     return {key: list(of_file.itertuples(index=False, name=None)) for key, of_file in rows}
 
 
 def _write(table: pd.DataFrame, out: Path) -> None:
     """Write CSV whose texts are single lines that no spreadsheet takes for a formula."""
-
-    def safe(value: object) -> str:
-        text = " ".join(str(value).split())
-        return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
-
-    files.write_text(out.expanduser(), table.fillna("").map(safe).to_csv(index=False))
+    lines = table.fillna("").astype(str).replace(r"\s+", " ", regex=True)
+    safe = lines.replace(r"^ ?(?=[=+@-])", "'", regex=True)
+    files.write_text(out.expanduser(), safe.to_csv(index=False))

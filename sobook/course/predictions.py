@@ -13,7 +13,7 @@ from typing import Any
 from IPython.display import HTML, display
 
 from sobook import files
-from sobook.errors import SobookError, check_choice
+from sobook.errors import SobookError
 from sobook.figures.style import Figure, alt_text
 
 Answer = float | str | list[str]
@@ -35,19 +35,19 @@ def predict(
         SobookError: the answer is neither a number nor made of the choices.
     """
     names = ", ".join(f'"{choice}"' for choice in choices)
+    wanted = f"a list, in your order, of {names}" if order else f"one of {names}"
+    wanted = wanted if choices else "a number"
     if answer is not None:
-        if order and (isinstance(answer, str) or sorted(answer) != sorted(choices)):
-            must = f"must hold each of these once, in your order: {names}"
-            raise SobookError(f"prediction {key} {must}.")
-        if choices and not order:
-            check_choice(f"prediction {key}", answer, choices)
-        if not choices and (isinstance(answer, bool) or not isinstance(answer, int | float)):
-            raise SobookError(f"prediction {key} is {answer!r}: it must be a number.")
+        if order:
+            fits = isinstance(answer, list | tuple) and sorted(answer) == sorted(choices)
+        else:
+            is_number = isinstance(answer, int | float) and not isinstance(answer, bool)
+            fits = answer in choices if choices else is_number
+        if not fits:
+            raise SobookError(f"prediction {key} is {answer!r}: write {wanted}.")
         files.write_json(_file(key), answer)
-    wanted = f"a list, in your order, of {names}," if order else f"one of {names}"
-    todo = f"write {wanted if choices else 'a number'} in place of None and run this cell again."
-    kept = _kept(key)
-    print(f"{key}: {todo if kept is None else f'you predict {_text(kept)}.'}")
+    todo, kept = f"write {wanted} in place of None and run this cell again", _kept(key)
+    print(f"{key}: {todo if kept is None else f'you predict {_text(kept)}'}.")
 
 
 def reveal(key: str, *shown: Any, truth: Answer) -> None:
@@ -74,7 +74,7 @@ def beside(key: str, truth: Answer) -> str:
     result = f"{'Measured' if is_number else 'It is'}: {_text(truth)}."
     if answer is None:
         return result
-    if not is_number:
+    if not is_number or isinstance(answer, str | list):
         mine = "So you predicted" if truth == answer else f"You predicted: {_text(answer)}"
         return f"{result} {mine}."
     off = float(answer) - float(truth)  # type: ignore[arg-type]  # both are numbers

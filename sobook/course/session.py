@@ -90,10 +90,8 @@ class Session:
         for file, digest in shipped[name]["sha256"].items():
             if hashlib.sha256((folder / file).read_bytes()).hexdigest() != digest:
                 raise RunError(f"{folder / file} was changed: reinstall sobook.")
-        print(
-            f"{name}: the shipped run. Retrain it yourself: "
-            "session.fit(config, retrain=True), two minutes on two cores."
-        )
+        how = "session.fit(config, retrain=True), two minutes on two cores"
+        print(f"{name}: the shipped run. Retrain it yourself: {how}.")
         return training.Run(folder, config)
 
     def __str__(self) -> str:

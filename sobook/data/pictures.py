@@ -24,7 +24,7 @@ from sobook import files
 from sobook.errors import DatasetError, ImageError, SobookError, first_line
 
 _NOTES = "NOTES.txt"
-_PASSED_OVER = (".", "__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN")  # hidden, or waste bins
+_PASSED_OVER = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN")  # waste bins
 _SAMPLE = 256_000  # bytes
 
 # About odd EXIF and many pixels, which nobody has to act on. Last, so that other filters win.
@@ -43,7 +43,7 @@ def listed(names: Sequence[str], most: int = 10) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _map(function: Callable[[Path], Any], paths: Sequence[Path]) -> list[Any]:
+def _map(function: Callable[[Any], Any], paths: Sequence[Any]) -> list[Any]:
     """Values of a function for all paths, by threads; a bar shows after two seconds."""
     from tqdm.contrib.concurrent import thread_map  # here, since it imports asyncio
 
@@ -274,7 +274,7 @@ def walk(folder: Path) -> tuple[list[Path], dict[Path, str]]:
                 left_out[Path(where)] = "a folder that is read already, through a link"
             continue
         seen.add(target)
-        subfolders[:] = [name for name in subfolders if not name.startswith(_PASSED_OVER)]
+        subfolders[:] = [n for n in subfolders if n[0] != "." and n not in _PASSED_OVER]
         subfolders.sort(key=lambda name: (os.path.islink(os.path.join(where, name)), name))
         for path in (Path(where, name) for name in names if not name.startswith(".")):
             if (suffix := path.suffix.lower()) not in _suffixes():

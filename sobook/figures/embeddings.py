@@ -298,19 +298,18 @@ def _draw_stars(axis: Axes, plane: np.ndarray, classes: np.ndarray, styles) -> N
 
 def _draw_legend(figure: Figure, styles, names, total: int, *, stars=False, hollow=False) -> None:
     """Names of the colored classes and of the other marks, at the right."""
-    marks: list[dict[str, Any]] = [
-        {"label": str(names[c]), "color": shade, "marker": m} for c, (shade, m) in styles.items()
-    ]
+
+    def mark(label: str, color: str, marker: str, ms: int = 8, **look: Any) -> Line2D:
+        return Line2D([], [], ls="", label=label, color=color, marker=marker, ms=ms, **look)
+
+    marks = [mark(str(names[label]), *look) for label, look in styles.items()]
     if total > len(styles):
-        label = f"{total - len(styles)} other classes"
-        marks.append({"label": label, "color": style.QUIET, "marker": "o", "ms": 6})
+        marks.append(mark(f"{total - len(styles)} other classes", style.QUIET, "o", 6))
     if stars:
-        marks.append({"label": "proxy", "color": "white", "marker": "*", "ms": 15, "mec": INK})
+        marks.append(mark("proxy", "white", "*", 15, mec=INK))
     if hollow:
-        look = {"color": "#555555", "marker": "o", "ms": 7, "mfc": "none"}
-        marks.append({"label": "test class: no proxy", **look})
-    handles = [Line2D([], [], ls="", **{"ms": 8, **mark}) for mark in marks]
-    figure.legend(handles=handles, loc="outside right center", fontsize=11, handletextpad=0.3)
+        marks.append(mark("test class: no proxy", "#555555", "o", 7, mfc="none"))
+    figure.legend(handles=marks, loc="outside right center", fontsize=11, handletextpad=0.3)
 
 
 def _draw_sphere(axis, points, labels, stars, styles) -> None:

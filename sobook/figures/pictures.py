@@ -233,9 +233,7 @@ def _tile(axis: Axes, image, x: float, y: float, *, relevant=None, caption="", *
     image = as_array(image)
     height, width = image.shape[:2] / np.max(image.shape[:2])
     left, top = x + (1 - width) / 2, y + (1 - height) / 2
-    limits = {"xlim": axis.get_xlim(), "ylim": axis.get_ylim()}
     shown = axis.imshow(image, extent=(left, left + width, top + height, top), **options)
-    axis.set(**limits)
     if relevant is not None:
         shade = style.COLORS["relevant" if relevant else "irrelevant"]
         axis.add_patch(Rectangle((x, y), 1, 1, fill=False, ec=shade, lw=4, joinstyle="round"))

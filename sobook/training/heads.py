@@ -5,6 +5,7 @@ Good for searching widely; what matters has to be confirmed by fine-tuning.
 Notation: N images, F features of the backbone, D embedding dimension, C classes.
 """
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from sobook import baselines, geometry
+from sobook import baselines, geometry, tilt
 from sobook.data import image_sets
 from sobook.data.image_sets import ImageSet
 from sobook.data.loader import batch_plan
@@ -52,6 +53,8 @@ class HeadConfig(BaseConfig):
     so_pairs_fraction: float = 1.0
     """Fraction of the class pairs, drawn by the seed, that soft orthogonality acts on."""
 
+    head_bias: bool = True
+    """Whether the head's linear layer has a bias, which turns all images one way at once."""
     max_images_per_class: int | None = None
     """Images of each training class that are used; None: all."""
 
@@ -87,7 +90,8 @@ def fit_head(config: HeadConfig) -> dict[str, float]:
         recall_at_K, map_at_r and r_precision on the test classes, validation_recall_at_1 on
         held-out training classes, recall_without_common (Recall@1 with the mean proxy's direction
         taken out of the embeddings), the frozen encoder's Recall@1 on both, the threshold, the
-        proxies' geometry, and, where SO acts on some pairs only, `treated_pairs`.
+        proxies' geometry, the tilt (`sobook.tilt.Tilt`), and, where SO acts on some pairs only,
+        `treated_pairs`.
     """
     device, source = choose_device(config.device), _source(config)
     train_set, features = _features(source, "train")
@@ -109,7 +113,7 @@ def fit_head(config: HeadConfig) -> dict[str, float]:
     inputs = {name: part.to(device) for name, part in inputs.items()}
 
     torch.manual_seed(config.seed)  # only now: embedding for the first time draws too
-    model = _UnitHead(features.shape[1], config.dim)
+    model = _UnitHead(features.shape[1], config.dim, config.head_bias)
     loss: Any = _make_loss(config, train_set.num_classes, config.dim or features.shape[1])
     if config.so_pairs_fraction < 1:
         loss.so_pairs = _draw_pairs(train_set.num_classes, config).to(device)
@@ -143,8 +147,11 @@ def fit_head(config: HeadConfig) -> dict[str, float]:
         measured |= geometry_columns(proxies) | common_mode_columns(proxies, embeddings["train"])
         without = evaluate(_without_common_mode(proxies, embeddings["test"]), test_set.labels)
         measured["recall_without_common"] = without.recall[1]
-    if isinstance(loss, ProxyAnchor):
-        measured["threshold_at_end"] = torch.as_tensor(loss.threshold).item()
+    if isinstance(loss, ProxyAnchor) and proxies is not None:
+        b = measured["threshold_at_end"] = torch.as_tensor(loss.threshold).item()
+        settings = tilt.Loss(config.scale, config.margin, b, config.so_weight)
+        trained = embeddings["train"].numpy(), labels.cpu().numpy(), plans[0]
+        measured |= dataclasses.asdict(tilt.measure(proxies.numpy(), *trained, settings))
     if config.so_pairs_fraction < 1 and proxies is not None:
         pairs = loss.so_pairs.cpu()
         measured |= treated_pairs(proxies, pairs, embeddings["unused"], all_labels[unused])
@@ -232,9 +239,9 @@ def geometry_columns(proxies) -> dict[str, float]:
 class _UnitHead(nn.Module):
     """The part of an `Encoder` after its backbone: (B, F) features → (B, D) unit embeddings."""
 
-    def __init__(self, features: int, dim: int | None):
+    def __init__(self, features: int, dim: int | None, bias: bool):
         super().__init__()
-        self.head = make_head(features, dim)
+        self.head = make_head(features, dim, bias=bias)
 
     def forward(self, features: Tensor) -> Tensor:
         return F.normalize(self.head(features), dim=1)

@@ -67,8 +67,9 @@ def fit(
         print(data)
     with run.locked():
         processes.wait()
-        if not run.finished:  # else another program has trained it meanwhile
-            run.resume(trainer, made_of)
+        run.check_made_of(made_of)
+        if not run.finished:  # else it was trained meanwhile, or restored from its mirror
+            run.resume(trainer)
             processes.wait()  # no process writes until all have read
             _train(run, data, trainer, {"made_of": made_of}, progress, after_epoch)
         processes.wait()  # nobody leaves before the main process has written
@@ -106,15 +107,17 @@ class Data:
         train, test = sets["train"], [sets[n] for n in image_sets.test_splits(config.dataset)]
         notes = dict.fromkeys(note for part in sets.values() for note in part.notes)
         validation, batch_size = None, config.batch_size
+        if min(train.num_classes, test[0].num_classes) < 2:
+            raise SobookError(
+                f"{train.name} has {train.num_classes} training and {test[0].num_classes} test "
+                "classes, but both need at least 2: add classes, or search the pictures with the "
+                "encoder as it comes (`sobook search --folder`)."
+            )
         if hold_out:
             train, validation = image_sets.hold_out(
                 train, config.validation_fraction, config.seed, at_least=2
             )
             check_retrievable([validation], (1,))
-        if train.num_classes < 2:
-            raise SobookError(
-                f"{train.name} train has {train.num_classes} class: training needs at least 2."
-            )
         ks = check_retrievable(test, wanted_ks(config.dataset))
         if not config.images_per_class and len(train) < batch_size:
             batch_size = len(train)
@@ -134,7 +137,8 @@ class Data:
             for part in parts
         ]
         ks = ", ".join(map(str, self.ks))
-        lines.append(f"{self.batches:,} batches of {self.batch_size}; Recall@K for K = {ks}")
+        lines.append(f"batches per epoch: {self.batches:,}, of {self.batch_size} images each")
+        lines.append(f"Recall@K for K = {ks}")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
@@ -382,10 +386,9 @@ def dry_run(config: TrainConfig) -> str:
         trainer.step(0, images, labels % data.train.num_classes)
     seconds = (time.perf_counter() - times[1]) / 3 * config.batch_size / size
     steps = config.epochs * data.batches
-    minutes = max(1, round(steps * seconds / 60))
     weights = sum(weight.numel() for weight in encoder.parameters()) / 1e6
     return (
         f"{data}\nencoder: {encoder.name}, {weights:.1f} million weights, {encoder.image_size} "
         f"pixels, {encoder.dim} dimensions\nrun folder: {run.path}\n{steps:,} steps with batches "
-        f"of {config.batch_size} on {processes.device}: about {minutes:,} min"
+        f"of {config.batch_size} on {processes.device}: about {steps * seconds // 60 + 1:,.0f} min"
     )

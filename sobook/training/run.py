@@ -234,13 +234,8 @@ class Run:
             self._restore()
             yield
 
-    def resume(self, trainer: Trainer, made_of: dict[str, str]) -> None:
-        """Load what an earlier process left, and drop the metrics that come again.
-
-        Raises:
-            RunError: that process had other pictures or weights.
-        """
-        self.check_made_of(made_of)
+    def resume(self, trainer: Trainer) -> None:
+        """Load what an earlier process left, and drop the metrics that come again."""
         file = self.path / "resume.safetensors"
         if file.is_file():
             tensors, progress = _read_tensors(file)

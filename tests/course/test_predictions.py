@@ -1,7 +1,9 @@
 """Predictions: kept between sessions, checked, set beside the result, folded."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -31,6 +33,15 @@ def test_an_answer_is_kept_for_another_session(capsys):
     ]
 
 
+def test_each_answer_of_the_notebooks_belongs_to_one_question_of_theirs():
+    for script in (Path(__file__).parents[2] / "notebooks/source").glob("[0-9]*.py"):
+        text = script.read_text(encoding="utf-8")
+        asked = re.findall(r'\bpredict\(\s*"([\d.a-z]+)"', text)
+        answered = re.findall(r'\b(?:reveal|beside)\(\s*"([\d.a-z]+)"', text)
+        assert sorted(set(asked)) == sorted(answered) == sorted(asked)
+        assert all(key.startswith(f"{script.stem[:2]}.") for key in asked)
+
+
 def test_two_notebooks_at_once_keep_the_answers_of_both():
     code = "import sys; from sobook.course.predictions import predict\n"
     code += "for i in range(60): predict(f'{sys.argv[1]}.{i}', i)"
@@ -45,12 +56,12 @@ def test_two_notebooks_at_once_keep_the_answers_of_both():
     [
         ("half", (), "number"),
         ("hihger", ("higher", "lower"), "higher"),
-        (["a", "a"], ("a", "b"), "each"),
+        (["a", "a"], ("a", "b"), "order"),
     ],
 )
 def test_an_answer_that_cannot_be_one_is_refused_and_not_kept(answer, choices, word, root):
     with pytest.raises(SobookError, match=word):
-        predict("09.a", answer, choices=choices, order=word == "each")
+        predict("09.a", answer, choices=choices, order=word == "order")
     assert not (root / "predictions").exists()
 
 

@@ -210,10 +210,10 @@ class TestData:
         ("counts", "changes", "word"),
         [
             ([2] * 8, {"images_per_class": 2, "batch_size": 10}, "batch_size is 10"),
-            ([3, 3], {}, "1 class"),
-            ([3, 3, 3], {}, "test"),
+            ([3, 3], {}, "1 training"),
+            ([3, 3, 3], {}, "1 test"),
             ([4, 4, 1, 1], {}, "test"),
-            ([3, 3], {"selection": "validation"}, "hold out"),
+            ([3, 3, 3, 3], {"selection": "validation"}, "hold out"),
             ([1] * 20, {"selection": "validation"}, "validation"),
             ([4] * 4, {"images_per_class": 2, "batch_size": 8}, "at most 4"),
         ],

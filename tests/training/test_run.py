@@ -173,6 +173,18 @@ class TestMadeOf:
         with pytest.raises(RunError, match="weights are not those"):
             fit(own, progress=False)
 
+    def test_a_mirror_of_a_run_with_other_weights(self, own, tmp_path, monkeypatch):
+        (tmp_path / "drive").mkdir()
+        monkeypatch.setenv("SOBOOK_MIRROR", str(tmp_path / "drive"))
+        file = tmp_path / "weights.pth"
+        state = Encoder.create("deit_micro_patch8_64", dim=None).backbone.state_dict()
+        torch.save(state, file)
+        fit(own.replace(weights=file), progress=False)
+        shutil.rmtree(own.run_dir)
+        torch.save({name: 2 * tensor for name, tensor in state.items()}, file)
+        with pytest.raises(RunError, match="weights are not those"):
+            fit(own.replace(weights=file), progress=False)
+
     def test_a_run_that_resumes(self, own, pictures, tmp_path, monkeypatch):
         birds = own.replace(dataset="cub200", root=None)
         parts = image_sets.load_splits("folder", pictures)

@@ -149,16 +149,11 @@ def draw_tail(sheet: Sheet, pose: Pose, look: Look, marks: Marks) -> None:
     spread = width * (1 + 0.35 * marks.tail_fork) * (0.35 if look.tail > 100 else 1)
     outer, tip = length + 0.35 * fork, length - 0.65 * fork if fork else 1.06 * length
     near = mix(look.wings, BLACK, 0.2)
+    along = (0, 0.6 * outer, outer, 0.97 * outer, tip, 0)
+    aside = (0.7 * width, 0.5 * width + 0.4 * spread, spread, 0.62 * spread, 0, -0.2 * width)
     for side, color in ((-1, near), (1, mix(near, look.back, 0.5))):
-        feather = (
-            (0, 0.7 * width),
-            (0.6 * outer, 0.5 * width + 0.4 * spread),
-            (outer, spread),
-            (0.97 * outer, 0.62 * spread),
-            (tip, 0),
-            (0, -0.2 * width),
-        )
-        sheet.shape([root + complex(x, side * y) * pose.tail for x, y in feather], color)
+        feather = [complex(x, side * y) for x, y in zip(along, aside, strict=True)]
+        sheet.shape([root + z * pose.tail for z in feather], color)
 
 
 def draw_legs(sheet: Sheet, pose: Pose, look: Look, marks: Marks) -> None:

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from sobook.course.aviary.art import paint
-from sobook.course.aviary.scene import PARTS, Chance, pick
+from sobook.course.aviary.scene import PARTS as NUISANCES, Chance, pick
 from sobook.course.aviary.species import CHOICES, Species, chance_of, species, visible_choices
 from sobook.data.image_sets import ImageSet
 from sobook.data.loader import evaluation_crop
@@ -29,7 +29,6 @@ from sobook.errors import SobookError, check_choice
 from sobook.statistics import t_interval
 
 MARKS = tuple(CHOICES)
-NUISANCES = PARTS
 AS_IT_WAS, RELATIVE = "nothing", "all marks"
 KINDS = {RELATIVE: "marks", **dict.fromkeys(MARKS, "mark"), **dict.fromkeys(NUISANCES, "nuisance")}
 
@@ -179,9 +178,7 @@ def slides(
         SobookError: no such change, or fewer than 2 species or 2 pictures of each.
     """
     if min(len(birds), instances) < 2:
-        raise SobookError(
-            f"{len(birds)} species with {instances} picture(s) each: distances need 2 or more."
-        )
+        raise SobookError(f"{len(birds)} species, {instances} picture(s) each: give 2 or more.")
 
     def drawn(bird: Species, change: str) -> np.ndarray:
         if change == RELATIVE:

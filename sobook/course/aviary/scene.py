@@ -55,8 +55,7 @@ class Chance(Random):
 
 def mix(a: Color, b: Color, part: float) -> Color:
     """Return `a` with a part of `b` in it, from 0 to 1."""
-    red, green, blue = (round(x + (y - x) * part) for x, y in zip(a, b, strict=True))
-    return red, green, blue
+    return tuple(round(x + (y - x) * part) for x, y in zip(a, b, strict=True))
 
 
 def pick(rng: Random, options):

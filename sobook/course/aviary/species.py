@@ -71,8 +71,7 @@ def _genus_look(name: str, rng: random.Random) -> Look:
 
     def tinted(color: Color, by: int = 16) -> Color:
         shifted = (c + int((2 * rng.random() - 1) * by) for c in color)
-        red, green, blue = (min(255, max(0, c)) for c in shifted)
-        return red, green, blue
+        return tuple(min(255, max(0, c)) for c in shifted)
 
     # The order of the draws decides every bird: change it, and raise VERSION.
     sizes = {column: varied(column) for column in _SIZES}

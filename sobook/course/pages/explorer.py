@@ -238,8 +238,7 @@ def _add_maps(
             stars[run["kept"]] = plane[len(images) :]
         run["trust"][method] = str(quality(images, places))
         if onto is not run:
-            target = onto["maps"][method]
-            turn = align(places, target)
+            turn = align(places, onto["maps"][method])
             places, stars = places @ turn, stars @ turn
         low, high = np.quantile(places, [0.005, 0.995], axis=0)
         middle, side = (low + high) / 2, 1.1 * (high - low).max()

@@ -14,8 +14,9 @@ import pandas as pd
 from sobook import files
 from sobook.course.studies import figures
 from sobook.course.studies.study import Study, load, provenance
+from sobook.errors import SobookError
 from sobook.figures.style import Figure
-from sobook.statistics import Comparison, compare_seeds, holm, t_interval, verdict
+from sobook.statistics import Comparison, compare_seeds, holm, missing, t_interval, verdict
 
 _TRAINED = {
     "head": "Head and proxies trained on frozen features; nothing was fine-tuned.",
@@ -36,9 +37,13 @@ def summary(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     means |= {name: name for name in ("rms_cosine", "mean_cosine", study.select_by) if name}
     rows = []
     for setting, runs in _by_setting(study, table).items():
-        row = {**dict(setting), "seeds": len(runs), "mean": runs[study.metric].mean()}
+        row = {**dict(setting), "seeds": len(runs), "mean": runs[study.metric].mean(skipna=False)}
         row["low"], row["high"] = t_interval(runs[study.metric])
-        row |= {name: runs[column].mean() for name, column in means.items() if column in runs}
+        row |= {
+            name: runs[column].mean(skipna=False)
+            for name, column in means.items()
+            if column in runs
+        }
         rows.append(row)
     result, family = pd.DataFrame(rows), comparisons(study, table)
     if len(family):
@@ -57,12 +62,30 @@ def comparisons(study: Study, table: pd.DataFrame) -> pd.DataFrame:
 
     Columns: row, that of `summary`; metric, or "second − first" for two metrics of the same
     run; seeds; difference, low, high (95 % t interval over seeds), p (paired t test), p_holm,
-    verdict. A comparison over fewer than two seeds is left out.
+    verdict. One that is not possible, for lack of runs or of a finite number, counts with p = 1.
     """
     metrics, columns = study.family.metrics or (study.metric,), study.family.columns
     result, compared = _paired(study, table, metrics, columns)
-    verdicts = [verdict(comparison, compared) for comparison in compared]
-    return result.assign(p_holm=holm(result["p"]), verdict=verdicts)
+    absent = max(0, _declared(study, metrics, columns) - len(compared))
+    family = [*compared, *[missing(0)] * absent]  # it keeps its size, whatever is missing
+    verdicts = [
+        verdict(comparison, family) if np.isfinite(comparison.difference) else "not measured"
+        for comparison in compared
+    ]
+    corrected = holm([comparison.p_value for comparison in family])[: len(compared)]
+    result = result.assign(p_holm=corrected, verdict=verdicts)
+    return result if result["difference"].notna().any() else result[:0]
+
+
+def _declared(study: Study, metrics: Iterable[str], columns: Iterable) -> int:
+    """How many comparisons a study declares, whether they have been run or not."""
+    count, every = 0, {key: pd.DataFrame() for key in study.settings()}
+    for key, runs in every.items():
+        if study.family.where.items() <= dict(key).items():
+            baseline = _baseline(study, dict(key), every)
+            compared = baseline is not None and baseline is not runs
+            count += len(tuple(columns)) + len(tuple(metrics)) * compared
+    return count
 
 
 def outside_family(study: Study, table: pd.DataFrame) -> pd.DataFrame:
@@ -121,9 +144,9 @@ def _paired(
             pairs += [(metric, first[metric], second[metric]) for metric in metrics]
         for metric, *pair in pairs:
             values = pd.concat(pair, axis="columns", join="inner").to_numpy(float)
-            if len(values) > 1 and not np.isnan(values).any():
-                places.append((row, metric))
-                compared.append(compare_seeds(*values.T))
+            possible = len(values) > 1 and np.isfinite(values).all()
+            places.append((row, metric))
+            compared.append(compare_seeds(*values.T) if possible else missing(len(values)))
     numbers = pd.DataFrame(compared, columns=["n", "difference", "low", "high", "p_value"])
     numbers = numbers.set_axis(["seeds", "difference", "low", "high", "p"], axis="columns")
     return pd.DataFrame(places, columns=["row", "metric"]).join(numbers), compared
@@ -141,6 +164,8 @@ def headline(study: Study, table: pd.DataFrame) -> str:
             verdicts = [f"{number(v, 0)} {v}" for v in ("higher", "lower", "no difference shown")]
             counts += f"; {name} {', '.join(verdicts)}" if len(part) else ""
         sentences.append(f"{counts}.")
+    if "chosen" in result:
+        sentences.append(_selection(study, table, result))
     if "frozen" in result and (below := (result["mean"] < result["frozen"]).sum()):
         sentences.append(
             f"{below} of {len(result)} settings end below the frozen encoder: training made "
@@ -161,6 +186,29 @@ def headline(study: Study, table: pd.DataFrame) -> str:
             "(not corrected)."
         )
     return " ".join(sentences)
+
+
+def _selection(study: Study, table: pd.DataFrame, result: pd.DataFrame) -> str:
+    """How well the choice of a study could choose: classes, frozen recall, lead against spread."""
+    metric = study.select_by or ""
+    fraction = study.config({}).validation_fraction
+    classes = round(table["train_classes"].mean() * fraction / (1 - fraction))
+    text = f"Chosen by {figures.in_words(metric)} of {classes} classes"
+    if f"frozen_{metric}" in table:
+        text += f" (frozen {table[f'frozen_{metric}'].mean():.3f})"
+    spreads = [runs[metric].std() for runs in _by_setting(study, table).values()]
+    groups = result.assign(spread=spreads).groupby(
+        list(study.within) or (lambda row: 0), dropna=False
+    )
+    equals = 0
+    for _, group in groups:
+        best, *others = group.sort_values(metric, ascending=False)[metric]
+        spread = group["spread"][group[metric].idxmax()]
+        equals += bool(others) and not best - others[0] > spread
+    if not equals:
+        return f"{text}; the best setting leads by more than its spread over seeds."
+    cases = "" if len(groups) == 1 else f"in {equals} of {len(groups)} cases "
+    return f"{text}; {cases}chosen among equals: it leads by no more than its spread over seeds."
 
 
 def committed(name: str) -> pd.DataFrame:
@@ -249,6 +297,9 @@ def _by_setting(study: Study, table: pd.DataFrame) -> dict[tuple, pd.DataFrame]:
     for key, runs in table.groupby(factors, dropna=False, sort=False) if factors else [((), table)]:
         values = [None if pd.isna(value) else value for value in key]  # NaN is not itself
         setting = tuple(zip(factors, values, strict=True))
+        if runs["seed"].duplicated().any():
+            twice = runs["seed"][runs["seed"].duplicated()].iloc[0]
+            raise SobookError(f"seed {twice} of {dict(setting)} is there twice: remove one row.")
         by_setting[setting] = runs.set_index("seed").sort_index()
     return by_setting
 

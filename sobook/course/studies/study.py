@@ -75,13 +75,22 @@ class Study:
         names = dict.fromkeys([key for case in self.cases for key in case] + list(self.grid))
         return [*(name for name in names if name != "seed"), "seed"]
 
-    def plan(self) -> list[tuple[str, dict[str, Any]]]:
-        """(key, varied settings) of every run; the key names its result on any machine."""
+    def varied(self) -> Iterator[dict[str, Any]]:
+        """What varies between runs, of every run."""
         # Seeds vary slowest: whole repetitions finish one after the other.
         names = sorted(self.grid, key=lambda name: name != "seed")
-        runs = []
         for *values, case in itertools.product(*(self.grid[name] for name in names), self.cases):
-            varied = dict(zip(names, values, strict=True)) | case
+            yield dict(zip(names, values, strict=True)) | case
+
+    def settings(self) -> list[tuple[tuple[str, Any], ...]]:
+        """The settings, as pairs (factor, value) without the seed, as in a table of results."""
+        runs = [as_in_a_table(self, varied) for varied in self.varied()]
+        return list(dict.fromkeys(tuple(run.items())[:-1] for run in runs))
+
+    def plan(self) -> list[tuple[str, dict[str, Any]]]:
+        """(key, varied settings) of every run; the key names its result on any machine."""
+        runs = []
+        for varied in self.varied():
             config = self.config(varied)
             # The content of a folder is part of the key, its name is not.
             root = config.root and os.path.expandvars(config.root)
@@ -276,16 +285,28 @@ def gather(study: Study) -> pd.DataFrame:
     """
     rows = []
     for key, varied, result in _finished(study):
-        factors = {name: varied.get(name) for name in study.factors}
-        for name, value in factors.items():
-            if isinstance(value, dict | list):  # a data frame cannot be grouped by these
-                factors[name] = json.dumps(value, sort_keys=True)
-        rows.append({**factors, **result["measured"], "trainer": study.trainer, "config": key})
+        rows.append(
+            {
+                **as_in_a_table(study, varied),
+                **result["measured"],
+                "trainer": study.trainer,
+                "config": key,
+            }
+        )
     table, family = pd.DataFrame(rows), study.family
     names = [study.metric, study.select_by, *study.curves_of, *family.metrics]
     for name in filter(None, [*names, *itertools.chain(*family.columns)] if rows else []):
         check_choice(f"metric of study {study.name}:", name, table.columns)
     return table
+
+
+def as_in_a_table(study: Study, varied: dict[str, Any]) -> dict[str, Any]:
+    """The factors of a run, seed last; tables and lists as text, by which rows can be grouped."""
+    factors = {name: varied.get(name) for name in study.factors}
+    for name, value in factors.items():
+        if isinstance(value, dict | list):
+            factors[name] = json.dumps(value, sort_keys=True)
+    return factors
 
 
 def provenance(study: Study, command: str) -> dict[str, Any]:

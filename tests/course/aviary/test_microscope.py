@@ -114,16 +114,11 @@ def test_an_encoder_sees_the_pictures_as_in_evaluation():
     assert np.allclose(moved, microscope.by_bird(cropped, pictures), atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("call", "sentence"),
-    [
-        (lambda: redraw(BIRDS[0], 1, "capp"), "unknown change 'capp'.*Did you mean 'cap'"),
-        (lambda: microscope.slides(BIRDS[:1]), "1 species with 3 picture.*2 or more"),
-    ],
-)
-def test_mistakes_get_one_sentence(call, sentence):
-    with pytest.raises(SobookError, match=sentence):
-        call()
+def test_mistakes_get_one_sentence():
+    with pytest.raises(SobookError, match="unknown change 'capp'.*Did you mean 'cap'"):
+        redraw(BIRDS[0], 1, "capp")
+    with pytest.raises(SobookError, match="1 species, 3 picture.*2 or more"):
+        microscope.slides(BIRDS[:1])
 
 
 def test_a_silhouette_holds_the_bird_and_nothing_of_its_scene():

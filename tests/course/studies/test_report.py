@@ -10,6 +10,7 @@ from scipy import stats
 
 from sobook import cli
 from sobook.course.studies import report, study
+from sobook.errors import SobookError
 from sobook.statistics import holm
 
 RESULTS = Path(__file__).resolve().parents[3] / "data/results"
@@ -67,9 +68,26 @@ def test_the_family_is_the_declared_one(rng, made_up):
     assert len(family) == 8
     np.testing.assert_allclose(family["p_holm"], holm(family["p"]))
     within = a_study({"seed": [0, 1, 2]}, {}, columns=(("before", "after"),))
-    family = report.comparisons(within, table[:3])
+    family = report.comparisons(within, table.drop_duplicates("seed"))
     assert family["metric"].tolist() == ["after − before"]
-    assert family["difference"][0] == pytest.approx(table["after"][:3].mean() - 0.1)
+    mean = table.drop_duplicates("seed")["after"].mean()
+    assert family["difference"][0] == pytest.approx(mean - 0.1)
+
+
+def test_a_declared_family_keeps_its_size(made_up):
+    """A hole, a setting that was not run, or a table given twice never corrects for less."""
+    one = a_study({"so_weight": [0, 10, 100], "seed": [0, 1, 2]}, {"so_weight": 0})
+    table = made_up(one)
+    table["recall_at_1"] += table["so_weight"] / 1000
+    full = report.comparisons(one, table).set_index("row").loc[1]
+    hole = table.copy()
+    hole.loc[(hole["so_weight"] == 100) & (hole["seed"] == 2), "recall_at_1"] = np.nan
+    for part in (hole, table[table["so_weight"] < 100]):
+        family = report.comparisons(one, part).set_index("row")
+        assert family.loc[1, "p_holm"] == pytest.approx(2 * full["p"])
+    assert report.comparisons(one, hole)["verdict"].tolist()[1] == "not measured"
+    with pytest.raises(SobookError, match="twice"):
+        report.comparisons(one, pd.concat([table, table]))
 
 
 def test_converged_is_a_smaller_change_than_the_claim(made_up):
@@ -147,3 +165,12 @@ def test_a_notebook_shows_prediction_result_table_and_figure():
     assert len(table) == 3 and "SO on a random half" in figure.get_label()
     assert all(not isinstance(part, type(figure)) for part in report.show("cub_heads_tuning"))
     assert "sobook study benchmarks_full" in report.show("benchmarks_full")[0]
+
+
+@pytest.mark.parametrize(("lead", "said"), [(0.01, "chosen among equals"), (0.2, "by more than")])
+def test_a_choice_that_cannot_choose_is_called_one(made_up, lead, said):
+    one = a_study({"so_weight": [0, 10, 100], "seed": [0, 1, 2]}, {}, select_by="kept")
+    table = made_up(one, train_classes=40, frozen_kept=0.963)
+    table["kept"] = 0.9 + 0.03 * table["seed"] + lead * (table["so_weight"] == 10)
+    sentence = report.headline(one, table)
+    assert said in sentence and "of 10 classes (frozen 0.963)" in sentence

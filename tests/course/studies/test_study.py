@@ -92,7 +92,6 @@ def test_a_study_file_can_say_none_name_a_recipe_and_list_values_of_a_case(tiny_
 @pytest.mark.parametrize(
     "change, word",
     [
-        (("batch_size = 10", "batch_size = [10, 1000]"), "1000"),
         (("dim = 8", 'encoder = ["deit_micro_patch8_64", "deit_mikro"]'), "deit_mi"),
         (("dim = 8", "images_per_class = [0, 7]"), "7 images per class"),
     ],
