@@ -44,13 +44,6 @@ def listed(names: Sequence[str], most: int = 10) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _map(function: Callable[[Any], Any], paths: Sequence[Any]) -> list[Any]:
-    """Values of a function for all paths, by threads; a bar shows after two seconds."""
-    from tqdm.contrib.concurrent import thread_map  # here, since it imports asyncio
-
-    return thread_map(function, paths, desc="looking through pictures", delay=2, disable=None)
-
-
 # --- one picture ----------------------------------------------------------------------------------
 
 
