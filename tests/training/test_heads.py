@@ -88,13 +88,12 @@ def test_batches_are_those_of_images(config, monkeypatch):
 
     batch_plan = heads.batch_plan
     monkeypatch.setattr(heads, "batch_plan", plan)
-    monkeypatch.setattr(loader, "batch_plan", plan)
     name, drawn["head"] = "head", []
     fit_head(config)
-    name, drawn["check"] = "check", []
     shared = {name: getattr(config, name) for name in ("root", "options", "validation_fraction")}
     fine = TrainConfig(**shared, batch_size=8, dim=8, device="cpu", epochs=2)
     _, trainer = prepare(Run.open(fine), ALONE)
+    monkeypatch.setattr(loader, "batch_plan", plan)
     name, drawn["images"] = "images", []
     labels = np.arange(12) % 2
     for epoch in (1, 2):

@@ -11,7 +11,7 @@ from sobook.data import image_sets, loader
 from sobook.embedding import embed
 from sobook.errors import ImageError, SobookError, TrainingError
 from sobook.losses import SoftOrthogonalProxyAnchor
-from sobook.training import loop
+from sobook.training import data, loop
 from sobook.training.config import TrainConfig
 from sobook.training.loop import check, dry_run, evaluate_run, fit, prepare
 from sobook.training.processes import Processes
@@ -24,7 +24,7 @@ KILLS = 30
 ALONE = Processes(torch.device("cpu"))
 
 
-def prepared(config) -> tuple[loop.Data, Trainer]:
+def prepared(config) -> tuple[data.Data, Trainer]:
     return prepare(Run.open(config), ALONE)
 
 
@@ -141,7 +141,7 @@ class TestSelection:
             return original(embeddings, *args, **kwargs)
 
         monkeypatch.setattr(loop, "evaluate", watching)
-        monkeypatch.setattr(loop, "FEWEST_TO_SELECT", 2)
+        monkeypatch.setattr(data, "FEWEST_TO_SELECT", 2)
         config = config.replace(
             precision="bfloat16", selection="validation", validation_fraction=0.5, batch_size=4
         )
@@ -161,6 +161,23 @@ class TestSelection:
         # Only the kept epoch is cached.
         assert len(list((tmp_path / "cache").glob("embeddings-*.npy"))) == 1
 
+    @pytest.mark.parametrize(("fewest", "kept"), [(2, 2), (5, 3)])
+    def test_ties_and_few_classes_keep_the_later_epoch(self, config, monkeypatch, fewest, kept):
+        """An encoder that separates the validation classes before training is not what is kept."""
+        monkeypatch.setattr(data, "FEWEST_TO_SELECT", fewest)
+        recalls = iter([1.0, 0.5, 1.0, 0.5])
+        monkeypatch.setattr(loop, "_select", lambda *_: next(recalls))
+        run = fit(config.replace(selection="validation", batch_size=4, epochs=3), progress=False)
+        assert run.state["selected_epoch"] == kept
+        notes = " ".join(run.retrieval["notes"])
+        assert f"epoch {kept} of 3 was kept" in notes and ("too few" in notes) == (fewest == 5)
+
+    def test_a_tie_of_the_last_epoch_is_said(self, config, monkeypatch):
+        monkeypatch.setattr(data, "FEWEST_TO_SELECT", 2)
+        monkeypatch.setattr(loop, "_select", lambda *_: 1.0)
+        run = fit(config.replace(selection="validation", batch_size=4, epochs=1), progress=False)
+        assert run.retrieval["notes"][0].startswith("epoch 1 of 1 was kept: an earlier one")
+
 
 def picked(config, tmp_path, counts) -> TrainConfig:
     """A folder with so many pictures per class."""
@@ -172,23 +189,6 @@ def picked(config, tmp_path, counts) -> TrainConfig:
             (folder / f"{number:02}" / f"{i}.png").write_bytes(source.read_bytes() + bytes(number))
     return config.replace(dataset="folder", root=folder, options={}, batch_size=4, epochs=1)
 
-    @pytest.mark.parametrize(("fewest", "kept"), [(2, 2), (5, 3)])
-    def test_ties_and_few_classes_keep_the_later_epoch(self, config, monkeypatch, fewest, kept):
-        """An encoder that separates the validation classes before training is not what is kept."""
-        monkeypatch.setattr(loop, "FEWEST_TO_SELECT", fewest)
-        recalls = iter([1.0, 0.5, 1.0, 0.5])
-        monkeypatch.setattr(loop, "_select", lambda *_: next(recalls))
-        run = fit(config.replace(selection="validation", batch_size=4, epochs=3), progress=False)
-        assert run.state["selected_epoch"] == kept
-        notes = " ".join(run.retrieval["notes"])
-        assert f"epoch {kept} of 3 was kept" in notes and ("too few" in notes) == (fewest == 5)
-
-    def test_a_tie_of_the_last_epoch_is_said(self, config, monkeypatch):
-        monkeypatch.setattr(loop, "FEWEST_TO_SELECT", 2)
-        monkeypatch.setattr(loop, "_select", lambda *_: 1.0)
-        run = fit(config.replace(selection="validation", batch_size=4, epochs=1), progress=False)
-        assert run.retrieval["notes"][0].startswith("epoch 1 of 1 was kept: an earlier one")
-
 
 class TestData:
     def test_ks_that_fit_are_reported(self, config, tmp_path):
@@ -196,7 +196,7 @@ class TestData:
         run = fit(config, progress=False)
         assert list(run.retrieval["recall"]) == ["1", "2", "4"]
         fewer = "no Recall@K for K = 8: a query can find fewer images"
-        assert run.retrieval["notes"] == ["epoch 1 of 1 was kept", fewer]
+        assert run.retrieval["notes"] == [fewer, "epoch 1 of 1 was kept"]
 
     def test_a_batch_is_at_most_all_training_images(self, config, tmp_path, capsys):
         config = picked(config, tmp_path, [2] * 8).replace(batch_size=40)

@@ -117,10 +117,10 @@ def test_pictures_may_move_but_not_change(pictures, tmp_path):
     with Run.open(config).locked():
         pass
     moved = pictures.rename(tmp_path / "moved")
-    assert Run.find(config.replace(root=moved))
+    assert Run.open(config.replace(root=moved)).exists
     next(moved.glob("*/*.png")).unlink()
     with pytest.raises(RunError, match="changed"):
-        Run.find(config.replace(root=moved))
+        Run.open(config.replace(root=moved))
 
 
 @pytest.fixture
@@ -214,12 +214,12 @@ def test_every_file_is_opened_once(pictures, config, tmp_path, monkeypatch):
         walked.append(args)
         return load_splits(*args, **kwargs)
 
-    safe_open = run_folder.safe_open
+    load_file = run_folder.load_file
     monkeypatch.setattr(builtins, "open", counting)
     monkeypatch.setattr(io, "open", counting)
     monkeypatch.setattr(image_sets, "load_splits", walking)
     monkeypatch.setattr(
-        run_folder, "safe_open", lambda file, *a: read.update([file.name]) or safe_open(file, *a)
+        run_folder, "load_file", lambda file: read.update([file.name]) or load_file(file)
     )
     fit(config, progress=False)
     # Hidden files are those being written, which are brought to the disk.
