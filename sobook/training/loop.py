@@ -88,14 +88,7 @@ def fit(
                 # Epoch 0 is the state before training.
                 losses = _train_epoch(run, trainer, data, source, epoch, bar) if epoch else {}
                 recall = _select(run, data, trainer)
-                run.save(
-                    epoch,
-                    trainer,
-                    recall=recall,
-                    keep=not data.can_select,
-                    losses=losses,
-                    facts=facts,
-                )
+                run.save(epoch, trainer, losses, facts, recall=recall, keep=not data.can_select)
                 if after_epoch is not None:
                     after_epoch(epoch, trainer.model)
         processes.wait()

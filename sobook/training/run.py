@@ -265,19 +265,19 @@ class Run:
         self,
         epoch: int,
         trainer: Trainer,
+        losses: dict[str, float],
+        facts: dict[str, Any],
         *,
         recall: float | None,
         keep: bool,
-        losses: dict[str, float],
-        facts: dict[str, Any],
     ) -> None:
         """Write down an epoch: its numbers, its proxies, and the encoder where it is kept.
 
         Args:
+            losses: numbers by name, for metrics.jsonl.
+            facts: for state.json.
             recall: Recall@1 that selects the epoch, of two that are equal the later one.
             keep: whatever its recall.
-            losses: for metrics.jsonl.
-            facts: for state.json.
         """
         before = self.progress
         if better := keep or recall is None or recall >= (before.best_recall or 0):
