@@ -115,7 +115,7 @@ class Run:
         run = cls(config.folder(key), config, key)
         if sets is not None:
             run.sets = sets
-        if run.exists:
+        if (run.path / "config.json").is_file():
             written = cls.load(run.path)
             if written.key != key:
                 changed = config.differences(written.config)
@@ -166,11 +166,6 @@ class Run:
             )
 
     @property
-    def exists(self) -> bool:
-        """Is there a run in the folder, finished or not?"""
-        return (self.path / "config.json").is_file()
-
-    @property
     def finished(self) -> bool:
         """Did training and evaluation come to their end?"""
         return (self.path / "retrieval.json").is_file()
@@ -204,10 +199,12 @@ class Run:
             epoch: 0: before training; −1: the last one; None: the one that was kept.
         """
         epoch = self.state["selected_epoch"] if epoch is None else epoch
-        count = len(list(self.path.glob("proxies/epoch_*.safetensors")))
-        if not -count <= epoch < count:
-            raise RunError(f"{self.path} has no proxies of epoch {epoch}: give 0..{count - 1}.")
-        return load_file(self._proxies_file(epoch % count))["proxies"].float()
+        saved = sorted(self.path.glob("proxies/epoch_*.safetensors"))
+        if not -len(saved) <= epoch < len(saved):
+            raise RunError(
+                f"{self.path} has no proxies of epoch {epoch}: give 0..{len(saved) - 1}."
+            )
+        return load_file(saved[epoch])["proxies"].float()
 
     def encoder(self) -> Encoder:
         """The trained encoder of the epoch that was kept, on the CPU, in evaluation mode."""
@@ -303,7 +300,8 @@ class Run:
         measured["threshold"] = torch.as_tensor(trainer.loss.threshold).item()
         line = {"kind": "epoch", "epoch": epoch, **losses, **measured}
         self.log(line, self.progress.steps(trainer))
-        write_tensors(self._proxies_file(epoch), {"proxies": proxies.to(torch.float16)})
+        file = self.path / "proxies" / f"epoch_{epoch:04d}.safetensors"
+        write_tensors(file, {"proxies": proxies.to(torch.float16)})
         self.save_resume(trainer)
 
     def save_resume(self, trainer: Trainer) -> None:
@@ -342,9 +340,6 @@ class Run:
                 "continues, and the next checkpoint is copied.",
                 stacklevel=2,
             )
-
-    def _proxies_file(self, epoch: int) -> Path:
-        return self.path / "proxies" / f"epoch_{epoch:04d}.safetensors"
 
 
 def _read_json(file: Path) -> dict[str, Any]:
