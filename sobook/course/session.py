@@ -84,7 +84,7 @@ class Session:
         shipped = json.loads(manifest.read_text(encoding="utf-8"))
         name = next((n for n in shipped if shipped[n]["run_key"] == run_key(config)), None)
         retrain = retrain or bool(os.environ.get("SOBOOK_RETRAIN"))
-        if name is None or retrain or training.Run.find(config) is not None:
+        if name is None or retrain or (training.Run.open(config).path / "config.json").is_file():
             return training.fit(config)
         folder = manifest.with_name(name)
         for file, digest in shipped[name]["sha256"].items():

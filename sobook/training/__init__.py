@@ -1,7 +1,8 @@
 """Training: settings in, a run folder out.
 
-Start with `config` and `loop.fit`; `run` reads and writes the folder, `processes` makes the loss of
-several processes that of their joint batch, `heads` trains a head alone on frozen features.
+Start with `config` and `loop.fit`; `data` checks the image sets, `trainer` does a step, `run` reads
+and writes the folder, `processes` makes the loss of several processes that of their joint batch,
+`heads` trains a head alone on frozen features.
 """
 
 from typing import TYPE_CHECKING

@@ -28,9 +28,9 @@ from sobook.errors import SobookError, check_choice
 from sobook.losses import ProxyAnchor, SoftOrthogonalityOnPairs, SoftOrthogonalProxyAnchor
 from sobook.retrieval import evaluate, nearest_neighbors
 from sobook.training.config import BaseConfig
-from sobook.training.loop import Data
+from sobook.training.data import Data, notes_on
 from sobook.training.processes import Processes, choose_device
-from sobook.training.trainer import Trainer, loss_rates
+from sobook.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -71,16 +71,14 @@ class HeadConfig(BaseConfig):
 def check(config: HeadConfig) -> None:
     """Refuse what would stop `fit_head`: device, loss, encoder or data (`SobookError`)."""
     choose_device(config.device)
-    if config.loss != "proxy_anchor":
-        baselines.make(config.loss, 2, 2, **config.loss_options)
+    _make_loss(config, 2, 2)
     Data.check(config, _sets(_source(config)), hold_out=config.validation_fraction > 0)
     Encoder.create(config.encoder, **config.encoder_options)  # last: it may have to be downloaded
 
 
 def notes(config: BaseConfig) -> list[str]:
     """Notes on a config's data that every report must repeat."""
-    sets = _sets(_source(config)).values()
-    return list(dict.fromkeys(note for images in sets for note in images.notes))
+    return notes_on(_sets(_source(config)))
 
 
 def fit_head(config: HeadConfig) -> dict[str, float]:
@@ -93,19 +91,16 @@ def fit_head(config: HeadConfig) -> dict[str, float]:
         proxies' geometry, the tilt (`sobook.tilt.Tilt`), and, where SO acts on some pairs only,
         `treated_pairs`.
     """
-    device, source = choose_device(config.device), _source(config)
-    train_set, features = _features(source, "train")
-    test_set, test_features = _features(source, "test")
-    inputs, validation_set = {"train": features, "test": test_features}, None
-    if config.validation_fraction:
-        train_set, validation_set = image_sets.hold_out(
-            train_set, config.validation_fraction, config.seed, at_least=2
-        )
-        for name, part in (("train", train_set), ("validation", validation_set)):
-            assert part.origin is not None
-            inputs[name] = features[part.origin[1]]
-    all_labels = torch.from_numpy(train_set.labels)
-    used, unused = _draw_images(train_set.labels, config)
+    source, device = _source(config), choose_device(config.device)
+    sets = _sets(source)
+    data = Data.check(config, sets, hold_out=config.validation_fraction > 0)
+    features = _features(source, "train")
+    inputs = {"train": features, "test": _features(source, "test")}
+    for part in (data.validation, data.train) if data.validation is not None else ():
+        assert part is not None and part.origin is not None
+        inputs[part.split] = features[part.origin[1]]
+    all_labels, test_labels = torch.from_numpy(data.train.labels), sets["test"].labels
+    used, unused = _draw_images(data.train.labels, config)
     inputs["unused"], inputs["train"] = inputs["train"][unused], inputs["train"][used]
     labels = all_labels[used]
     if not config.images_per_class:
@@ -113,18 +108,16 @@ def fit_head(config: HeadConfig) -> dict[str, float]:
     inputs = {name: part.to(device) for name, part in inputs.items()}
 
     torch.manual_seed(config.seed)  # only now: embedding for the first time draws too
-    model = _UnitHead(features.shape[1], config.dim, config.head_bias)
-    loss: Any = _make_loss(config, train_set.num_classes, config.dim or features.shape[1])
-    if config.so_pairs_fraction < 1:
-        loss.so_pairs = _draw_pairs(train_set.num_classes, config).to(device)
+    model = nn.Sequential(make_head(features.shape[1], config.dim, bias=config.head_bias), _Unit())
+    loss: Any = _make_loss(config, data.train.num_classes, config.dim or features.shape[1])
     shape = (config.batch_size, config.images_per_class)
     plans = [  # as for images
         batch_plan(np.random.default_rng([config.seed, epoch]), labels.numpy(), *shape)
         for epoch in range(1, config.epochs + 1)
     ]
     batches = torch.from_numpy(np.concatenate(plans))  # (steps, B) rows
-    rates = [(model.parameters(), config.head_lr), *loss_rates(loss, config)]
-    trainer = Trainer(model, loss, rates, config, steps=len(batches), processes=Processes(device))
+    rates, processes = [(model, config.head_lr)], Processes(device)
+    trainer = Trainer(model, loss, rates, config, steps=len(batches), processes=processes)
     labels = labels.to(device)
     for step, rows in enumerate(batches):
         trainer.step(step, inputs["train"][rows], labels[rows])
@@ -132,56 +125,48 @@ def fit_head(config: HeadConfig) -> dict[str, float]:
     with torch.inference_mode():
         embeddings = {name: model(part).cpu() for name, part in inputs.items()}
         proxies = baselines.class_vectors(loss)
-    result = evaluate(embeddings["test"], test_set.labels)
+    result = evaluate(embeddings["test"], test_labels)
     measured: dict[str, Any] = {f"recall_at_{k}": recall for k, recall in result.recall.items()}
     measured |= {"map_at_r": result.map_at_r, "r_precision": result.r_precision}
-    if validation_set is not None:
-        parts = {"": embeddings["validation"], "frozen_": inputs["validation"].cpu()}
-        for name, rows in parts.items():
-            recall = evaluate(rows, validation_set.labels, ks=(1,)).recall[1]
+    if data.validation is not None:
+        for name, rows in (("", embeddings["validation"]), ("frozen_", inputs["validation"].cpu())):
+            recall = evaluate(rows, data.validation.labels, ks=(1,)).recall[1]
             measured[f"{name}validation_recall_at_1"] = recall
-    measured["frozen_recall_at_1"] = _frozen_recall(source)
-    measured["train_classes"] = train_set.num_classes
+    measured |= {
+        "frozen_recall_at_1": frozen_recall(config),
+        "train_classes": data.train.num_classes,
+    }
     if proxies is not None:
         proxies = proxies.cpu()
-        measured |= geometry_columns(proxies) | common_mode_columns(proxies, embeddings["train"])
-        without = evaluate(_without_common_mode(proxies, embeddings["test"]), test_set.labels)
-        measured["recall_without_common"] = without.recall[1]
-    if isinstance(loss, ProxyAnchor) and proxies is not None:
-        b = measured["threshold_at_end"] = torch.as_tensor(loss.threshold).item()
-        settings = tilt.Loss(config.scale, config.margin, b, config.so_weight)
-        trained = embeddings["train"].numpy(), labels.cpu().numpy(), plans[0]
-        measured |= dataclasses.asdict(tilt.measure(proxies.numpy(), *trained, settings))
-    if config.so_pairs_fraction < 1 and proxies is not None:
-        pairs = loss.so_pairs.cpu()
-        measured |= treated_pairs(proxies, pairs, embeddings["unused"], all_labels[unused])
+        measured |= proxy_columns(proxies, embeddings["train"])
+        common = F.normalize(F.normalize(proxies, dim=1).mean(0), dim=0)  # (D,)
+        rest = embeddings["test"] - (embeddings["test"] @ common)[:, None] * common
+        measured["recall_without_common"] = evaluate(rest, test_labels).recall[1]
+        if isinstance(loss, ProxyAnchor):
+            b = measured["threshold_at_end"] = torch.as_tensor(loss.threshold).item()
+            settings = tilt.Loss(config.scale, config.margin, b, config.so_weight)
+            trained = embeddings["train"].numpy(), labels.cpu().numpy(), plans[0]
+            measured |= dataclasses.asdict(tilt.measure(proxies.numpy(), *trained, settings))
+        if config.so_pairs_fraction < 1:
+            pairs = _draw_pairs(len(proxies), config)
+            measured |= treated_pairs(proxies, pairs, embeddings["unused"], all_labels[unused])
     return {name: round(float(value), 6) for name, value in measured.items()}
 
 
-def common_mode_columns(proxies: Tensor, embeddings: Tensor) -> dict[str, float]:
-    """The tilt that proxies (C, D) and embeddings (N, D) of the training images share."""
-    mean = embeddings.mean(0)
+def proxy_columns(proxies: Tensor, embeddings: Tensor) -> dict[str, float]:
+    """Columns of a results table: proxies (C, D), and their tilt with (N, D) training images."""
+    shape, mean = geometry.describe(proxies), embeddings.mean(0)
     common = F.normalize(proxies, dim=1).mean(0)
+    # ‖Σp̂/C‖² is the mean of all C² cosines, C of which are ones.
+    mean_of_all = (1 + (len(proxies) - 1) * shape.mean_cosine) / len(proxies)
+    names = "rms_cosine mean_cosine coherence effective_rank rms_floor welch_bound"
+    names += " rms_cosine_centered common_mode_share"
     return {
+        **{name: getattr(shape, name) for name in names.split()},
+        "mean_proxy_length": max(0.0, mean_of_all) ** 0.5,
         "embedding_mean_length": float(mean.norm()),
         "cosine_of_mean_proxy_and_mean_embedding": float(F.cosine_similarity(mean, common, dim=0)),
     }
-
-
-def _without_common_mode(proxies: Tensor, embeddings: Tensor) -> Tensor:
-    """Embeddings (N, D) with the mean proxy's direction taken out of them."""
-    common = F.normalize(F.normalize(proxies, dim=1).mean(0), dim=0)  # (D,)
-    return embeddings - (embeddings @ common)[:, None] * common
-
-
-def _draw_pairs(num_classes: int, config: HeadConfig) -> Tensor:
-    """(C, C) bool: a random part of the pairs of classes, the same for every method of a seed."""
-    rows, columns = np.triu_indices(num_classes, k=1)
-    order = np.random.default_rng([config.seed, 11]).permutation(len(rows))
-    chosen = order[: round(config.so_pairs_fraction * len(rows))]
-    pairs = torch.zeros(num_classes, num_classes, dtype=torch.bool)
-    pairs[rows[chosen], columns[chosen]] = True
-    return pairs | pairs.T
 
 
 def treated_pairs(
@@ -218,33 +203,11 @@ def treated_pairs(
     return measured
 
 
-def geometry_columns(proxies) -> dict[str, float]:
-    """Columns of a results table that describe a set of proxies (C, D)."""
-    shape = geometry.describe(proxies)
-    classes = shape.num_classes
-    return {
-        "rms_cosine": shape.rms_cosine,
-        "mean_cosine": shape.mean_cosine,
-        "coherence": shape.coherence,
-        "effective_rank": shape.effective_rank,
-        "rms_floor": shape.rms_floor,
-        "welch_bound": shape.welch_bound,
-        "rms_cosine_centered": shape.rms_cosine_centered,
-        # ‖Σp̂/C‖² is the mean of all C² cosines, C of which are ones.
-        "mean_proxy_length": max(0.0, (1 + (classes - 1) * shape.mean_cosine) / classes) ** 0.5,
-        "common_mode_share": shape.common_mode_share,
-    }
+class _Unit(nn.Module):
+    """Rows of unit length."""
 
-
-class _UnitHead(nn.Module):
-    """The part of an `Encoder` after its backbone: (B, F) features → (B, D) unit embeddings."""
-
-    def __init__(self, features: int, dim: int | None, bias: bool):
-        super().__init__()
-        self.head = make_head(features, dim, bias=bias)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return F.normalize(self.head(features), dim=1)
+    def forward(self, rows: Tensor) -> Tensor:
+        return F.normalize(rows, dim=1)
 
 
 class _Center(nn.Module):
@@ -261,11 +224,23 @@ def _make_loss(config: HeadConfig, num_classes: int, dim: int) -> nn.Module:
     on_pairs = config.so_pairs_fraction < 1
     make = SoftOrthogonalityOnPairs if on_pairs else SoftOrthogonalProxyAnchor
     loss = make(num_classes, dim, **config.loss_settings)
+    if on_pairs:
+        loss.register_buffer("so_pairs", _draw_pairs(num_classes, config))
     if config.center:
         parametrize.register_parametrization(loss, "proxies", _Center())
     if config.regularizer != "none":
         return baselines.RegularizedProxyAnchor(loss, config.regularizer, config.regularizer_weight)
     return loss
+
+
+def _draw_pairs(num_classes: int, config: HeadConfig) -> Tensor:
+    """(C, C) bool: a random part of the pairs of classes, the same for every method of a seed."""
+    pairs = np.stack(np.triu_indices(num_classes, k=1), axis=1)
+    order = np.random.default_rng([config.seed, 11]).permutation(len(pairs))
+    rows, columns = pairs[order[: round(config.so_pairs_fraction * len(pairs))]].T
+    chosen = torch.zeros(num_classes, num_classes, dtype=torch.bool)
+    chosen[rows, columns] = True
+    return chosen | chosen.T
 
 
 def _draw_images(labels: np.ndarray, config: HeadConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -277,8 +252,13 @@ def _draw_images(labels: np.ndarray, config: HeadConfig) -> tuple[np.ndarray, np
     return order, np.setdiff1d(np.arange(len(labels)), order)
 
 
+def frozen_recall(config: BaseConfig) -> float:
+    """Recall@1 of the encoder on the test classes before any training."""
+    return _frozen_recall(_source(config))
+
+
 def _source(config: BaseConfig) -> str:
-    """Everything frozen features depend on, and their device, as JSON: the key of a cache."""
+    """Everything frozen features depend on, and their device, as JSON: the key of the caches."""
     names = ["dataset", "root", "options", "allow_partial", "encoder", "device"]
     values = {name: getattr(config, name) for name in names}
     return json.dumps({**values, **config.encoder_options}, sort_keys=True)
@@ -291,21 +271,14 @@ def _sets(source: str) -> dict[str, ImageSet]:
 
 
 @lru_cache(maxsize=8)
-def _features(source: str, split: str) -> tuple[ImageSet, Tensor]:
-    """A split and the (N, F) frozen features of its images."""
+def _features(source: str, split: str) -> Tensor:
+    """(N, F) frozen features of a split's images."""
     config = HeadConfig(**json.loads(source))
-    image_set = _sets(source)[split]
     encoder = Encoder.create(config.encoder, **config.encoder_options)
     encoder = encoder.to(choose_device(config.device))
-    return image_set, torch.from_numpy(embed(encoder, image_set, progress=False))
-
-
-def frozen_recall(config: BaseConfig) -> float:
-    """Recall@1 of the encoder on the test classes before any training."""
-    return _frozen_recall(_source(config))
+    return torch.from_numpy(embed(encoder, _sets(source)[split], progress=False))
 
 
 @lru_cache(maxsize=8)
 def _frozen_recall(source: str) -> float:
-    image_set, features = _features(source, "test")
-    return evaluate(features, image_set.labels, ks=(1,)).recall[1]
+    return evaluate(_features(source, "test"), _sets(source)["test"].labels, ks=(1,)).recall[1]

@@ -29,16 +29,12 @@ class Processes:
     Attributes:
         device: where this process computes.
         count: k.
-        rank: of this process, 0..k−1; the main process has 0.
+        rank: of this process, 0..k−1; the main process, which alone writes, has 0.
     """
 
     device: torch.device
     count: int = 1
     rank: int = 0
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
 
     def wait(self) -> None:
         """Return once every process has reached this call."""

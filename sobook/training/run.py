@@ -16,8 +16,8 @@ how far the run is, so that a run resumed from half a copy repeats the rest to t
 
 import contextlib
 import dataclasses
+import filecmp
 import json
-import math
 import os
 import platform
 import shutil
@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sobook import files, geometry
@@ -63,6 +63,11 @@ class Progress:
     tied: bool = False
     sums: dict[str, float] = field(default_factory=dict)
 
+    def steps(self, trainer: Trainer) -> int:
+        """How many steps have been done."""
+        batches = trainer.steps // trainer.config.epochs
+        return max(0, self.epoch - 1) * batches + self.batch
+
 
 @dataclass(eq=False)
 class Run:
@@ -83,7 +88,6 @@ class Run:
     progress: Progress = field(default_factory=Progress, repr=False)
     writes: bool = field(default_factory=lambda: launched()[0] == 0, repr=False)
     track: Callable[[dict[str, float], int], object] | None = field(default=None, repr=False)
-    _step: int = field(default=0, repr=False)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Run":
@@ -93,11 +97,7 @@ class Run:
             RunError: the folder is not there, or holds no run.
         """
         path = Path(path).expanduser()
-        if not (path / "config.json").is_file():
-            raise RunError(
-                f"{path} is not a run folder: it has no config.json that `sobook train` wrote."
-            )
-        values = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        values = _read_json(path / "config.json")
         key = values.pop("run_key", None)
         return cls(path, TrainConfig.from_dict(values), key)
 
@@ -111,33 +111,27 @@ class Run:
         sets = None
         if config.dataset == "folder":  # its content is part of the key
             sets = image_sets.load_splits("folder", **config.load_options)
-        run = cls(Path(), config, run_key(config, sets))
-        run.path = path = config.folder(run.key)
+        key = run_key(config, sets)
+        run = cls(config.folder(key), config, key)
         if sets is not None:
             run.sets = sets
-        if (path / "config.json").is_file():
-            written = cls.load(path)
-            if written.key != run.key:
+        if (run.path / "config.json").is_file():
+            written = cls.load(run.path)
+            if written.key != key:
                 changed = config.differences(written.config)
                 what = [f"{k}: {old!r} → {new!r}" for k, (new, old) in changed.items()]
-                if not what or config.dataset == "folder":
+                if not what or sets is not None:
                     what.append("another version of sobook, or pictures that have changed since")
                 raise RunError(
-                    f"{path} holds a run with other settings ({', '.join(what)}): choose another "
-                    "run_dir, or remove the folder."
+                    f"{run.path} holds a run with other settings ({', '.join(what)}): choose "
+                    "another run_dir, or remove the folder."
                 )
             if run.finished and config.weights not in (None, "pretrained", "micro"):
                 encoder = Encoder.create(config.encoder, dim=None, **config.encoder_options)
                 run.check_made_of({"weights": weights_digest(encoder.backbone)})
-        elif path.is_dir() and any(file.name[0] != "." for file in path.iterdir()):
-            raise RunError(f"{path} is not empty and not a run folder: choose another run_dir.")
+        elif any(file.name[0] != "." for file in run.path.glob("*")):
+            raise RunError(f"{run.path} is not empty and not a run folder: choose another run_dir.")
         return run
-
-    @classmethod
-    def find(cls, config: TrainConfig) -> "Run | None":
-        """As `open`, but None where there is no run yet."""
-        run = cls.open(config)
-        return run if (run.path / "config.json").is_file() else None
 
     @cached_property
     def sets(self) -> dict[str, ImageSet]:
@@ -152,9 +146,7 @@ class Run:
         Raises:
             RunError: which of them are others.
         """
-        known = {}
-        if (self.path / "state.json").is_file():
-            known = self.state.get("made_of", {})
+        known = self.state.get("made_of", {}) if (self.path / "state.json").is_file() else {}
         if changed := [name for name in digests if known.get(name, digests[name]) != digests[name]]:
             raise RunError(
                 f"the {' and '.join(changed)} are not those that {self.path} was trained with: "
@@ -193,12 +185,12 @@ class Run:
     @property
     def state(self) -> dict[str, Any]:
         """The content of state.json: selected_epoch, class_names, notes, versions …"""
-        return json.loads(self._file("state.json").read_text(encoding="utf-8"))
+        return _read_json(self.path / "state.json")
 
     @property
     def retrieval(self) -> dict[str, Any]:
         """The measures on the test classes, see `sobook.retrieval.Retrieval.summary`."""
-        return json.loads(self._file("retrieval.json").read_text(encoding="utf-8"))
+        return _read_json(self.path / "retrieval.json")
 
     def proxies(self, epoch: int | None = None) -> Tensor:
         """(C, D) float32 proxies after an epoch.
@@ -207,22 +199,27 @@ class Run:
             epoch: 0: before training; −1: the last one; None: the one that was kept.
         """
         epoch = self.state["selected_epoch"] if epoch is None else epoch
-        count = len(list(self.path.glob("proxies/epoch_*.safetensors")))
-        if not -count <= epoch < count:
-            raise RunError(f"{self.path} has no proxies of epoch {epoch}: give 0..{count - 1}.")
-        return _read_tensors(self._proxies_file(epoch % count))[0]["proxies"].float()
+        saved = sorted(self.path.glob("proxies/epoch_*.safetensors"))
+        if not -len(saved) <= epoch < len(saved):
+            raise RunError(
+                f"{self.path} has no proxies of epoch {epoch}: give 0..{len(saved) - 1}."
+            )
+        return load_file(saved[epoch])["proxies"].float()
 
     def encoder(self) -> Encoder:
         """The trained encoder of the epoch that was kept, on the CPU, in evaluation mode."""
-        weights, _ = _read_tensors(self._file("checkpoint.safetensors"))
-        own = {key.removeprefix("encoder."): w for key, w in weights.items() if key != "proxies"}
         encoder = Encoder.create(weights=None, **self.state["encoder"])
-        encoder.load_state_dict(own)
+        weights = load_file(self.path / "checkpoint.safetensors")
+        del weights["proxies"]
+        encoder.load_state_dict({key.removeprefix("encoder."): w for key, w in weights.items()})
         return encoder.eval()
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Create and lock the folder; any other process that trains this run waits."""
+        """Create and lock the folder, and take the files of its mirror where that is ahead.
+
+        Any other process that trains this run waits.
+        """
         if not self.writes:
             yield
             return
@@ -231,56 +228,57 @@ class Run:
         values = {"run_key": self.key, **self.config.to_dict(), "root": root}
         files.write_json(self.path / "config.json", values)
         with files.lock(self.path / ".lock"):
-            self._restore()
+            if self._copy is not None:
+                if not self._copy.parent.is_dir():
+                    drive = self._copy.parent
+                    raise RunError(f"SOBOOK_MIRROR: {drive} is not there: mount its drive.")
+                if _position(self._copy) > _position(self.path):
+                    copy_run(self._copy, self.path)
+                    print(f"{self.path}: restored from {self._copy}")
             yield
 
     def resume(self, trainer: Trainer) -> None:
         """Load what an earlier process left, and drop the metrics that come again."""
-        file = self.path / "resume.safetensors"
-        if file.is_file():
-            tensors, progress = _read_tensors(file)
-            trainer.load(tensors)
-            self.progress = Progress(**progress)
+        self.progress = _progress(self.path)
+        if (file := self.path / "resume.safetensors").is_file():
+            trainer.load(load_file(file))
         if self.writes:
-            epoch, batch = self.progress.epoch, self.progress.batch
-            lines = self.metrics
-            kept = [line for line in lines if line["epoch"] < epoch]
-            kept += [x for x in lines if x["epoch"] == epoch and x["kind"] == "step"][:batch]
+            epoch, step = self.progress.epoch, self.progress.steps(trainer)
+            kept = [x for x in self.metrics if x["epoch"] < epoch or x.get("step", step) < step]
             text = "".join(f"{json.dumps(line)}\n" for line in kept)
             files.write_text(self.path / "metrics.jsonl", text)
 
-    def log(self, line: dict[str, Any]) -> None:
-        """Add a line to metrics.jsonl; it can be read at once."""
+    def log(self, line: dict[str, Any], step: int) -> None:
+        """Add a line to metrics.jsonl, where it can be read at once, and tell the tracker."""
         if not self.writes:
             return
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(f"{json.dumps(line)}\n")
         if self.track is not None:
-            self._step = line.get("step", self._step)
             values = {f"{line['kind']}/{name}": line[name] for name in line if name != "kind"}
-            self.track(values, self._step)
+            self.track(values, step)
 
     def save(
         self,
         epoch: int,
         trainer: Trainer,
+        losses: dict[str, float],
+        facts: dict[str, Any],
         *,
         recall: float | None,
         keep: bool,
-        losses: dict[str, float],
-        facts: dict[str, Any],
     ) -> None:
         """Write down an epoch: its numbers, its proxies, and the encoder where it is kept.
 
         Args:
+            losses: numbers by name, for metrics.jsonl.
+            facts: for state.json.
             recall: Recall@1 that selects the epoch, of two that are equal the later one.
             keep: whatever its recall.
-            losses: for metrics.jsonl.
-            facts: for state.json.
         """
         before = self.progress
         if better := keep or recall is None or recall >= (before.best_recall or 0):
-            tied = recall is not None and recall == before.best_recall
+            tied = not keep and recall is not None and recall == before.best_recall
             self.progress = Progress(epoch + 1, 0, epoch, recall, tied)
         else:
             self.progress = dataclasses.replace(before, epoch=epoch + 1, batch=0, sums={})
@@ -300,8 +298,10 @@ class Run:
         measured = {} if recall is None else {"recall_at_1": recall}
         measured |= {"rms_cosine": shape.rms_cosine, "coherence": shape.coherence}
         measured["threshold"] = torch.as_tensor(trainer.loss.threshold).item()
-        self.log({"kind": "epoch", "epoch": epoch, **losses, **measured})
-        write_tensors(self._proxies_file(epoch), {"proxies": proxies.to(torch.float16)})
+        line = {"kind": "epoch", "epoch": epoch, **losses, **measured}
+        self.log(line, self.progress.steps(trainer))
+        file = self.path / "proxies" / f"epoch_{epoch:04d}.safetensors"
+        write_tensors(file, {"proxies": proxies.to(torch.float16)})
         self.save_resume(trainer)
 
     def save_resume(self, trainer: Trainer) -> None:
@@ -319,46 +319,36 @@ class Run:
         (self.path / "resume.safetensors").unlink(missing_ok=True)
         self.mirror()
 
-    def mirror(self) -> None:
-        """Copy the folder to ``$SOBOOK_MIRROR``; where that fails, warn and continue."""
-        target = self._mirror_folder()
-        try:
-            if target is not None:
-                target.mkdir(exist_ok=True)  # no parents: never create an unmounted drive's folder
-                _copy(self.path, target)
-        except (OSError, SobookError) as error:
-            warnings.warn(
-                f"the run could not be copied to {target} ({first_line(error)}): training "
-                "continues, and the next checkpoint is copied.",
-                stacklevel=2,
-            )
-
-    def _restore(self) -> None:
-        """Take the files of the mirror where it is ahead."""
-        target = self._mirror_folder()
-        if target is not None and not target.parent.is_dir():
-            raise RunError(f"SOBOOK_MIRROR: {target.parent} is not there: mount its drive.")
-        if target is not None and _position(target) > _position(self.path):
-            _copy(target, self.path)
-            print(f"{self.path}: restored from {target}")
-
-    def _mirror_folder(self) -> Path | None:
+    @property
+    def _copy(self) -> Path | None:
+        """The folder of this run in ``$SOBOOK_MIRROR``, if that is set."""
         root = os.environ.get("SOBOOK_MIRROR")
         if not root or not self.writes:
             return None
         return Path(root).expanduser() / self.config.replace(run_dir=None).folder(self.key).name
 
-    def _proxies_file(self, epoch: int) -> Path:
-        return self.path / "proxies" / f"epoch_{epoch:04d}.safetensors"
-
-    def _file(self, name: str) -> Path:
-        file = self.path / name
-        if not file.is_file():
-            raise RunError(
-                f"{self.path} has no {name}: the run is not finished; run `sobook train` on the "
-                "same folder to resume it."
+    def mirror(self) -> None:
+        """Copy the folder to ``$SOBOOK_MIRROR``; where that fails, warn and continue."""
+        if self._copy is None:
+            return
+        try:
+            self._copy.mkdir(exist_ok=True)  # no parents: never create an unmounted drive's folder
+            copy_run(self.path, self._copy)
+        except (OSError, SobookError) as error:
+            warnings.warn(
+                f"the run could not be copied to {self._copy} ({first_line(error)}): training "
+                "continues, and the next checkpoint is copied.",
+                stacklevel=2,
             )
-        return file
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        why = "it is not a run folder."
+        if (file.parent / "config.json").is_file():
+            why = "the run is not finished; run `sobook train` on the same folder to resume it."
+        raise RunError(f"{file.parent} has no {file.name}: {why}")
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def write_tensors(file: Path, tensors: dict[str, Tensor], **facts: Any) -> None:
@@ -368,7 +358,7 @@ def write_tensors(file: Path, tensors: dict[str, Tensor], **facts: Any) -> None:
         save_file(tensors, partial, {"sobook": json.dumps(facts)})
 
 
-def _copy(source: Path, target: Path) -> None:
+def copy_run(source: Path, target: Path) -> None:
     """Copy a run's files that have changed, and last those that say how far it is."""
     last = ("resume.safetensors", "retrieval.json")
     for file in sorted(source.rglob("*"), key=lambda file: file.name in last):
@@ -376,31 +366,22 @@ def _copy(source: Path, target: Path) -> None:
         if not file.is_file() or inside.parts[0].startswith((".", "tensorboard")):
             continue
         copy = target / inside
-        if not copy.is_file() or _size_and_date(copy) != _size_and_date(file):
+        if not copy.is_file() or not filecmp.cmp(file, copy):
             with files.replacing(copy) as partial:
                 shutil.copy2(file, partial)
     if not (source / "resume.safetensors").exists():  # finished
         (target / "resume.safetensors").unlink(missing_ok=True)
 
 
-def _size_and_date(file: Path) -> tuple[int, float]:
-    stat = file.stat()
-    return stat.st_size, round(stat.st_mtime, 2)  # drives round times
+def _progress(folder: Path) -> Progress:
+    """Progress of the unfinished run in a folder."""
+    if not (folder / "resume.safetensors").is_file():
+        return Progress()
+    with safe_open(folder / "resume.safetensors", "pt") as opened:
+        return Progress(**json.loads(opened.metadata()["sobook"]))
 
 
-def _read_tensors(file: Path, *, only_metadata: bool = False) -> tuple[dict[str, Tensor], dict]:
-    with safe_open(file, "pt") as opened:
-        facts = json.loads((opened.metadata() or {}).get("sobook", "{}"))
-        names = () if only_metadata else opened.keys()
-        return {name: opened.get_tensor(name) for name in names}, facts
-
-
-def _position(path: Path) -> tuple[float, int]:
-    """Progress of the run in a folder: epoch and batch that come next; infinity: finished."""
-    if (path / "retrieval.json").is_file():
-        return math.inf, 0
-    file = path / "resume.safetensors"
-    if not file.is_file():
-        return -1, 0
-    _, progress = _read_tensors(file, only_metadata=True)
-    return progress["epoch"], progress["batch"]
+def _position(folder: Path) -> tuple[bool, int, int]:
+    """How far the run in a folder is, to be compared: finished, and what comes next."""
+    progress = _progress(folder)
+    return (folder / "retrieval.json").is_file(), progress.epoch, progress.batch

@@ -25,7 +25,7 @@ class Trainer:
     Args:
         model: maps a batch of inputs to (b, D) embeddings of unit length.
         loss: of embeddings (B, D) and labels (B,); its parameters, the proxies, learn as well.
-        rates: pairs of parameters and their learning rate.
+        rates: parts of the model, and their learning rates; those of the loss are in the config.
         config: batch size, weight decay, schedule, largest gradient norm, the model's precision.
         steps: how many there will be, for the schedule.
         processes: those that share a batch of B images, b each, and the device.
@@ -35,25 +35,24 @@ class Trainer:
         self,
         model: nn.Module,
         loss: nn.Module,
-        rates: Iterable[tuple[Iterable[nn.Parameter], float]],
+        rates: Iterable[tuple[nn.Module, float]],
         config: BaseConfig,
         *,
         steps: int,
         processes: Processes,
     ):
         self.config, self.steps, self.processes = config, steps, processes
-        precision = getattr(config, "precision", "float32")
-        self.chunk_size = getattr(config, "chunk_size", None)
         self.device = processes.device
         self.model: Any = model.to(self.device)
         self.loss: Any = loss.to(self.device)
         self.parameters = [*model.parameters(), *loss.parameters()]
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(rates, config.weight_decay),
+            _parameter_groups(rates, loss, config),
             fused=self.device.type == "cpu" or None,  # a third of the time there
         )
         # The loss is not wrapped: every process computes it from the joint batch.
         self._wrapped = processes.wrap(self.model)
+        precision = getattr(config, "precision", "float32")
         self._autocast: contextlib.AbstractContextManager = contextlib.nullcontext()
         if precision != "float32":
             self._autocast = torch.autocast(self.device.type, getattr(torch, precision))
@@ -108,7 +107,7 @@ class Trainer:
         The loss compares every image with every proxy of the batch, so batches cannot be split and
         their gradients added; activations can. Source: Gao et al., arXiv 2101.06983 (GradCache).
         """
-        size = self.chunk_size
+        size = getattr(self.config, "chunk_size", None)
         if size is None or len(inputs) <= size:
             return self._wrapped(inputs)
         chunks = inputs.split(size)
@@ -151,27 +150,22 @@ def learning_rate_factor(step: int, total: int, schedule: str) -> float:
     return 1.0 if schedule == "constant" else 0.5 * (1 + math.cos(math.pi * step / total))
 
 
-def loss_rates(loss: nn.Module, config: BaseConfig) -> list[tuple[list[nn.Parameter], float]]:
-    """Parameters of a loss with their rates: the proxies, and a threshold, the only scalar."""
-    proxies = [p for p in loss.parameters() if p.ndim]
-    threshold = [p for p in loss.parameters() if not p.ndim]
-    return [(proxies, config.proxy_lr), (threshold, config.threshold_lr)]
-
-
-def parameter_groups(
-    rates: Iterable[tuple[Iterable[nn.Parameter], float]], weight_decay: float
+def _parameter_groups(
+    rates: Iterable[tuple[nn.Module, float]], loss: nn.Module, config: BaseConfig
 ) -> list[dict[str, Any]]:
     """Groups for the optimizer, each at its rate: matrices, and the rest without weight decay.
 
     Proxies do decay. Their length changes neither the loss nor a cosine, but the shorter a proxy,
     the further a step turns it: there the decay acts on the effective rate.
     """
+    parts = [([*module.parameters()], rate) for module, rate in rates]
+    parts.append(([p for p in loss.parameters() if p.ndim], config.proxy_lr))
+    parts.append(([p for p in loss.parameters() if not p.ndim], config.threshold_lr))
     groups = []
-    for parameters, rate in rates:
-        parameters = list(parameters)
+    for parameters, rate in parts:
         matrices = [p for p in parameters if p.ndim >= 2]
         others = [p for p in parameters if p.ndim < 2]  # norms, biases, a threshold
-        both = {"lr": rate, "initial_lr": rate}
-        groups.append({"params": matrices, "weight_decay": weight_decay, **both})
-        groups.append({"params": others, "weight_decay": 0.0, **both})
+        for chosen, decay in ((matrices, config.weight_decay), (others, 0.0)):
+            group = {"params": chosen, "weight_decay": decay, "lr": rate, "initial_lr": rate}
+            groups.append(group)
     return groups

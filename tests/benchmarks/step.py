@@ -42,13 +42,12 @@ KINDS = {
 
 def trainer(steps: int, **settings) -> tuple[Trainer, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
-    config = TrainConfig(weights=None, so_weight=100.0, device="cpu", **settings)
+    config = TrainConfig(weights=None, so_weight=100.0, proxy_lr=1e-6, device="cpu", **settings)
     encoder = Encoder.create(config.encoder, dim=config.dim, **config.encoder_options)
     if config.compile:
         encoder.backbone.compile()
     loss = SoftOrthogonalProxyAnchor(100, encoder.dim, **config.loss_settings)
-    rates = [(encoder.parameters(), 1e-6), (loss.parameters(), 1e-6)]
-    made = Trainer(encoder, loss, rates, config, steps=steps, processes=Processes(CPU))
+    made = Trainer(encoder, loss, [(encoder, 1e-6)], config, steps=steps, processes=Processes(CPU))
     shape = (config.batch_size, 3, encoder.image_size, encoder.image_size)
     pixels = torch.randint(256, shape, dtype=torch.uint8)
     return made, pixels, torch.arange(config.batch_size) % 100

@@ -24,34 +24,16 @@ class TestRunKey:
         changed = [("lr", 1e-5), ("dim", 64), ("options", {"seed": 1}), ("threshold", 0.2)]
         keys = {run_key(base.replace(**{name: value})) for name, value in changed}
         assert len(keys | {run_key(base), run_key(HeadConfig())}) == 6
-
-    def test_the_shipped_runs_are_those_of_the_defaults(self):
-        assert run_key(TrainConfig()) == "d5fe621758f9"
+        assert run_key(base) == "d5fe621758f9"  # as shipped
 
     def test_equal_settings_of_other_types_are_the_same_run(self):
-        drawn = TrainConfig(
-            root=Path("here"),
-            seed=np.int64(1),
-            lr=np.float32(0.1),
-            so_weight=100,
-            allow_partial=np.bool_(True),
-            options={"species": np.int32(8)},
-        )
-        typed = TrainConfig(
-            root="here",
-            seed=1,
-            lr=0.1,
-            so_weight=100.0,
-            allow_partial=True,
-            options={"species": 8},
-        )
-        assert drawn == typed and run_key(drawn) == run_key(typed)
-        assert json.dumps(drawn.to_dict()) == json.dumps(typed.to_dict())
-
-    def test_what_comes_to_train_differently_is_another_run(self, monkeypatch):
-        before = run_key(TrainConfig())
-        monkeypatch.setattr(configs, "SCHEMA", configs.SCHEMA + 1)
-        assert run_key(TrainConfig()) != before
+        drawn = {"root": Path("here"), "seed": np.int64(1), "lr": np.float32(0.1)}
+        drawn |= {"allow_partial": np.bool_(True), "options": {"species": np.int32(8)}}
+        typed = {"root": "here", "seed": 1, "lr": 0.1, "so_weight": 100.0}
+        typed |= {"allow_partial": True, "options": {"species": 8}}
+        one, other = TrainConfig(**drawn, so_weight=100), TrainConfig(**typed)
+        assert one == other and run_key(one) == run_key(other)
+        assert TrainConfig.from_dict(json.loads(json.dumps(one.to_dict()))) == other
 
     def test_pictures_are_known_by_content_and_class(self, tmp_path):
         for folder, (first, second) in {"a": "01", "b": "01", "c": "10"}.items():
@@ -68,10 +50,6 @@ class TestRunKey:
         assert base.folder() != base.replace(lr=1e-5).folder()
         assert "so100-seed2" in base.replace(so_weight=100, seed=2).folder().name
         assert base.replace(encoder="hf-hub:timm/x").folder().parent == base.folder().parent
-
-
-def test_round_trip(config):
-    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 BAD = {

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from sobook.data import image_sets, loader
 from sobook.embedding import embed
 from sobook.errors import ImageError, SobookError, TrainingError
 from sobook.losses import SoftOrthogonalProxyAnchor
-from sobook.training import loop
+from sobook.training import data, loop
 from sobook.training.config import TrainConfig
 from sobook.training.loop import check, dry_run, evaluate_run, fit, prepare
 from sobook.training.processes import Processes
@@ -24,7 +25,7 @@ KILLS = 30
 ALONE = Processes(torch.device("cpu"))
 
 
-def prepared(config) -> tuple[loop.Data, Trainer]:
+def prepared(config) -> tuple[data.Data, Trainer]:
     return prepare(Run.open(config), ALONE)
 
 
@@ -64,55 +65,60 @@ class TestFit:
         fit(config.replace(epochs=2), progress=False)
         assert seen == [(False, True)] * 3 + [(True, True)] * 3
 
-    def test_after_epoch_sees_every_epoch(self, config):
-        seen = {}
-        run = fit(config, progress=False, after_epoch=lambda e, x: seen.update({e: x}))
-        assert list(seen) == [0, 1, 2, 3]
-        assert seen[3].fingerprint() == run.encoder().fingerprint()
-
-    def test_what_is_shown(self, config, capsys, monkeypatch):
+    def test_what_is_shown_and_called_after_every_epoch(self, config, capsys, monkeypatch):
         monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-        fit(config.replace(selection="validation", validation_fraction=0.5, batch_size=4, epochs=1))
+        config = config.replace(selection="validation", validation_fraction=0.5, batch_size=4)
+        seen = {}
+        run = fit(config.replace(epochs=1), after_epoch=lambda *args: seen.update([args]))
         shown = capsys.readouterr()
         assert "validation: 12 images of 2 classes, 0" in shown.out and "K = 1, 2" in shown.out
-        for part in ("PA ", "SO ", "R@1 ", "img"):
-            assert part in shown.err
+        assert all(part in shown.err for part in ("PA ", "SO ", "R@1 ", "img"))
+        assert list(seen) == [0, 1] and seen[1].fingerprint() == run.encoder().fingerprint()
 
-    def test_trackers(self, config):
-        pytest.importorskip("tensorboard")
-        run = fit(config.replace(tracker="tensorboard", epochs=1), progress=False)
-        assert list(run.path.rglob("events.out.tfevents*"))
 
-    def test_a_tracker_that_is_not_installed(self, config, monkeypatch):
-        monkeypatch.setitem(sys.modules, "wandb", None)
-        with pytest.raises(ImportError, match="wandb"):
-            fit(config.replace(tracker="wandb"), progress=False)
+class TestTrackers:
+    def test_tensorboard(self, config):
+        events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+        run = fit(config.replace(tracker="tensorboard", epochs=2), progress=False)
+        seen = events.EventAccumulator(str(run.path / "tensorboard")).Reload()
+        steps = [(event.step, event.value) for event in seen.Scalars("step/loss")]
+        assert steps == [(step, pytest.approx(loss)) for step, loss in losses(run.path)]
+        assert [event.step for event in seen.Scalars("epoch/rms_cosine")] == [0, 3, 6]
+
+    def test_wandb_gets_one_run_of_its_own(self, config, monkeypatch):
+        wandb = MagicMock()
+        monkeypatch.setitem(sys.modules, "wandb", wandb)
+        run = fit(config.replace(tracker="wandb", epochs=1), progress=False)
+        started = wandb.init.return_value
+        logged = started.__enter__.return_value.log.call_args_list
+        assert [call.args[1] for call in logged] == [0, 0, 1, 2, 3]  # wandb drops what runs back
+        assert logged[-1].args[0]["epoch/loss"] == run.epochs[-1]["loss"]
+        assert started.__exit__.called  # else the next run would log into this one
 
 
 class TestSettings:
-    @pytest.mark.parametrize("field", ["margin", "scale", "threshold", "so_weight"])
-    def test_they_reach_the_loss(self, config, field):
-        _, trainer = prepared(config.replace(**{field: 0.25}))
-        assert getattr(trainer.loss, field) == 0.25
+    def test_they_reach_the_loss(self, config):
+        settings = {"margin": 0.2, "scale": 16.0, "threshold": 0.3, "so_weight": 4.0}
+        _, trainer = prepared(config.replace(**settings))
+        assert {name: getattr(trainer.loss, name) for name in settings} == settings
 
-    def test_each_part_has_its_own_rate(self, config):
-        _, trainer = prepared(config)
+    def test_each_parameter_has_its_rate_and_norms_and_biases_do_not_decay(self, config):
+        _, trainer = prepared(config.replace(threshold_lr=0.3))
+        encoder, loss = trainer.model, trainer.loss
+        expected = {
+            loss.threshold: (0.3, 0.0),
+            loss.proxies: (config.proxy_lr, config.weight_decay),
+        }
+        for part, rate in ((encoder.backbone, config.lr), (encoder.head, config.head_lr)):
+            for name, parameter in part.named_parameters():
+                decays = not (name.endswith("bias") or "norm" in name)
+                expected[parameter] = (rate, config.weight_decay if decays else 0.0)
         groups = trainer.optimizer.param_groups
-        rates = {id(p): group["initial_lr"] for group in groups for p in group["params"]}
-        encoder = trainer.model
-        parts = [(encoder.backbone, config.lr), (encoder.head, config.head_lr)]
-        for module, rate in [*parts, (trainer.loss, config.proxy_lr)]:
-            assert {rates.pop(id(p)) for p in module.parameters()} == {rate}
-        assert not rates
-
-    def test_norms_and_biases_do_not_decay(self, config):
-        _, trainer = prepared(config)
-        groups = trainer.optimizer.param_groups
-        decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
-        named = [*trainer.model.named_parameters(), *trainer.loss.named_parameters()]
-        without = {name for name, p in named if decays[id(p)] == 0}
-        assert without == {name for name, p in named if name.endswith("bias") or "norm" in name}
-        assert decays[id(trainer.loss.proxies)] == config.weight_decay
+        assert expected == {
+            p: (group["initial_lr"], group["weight_decay"])
+            for group in groups
+            for p in group["params"]
+        }
 
     def test_bfloat16_keeps_proxies_and_loss_in_float32(self, config):
         run = fit(config.replace(precision="bfloat16", epochs=1), progress=False)
@@ -141,7 +147,7 @@ class TestSelection:
             return original(embeddings, *args, **kwargs)
 
         monkeypatch.setattr(loop, "evaluate", watching)
-        monkeypatch.setattr(loop, "FEWEST_TO_SELECT", 2)
+        monkeypatch.setattr(data, "FEWEST_TO_SELECT", 2)
         config = config.replace(
             precision="bfloat16", selection="validation", validation_fraction=0.5, batch_size=4
         )
@@ -161,6 +167,26 @@ class TestSelection:
         # Only the kept epoch is cached.
         assert len(list((tmp_path / "cache").glob("embeddings-*.npy"))) == 1
 
+    @pytest.mark.parametrize(
+        ("fewest", "recalls", "kept", "note"),
+        [
+            (2, [1.0, 0.5, 1.0, 0.5], 2, "epoch 2 of 3 was kept"),
+            (2, [0.5, 0.5, 1.0, 1.0], 3, "epoch 3 of 3 was kept: an earlier one"),
+            (5, [1.0, 0.5, 1.0, 0.5], 3, "too few to select"),
+        ],
+    )
+    def test_ties_and_few_classes_keep_the_later_epoch(
+        self, config, monkeypatch, fewest, recalls, kept, note
+    ):
+        """An encoder that separates the validation classes before training is not what is kept."""
+        monkeypatch.setattr(data, "FEWEST_TO_SELECT", fewest)
+        following = iter(recalls)
+        monkeypatch.setattr(loop, "_select", lambda *_: next(following))
+        run = fit(config.replace(selection="validation", batch_size=4), progress=False)
+        assert run.state["selected_epoch"] == kept
+        assert [note in text for text in run.retrieval["notes"]].count(True) == 1
+        assert f"epoch {kept} of 3 was kept" in "".join(run.retrieval["notes"])
+
 
 def picked(config, tmp_path, counts) -> TrainConfig:
     """A folder with so many pictures per class."""
@@ -172,23 +198,6 @@ def picked(config, tmp_path, counts) -> TrainConfig:
             (folder / f"{number:02}" / f"{i}.png").write_bytes(source.read_bytes() + bytes(number))
     return config.replace(dataset="folder", root=folder, options={}, batch_size=4, epochs=1)
 
-    @pytest.mark.parametrize(("fewest", "kept"), [(2, 2), (5, 3)])
-    def test_ties_and_few_classes_keep_the_later_epoch(self, config, monkeypatch, fewest, kept):
-        """An encoder that separates the validation classes before training is not what is kept."""
-        monkeypatch.setattr(loop, "FEWEST_TO_SELECT", fewest)
-        recalls = iter([1.0, 0.5, 1.0, 0.5])
-        monkeypatch.setattr(loop, "_select", lambda *_: next(recalls))
-        run = fit(config.replace(selection="validation", batch_size=4, epochs=3), progress=False)
-        assert run.state["selected_epoch"] == kept
-        notes = " ".join(run.retrieval["notes"])
-        assert f"epoch {kept} of 3 was kept" in notes and ("too few" in notes) == (fewest == 5)
-
-    def test_a_tie_of_the_last_epoch_is_said(self, config, monkeypatch):
-        monkeypatch.setattr(loop, "FEWEST_TO_SELECT", 2)
-        monkeypatch.setattr(loop, "_select", lambda *_: 1.0)
-        run = fit(config.replace(selection="validation", batch_size=4, epochs=1), progress=False)
-        assert run.retrieval["notes"][0].startswith("epoch 1 of 1 was kept: an earlier one")
-
 
 class TestData:
     def test_ks_that_fit_are_reported(self, config, tmp_path):
@@ -196,14 +205,13 @@ class TestData:
         run = fit(config, progress=False)
         assert list(run.retrieval["recall"]) == ["1", "2", "4"]
         fewer = "no Recall@K for K = 8: a query can find fewer images"
-        assert run.retrieval["notes"] == ["epoch 1 of 1 was kept", fewer]
+        assert run.retrieval["notes"] == [fewer, "epoch 1 of 1 was kept"]
 
     def test_a_batch_is_at_most_all_training_images(self, config, tmp_path, capsys):
         config = picked(config, tmp_path, [2] * 8).replace(batch_size=40)
         run = fit(config)
-        assert (
-            Run.load(run.path).config.batch_size == 8 and "batches of 8" in capsys.readouterr().out
-        )
+        assert Run.load(run.path).config.batch_size == 8
+        assert "batches of 8" in capsys.readouterr().out
         assert fit(config, progress=False).retrieval == run.retrieval
 
     @pytest.mark.parametrize(
@@ -289,19 +297,22 @@ class TestStopped:
             assert_same_run(folder, never.run_dir)
             done += 1
 
-    def test_a_nan_in_a_batch_leaves_the_last_checkpoint(self, config, monkeypatch):
+    @pytest.mark.parametrize("error", ["(?i)nan", "x.jpg"])
+    def test_an_error_leaves_the_last_checkpoint(self, config, monkeypatch, error):
         original = loader.TrainingBatches.cut
 
-        def poisoned(batches, number, drawn):
+        def failing(batches, number, drawn):
             pictures, labels = original(batches, number, drawn)
             if batches.seed[1] == 2 and number == 1:
+                if error == "x.jpg":
+                    raise ImageError("image x.jpg cannot be read")
                 pictures = pictures.float()
                 pictures[3, 0, 5, 5] = torch.nan
             return pictures, labels
 
-        monkeypatch.setattr(loader.TrainingBatches, "cut", poisoned)
-        with pytest.raises(SobookError, match="(?i)nan"):
-            fit(config, progress=False)
+        monkeypatch.setattr(loader.TrainingBatches, "cut", failing)
+        with pytest.raises(SobookError, match=error):
+            fit(config.replace(workers=2), progress=False)
         assert resumes_at(config) == (2, 0)
         monkeypatch.undo()
         assert fit(config, progress=False).finished
@@ -316,16 +327,3 @@ class TestStopped:
         monkeypatch.setattr(SoftOrthogonalProxyAnchor, "parts", rough)
         with pytest.raises(TrainingError, match="gradient became nan at step 0"):
             fit(config, progress=False)
-
-    def test_an_error_in_a_worker_ends_the_run(self, config, monkeypatch):
-        original = loader.TrainingBatches.cut
-
-        def failing(batches, number, drawn):
-            if batches.seed[1] == 2:
-                raise ImageError("image x.jpg cannot be read")
-            return original(batches, number, drawn)
-
-        monkeypatch.setattr(loader.TrainingBatches, "cut", failing)
-        with pytest.raises(ImageError, match="x.jpg"):
-            fit(config.replace(workers=2), progress=False)
-        assert resumes_at(config) == (2, 0)

@@ -29,6 +29,7 @@ from sobook.embedding import embed
 from sobook.errors import SobookError, check_choice, check_fields, plain
 from sobook.training import heads, loop
 from sobook.training.config import TrainConfig, run_key
+from sobook.training.data import Data
 from sobook.training.heads import HeadConfig, fit_head
 from sobook.training.loop import fit
 from sobook.training.processes import choose_device
@@ -269,11 +270,10 @@ def _measure(run: Run) -> dict[str, float]:
     epoch = measured["selected_epoch"] = state["selected_epoch"]
     measured["threshold_at_end"] = run.epochs[epoch]["threshold"]
     held_out = config.selection == "validation"
-    train_set = loop.Data.check(config, run.sets, hold_out=held_out).train
+    train_set = Data.check(config, run.sets, hold_out=held_out).train
     encoder, proxies = run.encoder().to(choose_device(config.device)), run.proxies()
     embeddings = torch.from_numpy(embed(encoder, train_set, cache=False, progress=False))
-    measured |= heads.common_mode_columns(proxies, embeddings)
-    measured |= {"train_classes": len(proxies), **heads.geometry_columns(proxies)}
+    measured |= {"train_classes": len(proxies), **heads.proxy_columns(proxies, embeddings)}
     return {name: round(float(value), 6) for name, value in measured.items()}
 
 
