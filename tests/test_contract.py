@@ -28,9 +28,9 @@ BUDGET = {
     "embedding": (("sobook.embedding",), 71, 70),
     "search": (("sobook.search",), 268, 220),
     "baselines": (("sobook.baselines",), 108, 100),
-    "export and cli": (("sobook.export", "sobook.cli"), 651, 430),
-    "data": (("sobook.data",), 1386, 1050),
-    "training": (("sobook.training",), 1739, 1150),
+    "export and cli": (("sobook.export", "sobook.cli"), 657, 430),
+    "data": (("sobook.data",), 1347, 1050),
+    "training": (("sobook.training",), 1695, 1150),
     "figures": (("sobook.figures",), 1289, 1200),
     "course": (("sobook.course",), 1408, 1220),
     "aviary": (("sobook.course.aviary",), 1270, 1270),
@@ -38,7 +38,7 @@ BUDGET = {
     "pages": (("sobook.course.pages",), 750, 660),
 }
 WEB_BUDGET, WEB_GOAL = 3466, 3100
-TESTS_BUDGET, TESTS_GOAL = 11913, 9500
+TESTS_BUDGET, TESTS_GOAL = 12006, 9500
 FOUNDATION = ("errors", "files")
 # What these import of sobook beside the foundation, so that each can be read alone.
 STANDS_ALONE = {"losses": (), "statistics": (), "retrieval": ("statistics",), "encoder": ()}
