@@ -138,8 +138,8 @@ def test_two_classes_at_least_are_held_out_where_that_is_asked_for():
         (("cub20", "train"), {}, "unknown data set 'cub20'.*Did you mean 'cub200'"),
         (("cub200", "tset"), {}, "unknown split.* 'tset'.*Did you mean 'test'"),
         (("inshop", "test"), {}, "choose train, validation, query or gallery"),
-        (("aviary", "train"), {"specie": 3}, "'specie' of aviary.*Did you mean 'species'"),
-        (("cub200", "train"), {"species": 3}, "'species' of cub200"),
+        (("aviary", "train"), {"specie": 3}, "aviary 'specie'.*Did you mean 'species'"),
+        (("cub200", "train"), {"species": 3}, "cub200 'species'"),
         (("folder", "train"), {}, "'folder' needs root="),
     ],
 )
