@@ -32,7 +32,7 @@ BUDGET = {
     "data": (("sobook.data",), 1347, 1050),
     "training": (("sobook.training",), 1695, 1150),
     "figures": (("sobook.figures",), 1289, 1200),
-    "course": (("sobook.course",), 1408, 1220),
+    "course": (("sobook.course",), 1409, 1220),
     "aviary": (("sobook.course.aviary",), 1270, 1270),
     "studies": (("sobook.course.studies",), 890, 650),
     "pages": (("sobook.course.pages",), 750, 660),

@@ -151,6 +151,7 @@ def _run(notebook: Any, timeout: float) -> str:
     environment = {key: value for key in _VARIABLES.split() if (value := os.environ.get(key))}
     environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
     with tempfile.TemporaryDirectory(prefix="sobook-grade-") as folder:
+        begun: list[int] = []  # by their own count: a kernel that dies does not tell where
         data = Path(folder, "data")
         data.mkdir()
         for entry in files.data_root().glob("*"):  # data sets; what notebooks write is their own
@@ -164,6 +165,7 @@ def _run(notebook: Any, timeout: float) -> str:
             timeout=None,
             store_widget_state=False,
             resources={"metadata": {"path": folder}},
+            on_cell_execute=lambda cell, cell_index: begun.append(cell_index + 1),
             # Through files, not TCP, which other users of the machine could listen to.
             config=Config(ConnectionFileMixin={"transport": "ipc", "ip": f"{folder}/kernel"}),
         )
@@ -171,7 +173,6 @@ def _run(notebook: Any, timeout: float) -> str:
         try:
             asyncio.run(asyncio.wait_for(client.async_execute(env=environment), timeout))
         except Exception as error:  # of asyncio, nbclient, the kernel: they share no base class
-            begun = [i for i, cell in enumerate(notebook.cells, 1) if cell.execution_count]
             if not begun:
                 raise  # before any code of the student's
             late = time.monotonic() - start >= timeout  # then any error may come of it
