@@ -17,12 +17,12 @@ NOTEBOOKS = $(wildcard notebooks/*.ipynb notebooks/solutions/*.ipynb)
 FINGERPRINT = $(PY) -c 'import hashlib, os, sys; print(hashlib.sha256((open("pyproject.toml").read() + sys.version + os.getcwd()).encode()).hexdigest())'
 
 .DEFAULT_GOAL := help
-.PHONY: help student tutorial test test-here test-slow lab notebooks book book-test decks bench lint clean venv install
+.PHONY: help student tutorial test test-here test-slow test-graders lab notebooks book book-test decks bench lint clean venv install
 .NOTPARALLEL:
 
 help: ## print this list
 	@echo "sobook: deep metric learning with soft orthogonal proxies"
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s%s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s%s\n", $$1, $$2 }'
 
 tutorial: install ## run the whole course; executed notebooks and pages land in build/tutorial
 	@SOBOOK_MODE=$${SOBOOK_MODE:-quick} SOBOOK_RETRAIN=$(RETRAIN) $(PY) notebooks/build.py execute --out $(OUT)
@@ -42,6 +42,10 @@ test-here: # with what is in .venv, whatever the versions
 
 test-slow: install ## run the tests that depend on timing or take long
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -m slow
+
+test-graders: ## grade every solution with nbgrader and Otter-Grader, in an environment of their own
+	@$(MAKE) --no-print-directory install VENV=build/graders EXTRAS='.[notebooks,dev,graders]'
+	@OMP_NUM_THREADS=1 build/graders/bin/python -m pytest -m slow tests/notebooks/test_graders.py
 
 lab: install ## open the notebooks in JupyterLab
 	@$(PY) -m jupyterlab --notebook-dir=notebooks

@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import indent
 
 try:
     import nbformat
@@ -34,30 +35,20 @@ c.GenerateAssignment.preprocessors = [
 ]
 c.ExecutePreprocessor.timeout = 900  # seconds per cell: the first notebook may have to train
 """
+# The point is the verdict's: what a check says of a right answer may be more than "right."
+POINT = """\
+verdict = exercises.judge("{exercise}", {function})
+assert verdict.passed, verdict.message"""
 OTTER_TEST = '''\
 OK_FORMAT = True
 
-test = {{
-    "name": "{name}",
-    "points": 1,
-    "suites": [
-        {{
-            "type": "doctest",
-            "scored": True,
-            "cases": [
-                {{
-                    "code": r"""
+code = r"""
 >>> from sobook.course import exercises
->>> print(exercises.judge("{exercise}", {function}).message)
-right.
-""",
-                    "hidden": False,
-                    "locked": False,
-                }}
-            ],
-        }}
-    ],
-}}
+{code}
+"""
+case = {{"code": code, "hidden": False, "locked": False}}
+suite = {{"type": "doctest", "scored": True, "cases": [case]}}
+test = {{"name": "{name}", "points": 1, "suites": [suite]}}
 '''
 
 
@@ -75,8 +66,7 @@ def for_nbgrader(notebook: nbformat.NotebookNode) -> None:
         answer = {"schema_version": 3, "task": False, "solution": True, "grade": False}
         answer |= {"grade_id": f"answer-{place}", "locked": False}
         notebook.cells[position].metadata["nbgrader"] = answer
-        code = f'verdict = exercises.judge("{exercise}", {function})\n'
-        code += "assert verdict.passed, verdict.message"
+        code = POINT.format(exercise=exercise, function=function)
         test = nbformat.v4.new_code_cell(code, id=f"point-{place}")
         point = {"grade_id": f"point-{place}", "locked": True, "points": 1}
         test.metadata["nbgrader"] = answer | {"solution": False, "grade": True} | point
@@ -95,7 +85,8 @@ def write(grader: str, out: Path) -> None:
         else:
             for _, exercise, function in stubs(notebook):
                 name = f"ex_{exercise.replace('.', '_')}"
-                text = OTTER_TEST.format(name=name, exercise=exercise, function=function)
+                code = indent(POINT.format(exercise=exercise, function=function), ">>> ")
+                text = OTTER_TEST.format(name=name, code=code)
                 (tests / f"{name}.py").write_text(text, encoding="utf-8")
         nbformat.write(notebook, folder / path.name)
     if grader == "nbgrader":

@@ -3,6 +3,7 @@
 Neither needs the network; the packages for ONNX come with the extra ``sobook[export]``.
 """
 
+import math
 import os
 import warnings
 from pathlib import Path
@@ -107,14 +108,19 @@ class HubEncoder(Encoder, PyTorchModelHubMixin):
         if ":" in self.name:  # the backbone of another folder or the Hub is in this folder now
             settings["name"] = "local-dir:."
         side, pretrained = self.image_size, self.backbone.pretrained_cfg
-        crop = side / evaluation_short_side(side)  # timm's transform then is that of sobook
+        # timm's transform then is that of sobook; it rounds side / crop down, so crop is, too.
+        crop = math.floor(1e6 * side / evaluation_short_side(side)) / 1e6
         pretrained.update(crop_pct=crop, crop_mode="center", interpolation="bicubic")
-        pretrained.update(input_size=(3, side, side))
+        pretrained.update(input_size=(3, side, side), test_crop_pct=None, test_input_size=None)
+        model_args = {"img_size": side} if pretrained.get("fixed_input_size") else {}
+        if self.name.startswith(MICRO):  # to timm, a small one of its own DeiTs
+            pretrained["architecture"] = "deit_tiny_distilled_patch16_224"
+            model_args |= {"patch_size": 8, "embed_dim": 128, "depth": 6, "num_heads": 4}
         timm.models.save_for_hf(
             self.backbone,
             save_directory,
             model_config={"sobook": {"encoder": settings}},
-            model_args={"img_size": side} if pretrained.get("fixed_input_size") else None,
+            model_args=model_args,
             safe_serialization=True,
         )
         save_file(self.head.state_dict(), save_directory / "head.safetensors")
@@ -162,7 +168,7 @@ def _model_card(run: Run, encoder: Encoder) -> str:
     recalls = ", ".join(f"Recall@{k} {value:.3f}" for k, value in retrieval["recall"].items())
     home = f"{data_root(config.root)}{os.sep}"
     notes = "".join(f"- {note}\n" for note in retrieval["notes"]).replace(home, "")
-    timm_opens = "" if config.encoder == MICRO else " The backbone alone opens with timm."
+    feature = f"token {encoder.token!r} of `forward_features`" if encoder.token else "output"
     return f"""\
 ---
 library_name: timm
@@ -183,7 +189,7 @@ encoder = HubEncoder.from_pretrained("you/name")  # images (B, 3, H, W) uint8 â†
 ```
 
 Images: short side to {evaluation_short_side(encoder.image_size)}, center crop of
-{encoder.image_size} pixels.{timm_opens}
+{encoder.image_size} pixels. The backbone alone opens with timm; its feature is the {feature}.
 
 On {retrieval["queries"]:,} images of test classes never trained on: {recalls}; 95 % interval of
 Recall@1 over classes: {ends}. MAP@R {retrieval["map_at_r"]:.3f}.

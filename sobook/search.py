@@ -244,14 +244,14 @@ def index_folder(encoder: Encoder, folder: str | os.PathLike, *, progress: bool 
     Raises:
         DatasetError: no such folder, or no picture in it that can be read.
     """
-    found = pictures.find(Path(folder).expanduser().absolute())
+    scan = pictures.scan_folder(Path(folder).expanduser().absolute())
     first: dict[str, Path] = {}  # of exact copies one: they would be each other's neighbors
-    for path, digest in zip(found.pictures, pictures.digests(found.pictures), strict=True):
+    for path, digest in zip(scan.pictures, pictures.digests(scan.pictures), strict=True):
         first.setdefault(digest, path)
     paths = tuple(first.values())
-    names = tuple(name for _, name in class_folders(found.folder, paths))
+    names = tuple(name for _, name in class_folders(scan.folder, paths))
     unlabeled = np.zeros(len(names), dtype=int)
-    images = ImageSet(paths, unlabeled, ("",), "folder", "search", found.notes())
+    images = ImageSet(paths, unlabeled, ("",), "folder", "search", scan.notes())
     embeddings = embed(encoder, images, progress=progress)
     calibration = None
     if len(names) >= _FEWEST:

@@ -29,10 +29,18 @@ class Listing(NamedTuple):
     images: list[tuple[str, int]]  # (path, the benchmark's own class id), N
     names: dict[int, str]  # id → name of every class that should be there
 
-    def only(self, ids: range) -> Listing:
-        """The part with these classes."""
-        images = [(path, k) for path, k in self.images if k in ids]
-        return Listing(self.base, images, {k: n for k, n in self.names.items() if k in ids})
+    def halves(self, classes: int) -> dict[str, Listing]:
+        """Train on the first half of the classes 1..C, test on the other: no official split."""
+        middle = classes // 2 + 1
+        parts = {"train": range(1, middle), "test": range(middle, classes + 1)}
+        return {
+            split: Listing(
+                self.base,
+                [(path, k) for path, k in self.images if k in ids],
+                {k: name for k, name in self.names.items() if k in ids},
+            )
+            for split, ids in parts.items()
+        }
 
 
 def read(name: str, home: Path) -> dict[str, Listing]:
@@ -41,17 +49,9 @@ def read(name: str, home: Path) -> dict[str, Listing]:
     Raises:
         DatasetError: lists that are missing, damaged, or of another data set.
     """
+    readers = {"cub200": _read_cub, "cars196": _read_cars, "sop": _read_sop, "inshop": _read_inshop}
     try:
-        if name == "cub200":  # whatever train_test_split.txt says
-            everything = _read_cub(home)
-            return {
-                "train": everything.only(range(1, 101)),
-                "test": everything.only(range(101, 201)),
-            }
-        if name == "cars196":  # over the union of the official train and test images
-            everything = _read_cars(home)
-            return {"train": everything.only(range(1, 99)), "test": everything.only(range(99, 197))}
-        return _read_sop(home) if name == "sop" else _read_inshop(home)
+        return readers[name](home)
     except DatasetError:
         raise
     except Exception as error:  # damaged bytes make scipy and Python raise anything
@@ -63,9 +63,9 @@ def read(name: str, home: Path) -> dict[str, Listing]:
 
 def _need(home: Path, *candidates: str) -> Path:
     """The first of the files or folders that exists in `home`."""
-    for candidate in candidates:
-        if (home / candidate).exists():
-            return home / candidate
+    for path in (home / candidate for candidate in candidates):
+        if path.exists():
+            return path
     raise DatasetError(
         f"{home} lacks {' or '.join(candidates)}: run `sobook prepare`, or name the folder that "
         "holds it (root=, --root or SOBOOK_DATA); data/README.md lists the accepted layouts."
@@ -78,22 +78,24 @@ def _rows(path: Path, columns: int, skip: int = 0, split: Callable = str.split) 
     return [split(line.strip(), None, columns - 1) for line in lines if line.strip()]
 
 
-def _read_cub(home: Path) -> Listing:
+def _read_cub(home: Path) -> dict[str, Listing]:
     names = {int(k): name for k, name in _rows(_need(home, "classes.txt"), 2)}
     class_of = {image: int(k) for image, k in _rows(_need(home, "image_class_labels.txt"), 2)}
     rows = _rows(_need(home, "images.txt"), 2)
     # An image without a class is left out here, and missed when images are counted.
     images = [(path, class_of[image]) for image, path in rows if image in class_of]
-    return Listing(home / "images", images, names)
+    return Listing(home / "images", images, names).halves(200)
 
 
-def _read_cars(home: Path) -> Listing:
+def _read_cars(home: Path) -> dict[str, Listing]:
     if (home / "cars_annos.mat").exists():
         mat = _read_mat(home / "cars_annos.mat")
-        return Listing(home, mat["annotations"], _car_names(mat))
-    if any((home / mark).exists() for mark in ("devkit", "car_devkit", "cars_meta.mat")):
-        return _cars_devkit(home)
-    return _cars_folders(home)
+        listing = Listing(home, mat["annotations"], _car_names(mat))
+    elif any((home / mark).exists() for mark in ("devkit", "car_devkit", "cars_meta.mat")):
+        listing = _cars_devkit(home)
+    else:
+        listing = _cars_folders(home)
+    return listing.halves(196)
 
 
 def _read_mat(path: Path) -> dict:
@@ -132,14 +134,13 @@ def _cars_folders(home: Path) -> Listing:
     So the alphabet gives the official split, although not the official order of classes.
     """
     base = _need(home, "train", "car_data/train", "car_data/car_data/train").parent
-    paths = [path.relative_to(base) for path in pictures.walk(base)[0]]
-    paths = [path for path in paths if path.parts[0] in ("train", "test") and len(path.parts) > 2]
-    paths.sort(key=lambda path: (path.parts[1], path.parts[0] == "test"))
-    names = sorted({path.parts[1] for path in paths})
+    paths = [*sorted(base.glob("train/*/[!.]*.jpg")), *sorted(base.glob("test/*/[!.]*.jpg"))]
+    paths.sort(key=lambda path: path.parent.name)
+    names = sorted({path.parent.name for path in paths})
     early = [name for name in names if name.casefold() < "f"]
     late = [name for name in names if name.casefold() >= "f"]
     ids = {name: k for k, name in [*enumerate(early, 1), *enumerate(late, 99)]}
-    images = [(path.as_posix(), ids[path.parts[1]]) for path in paths]
+    images = [(str(path.relative_to(base)), ids[path.parent.name]) for path in paths]
     return Listing(base, images, {k: name for name, k in ids.items()})
 
 

@@ -14,8 +14,8 @@ import zlib
 from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 from urllib import parse, request
-from urllib.error import HTTPError
 
 from sobook import files
 from sobook.errors import DatasetError, DownloadError, first_line
@@ -23,20 +23,12 @@ from sobook.errors import DatasetError, DownloadError, first_line
 _PAUSES = (0.5, 1, 2, 4, 0)  # seconds after a failure; 0: no further try
 _TIMEOUT = 30.0  # seconds without a byte
 _PASSING = (None, 408, 416, 429, 500, 502, 503, 504)  # None: no answer at all
-_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError)
 
 
 def install(
     name: str, card: Mapping, root: Path, check: Callable[[Path], object], progress: bool = True
 ) -> Path:
-    """Fetch, unpack and `check` a benchmark, then rename it into ``root/<its folder>``.
-
-    Args:
-        name: of the benchmark.
-        card: its entry in the manifest.
-        root: the folder that will hold the benchmark's own.
-        check: called with a complete folder; raises where it is not what it should be.
-        progress: show bars.
+    """Fetch, unpack and `check` a benchmark with this card, then rename it into its own folder.
 
     Raises:
         DownloadError: an archive cannot be fetched; the message says how to get it by hand.
@@ -64,15 +56,12 @@ def install(
 
 
 def fetch(archive: Mapping, dest: Path, progress: bool = True) -> None:
-    """Download a file, resuming what an earlier call left of it, and verify it.
+    """Download a file, unless it is there, and verify it.
 
     Args:
         archive: "url" and, if published, "size" in bytes and "sha256".
-        dest: the file to make; one that exists is only verified.
+        dest: the file to make.
         progress: show a bar.
-
-    Raises:
-        DownloadError: the server's answer, or another file than the published one.
     """
     if not dest.exists() and "url" not in archive:
         raise DownloadError(f"{dest} is missing.")
@@ -83,17 +72,13 @@ def fetch(archive: Mapping, dest: Path, progress: bool = True) -> None:
         except (OSError, HTTPException) as error:
             code, cause = getattr(error, "code", None), getattr(error, "reason", error)
             if not pause or code not in _PASSING:
-                why = (
-                    f"HTTP {code}"
-                    if code
-                    else getattr(cause, "strerror", "") or type(cause).__name__
-                )
+                why = f"HTTP {code}" if code else getattr(cause, "strerror", "") or "no answer"
                 host = parse.urlsplit(archive["url"]).hostname  # the rest may hold a secret
                 raise DownloadError(f"{dest} could not be fetched from {host} ({why}).") from None
             time.sleep(pause)
     checksum = hashlib.sha256()
     with open(dest, "rb") as file:
-        while "sha256" in archive and (chunk := file.read(1 << 20)):
+        while chunk := file.read(1 << 20):
             checksum.update(chunk)
     actual = {"size": dest.stat().st_size, "sha256": checksum.hexdigest()}
     if any(archive.get(key, value) != value for key, value in actual.items()):
@@ -110,17 +95,16 @@ def _download(url: str, dest: Path, progress: bool) -> None:
     headers = {"User-Agent": "sobook (course material)", "Range": f"bytes={have}-"}
     try:
         response = request.urlopen(request.Request(url, headers=headers), timeout=_TIMEOUT)
-    except HTTPError as error:
-        if error.code == 416:  # the part belongs to another file
+    except OSError as error:
+        if getattr(error, "code", None) == 416:  # the part belongs to another file
             part.unlink()
         raise
     with response, open(part, "ab" if response.status == 206 else "wb") as file:
         total = file.tell() + int(response.headers["Content-Length"] or 0)
         hidden = None if progress else True  # None hides it where there is no terminal
-        bar = tqdm(None, dest.name, total, initial=file.tell(), unit="B", disable=hidden)
-        with bar:
-            while chunk := response.read(1 << 16):
-                bar.update(file.write(chunk))
+        bar: dict[str, Any] = {"desc": dest.name, "total": total, "initial": file.tell()}
+        with tqdm.wrapattr(file, "write", **bar, disable=hidden) as writing:
+            shutil.copyfileobj(response, writing)
         if file.tell() < total:
             raise OSError(0, "the connection was closed early")
     part.replace(dest)
@@ -132,13 +116,10 @@ def _unpack(path: Path, archive: Mapping, folder: Path) -> None:
         if "unpacks_to" not in archive:  # a plain file
             shutil.copy(path, folder)
         elif zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as zipped:
-                zipped.extractall(folder)  # makes no links, and every name stays inside
+            shutil.unpack_archive(path, folder, "zip")  # skips names that lead outside; no links
         else:
-            with tarfile.open(path) as tarred:
-                tarred.extraction_filter = getattr(tarfile, "data_filter", None)
-                tarred.extractall(folder)
-    except _DAMAGED as error:
+            shutil.unpack_archive(path, folder, "tar", filter="data")
+    except (shutil.ReadError, zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
         raise DatasetError(
             f"{path} is damaged or not the file to use ({first_line(error)}): delete it, try again."
         ) from None

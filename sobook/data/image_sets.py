@@ -12,7 +12,7 @@ import unicodedata
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -260,10 +260,9 @@ def _read_aviary(root: Path, options: Mapping) -> dict[str, ImageSet]:
         genera = _aviary().split_genera([name.rpartition("_")[2] for name in names])
         trained = [name for name in names if name.rpartition("_")[2] in genera]
     tested = [name for name in names if name not in set(trained)]
-    parts = {"train": trained, "test": tested}
     return {
         split: _from_folders({name: classes[name] for name in part}, "aviary", split)
-        for split, part in parts.items()
+        for split, part in (("train", trained), ("test", tested))
     }
 
 
@@ -283,16 +282,16 @@ def _read_folder(root: str | os.PathLike | None) -> dict[str, ImageSet]:
             f"{root} holds folders train and val: name them train and test, or pass one of them as "
             "root, to have its classes halved."
         )
-    found = pictures.find(root)
+    scan = pictures.scan_folder(root)
     parts: dict[str, dict[str, list[Path]]] = {"train": {}, "test": {}}
-    places = class_folders(root, found.pictures)
+    places = class_folders(root, scan.pictures)
     is_split = any(part for part, _ in places)
-    for path, (part, name) in zip(found.pictures, places, strict=True):
+    for path, (part, name) in zip(scan.pictures, places, strict=True):
         if not name or (is_split and not part):
-            found.left_out[path] = "not in a class folder"
+            scan.left_out[path] = "not in a class folder"
         else:
             parts[part or "train"].setdefault(name, []).append(path)
-    notes = list(found.notes())
+    notes = list(scan.notes())
     if shared := sorted(parts["train"].keys() & parts["test"].keys()):
         notes.append(
             f"train and test share {len(shared):,} classes, so retrieval is judged on classes that "
@@ -326,10 +325,9 @@ def class_folders(root: Path, paths: Sequence[Path]) -> list[tuple[str, str]]:
     inner = [path.parent.relative_to(root).parts for path in paths]
     is_split = {"train", "test"} <= {parts[0].casefold() for parts in inner if parts}
     places = []
-    for parts in inner:
-        part = parts[0].casefold() if is_split and parts else ""
-        part = part if part in ("train", "test") else ""
-        name = "".join(parts[bool(part) :][:1])
+    for outer, *deeper in (parts or ("",) for parts in inner):
+        in_part = is_split and outer.casefold() in ("train", "test")
+        part, name = (outer.casefold(), "".join(deeper[:1])) if in_part else ("", outer)
         # A Mac writes é as two characters, others as one: the class is the same.
         places.append((part, unicodedata.normalize("NFC", name)))
     return places
@@ -367,8 +365,6 @@ def _read_benchmark(name: str, home: Path, allow_partial: bool) -> dict[str, Ima
         # query and gallery must agree on labels: they take every class of the two, present or not
         kept = np.unique(list(listing.names) if split in ("query", "gallery") else ids)
         names = tuple(listing.names.get(k, f"class {k}") for k in kept.tolist())
-        present = tuple(path for path, exists in zip(paths, there, strict=True) if exists)
-        parts[split] = ImageSet(
-            present, np.searchsorted(kept, ids), names, name, split, tuple(notes)
-        )
+        present, labels = tuple(compress(paths, there)), np.searchsorted(kept, ids)
+        parts[split] = ImageSet(present, labels, names, name, split, tuple(notes))
     return parts

@@ -159,11 +159,9 @@ def training_loader(
                 waiting.append(pool.submit(batches.cut, number, batches.draw(number)))
                 if len(waiting) > 2 * workers:
                     yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            yield from (batch.result() for batch in waiting)
         finally:  # also where the reader stops early
-            for batch in waiting:
-                batch.cancel()
+            pool.shutdown(cancel_futures=True)
             torch.set_num_threads(usual)  # a thread that others start later would take our 1
 
 

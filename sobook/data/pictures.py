@@ -1,7 +1,8 @@
 """Picture files as people have them: decoding, identity, and what a folder holds.
 
-`read_image` decodes one file, `digests` identifies pictures by content, and `find` looks through a
-folder: what it leaves out is counted and named, with the reason. Nothing here knows of classes.
+`read_image` decodes one file, `digests` identifies pictures by content, and `scan_folder` looks
+through a folder: what it leaves out is counted and named, with the reason. Nothing here knows of
+classes.
 """
 
 import contextlib
@@ -41,13 +42,6 @@ def listed(names: Sequence[str], most: int = 10) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def _map(function: Callable[[Any], Any], paths: Sequence[Any]) -> list[Any]:
-    """Values of a function for all paths, by threads; a bar shows after two seconds."""
-    from tqdm.contrib.concurrent import thread_map  # here, since it imports asyncio
-
-    return thread_map(function, paths, desc="looking through pictures", delay=2, disable=None)
 
 
 # --- one picture ----------------------------------------------------------------------------------
@@ -120,16 +114,11 @@ def _suffixes() -> frozenset[str]:
 # --- identity -------------------------------------------------------------------------------------
 
 
-def digest(path: str | os.PathLike) -> str:
-    """The identity of a picture; see `digests`."""
-    return digests([path])[0]
-
-
 def digests(paths: Sequence[str | os.PathLike]) -> list[str]:
     """Identities of pictures: SHA-256 of their content, in hexadecimal.
 
     Files above 1 MB are hashed in part: their size, and the first, middle and last 256 kB. A record
-    under ``<data root>/cache``, by absolute path, size and date, saves reading a file again.
+    under ``<data root>/cache``, by absolute path, size and times, saves reading a file again.
 
     Raises:
         ImageError: a file is missing or may not be read.
@@ -141,11 +130,11 @@ def digests(paths: Sequence[str | os.PathLike]) -> list[str]:
         record |= {os.path.abspath(path): entry for path, entry in zip(new, entries, strict=True)}
         with contextlib.suppress(SobookError):  # a read-only cache: they are hashed again next time
             files.write_text(file, json.dumps(record))
-    return [record[os.path.abspath(path)][2] for path in paths]
+    return [record[os.path.abspath(path)][-1] for path in paths]
 
 
-def _hash(path: str | os.PathLike) -> list:
-    """Size, date and digest of a file."""
+def _hash(path: str | os.PathLike) -> list[int | str]:
+    """Size, times and digest of a file."""
     try:
         with open(path, "rb") as file:
             stat = os.fstat(file.fileno())
@@ -158,30 +147,39 @@ def _hash(path: str | os.PathLike) -> list:
                     content.update(file.read(_SAMPLE))
     except OSError as error:
         raise _unreadable(path, error) from None
-    return [stat.st_size, stat.st_mtime_ns, content.hexdigest()]
+    return [*_size_and_times(stat), content.hexdigest()]
+
+
+def _size_and_times(stat: os.stat_result) -> list[int]:
+    # The time of the last change of any kind as well: a copy may bring the date of its original.
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
 @lru_cache(1)
 def _record(file: Path) -> dict[str, list]:
-    """Absolute path → size, date and digest, as in the file and since."""
+    """Absolute path → size, times and digest, as in the file and since."""
     with contextlib.suppress(OSError, ValueError):
         return json.loads(file.read_text(encoding="utf-8"))
     return {}
 
 
 def _is_recorded(path: str | os.PathLike) -> bool:
-    entry = _record(files.data_root() / "cache" / "digests.json").get(os.path.abspath(path))
-    if entry is None or not os.path.exists(path):
-        return False
-    stat = os.stat(path)
-    return entry[:2] == [stat.st_size, stat.st_mtime_ns]
+    entry = _record(files.data_root() / "cache" / "digests.json").get(os.path.abspath(path), [])
+    return os.path.exists(path) and entry[:-1] == _size_and_times(os.stat(path))
+
+
+def _map(function: Callable[[Any], Any], paths: Sequence[Any]) -> list[Any]:
+    """Values of a function for all paths, by threads; a bar shows after two seconds."""
+    from tqdm.contrib.concurrent import thread_map  # here, since it imports asyncio
+
+    return thread_map(function, paths, desc="looking through pictures", delay=2, disable=None)
 
 
 # --- a folder -------------------------------------------------------------------------------------
 
 
 @dataclass
-class Found:
+class FolderScan:
     """Pictures in a folder, and what else is there.
 
     Attributes:
@@ -224,7 +222,7 @@ def own_notes(folder: Path) -> list[str]:
     return file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
 
 
-def find(folder: Path) -> Found:
+def scan_folder(folder: Path) -> FolderScan:
     """Look through a folder and those below it.
 
     Every picture is decoded before its digest is recorded, so a damaged one is left out before a
@@ -242,22 +240,19 @@ def find(folder: Path) -> Found:
         except Exception as error:  # as in `read_image`
             return f"cannot be decoded: {_reason(error)}"
 
-    pictures, left_out = walk(folder)
+    pictures, left_out = _walk(folder)
     problems = zip(pictures, _map(problem, pictures), strict=True)
     left_out |= {path: why for path, why in problems if why}
     pictures = [path for path in pictures if path not in left_out]
     digests(pictures)
-    return Found(folder, pictures, left_out)
+    return FolderScan(folder, pictures, left_out)
 
 
-def walk(folder: Path) -> tuple[list[Path], dict[Path, str]]:
+def _walk(folder: Path) -> tuple[list[Path], dict[Path, str]]:
     """Files named like pictures in a folder and those below, sorted; all else → the reason.
 
     Links are followed, but every folder is read once. Hidden files, what operating systems leave
     behind, and our own cache are passed over.
-
-    Raises:
-        DatasetError: the folder itself cannot be read.
     """
     pictures: list[Path] = []
     left_out: dict[Path, str] = {}

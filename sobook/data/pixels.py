@@ -145,18 +145,13 @@ def fingerprint(image_set: ImageSet, *settings: object) -> str:
 
 
 def _make(
-    file: Path,
-    image_set: ImageSet,
-    short_side: int,
-    enlarge: bool,
-    budget: float | None,
-    progress: bool,
+    file: Path, images: ImageSet, short_side: int, enlarge: bool, budget: float | None, bar: bool
 ) -> None:
-    sizes = header_sizes(image_set.paths) if budget is not None else []
+    sizes = header_sizes(images.paths) if budget is not None else []
     kept = [np.prod(_target(size, short_side, enlarge)) for size in sizes]
-    as_jpeg = bool(sizes) and np.mean(kept) * 3 * len(image_set) > (budget or 0)
+    as_jpeg = bool(sizes) and np.mean(kept) * 3 * len(images) > (budget or 0)
     if as_jpeg:
-        what = f"{image_set.name} {image_set.split}"
+        what = f"{images.name} {images.split}"
         warnings.warn(f"{what} is kept as JPEG for training, since it is large.", stacklevel=3)
 
     def encode(path: Path) -> tuple[tuple[int, int], bytes]:
@@ -166,21 +161,16 @@ def _make(
             image.save(data, "JPEG", quality=95, subsampling=0)
         return (image.height, image.width), data.getvalue()
 
-    paths, shapes, starts = image_set.paths, [], [0]
-    hidden = None if progress else True  # None hides it where there is no terminal
-    bar = tqdm(total=len(paths), desc="decoding", unit="image", disable=hidden)
-    pool = ThreadPoolExecutor(files.available_cores())
-    with (
-        files.replacing(file.with_suffix(".bin")) as partial,
-        bar,
-        pool,
-        open(partial, "wb") as out,
-    ):
-        for start in range(0, len(paths), 256):  # bounds what waits in memory to be written
-            for shape, data in pool.map(encode, paths[start : start + 256]):
+    shapes, starts = [], [0]
+    hidden = None if bar else True  # None hides it where there is no terminal
+    progress = tqdm(total=len(images), desc="decoding", unit="image", disable=hidden)
+    pool, pixels = ThreadPoolExecutor(files.available_cores()), file.with_suffix(".bin")
+    with files.replacing(pixels) as partial, progress, pool, open(partial, "wb") as out:
+        for start in range(0, len(images), 256):  # bounds what waits in memory to be written
+            for shape, data in pool.map(encode, images.paths[start : start + 256]):
                 shapes.append(shape)
                 starts.append(starts[-1] + out.write(data))
-                bar.update()
+                progress.update()
     # Written last: where the index is, the pixels are complete.
     with files.replacing(file) as partial, open(partial, "wb") as index:
         np.savez(index, shapes=shapes, starts=starts, as_jpeg=as_jpeg)

@@ -148,7 +148,7 @@ def test_words_nobody_knows(args, options, words, tmp_path):
         load(*args, **options)
 
 
-def test_prepare_refuses_unknown_words(tmp_path):
+def test_prepare_refuses_unknown_words_before_it_writes(tmp_path):
     with pytest.raises(SobookError, match="Did you mean 'sop'"):
         image_sets.prepare("so", tmp_path)
     with pytest.raises(SobookError, match="Did you mean 'size'"):

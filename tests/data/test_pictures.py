@@ -14,6 +14,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image, ImageCms
 
 from sobook.data import load, load_splits, pictures
+from sobook.data.image_sets import class_folders
 from sobook.errors import DatasetError, ImageError, SobookError
 from tests.data.conftest import picture, save
 
@@ -133,14 +134,14 @@ class TestReadImage:
 class TestDigests:
     def test_small_files_are_hashed_in_full(self, good):
         file = good / "a/0.png"
-        assert pictures.digest(file) == hashlib.sha256(file.read_bytes()).hexdigest()
+        assert pictures.digests([file])[0] == hashlib.sha256(file.read_bytes()).hexdigest()
 
     def test_large_files_are_hashed_by_size_and_samples(self, tmp_path, own_cache, rng):
         content = bytearray(rng.bytes(3_000_000))
         (tmp_path / "a.jpg").write_bytes(content)
         samples = [content[:256_000], content[1_372_000:1_628_000], content[-256_000:]]
         expected = hashlib.sha256(b"3000000" + b"".join(samples)).hexdigest()
-        assert pictures.digest(tmp_path / "a.jpg") == expected
+        assert pictures.digests([tmp_path / "a.jpg"])[0] == expected
 
     def test_a_picture_is_read_again_only_when_it_has_changed(self, good, own_cache, opened):
         paths = sorted(good.rglob("*.png"))
@@ -155,19 +156,29 @@ class TestDigests:
         assert second[0] != first[0] and second[1:] == first[1:]
         assert [path for path in opened if path in paths] == [paths[0]]
 
-    def test_names_and_places_identify_nothing(self, good, tmp_path):
-        moved = tmp_path / "moved.jpeg"
-        moved.write_bytes((good / "a/0.png").read_bytes())
-        assert pictures.digest(moved) == pictures.digest(good / "a/0.png")
+    def test_pixels_identify_a_picture_and_neither_name_size_nor_date(self, tmp_path, own_cache):
+        first, second = (tmp_path / folder / "car/0.bmp" for folder in ("one", "two"))
+        for path in (first, second):
+            picture(path)
+        stat = os.stat(first)
+        os.utime(second, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        before = pictures.digests([first, second])
+        first.write_bytes(second.read_bytes())  # as `cp -p` does it
+        os.utime(first, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        assert os.stat(first).st_size == stat.st_size == os.stat(second).st_size
+        after = pictures.digests([first, second])
+        assert before[0] != before[1] and after == [before[1]] * 2
+        moved = first.rename(tmp_path / "moved.jpeg")
+        assert pictures.digests([moved]) == [before[1]]
 
     def test_a_damaged_or_unwritable_record_is_no_trouble(self, good, own_cache):
         for content in (b"", b"\xff", b"{"):
             own_cache.mkdir(parents=True, exist_ok=True)
             (own_cache / "digests.json").write_bytes(content)
             pictures._record.cache_clear()
-            assert len(pictures.digest(good / "a/0.png")) == 64
+            assert len(pictures.digests([good / "a/0.png"])[0]) == 64
         with pytest.raises(ImageError, match="No such file"):
-            pictures.digest(good / "gone.png")
+            pictures.digests([good / "gone.png"])[0]
 
 
 def read(root, split="train"):
@@ -213,8 +224,8 @@ class TestFolder:
 
     def test_a_folder_is_walked_once_for_all_parts(self, good, monkeypatch):
         walks = []
-        walk = pictures.walk
-        monkeypatch.setattr(pictures, "walk", lambda root: walks.append(root) or walk(root))
+        walk = os.walk
+        monkeypatch.setattr(os, "walk", lambda root, **how: walks.append(root) or walk(root, **how))
         parts = load_splits("folder", good)
         assert {name: len(part) for name, part in parts.items()} == {"train": 8, "test": 8}
         assert walks == [good]
@@ -305,6 +316,19 @@ class TestFolder:
         assert (train.class_names, test.class_names) == (tuple("ab"), tuple("bc"))
         assert "1 left out (not in a class folder): extra/z/0.png" in train.notes
         assert "share 1 classes" in train.notes[-1] and train.notes == test.notes
+
+    def test_train_may_be_a_class(self, tmp_path, own_cache):
+        names = ("bicycle", "bus", "car", "train", "tram", "truck")
+        for name in names:
+            picture(tmp_path / "roads" / name / "test/0.png")
+        root, parts = tmp_path / "roads", load_splits("folder", tmp_path / "roads")
+        assert parts["train"].class_names + parts["test"].class_names == names
+        places = class_folders(root, sorted(root.rglob("*.png")))  # as the search index has them
+        assert places == [("", name) for name in names]
+        for part in ("train", "test"):  # as a class of a given split
+            picture(tmp_path / "given" / part / "train/0.png")
+        for part in load_splits("folder", tmp_path / "given").values():
+            assert part.class_names == ("train",) and len(part) == 1
 
     def test_folders_that_cannot_be_split(self, tmp_path, good):
         for name in ("train/a", "train/b", "val/a"):
