@@ -77,13 +77,13 @@ class ProxyAnchor(nn.Module):
         with torch.autocast(embeddings.device.type, enabled=False):
             x, p = _unit(embeddings, "an embedding"), _unit(self.proxies, "a proxy")
             cosines = x.to(p.dtype) @ p.T  # (B, C): s(x, p)
-            own = labels[:, None] == torch.arange(len(p), device=labels.device)  # (B, C)
+            is_positive = labels[:, None] == torch.arange(len(p), device=labels.device)  # (B, C)
 
-            positives = torch.where(own, -alpha * (cosines - (b + delta)), _LEFT_OUT)
-            negatives = torch.where(own, _LEFT_OUT, alpha * (cosines - (b - delta)))
+            positives = torch.where(is_positive, -alpha * (cosines - (b + delta)), _LEFT_OUT)
+            negatives = torch.where(is_positive, _LEFT_OUT, alpha * (cosines - (b - delta)))
 
-            present = own.any(dim=0).sum()  # |P⁺|; all other classes add log(1 + 0) to the sum
-            pull = _log_one_plus_sum_exp(positives).sum() / present
+            num_positive_proxies = is_positive.any(dim=0).sum()  # |P⁺|; others add log(1 + 0)
+            pull = _log_one_plus_sum_exp(positives).sum() / num_positive_proxies
             push = _log_one_plus_sum_exp(negatives).mean()
             return pull + push
 

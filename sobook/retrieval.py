@@ -157,10 +157,10 @@ def check_labels(
     if not (num_relevant > 0).any():
         raise SobookError("no query has an image of its class in the gallery: check the labels.")
     available = len(searched) - itself
-    return _checked_ks(fitting(KS, available) if ks is None else ks, available), num_relevant
+    return _checked_ks(feasible_ks(KS, available) if ks is None else ks, available), num_relevant
 
 
-def fitting(ks: Iterable[int], available: int) -> tuple[int, ...]:
+def feasible_ks(ks: Iterable[int], available: int) -> tuple[int, ...]:
     """The Ks that can be reported where a query can find so many images."""
     return tuple(k for k in ks if k <= available)
 

@@ -3,6 +3,7 @@
 Notation: C classes, D embedding dimension.
 """
 
+import itertools
 import json
 import math
 
@@ -43,14 +44,9 @@ def simplex(classes: int) -> np.ndarray:
 @pytest.mark.parametrize("classes, dim", SIZES)
 def test_numbers_of_pairs_equal_slow_loops(classes, dim):
     proxies = draw(0, classes, dim)
-    geometry = describe(proxies)
-    pairs = []
-    for i, p in enumerate(proxies.tolist()):
-        for j, q in enumerate(proxies.tolist()):
-            cosine = sum(a * b for a, b in zip(p, q, strict=True)) / math.hypot(*p) / math.hypot(*q)
-            assert geometry.cosines[i, j] == pytest.approx(cosine, abs=1e-12)
-            if i < j:
-                pairs.append(cosine)
+    geometry, unit = describe(proxies), [p / math.hypot(*p) for p in proxies]
+    pairs = [sum(p * q) for p, q in itertools.combinations(unit, 2)]
+    np.testing.assert_allclose(off_diagonal(geometry.cosines), pairs, atol=1e-12)
     angles = [math.degrees(math.acos(max(-1, min(1, cosine)))) for cosine in pairs]
     squares, mean = sum(cosine**2 for cosine in pairs), sum(pairs) / len(pairs)
     assert geometry.coherence == pytest.approx(max(map(abs, pairs)), rel=1e-12)
@@ -67,9 +63,6 @@ def test_numbers_of_pairs_equal_slow_loops(classes, dim):
 def test_numbers_equal_scipy_and_the_loss(classes, dim):
     proxies = draw(1, classes, dim) + 0.1
     geometry = describe(proxies)
-    np.testing.assert_allclose(
-        off_diagonal(geometry.cosines), 1 - pdist(proxies, "cosine"), atol=1e-12
-    )
     # Squared singular values of P̂ are the eigenvalues of its Gram matrix.
     eigenvalues = np.linalg.eigvalsh(geometry.cosines)[::-1][: min(classes, dim)]
     np.testing.assert_allclose(geometry.spectrum**2, eigenvalues, atol=1e-10)
@@ -83,9 +76,8 @@ def test_numbers_equal_scipy_and_the_loss(classes, dim):
         centered = 1 - pdist(unit - unit.mean(axis=0), "cosine")
         rms = np.sqrt(np.square(centered).mean())
         assert geometry.rms_cosine_centered == pytest.approx(rms)
-        np.testing.assert_allclose(
-            off_diagonal(describe(without_common_mode(proxies)).cosines), centered, atol=1e-12
-        )
+        tilted = off_diagonal(describe(without_common_mode(proxies)).cosines)
+        np.testing.assert_allclose(tilted, centered, atol=1e-12)
 
 
 # --- Sets of vectors whose numbers are known -----------------------------------------------------
@@ -145,11 +137,8 @@ def test_bounds_and_invariances_hold(seed, classes, dim):
     assert 1 - slack <= geometry.effective_rank <= min(classes, dim) + slack
     assert (geometry.spectrum**2).sum() == pytest.approx(classes)
     turn = np.linalg.qr(rng.normal(size=(dim, dim))).Q
-    for same in (
-        proxies * 10 ** rng.uniform(-6, 6, (classes, 1)),
-        proxies @ turn,
-        rng.permutation(proxies),
-    ):
+    lengths = 10 ** rng.uniform(-6, 6, (classes, 1))
+    for same in (proxies * lengths, proxies @ turn, rng.permutation(proxies)):
         assert describe(same).summary() == pytest.approx(geometry.summary(), abs=1e-5)
 
 

@@ -125,6 +125,6 @@ def _retrievable(sets: Sequence[ImageSet], ks: tuple[int, ...]) -> tuple[int, ..
     available = len(sets[-1]) - (len(sets) == 1)
     try:
         labels = [part.labels for part in sets]
-        return retrieval.check_labels(*labels, ks=retrieval.fitting(ks, available))[0]
+        return retrieval.check_labels(*labels, ks=retrieval.feasible_ks(ks, available))[0]
     except SobookError as error:
         raise SobookError(f"{sets[0].name} {sets[0].split}: {error}") from None

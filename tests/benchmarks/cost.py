@@ -8,30 +8,20 @@ size takes 10ᵉ times as long; it is fitted to the upper half of the sizes, whe
 what each call costs.
 """
 
-import argparse
 import json
-import os
-import platform
-import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import torch
 
-from sobook import geometry
 from sobook.data.loader import batch_plan
 from sobook.encoder import Encoder
-from sobook.figures.style import (
-    PALETTE,
-    Figure,
-    alt_text,
-    finish,
-    new_figure,
-    use_style,
-)
-from sobook.losses import ProxyAnchor, soft_orthogonality
+from sobook.figures.style import PALETTE, Figure, alt_text, finish, new_figure, use_style
+from sobook.geometry import describe
 from sobook.retrieval import evaluate
+from tests.benchmarks import timing
+from tests.benchmarks.step import anchor_step, forward_and_backward, orthogonality_step
 
 SIZES = {
     "images": [1_000, 3_000, 10_000, 30_000, 100_000],
@@ -41,59 +31,33 @@ SIZES = {
 }
 AT = {"images": 10_000, "classes": 10_000, "dimension": 128, "batch": 180}
 MOST_CLASSES_DESCRIBED = 30_000  # all pairs of 100,000 would be 40 GB
-SECONDS, FEWEST, MOST = 3, 2, 7  # rounds, after one to warm up: as many as these seconds hold
+ROUNDS = {"rounds": 2, "most": 7, "least_seconds": 3}
 
 
-def training_step(size: dict[str, int], term: str) -> Callable[[], object]:
-    """Forward and backward of one term of the loss."""
-    loss = ProxyAnchor(size["classes"], size["dimension"])
-    x = torch.randn(size["batch"], size["dimension"], requires_grad=True)
-    labels = torch.randint(size["classes"], (size["batch"],))
-
-    def step():
-        x.grad = loss.proxies.grad = None
-        value = loss(x, labels) if term == "PA" else soft_orthogonality(loss.proxies)
-        value.backward()
-
-    return step
+def rows(number: int, dim: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((number, dim)).astype(np.float32)
 
 
-def encoder_step(size: dict[str, int]) -> Callable[[], object]:
-    encoder = Encoder.create("deit_micro_patch8_64", dim=size["dimension"]).train()
-    pictures = torch.randn(size["batch"], 3, 64, 64)
-
-    def step():
-        encoder.zero_grad()
-        encoder(pictures).square().sum().backward()
-
-    return step
-
-
-def evaluation(size: dict[str, int]) -> Callable[[], object]:
-    labels = np.arange(size["images"]) // 10
-    rows = np.random.default_rng(0).standard_normal((size["images"], size["dimension"]))
-    rows = rows.astype(np.float32)
-    return lambda: evaluate(rows, labels, ks=(1, 10))
-
-
-def an_epoch_of_batches(size: dict[str, int]) -> Callable[[], object]:
-    labels = np.arange(size["images"]) // 10
-    return lambda: batch_plan(np.random.default_rng(0), labels, size["batch"], 2)
-
-
-def description(size: dict[str, int]) -> Callable[[], object]:
-    proxies = np.random.default_rng(0).standard_normal((size["classes"], size["dimension"]))
-    return lambda: geometry.describe(proxies)
+def encoder_step(images: int, classes: int, dimension: int, batch: int) -> Callable[[], float]:
+    torch.manual_seed(0)
+    encoder = Encoder.create("deit_micro_patch8_64", dim=dimension).train()
+    pictures = torch.randn(batch, 3, 64, 64)
+    return forward_and_backward(lambda: encoder(pictures).square().sum(), *encoder.parameters())
 
 
 PA, SO, SEARCH = "Proxy Anchor, a step", "SO, a step", "evaluation by exact search"
 DESCRIBE, BATCHES, ENCODER = "describe: all pairs", "an epoch's batches", "micro DeiT, a step"
-MAKE = {
-    PA: lambda size: training_step(size, "PA"),
-    SO: lambda size: training_step(size, "SO"),
-    SEARCH: evaluation,
-    DESCRIBE: description,
-    BATCHES: an_epoch_of_batches,
+# What makes the call that is timed, from the sizes in AT.
+MAKE: dict[str, Callable[..., Callable]] = {
+    PA: lambda images, classes, dimension, batch: anchor_step(classes, dimension, batch),
+    SO: lambda images, classes, dimension, batch: orthogonality_step(classes, dimension),
+    SEARCH: lambda images, classes, dimension, batch: partial(
+        evaluate, rows(images, dimension), np.arange(images) // 10, ks=(1, 10)
+    ),
+    DESCRIBE: lambda images, classes, dimension, batch: partial(describe, rows(classes, dimension)),
+    BATCHES: lambda images, classes, dimension, batch: partial(
+        batch_plan, np.random.default_rng(0), np.arange(images) // 10, batch, 2
+    ),
     ENCODER: encoder_step,
 }
 PARTS = {
@@ -110,34 +74,25 @@ TITLES = {
 }
 
 
-def measure(make: Callable, size: dict[str, int]) -> dict[str, float]:
-    """Seconds: median of a few rounds with the least and most, after one to warm up."""
-    torch.manual_seed(0)
-    step, times = make(size), []
-    step()
-    while len(times) < FEWEST or (len(times) < MOST and sum(times) < SECONDS):
-        start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
-    return {"median": float(np.median(times)), "least": min(times), "most": max(times)}
-
-
 def exponent(sizes: list[int], seconds: list[float]) -> float:
     upper = slice(len(sizes) // 2, None)
     return float(np.polyfit(np.log(sizes[upper]), np.log(seconds[upper]), 1)[0])
 
 
 def run() -> dict:
-    found: dict = {"at": AT, "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}"}
+    found: dict = {"at": AT, "machine": timing.machine("2 threads")}
     for what, parts in PARTS.items():
         found[what] = {}
         for name in parts:
             sizes = SIZES[what]
             if name == DESCRIBE and what == "classes":
                 sizes = [size for size in sizes if size <= MOST_CLASSES_DESCRIBED]
-            rows = [measure(MAKE[name], {**AT, what: size}) for size in sizes]
-            grows = exponent(sizes, [row["median"] for row in rows])
-            found[what][name] = {"sizes": sizes, "seconds": rows, "exponent": round(grows, 2)}
+            seconds = []
+            for size in sizes:
+                call = MAKE[name](**{**AT, what: size})
+                seconds.append(timing.spread(timing.take_turns({0: call}, **ROUNDS)[0], digits=7))
+            grows = exponent(sizes, [each["median"] for each in seconds])
+            found[what][name] = {"sizes": sizes, "seconds": seconds, "exponent": round(grows, 2)}
             print(f"{what}: {name}: {grows:.2f}", flush=True)
     return found
 
@@ -171,19 +126,18 @@ def draw(found: dict) -> Figure:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("data/results"))
+    parser = timing.parser(__doc__)
     parser.add_argument("--only-draw", action="store_true", help="from the cost.json that is there")
     given = parser.parse_args()
     file = given.out / "cost.json"
-    if not given.only_draw:
+    if given.only_draw:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    else:
         torch.set_num_threads(2)
-        file.write_text(json.dumps(run(), indent=1) + "\n", encoding="utf-8")
-    found = json.loads(file.read_text(encoding="utf-8"))
+        found = run()
     figure = draw(found)
     figure.savefig(given.out / "cost.png", dpi=150)
-    found["alt"] = alt_text(figure)
-    file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    timing.write(file, {**found, "alt": alt_text(figure)})
 
 
 if __name__ == "__main__":

@@ -5,14 +5,14 @@
 Each way starts from a fresh clone. The network is part of it, so the seconds are those of one day.
 """
 
-import argparse
-import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
+
+from tests.benchmarks import timing
 
 ROOT = Path(__file__).resolve().parents[2]
 PIP = ".venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[notebooks,dev]'"
@@ -23,24 +23,22 @@ def install(arguments: list[str], folder: Path) -> dict[str, float]:
     clone = folder / "sobook"
     subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
     caches = {"UV_CACHE_DIR": str(folder / "uv"), "PIP_NO_CACHE_DIR": "1"}
-    start = time.perf_counter()
     command = ["make", f"PYTHON={sys.executable}", *arguments, "install"]
-    subprocess.run(command, cwd=clone, env={**os.environ, **caches}, check=True)
-    seconds = time.perf_counter() - start
+    environment = {**os.environ, **caches}
+    run = partial(subprocess.run, command, cwd=clone, env=environment, check=True)
+    seconds = timing.seconds(run)
     files = (os.lstat(path) for path in (clone / ".venv").rglob("*"))
     return {"seconds": round(seconds), "gb": round(sum(f.st_blocks for f in files) * 512 / 1e9, 1)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("data/results"))
-    given = parser.parse_args()
+    given = timing.parser(__doc__).parse_args()
     found = {}
     for name, arguments in WAYS.items():
         with tempfile.TemporaryDirectory() as temporary:
             found[name] = install(arguments, Path(temporary))
         print(name, found[name], flush=True)
-    (given.out / "installation.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    timing.write(given.out / "installation.json", found)
 
 
 if __name__ == "__main__":

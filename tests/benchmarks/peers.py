@@ -14,14 +14,11 @@ omegaconf, sobook and pytorch-metric-learning into an environment of its own, an
 there. A peer that is not installed is left out.
 """
 
-import argparse
 import importlib.util
 import inspect
 import json
 import os
-import platform
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,6 +26,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.benchmarks import timing
 
 DIM, SEED, PROXIES_ONLY = 128, 0, 1  # PROXIES_ONLY: epochs before the encoder moves
 
@@ -275,11 +274,11 @@ def one(name: str, which: str, folder: Path, threads: int) -> dict[str, Any]:
 
     torch.set_num_threads(threads)
     epochs: list[tuple[float, float]] = []
-    PEERS[name](
-        data(which),
-        folder,
-        lambda recall: epochs.append((time.perf_counter() - start, round(float(recall), 4))),
-    )
+
+    def report(recall) -> None:
+        epochs.append((time.perf_counter() - start, round(float(recall), 4)))
+
+    PEERS[name](data(which), folder, report)
     seconds = time.perf_counter() - start
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
@@ -294,11 +293,10 @@ def lines_of(name: str) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = timing.parser(__doc__)
     parser.add_argument("which", choices=("aviary", "cub_58_42"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("data/results"))
     parser.add_argument("--one", choices=PEERS)
     parser.add_argument("--folder", type=Path)
     given = parser.parse_args()
@@ -326,34 +324,26 @@ def main() -> None:
     table = {name: summary(name, found, d, counts) for name, found in runs.items()}
     facts = {"data": given.which, "encoder": d.encoder, "side": d.side, **counts}
     facts |= {"epochs": d.epochs, "rounds": given.rounds, "targets": d.targets}
-    facts["machine"] = f"{os.cpu_count()} CPU cores, {platform.machine()}, {given.threads} threads"
-    text = json.dumps({**facts, "peers": table}, indent=1, ensure_ascii=False)
-    print(text)
-    (given.out / f"peers_{given.which}.json").write_text(text + "\n", encoding="utf-8")
+    facts["machine"] = timing.machine(f"{given.threads} threads")
+    print(table)
+    timing.write(given.out / f"peers_{given.which}.json", {**facts, "peers": table})
 
 
 def summary(name: str, runs: list[dict], d: Data, counts: dict[str, int]) -> dict[str, Any]:
     """Medians and ranges over the rounds."""
 
-    def spread(values: list[float]) -> dict[str, float]:
-        return {
-            "median": round(statistics.median(values), 2),
-            "least": round(min(values), 2),
-            "most": round(max(values), 2),
-        }
-
     def seconds_to(target: float) -> dict[str, float] | None:
         reached = [next((at for at, got in run["epochs"] if got >= target), None) for run in runs]
-        return spread(reached) if all(reached) else None
+        return timing.spread(reached, 2) if all(reached) else None
 
+    seconds = [run["seconds"] for run in runs]
+    speeds = [counts["train"] * d.epochs / each for each in seconds]
     return {
-        "seconds in all": spread([run["seconds"] for run in runs]),
-        "training images per second": spread(
-            [counts["train"] * d.epochs / run["seconds"] for run in runs]
-        ),
+        "seconds in all": timing.spread(seconds, 2),
+        "training images per second": timing.spread(speeds, 2),
         **{f"seconds to Recall@1 {target}": seconds_to(target) for target in d.targets},
-        "peak memory in MB": spread([run["peak_mb"] for run in runs]),
-        "Recall@1 at the end": spread([run["epochs"][-1][1] for run in runs]),
+        "peak memory in MB": timing.spread([run["peak_mb"] for run in runs], 2),
+        "Recall@1 at the end": timing.spread([run["epochs"][-1][1] for run in runs], 2),
         "lines": lines_of(name),
     }
 

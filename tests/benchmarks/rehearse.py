@@ -30,8 +30,9 @@ from scipy.io import savemat
 from sobook import files
 from sobook.data import benchmarks
 from sobook.data.pictures import own_notes
+from tests.benchmarks import timing
+from tests.benchmarks.timing import RESULTS
 
-RESULTS = Path(__file__).resolve().parents[2] / "data/results"
 NAMES = tuple(benchmarks.cards())
 SIDE = 32  # pixels of a picture: the micro encoder is made for as many
 FEWEST = 10  # classes in a split: two of them are held out for validation
@@ -42,7 +43,6 @@ from sobook.data import image_sets, pixels
 train = image_sets.load(sys.argv[1], "train", sys.argv[2], allow_partial=True)
 pixels.decode(train, round(1.5 * {SIDE}), enlarge=False, budget=pixels.RAW_BUDGET)
 """
-
 
 # A picture: its number, the benchmark's class id, the split, its path in the benchmark's folder.
 Picture = namedtuple("Picture", ["number", "class_id", "split", "path"])
@@ -241,7 +241,7 @@ def main() -> None:
     root = given.root.expanduser().absolute() / given.name
     record = rehearse(given.name, root, given.fraction)
     file = (RESULTS if given.fraction == 1 else root) / f"rehearsal_{given.name}.json"
-    file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    timing.write(file, record)
     print(file)
 
 

@@ -8,10 +8,8 @@ Then the same small run is trained with each number of processes, and its proxie
 On CPUs (gloo), one thread for each process; several GPUs have not been measured.
 """
 
-import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -19,6 +17,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+
+from tests.benchmarks import timing
 
 COUNTS = (1, 2, 4)
 CLASSES, BATCH, DIM = 11_318, 900, 512
@@ -76,14 +76,13 @@ def train(count: int, folder: Path, one_thread: dict[str, str]) -> dict[str, obj
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("data/results"))
+    parser = timing.parser(__doc__)
     parser.add_argument("--worker", type=Path)
     given = parser.parse_args()
     if given.worker:
         worker(given.worker)
         return
-    about = f"{os.cpu_count()} CPU cores, {platform.machine()}, gloo, one thread a process"
+    about = timing.machine("gloo, one thread a process")
     found: dict = {"classes": CLASSES, "batch": BATCH, "dim": DIM, "machine": about}
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as temporary:
@@ -103,9 +102,8 @@ def main() -> None:
                 "largest change": apart,  # of an entry of a proxy
                 "largest entry": float(np.abs(runs[1]["proxies"]).max()),
             }
-    text = json.dumps(found, indent=1)
-    print(text)
-    (given.out / "several_processes.json").write_text(text + "\n", encoding="utf-8")
+    print(found)
+    timing.write(given.out / "several_processes.json", found)
 
 
 if __name__ == "__main__":

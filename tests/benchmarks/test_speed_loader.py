@@ -7,13 +7,16 @@ keeps the pixels, no slower than 0.8 times.
 """
 
 import time
+from functools import partial
 
 import pytest
 import torch
 from PIL import Image
-from torchvision import datasets as torchvision_datasets, transforms
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
 
 from sobook.data import image_sets, loader, pixels
+from tests.benchmarks import timing
 
 WORKERS, BATCH, SIZE, FILES = 2, 90, 224, 3000
 
@@ -29,37 +32,32 @@ def repeated(photographs, root, enlarge_to=None, files=FILES) -> None:
             target.symlink_to(source)
             continue
         with Image.open(source) as image:
-            scale = enlarge_to / max(image.size)
-            image.convert("RGB").resize([round(s * scale) for s in image.size]).save(
-                target, quality=92
-            )
+            size = [round(side * enlarge_to / max(image.size)) for side in image.size]
+            image.convert("RGB").resize(size).save(target, quality=92)
+
+
+def image_set_of(root) -> image_sets.ImageSet:
+    """All pictures in the class folders, as one training set."""
+    classes = tuple(sorted(folder.name for folder in root.iterdir()))
+    paths = tuple(path for name in classes for path in sorted((root / name).iterdir()))
+    labels = [classes.index(path.parent.name) for path in paths]
+    return image_sets.ImageSet(paths, labels, classes, "photographs", "train")
+
+
+def augmentation(size: int, crop_scale: float, *last):
+    mode = transforms.InterpolationMode.BICUBIC
+    crop = transforms.RandomResizedCrop(size, (crop_scale, 1.0), interpolation=mode)
+    return transforms.Compose([crop, transforms.RandomHorizontalFlip(), *last])
 
 
 def usual_loader(root):
-    way = transforms.Compose(
-        [
-            transforms.RandomResizedCrop(
-                SIZE, scale=(0.2, 1.0), interpolation=transforms.InterpolationMode.BICUBIC
-            ),
-            transforms.RandomHorizontalFlip(),
-            transforms.PILToTensor(),
-        ]
-    )
-    return torch.utils.data.DataLoader(
-        torchvision_datasets.ImageFolder(root, way),
-        batch_size=BATCH,
-        shuffle=True,
-        drop_last=True,
-        num_workers=WORKERS,
-    )
+    pictures = ImageFolder(root, augmentation(SIZE, 0.2, transforms.PILToTensor()))
+    options = {"shuffle": True, "drop_last": True, "num_workers": WORKERS}
+    return torch.utils.data.DataLoader(pictures, BATCH, **options)
 
 
-def seconds(loader) -> float:
-    start, seen = time.perf_counter(), 0
-    for batch, _ in loader:
-        seen += len(batch)
-    assert seen == FILES // BATCH * BATCH
-    return time.perf_counter() - start
+def an_epoch(batches) -> None:
+    assert sum(len(batch) for batch, _ in batches) == FILES // BATCH * BATCH
 
 
 @pytest.mark.parametrize(("kind", "goal"), [("short side 256", 3.0), ("500 wide", 5.0)])
@@ -67,29 +65,26 @@ def test_loader(shared_data, tmp_path, monkeypatch, kind, goal, capsys):
     monkeypatch.setenv("SOBOOK_DATA", str(tmp_path / "data"))
     root = tmp_path / "photographs"
     repeated(shared_data / "cub_photos", root, 500 if kind == "500 wide" else None)
-    classes = sorted(folder.name for folder in root.iterdir())
-    paths = [path for name in classes for path in sorted((root / name).iterdir())]
-    labels = [classes.index(path.parent.name) for path in paths]
-    everything = image_sets.ImageSet(tuple(paths), labels, tuple(classes), "photographs", "train")
+    everything = image_set_of(root)
 
     def ours(epoch):
-        batches = loader.TrainingBatches(
-            source, everything.labels, image_size=SIZE, batch_size=BATCH, epoch=epoch
-        )
-        return loader.training_loader(batches, workers=WORKERS)
+        settings = {"image_size": SIZE, "batch_size": BATCH, "epoch": epoch}
+        batches = loader.TrainingBatches(source, everything.labels, **settings)
+        an_epoch(loader.training_loader(batches, workers=WORKERS))
 
     usual = usual_loader(root)
-    seconds(usual)  # the files are in memory for both
+    an_epoch(usual)  # the files are in memory for both
     start = time.perf_counter()
     source = pixels.decode(everything, round(SIZE * 1.5), enlarge=False, progress=False)
-    first_epoch = time.perf_counter() - start + seconds(ours(0))
-    pairs = [(seconds(usual), seconds(ours(epoch))) for epoch in (1, 2, 3)]
-    usual_best, ours_best = (min(times) for times in zip(*pairs, strict=True))
+    ours(0)
+    first_epoch = time.perf_counter() - start
+    calls = {"usual": partial(an_epoch, usual), "ours": partial(ours, 1)}
+    usual_best, ours_best = map(min, timing.take_turns(calls, 3).values())
     later, begin = usual_best / ours_best, usual_best / first_epoch
     with capsys.disabled():
         print(
-            f"\n{kind}: from the second epoch {later:.2f} times ImageFolder (goal {goal:g}), "
-            f"first epoch {begin:.2f} times (goal 0.8); {FILES / ours_best:.0f} images/s"
+            f"\n{kind}: from the second epoch {later:.2f} times ImageFolder (goal {goal:g}), ",
+            end="",
         )
-    assert later >= goal
-    assert begin >= 0.8
+        print(f"first {begin:.2f} times (goal 0.8); {FILES / ours_best:.0f} images/s")
+    assert later >= goal and begin >= 0.8

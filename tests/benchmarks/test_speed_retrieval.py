@@ -1,7 +1,7 @@
 """Speed and memory of retrieval on generated embeddings, beside bare faiss and the library."""
 
 import statistics
-import time
+from functools import partial
 
 import faiss
 import numpy as np
@@ -9,6 +9,7 @@ import pytest
 
 from sobook.retrieval import evaluate
 from sobook.statistics import compare_classes
+from tests.benchmarks import timing
 
 IMAGES, CLASSES, DIM = 60_502, 11_316, 384  # the test set of Stanford Online Products
 
@@ -23,12 +24,6 @@ def clustered(images: int, classes: int, dim: int):
     return points / np.linalg.norm(points, axis=1, keepdims=True), labels
 
 
-def seconds(function, *arguments, **options) -> float:
-    started = time.perf_counter()
-    function(*arguments, **options)
-    return time.perf_counter() - started
-
-
 @pytest.mark.parametrize("k", [1, 10, 100, 1000])
 def test_evaluate_beside_bare_faiss(k):
     """Within 1.1 × of the search alone, at the same depth."""
@@ -41,7 +36,9 @@ def test_evaluate_beside_bare_faiss(k):
         index.add(points)
         index.search(points, depth + 1)
 
-    ratios = [seconds(evaluate, points, labels, ks=ks) / seconds(bare) for _ in range(5)]
+    ours = partial(evaluate, points, labels, ks=ks)
+    times = timing.take_turns({"ours": ours, "bare": bare}, 5)
+    ratios = timing.ratios(times["ours"], times["bare"])
     print(f"k = {k}: ratios {np.sort(ratios).round(2)}")
     assert statistics.median(ratios) < 1.1
 
@@ -50,4 +47,5 @@ def test_interval_of_ten_thousand_resamples():
     """At most .1 s at the size of SOP; twice that for a paired comparison with its test."""
     points, labels = clustered(IMAGES, CLASSES, 8)
     first, second = evaluate(points, labels, ks=(1,)), evaluate(points[:, :6], labels, ks=(1,))
-    assert seconds(first.interval, 1) < 0.1 and seconds(compare_classes, first, second) < 0.2
+    assert timing.seconds(lambda: first.interval(1)) < 0.1
+    assert timing.seconds(lambda: compare_classes(first, second)) < 0.2
