@@ -20,7 +20,7 @@ RESAMPLES = 10_000  # draws of a bootstrap or a permutation test
 LEVEL = 0.95  # coverage of the interval of a comparison
 FEWEST = 4  # classes for an interval; of fewer, no interval that we tried covers .93 to .97
 FEWEST_TO_DRAW = 20  # classes for a bootstrap, which covers too little of fewer
-_ROUNDING = 1e-9  # differences that vary by less do not vary
+_ROUNDING = 1e-9  # differences that vary by less do not vary; more where floats are coarser
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,11 @@ def compare_seeds(first: ArrayLike, second: ArrayLike) -> Comparison:
     >>> print(compare_seeds([0.50, 0.52, 0.51], [0.53, 0.54, 0.53]))
     +0.0233 [+0.0090, +0.0377] over 3 seeds, p = 0.020
     """
-    before, after = as_array(first, float), as_array(second, float)
+    indexes: list[Any] = [x.index for x in (first, second) if hasattr(x, "iloc")]  # pandas
+    if len(indexes) == 2 and not indexes[0].equals(indexes[1]):
+        raise SobookError("the two metrics have different indexes: give both for the same seeds.")
+    given = as_array(first), as_array(second)
+    before, after = (values.astype(float) for values in given)
     if before.shape != after.shape or before.ndim != 1 or len(before) < 2:
         shapes = f"{before.shape} and {after.shape}"
         raise SobookError(f"the metrics have shapes {shapes}: give (S,) twice, at least two seeds.")
@@ -103,8 +107,10 @@ def compare_seeds(first: ArrayLike, second: ArrayLike) -> Comparison:
         raise SobookError("a metric is NaN or infinite: leave that seed out of both methods.")
     change, n = after - before, len(before)
     mean = float(change.mean())
-    if np.ptp(change) < _ROUNDING:
-        p_value = 2.0 ** (1 - n) if abs(mean) >= _ROUNDING else 1.0
+    precision = max(np.finfo(v.dtype).eps if v.dtype.kind == "f" else 0.0 for v in given)
+    rounding = max(_ROUNDING, 4 * precision * np.abs([before, after]).max())
+    if np.ptp(change) < rounding:
+        p_value = 2.0 ** (1 - n) if abs(mean) >= rounding else 1.0
         return Comparison(mean, mean, mean, p_value, n, "seeds")
     p_value = float(stats.ttest_1samp(change, 0).pvalue)
     return Comparison(mean, *t_interval(change), p_value, n, "seeds")
@@ -173,6 +179,7 @@ def class_interval(successes: np.ndarray, queries: np.ndarray) -> tuple[float, f
     Returns:
         Its two ends; NaN for fewer than four classes, which say too little of others.
     """
+    successes, queries = as_array(successes, float), as_array(queries, float)
     if len(queries) < FEWEST_TO_DRAW:
         return _logit_interval(successes, queries)
     # Classes with equal counts are interchangeable, so unique profiles are drawn instead: the same
@@ -217,6 +224,8 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     [0.03, 0.06, 0.06]
     """
     p_values = as_array(p_values, float)
+    if np.any((p_values < 0) | (p_values > 1)):
+        raise SobookError(f"p values lie between 0 and 1, but got {p_values.tolist()}.")
     corrected = np.full(len(p_values), np.nan)
     order = np.argsort(p_values)[: np.isfinite(p_values).sum()]  # NaN is sorted last
     factors = np.arange(len(p_values), len(p_values) - len(order), -1)
@@ -237,9 +246,12 @@ def rank_correlation(a: ArrayLike, b: ArrayLike) -> tuple[float, float, float]:
     Returns:
         ρ and the two ends of its 95 % interval; NaN where one of the two does not vary.
     """
-    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    a, b = as_array(a, float), as_array(b, float)
     if a.ndim != 2 or a.shape != b.shape or a.shape[0] != a.shape[1] or len(a) < 3:
         raise SobookError(f"a {a.shape} and b {b.shape} must both be (C, C) with C of at least 3.")
+    off_diagonal = ~np.eye(len(a), dtype=bool)
+    if not np.isfinite([a[off_diagonal], b[off_diagonal]]).all():
+        raise SobookError("a pair of classes is NaN or infinite: leave its classes out of both.")
     ranks = _ranks(a), _ranks(b)
     rho = _correlation(*ranks, np.ones(len(ranks[0])))
     if math.isnan(rho):

@@ -22,7 +22,7 @@ BUDGET = {
     "losses": (("sobook.losses",), 210, 210),
     "geometry": (("sobook.geometry",), 289, 290),
     "retrieval": (("sobook.retrieval",), 241, 240),
-    "statistics": (("sobook.statistics",), 274, 220),
+    "statistics": (("sobook.statistics",), 286, 220),
     "tilt": (("sobook.tilt",), 158, 160),  # of evidence: how far proxies and images tilt apart
     "encoder": (("sobook.encoder",), 270, 270),
     "embedding": (("sobook.embedding",), 71, 70),
@@ -38,7 +38,7 @@ BUDGET = {
     "pages": (("sobook.course.pages",), 750, 660),
 }
 WEB_BUDGET, WEB_GOAL = 3466, 3100
-TESTS_BUDGET, TESTS_GOAL = 11889, 9500
+TESTS_BUDGET, TESTS_GOAL = 11911, 9500
 FOUNDATION = ("errors", "files")
 # What these import of sobook beside the foundation, so that each can be read alone.
 STANDS_ALONE = {"losses": (), "statistics": (), "retrieval": ("statistics",), "encoder": ()}

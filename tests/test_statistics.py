@@ -6,6 +6,7 @@ Notation: C classes, S seeds.
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 from scipy import stats
@@ -184,6 +185,25 @@ def test_a_constant_difference_is_not_decided_by_rounding(first):
     assert all(map(math.isnan, t_interval([0.5])))
 
 
+@pytest.mark.parametrize("kind, size", [(np.float32, 1.0), (float, 1e9)])
+def test_rounding_is_that_of_the_numbers_given(kind, size):
+    first = (size * np.array([0.5, 0.56, 0.61])).astype(kind)
+    compared = compare_seeds(first, (first + kind(0.01 * size)).astype(kind))
+    assert compared.p_value == 0.25 and compared.low == compared.high
+
+
+def test_what_does_not_belong_together_is_refused():
+    with pytest.raises(SobookError, match="index"):
+        compare_seeds(pd.Series([0.5, 0.6], [0, 1]), pd.Series([0.6, 0.7], [1, 2]))
+    for p_values in ([-0.1, 0.5], [0.5, 1.5]):
+        with pytest.raises(SobookError, match="between 0 and 1"):
+            holm(p_values)
+    infinite = symmetric(0)
+    infinite[0, 1] = infinite[1, 0] = np.inf
+    with pytest.raises(SobookError, match="infinite"):
+        rank_correlation(infinite, symmetric(1))
+
+
 def test_masked_values_are_refused():
     masked = np.ma.masked_array([0.5, 0.6, 0.7], mask=[False, True, False])
     rows = np.ma.masked_array(np.eye(4), mask=np.eye(4, k=1))
@@ -192,6 +212,8 @@ def test_masked_values_are_refused():
         lambda: compare_seeds(masked, [1, 2, 3]),
         lambda: t_interval(masked),
         lambda: holm(masked),
+        lambda: class_interval(masked, np.ones(3)),
+        lambda: rank_correlation(rows, np.eye(4)),
         lambda: evaluate(rows, [0, 0, 1, 1]),
         lambda: evaluate(np.eye(4), labels),
     ):
