@@ -95,8 +95,8 @@ def compare_seeds(first: ArrayLike, second: ArrayLike) -> Comparison:
     >>> print(compare_seeds([0.50, 0.52, 0.51], [0.53, 0.54, 0.53]))
     +0.0233 [+0.0090, +0.0377] over 3 seeds, p = 0.020
     """
-    indexes: list[Any] = [x.index for x in (first, second) if hasattr(x, "iloc")]  # pandas
-    if len(indexes) == 2 and not indexes[0].equals(indexes[1]):
+    pair: list[Any] = [first, second]
+    if all(hasattr(x, "iloc") for x in pair) and not pair[0].index.equals(pair[1].index):  # pandas
         raise SobookError("the two metrics have different indexes: give both for the same seeds.")
     given = as_array(first), as_array(second)
     before, after = (values.astype(float) for values in given)

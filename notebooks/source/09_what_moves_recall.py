@@ -286,7 +286,7 @@ HTML(
 )
 
 # %% [markdown]
-# SO climbs: it moves the tilt from the proxies to the images. Training slides down towards the diagonal, slowly, so a table of mean cosines is a snapshot, while $\tau$ hardly moves. The threshold walks to the origin. The scale moves along the diagonal. Not derived are $m$ as a function of α, and how fast training slides.
+# SO climbs: it moves the tilt from the proxies to the images. Training slides down towards the diagonal, slowly, so a table of mean cosines is a snapshot, while $\tau$ hardly moves. The threshold walks to the origin. The scale moves along the diagonal, up to α = 32. With SO, and at α = 64, the prediction is too high. Not derived are $m$ as a function of α, and how fast training slides.
 #
 # ## 5 · The intervention
 #
@@ -456,7 +456,7 @@ reveal(
 )
 
 # %% [markdown]
-# In `ladder`: the encoder, and whether it is fine-tuned at all, are another order of magnitude than everything else. Below that, three fine-tuned seeds can tell hardly anything apart: two standard deviations of a seed are about ±.05, and an interval from three seeds is wider still. Batches of four images per class (−.083) come out of the band, though corrected for ten comparisons that is not shown either; epochs stay within, and so does SO. That *is* the finding: a paper that reports one run of each has reported the band. Where ten seeds are cheap, on heads, the band is ten times narrower, and two settings stand out, the scale and the epochs. SO does not.
+# In `ladder`: random weights in place of the encoder's, and whether it is fine-tuned at all, change three times or more what anything else does. Below that, three fine-tuned seeds can tell hardly anything apart: two standard deviations of a seed are about ±.05, and an interval from three seeds is wider still. Batches of four images per class (−.083) come out of the band, though corrected for ten comparisons that is not shown either; epochs stay within, and so does SO. That *is* the finding: a paper that reports one run of each has reported the band. Where ten seeds are cheap, on heads, the band is several times narrower, and two settings stand out, the scale and the epochs. SO does not.
 #
 # We had predicted that epochs, scale and peeking each move more than SO. Peeking does not (+.001: with 16 epochs there are few looks to choose from, and they are alike), and for the others it is not shown.
 
