@@ -349,7 +349,7 @@ reveal(
 )
 
 # %% [markdown]
-# In the committed run, ρ of the distances is 0.64 on the UMAP of PA and 0.55 on that of PA+SO; PCA, which UMAP is supposed to beat, has 0.72 and 0.71. So a UMAP does keep coarse distances in part, more than its formula asks for: islands of relatives tend to be on the same continent. But a ρ of 0.6 means that many pairs of classes stand in the wrong order, and sizes are worse: evening out density is what $\rho_i$ and $\sigma_i$ are for.
+# On both UMAPs, ρ of the distances is below that of PCA, which UMAP is supposed to beat. (The last digits of a UMAP differ from machine to machine, so read them off the table.) So a UMAP does keep coarse distances in part, more than its formula asks for: islands of relatives tend to be on the same continent. But such a ρ means that many pairs of classes stand in the wrong order, and sizes are worse: evening out density is what $\rho_i$ and $\sigma_i$ are for.
 #
 # Now the third habit. Below are *random directions*, with no classes at all, mapped with the least possible number of neighbors, with one more, and with the usual number. (UMAP counts a point among its own neighbors, so 2 means: one other.)
 
